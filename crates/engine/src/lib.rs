@@ -1,0 +1,1 @@
+//! Freeze, collect, dump; plan, build, restore.

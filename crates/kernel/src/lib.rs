@@ -1,0 +1,2 @@
+//! Safe wrappers for the kernel interfaces that no good crate covers.
+#![allow(unsafe_code)]
