@@ -1,0 +1,246 @@
+//! `/proc/PID`: the kernel's own description of a process, as typed values.
+//!
+//! [`Task`] holds the directory of one process or thread open and reads files relative to it. When the
+//! process dies every later read fails with ESRCH or ENOENT, also when its pid has been given to another:
+//! what two reads of one `Task` say is always about the same process.
+//!
+//! Each file's format has a module of its own with a parser on bytes (`parse`, no I/O) and the types it fills.
+//! Pids, tids and ids in the results are those of the pid and user namespace of the reader.
+
+pub mod maps;
+pub mod stat;
+pub mod status;
+mod text;
+
+use std::ffi::OsString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+pub use text::Malformed;
+
+/// Why a file of /proc gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused. ESRCH or ENOENT mostly mean that the process has gone.
+    #[error("cannot {action} {path}: {errno}")]
+    Io { action: &'static str, path: String, errno: Errno },
+    /// The file was read but not understood.
+    #[error("{path}: {problem}")]
+    Malformed { path: String, problem: Malformed },
+}
+
+impl Error {
+    /// The kernel's answer, where it was the kernel that refused.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Io { errno, .. } => Some(*errno),
+            Self::Malformed { .. } => None,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io { errno: Errno::SRCH | Errno::NOENT, .. } => {
+                "the process has ended, or this kernel was built without this file"
+            }
+            Self::Io { errno: Errno::ACCESS | Errno::PERM, .. } => {
+                "run as the owner of the process or with CAP_SYS_PTRACE (CAP_CHECKPOINT_RESTORE for some files)"
+            }
+            Self::Io { errno: Errno::MFILE | Errno::NFILE, .. } => "raise the limit of open files (ulimit -n)",
+            Self::Io { .. } => "check that /proc is mounted and is that of this pid namespace",
+            Self::Malformed { .. } => "this kernel writes the file in a form not known here: please report the line",
+        }
+    }
+}
+
+/// What reading a file of /proc answers.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The directory of one process (`/proc/PID`) or thread (`/proc/PID/task/TID`), held open.
+#[derive(Debug)]
+pub struct Task {
+    dir: OwnedFd,
+    path: String,
+}
+
+impl Task {
+    /// Opens `/proc/PID`. A thread that is not its group's leader can be opened this way as well.
+    pub fn open(pid: Pid) -> Result<Self> {
+        Self::open_at(rustix::fs::CWD, format!("/proc/{}", pid.as_raw_nonzero()), 0)
+    }
+
+    /// Opens the directory of the calling process.
+    pub fn current() -> Result<Self> {
+        Self::open_at(rustix::fs::CWD, "/proc/self".to_owned(), 0)
+    }
+
+    /// Opens the directory of one of this process' threads.
+    pub fn thread(&self, tid: Pid) -> Result<Self> {
+        let path = format!("{}/task/{}", self.path, tid.as_raw_nonzero());
+        Self::open_at(self.dir.as_fd(), path, self.path.len() + 1)
+    }
+
+    /// `path` is what errors show; what follows its first `skip` bytes is opened relative to `base`.
+    fn open_at(base: BorrowedFd<'_>, path: String, skip: usize) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::openat(base, &path[skip..], flags, Mode::empty()) {
+            Ok(dir) => Ok(Self { dir, path }),
+            Err(errno) => Err(Error::Io { action: "open", path, errno }),
+        }
+    }
+
+    /// The directory, for the `*at` calls (O_PATH).
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The directory's path, for messages only: it may by now name another process.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn io(&self, action: &'static str, name: &str, errno: Errno) -> Error {
+        Error::Io { action, path: format!("{}/{name}", self.path), errno }
+    }
+
+    fn malformed(&self, name: &str, problem: Malformed) -> Error {
+        Error::Malformed { path: format!("{}/{name}", self.path), problem }
+    }
+
+    /// Opens a file below the directory; close-on-exec is added to `flags`.
+    pub fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
+        rustix::fs::openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| self.io("open", name, errno))
+    }
+
+    /// Reads a whole file into `buffer`, whose old contents are dropped and whose room is used again.
+    pub fn read_into(&self, name: &str, buffer: &mut Vec<u8>) -> Result<()> {
+        let file = self.open_file(name, OFlags::RDONLY)?;
+        buffer.clear();
+        loop {
+            // Most files of /proc hand out a page at a time: less room than a page would cost extra calls.
+            if buffer.capacity() - buffer.len() < 4096 {
+                buffer.reserve(buffer.len().max(4096));
+            }
+            match rustix::io::read(&file, rustix::buffer::spare_capacity(buffer)) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.io("read", name, errno)),
+            }
+        }
+    }
+
+    /// Reads a whole file.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let mut buffer = Vec::new();
+        self.read_into(name, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    fn read_as<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>) -> Result<T> {
+        let text = self.read(name)?;
+        parse(&text).map_err(|problem| self.malformed(name, problem))
+    }
+
+    /// The target of a link below the directory (`exe`, `cwd`, `root`, `fd/3`).
+    pub fn link(&self, name: &str) -> Result<PathBuf> {
+        let target = rustix::fs::readlinkat(&self.dir, name, Vec::with_capacity(256))
+            .map_err(|errno| self.io("read link", name, errno))?;
+        Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
+    }
+
+    /// The numbers among the names in a directory below this one, in the kernel's order (ascending).
+    fn numbers(&self, name: &str) -> Result<Vec<i32>> {
+        let dir = self.open_file(name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut room = [MaybeUninit::<u8>::uninit(); 8192];
+        let mut entries = RawDir::new(dir, &mut room);
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|errno| self.io("list", name, errno))?;
+            found.extend(text::dec::<i32>(entry.file_name().to_bytes()));
+        }
+        Ok(found)
+    }
+
+    /// The thread ids of the process, its leader first.
+    pub fn tids(&self) -> Result<Vec<Pid>> {
+        Ok(self.numbers("task")?.into_iter().filter_map(Pid::from_raw).collect())
+    }
+
+    /// The open descriptor numbers, ascending.
+    pub fn fds(&self) -> Result<Vec<RawFd>> {
+        self.numbers("fd")
+    }
+
+    /// Pids of the children that one of its threads has created and that still live (zombies too). For all
+    /// children of a process, ask all its threads. Exact only while those children are stopped
+    /// (proc_pid_task_children(5)).
+    pub fn children(&self, tid: Pid) -> Result<Vec<Pid>> {
+        let name = format!("task/{}/children", tid.as_raw_nonzero());
+        self.read_as(&name, |text| {
+            text::words(text)
+                .map(|word| {
+                    text::OrMalformed::or_malformed(text::dec(word).and_then(Pid::from_raw), "child pid", word)
+                })
+                .collect()
+        })
+    }
+
+    /// The memory mappings, without their flags: cheap, no page table is walked.
+    pub fn maps(&self) -> Result<Vec<maps::Vma>> {
+        self.read_as("maps", maps::parse)
+    }
+
+    /// The memory mappings with their flags from `smaps`. The kernel walks the page tables of each mapping
+    /// for the counters that stand beside the flags: some 10 ms for a GiB of small pages.
+    pub fn smaps(&self) -> Result<Vec<maps::FlaggedVma>> {
+        self.read_as("smaps", maps::parse_smaps)
+    }
+
+    /// `stat`: of the whole group in a process' directory, of the thread in a thread's.
+    pub fn stat(&self) -> Result<stat::Stat> {
+        self.read_as("stat", stat::parse)
+    }
+
+    /// `status`.
+    pub fn status(&self) -> Result<status::Status> {
+        self.read_as("status", status::parse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_own_threads_and_descriptors() {
+        let task = Task::current().unwrap();
+        let tids = task.tids().unwrap();
+        assert!(tids.contains(&rustix::thread::gettid()));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        assert!(task.fds().unwrap().contains(&fd));
+        assert_eq!(task.link(&format!("fd/{fd}")).unwrap(), PathBuf::from("/dev/null"));
+    }
+
+    #[test]
+    fn a_dead_process_is_never_another() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32).unwrap();
+        let task = Task::open(pid).unwrap();
+        let parent = Task::current().unwrap();
+        assert!(parent.children(rustix::thread::gettid()).unwrap().contains(&pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let error = task.stat().unwrap_err();
+        assert!(matches!(error.errno(), Some(Errno::SRCH | Errno::NOENT)), "{error}");
+        assert!(error.to_string().contains("/stat"));
+    }
+}
