@@ -250,7 +250,7 @@ mod tests {
         let task = Task::current().unwrap();
         let status = task.status().unwrap();
         assert_eq!(status.pid, std::process::id() as i32);
-        assert_eq!(status.threads as usize, task.tids().unwrap().len());
+        assert!(status.threads >= 1); // how many is up to the other tests
         assert_eq!(status.uid.real, rustix::process::getuid().as_raw());
         assert_eq!(status.ns_pid.last(), Some(&status.pid));
     }

@@ -1,0 +1,25 @@
+//! System calls that rustix does not have, as safe functions.
+//!
+//! They answer with the kernel's bare [`Errno`]: what object the call was about, and what the user can do, the
+//! caller knows. Nothing here retries, logs or allocates more than the answer needs. Calls that rustix has
+//! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
+
+pub mod ptrace;
+pub mod signal;
+pub mod wait;
+
+use rustix::io::Errno;
+
+/// The answer of `libc::syscall` or of a libc function that returns -1 and sets errno.
+pub(crate) fn check<T: Copy + PartialOrd + From<i8>>(answer: T) -> Result<T, Errno> {
+    if answer >= T::from(0) {
+        return Ok(answer);
+    }
+    Err(last_errno())
+}
+
+/// The calling thread's errno.
+pub(crate) fn last_errno() -> Errno {
+    // SAFETY: __errno_location returns the address of a thread-local int that lives as long as the thread.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
