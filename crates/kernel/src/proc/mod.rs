@@ -7,7 +7,10 @@
 //! Each file's format has a module of its own with a parser on bytes (`parse`, no I/O) and the types it fills.
 //! Pids, tids and ids in the results are those of the pid and user namespace of the reader.
 
+pub mod fdinfo;
+pub mod locks;
 pub mod maps;
+pub mod mountinfo;
 pub mod stat;
 pub mod status;
 mod text;
