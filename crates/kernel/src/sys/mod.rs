@@ -5,7 +5,11 @@
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
 pub mod handle;
+pub mod kcmp;
+pub mod mem;
+pub mod process;
 pub mod ptrace;
+pub mod sched;
 pub mod signal;
 pub mod wait;
 

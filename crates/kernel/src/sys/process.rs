@@ -1,0 +1,185 @@
+//! Making processes with chosen pids: clone3(2).
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use bitflags::bitflags;
+use linux_raw_sys::general as uapi;
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::check;
+
+bitflags! {
+    /// The `CLONE_*` that make sense for a process with an address space of its own. Those that would let parent
+    /// and child run on one stack (`CLONE_VM`, `CLONE_THREAD`, `CLONE_VFORK`, `CLONE_SIGHAND`) are not here.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct CloneFlags: u64 {
+        const FS = uapi::CLONE_FS as u64;
+        const FILES = uapi::CLONE_FILES as u64;
+        const SYSVSEM = uapi::CLONE_SYSVSEM as u64;
+        const IO = uapi::CLONE_IO as u64;
+        /// Child of the caller's parent.
+        const PARENT = uapi::CLONE_PARENT as u64;
+        /// All signals to their default action. Linux 5.5.
+        const CLEAR_SIGHAND = 1 << 32;
+        const NEWNS = uapi::CLONE_NEWNS as u64;
+        const NEWCGROUP = uapi::CLONE_NEWCGROUP as u64;
+        const NEWUTS = uapi::CLONE_NEWUTS as u64;
+        const NEWIPC = uapi::CLONE_NEWIPC as u64;
+        const NEWUSER = uapi::CLONE_NEWUSER as u64;
+        const NEWPID = uapi::CLONE_NEWPID as u64;
+        const NEWNET = uapi::CLONE_NEWNET as u64;
+        const NEWTIME = uapi::CLONE_NEWTIME as u64;
+    }
+}
+
+/// How a child is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Spawn<'a> {
+    pub flags: CloneFlags,
+    /// What its parent gets when it ends; 0 for nothing.
+    pub exit_signal: i32,
+    /// Its pid in its own pid namespace, then in that one's parent, and so on; empty for the next free. EEXIST
+    /// when one is taken. Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE over these namespaces. Linux 5.5.
+    pub set_tid: &'a [i32],
+    /// The cgroup2 directory it is born into. Linux 5.7.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+impl Default for Spawn<'_> {
+    fn default() -> Self {
+        Self { flags: CloneFlags::empty(), exit_signal: libc::SIGCHLD, set_tid: &[], cgroup: None }
+    }
+}
+
+/// A new child.
+#[derive(Debug)]
+pub struct Child {
+    /// As seen by the caller.
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+}
+
+const _: () = assert!(size_of::<uapi::clone_args>() == 88);
+
+/// clone3(2) with a copy of the address space, like fork: returns twice, `None` in the child.
+///
+/// # Safety
+/// The child has one thread and a copy of memory in which locks of the other threads (the allocator's among them)
+/// may be held for ever, and libc's record of its own pid and tid is its parent's. Until it calls execve or `_exit`
+/// it may do only what is async-signal-safe (signal-safety(7)) and must not unwind or return past the caller.
+pub unsafe fn clone3(spawn: &Spawn<'_>) -> Result<Option<Child>, Errno> {
+    let mut pidfd = -1i32;
+    let mut flags = spawn.flags.bits() | u64::from(uapi::CLONE_PIDFD);
+    if spawn.cgroup.is_some() {
+        flags |= uapi::CLONE_INTO_CGROUP;
+    }
+    let args = uapi::clone_args {
+        flags,
+        pidfd: &raw mut pidfd as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: spawn.exit_signal as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: if spawn.set_tid.is_empty() { 0 } else { spawn.set_tid.as_ptr() as u64 },
+        set_tid_size: spawn.set_tid.len() as u64,
+        cgroup: spawn.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    // SAFETY: `args` has the size told; set_tid points to set_tid_size ints; the kernel writes one int to `pidfd`.
+    // No flag of CloneFlags shares memory, so parent and child return on copies of this stack.
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<uapi::clone_args>()) };
+    let Some(pid) = Pid::from_raw(check(answer)? as i32) else { return Ok(None) };
+    // SAFETY: CLONE_PIDFD has stored a descriptor that was made for this call; nobody else owns it.
+    Ok(Some(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }))
+}
+
+/// Runs `body` in a new child, which ends with the exit code it returns.
+///
+/// # Safety
+/// `body` is bound by the rules of [`clone3`]: only async-signal-safe calls. A panic in it aborts the child.
+pub unsafe fn spawn(spawn: &Spawn<'_>, body: impl FnOnce() -> i32) -> Result<Child, Errno> {
+    // SAFETY: the child runs `body`, for which the caller vouches, and leaves by _exit.
+    match unsafe { clone3(spawn) }? {
+        Some(child) => Ok(child),
+        None => {
+            let _abort = AbortOnUnwind;
+            let code = body();
+            // SAFETY: _exit ends the child without running anything of the parent's copy.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Keeps a panic from unwinding into the copy of the parent's frames.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// Makes a child that does nothing but wait to be seized: it dies with the thread that made it, blocks all signals
+/// and sleeps in pause(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
+pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
+    let maker = rustix::process::getpid();
+    let orphaned = !how.flags.intersects(CloneFlags::PARENT | CloneFlags::NEWPID);
+    // SAFETY: the body makes system calls without libc's help (prctl, rt_sigprocmask, getppid, pause) and neither
+    // allocates nor unwinds.
+    unsafe {
+        spawn(how, || {
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            // The maker may have died before the call above.
+            if orphaned && libc::syscall(libc::SYS_getppid) != i64::from(maker.as_raw_nonzero().get()) {
+                return 1;
+            }
+            let all = u64::MAX;
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>());
+            loop {
+                libc::syscall(libc::SYS_pause);
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::wait::{WaitStatus, Who, wait};
+
+    fn end(child: &Child) {
+        rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
+        assert!(wait(Who::One(child.pid)).unwrap().1.is_end());
+    }
+
+    #[test]
+    fn a_child_gets_the_pid_asked_for() {
+        let first = spawn_idle(&Spawn::default()).unwrap();
+        let wanted = [first.pid.as_raw_nonzero().get()];
+        let taken = spawn_idle(&Spawn { set_tid: &wanted, ..Spawn::default() });
+        assert_eq!(taken.err(), Some(Errno::EXIST));
+        end(&first);
+        let again = spawn_idle(&Spawn { set_tid: &wanted, ..Spawn::default() }).unwrap();
+        assert_eq!(again.pid, first.pid);
+        end(&again);
+    }
+
+    #[test]
+    fn a_child_reports_its_code() {
+        // SAFETY: the body calls nothing.
+        let child = unsafe { spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || 7) }.unwrap();
+        assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::Exited(7))));
+    }
+
+    #[test]
+    fn namespaces_begin_with_their_own_pid() {
+        let how = Spawn { flags: CloneFlags::NEWPID | CloneFlags::CLEAR_SIGHAND, set_tid: &[1], ..Spawn::default() };
+        let child = spawn_idle(&how).unwrap();
+        let status = crate::proc::Task::open(child.pid).unwrap().status().unwrap();
+        assert_eq!(status.ns_pid.last(), Some(&1));
+        end(&child);
+    }
+}
