@@ -2,12 +2,14 @@
 //!
 //! - [`proc`]: typed parsers of `/proc/PID/*`, reached through a [`proc::Task`] that holds the
 //!   directory open, so that a reused pid is never mistaken for the process it once named.
+//! - [`pagemap`]: which pages of an address space exist, and which were written.
 //! - [`sys`]: system calls that rustix lacks. They answer with [`rustix::io::Errno`]; the caller knows the
 //!   object and gives the error its words.
 //!
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
 #![allow(unsafe_code)]
 
+pub mod pagemap;
 pub mod proc;
 pub mod sys;
 
