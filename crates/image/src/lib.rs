@@ -4,6 +4,51 @@
 //! It makes no kernel calls beyond ordinary file input and output, and knows
 //! nothing about processes.
 
+//!
+//! ```no_run
+//! use cryonaut_image::{CommitOptions, DumpDir, ImageDir, ImageKind, records};
+//!
+//! # fn main() -> cryonaut_image::Result<()> {
+//! let dump = DumpDir::create("/var/tmp/checkpoint")?;
+//! let process = records::PstreeEntry { pid: 1, pgid: 1, sid: 1, ..Default::default() };
+//! dump.append(ImageKind::Pstree, None, &process, None)?;
+//! let inventory = records::InventoryEntry { img_version: 2, ..Default::default() };
+//! dump.write_one(ImageKind::Inventory, None, &inventory)?;
+//! dump.commit(CommitOptions::default())?;
+//!
+//! let image = ImageDir::open("/var/tmp/checkpoint")?;
+//! let tree: Vec<records::PstreeEntry> = image.read_all(ImageKind::Pstree, None)?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod dir;
+mod dump_dir;
+mod entry_reader;
+mod entry_writer;
+mod error;
+mod image_dir;
+mod kind;
+mod manifest;
+mod pages;
+mod shape;
+mod staging;
+pub mod stats;
+mod tail;
+mod verify;
+
+pub use dump_dir::{CommitOptions, DumpDir, Durability};
+pub use entry_reader::EntryReader;
+pub use entry_writer::EntryWriter;
+pub use error::{Error, Result};
+pub use image_dir::ImageDir;
+pub use kind::{Header, ImageKind};
+pub use manifest::{FileSum, MANIFEST_NAME, Manifest, Provenance};
+pub use pages::{PAGE_SIZE, PageFlags, Pagemap, PagemapWriter, Run};
+pub use shape::{Record, Shape, WireFault, decode};
+pub use tail::Tailed;
+pub use verify::Verified;
+
 /// The messages of the image files, generated from `proto/images.proto`.
 #[allow(missing_debug_implementations, clippy::all)]
 pub mod records {
