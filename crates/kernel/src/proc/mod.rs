@@ -8,12 +8,15 @@
 //! Pids, tids and ids in the results are those of the pid and user namespace of the reader.
 
 pub mod fdinfo;
+pub mod limits;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
 pub mod stat;
 pub mod status;
 mod text;
+pub mod timers;
+pub mod values;
 
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
