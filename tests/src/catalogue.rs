@@ -1,0 +1,93 @@
+//! Which workloads there are, and what each declares about itself at the top of its source.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A workload as its source declares it. Lines at the top of the C file that count:
+/// `// flags: --file-locks` (for every engine), `// criu-flags: --link-remap` (for the peer alone, which wants it at
+/// both ends), `// peer: no, REASON` (the peer cannot carry this state).
+#[derive(Debug, Clone)]
+pub struct Declaration {
+    /// `AREA/NAME`.
+    pub name: String,
+    /// The built program.
+    pub program: PathBuf,
+    /// Options that the checkpoint needs.
+    pub flags: Vec<String>,
+    /// Options that only CRIU needs, for dump and restore alike.
+    pub criu_flags: Vec<String>,
+    /// Why the peer is not asked to carry it.
+    pub peer_cannot: Option<String>,
+}
+
+/// Every workload, in the order of names.
+///
+/// # Panics
+/// If the sources that the build script built cannot be read any more.
+pub fn catalogue() -> Vec<Declaration> {
+    let sources = Path::new(env!("WORKLOAD_SOURCES"));
+    let mut all = Vec::new();
+    for area in subdirectories(sources) {
+        for source in entries(&area) {
+            if source.extension().is_some_and(|extension| extension == "c") {
+                let relative = source
+                    .strip_prefix(sources)
+                    .expect("listed below it")
+                    .with_extension("");
+                all.push(parse(&source, &relative));
+            }
+        }
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// The workload called `AREA/NAME`.
+pub fn declaration(name: &str) -> Option<Declaration> {
+    catalogue()
+        .into_iter()
+        .find(|workload| workload.name == name)
+}
+
+fn parse(source: &Path, relative: &Path) -> Declaration {
+    let text =
+        fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    let value = |key: &str| {
+        text.lines()
+            .take_while(|line| !line.starts_with("int main"))
+            .find_map(|line| {
+                line.strip_prefix("// ")?
+                    .strip_prefix(key)?
+                    .strip_prefix(": ")
+            })
+            .map(str::trim)
+    };
+    let words = |key: &str| {
+        value(key)
+            .map(|v| v.split_whitespace().map(str::to_owned).collect())
+            .unwrap_or_default()
+    };
+    Declaration {
+        name: relative.display().to_string(),
+        program: Path::new(env!("WORKLOAD_PROGRAMS")).join(relative),
+        flags: words("flags"),
+        criu_flags: words("criu-flags"),
+        peer_cannot: value("peer")
+            .and_then(|v| v.strip_prefix("no, "))
+            .map(str::to_owned),
+    }
+}
+
+fn subdirectories(of: &Path) -> Vec<PathBuf> {
+    entries(of)
+        .into_iter()
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+fn entries(of: &Path) -> Vec<PathBuf> {
+    let listed = fs::read_dir(of).unwrap_or_else(|error| panic!("{}: {error}", of.display()));
+    listed
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect()
+}

@@ -1,0 +1,92 @@
+//! The processes that belong to one test, found by a mark in their environment, and their end.
+//!
+//! The mark survives `fork`, `exec`, `setsid` and reparenting, and a checkpoint with its restore; a process that belongs
+//! to somebody else cannot carry it, since it holds the name of the test's own temporary directory.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// The environment variable that every process of a test carries.
+pub(crate) const MARK: &str = "CRYONAUT_WORKLOAD";
+
+/// The processes whose environment names one directory.
+#[derive(Debug, Clone)]
+pub struct Family {
+    mark: Vec<u8>,
+}
+
+impl Family {
+    /// The family of the test that works in `directory`.
+    pub fn of(directory: &Path) -> Self {
+        let mut mark = format!("{MARK}={}", directory.display()).into_bytes();
+        mark.push(0);
+        Self { mark }
+    }
+
+    /// The living members; zombies have no environment and are not among them.
+    pub fn members(&self) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter_map(Pid::from_raw)
+            .filter(|pid| self.has_member(*pid))
+            .collect()
+    }
+
+    fn has_member(&self, pid: Pid) -> bool {
+        let Ok(environment) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
+            return false;
+        };
+        environment
+            .windows(self.mark.len())
+            .any(|window| window == self.mark)
+    }
+
+    /// Kills every member, also those that are being forked meanwhile, and waits until they are gone.
+    pub fn kill(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let members = self.members();
+            if members.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            for pid in members {
+                self.kill_one(pid);
+            }
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The descriptor pins the process: if the pid was reused since it was listed, the second look sees a stranger.
+    fn kill_one(&self, pid: Pid) {
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return;
+        };
+        if self.has_member(pid) {
+            // Fails only if it has ended by itself.
+            let _ = pidfd_send_signal(&handle, Signal::KILL);
+        }
+    }
+}
+
+/// Waits until none of `pids` exists, not even as a zombie. Returns those that still do after `limit`.
+pub(crate) fn wait_gone(pids: &[Pid], limit: Duration) -> Vec<Pid> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left: Vec<Pid> = pids.iter().copied().filter(|pid| exists(*pid)).collect();
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
+
+fn exists(pid: Pid) -> bool {
+    rustix::process::test_kill_process(pid) != Err(Errno::SRCH)
+}

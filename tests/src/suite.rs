@@ -1,0 +1,101 @@
+//! The lists of tests: one per workload and kind of run. Each function is the whole `main` of a test program.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::catalogue::{Declaration, catalogue};
+use crate::engine::Engine;
+use crate::workload::Workload;
+
+/// `sound::AREA::NAME`: without any checkpoint a workload says ok, and once it has destroyed its state it says FAIL.
+/// A workload that cannot fail proves nothing about an engine.
+pub fn sound() -> ExitCode {
+    // Never asked to do anything.
+    let none = Engine::Cryonaut("/nonexistent".into());
+    run(each("sound", &catalogue(), (none.clone(), none), |start| {
+        start(false)?.finish()?;
+        match start(true)?.finish() {
+            Ok(()) => Err("said ok although it had destroyed its own state (--lose)".into()),
+            Err(failure) if failure.what.starts_with("FAIL: ") => Ok(()),
+            Err(other) => Err(format!(
+                "destroyed its own state (--lose) and then did not say FAIL: {other}"
+            )
+            .into()),
+        }
+    }))
+}
+
+/// `survives::`: checkpointed and restored, the state holds. `twice::`: and once more from what was restored.
+/// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened.
+pub fn survives(own: &Engine) -> ExitCode {
+    let (all, engines) = (catalogue(), (own.clone(), own.clone()));
+    let mut tests = each("survives", &all, engines.clone(), |start| {
+        round_trips(start, 1)
+    });
+    tests.extend(each("twice", &all, engines.clone(), |start| {
+        round_trips(start, 2)
+    }));
+    tests.extend(each("unharmed", &all, engines, |start| {
+        let mut workload = start(false)?;
+        workload.checkpoint_leave_running()?;
+        Ok(workload.finish()?)
+    }));
+    run(tests)
+}
+
+/// Ours and the peer's, both ways, for each workload that the peer can carry: `ours_to_peer::`, `peer_to_ours::`, and
+/// `peer_alone::`, which shows that the peer can. There are no tests when the environment names no peer (CRIU).
+pub fn peer(own: &Engine) -> ExitCode {
+    let Some(peer) = Engine::peer() else {
+        eprintln!("no peer to test with: `make test-peer` brings it in and sets CRIU");
+        return run(Vec::new());
+    };
+    let carried: Vec<Declaration> = catalogue()
+        .into_iter()
+        .filter(|w| w.peer_cannot.is_none())
+        .collect();
+    let mut tests = Vec::new();
+    for (group, engines) in [
+        ("peer_alone", (peer.clone(), peer.clone())),
+        ("ours_to_peer", (own.clone(), peer.clone())),
+        ("peer_to_ours", (peer.clone(), own.clone())),
+    ] {
+        tests.extend(each(group, &carried, engines, |start| {
+            round_trips(start, 1)
+        }));
+    }
+    run(tests)
+}
+
+type Start<'a> = &'a dyn Fn(bool) -> Result<Workload, crate::workload::Failure>;
+
+fn round_trips(start: Start<'_>, times: u32) -> Result<(), Failed> {
+    let mut workload = start(false)?;
+    for _ in 0..times {
+        workload.checkpoint()?;
+        workload.restore()?;
+    }
+    Ok(workload.finish()?)
+}
+
+/// One test per workload; `body` starts it, with or without --lose, as often as it likes.
+fn each(
+    group: &str,
+    all: &[Declaration],
+    engines: (Engine, Engine),
+    body: fn(Start<'_>) -> Result<(), Failed>,
+) -> Vec<Trial> {
+    let one = |declaration: &Declaration| {
+        let name = format!("{group}::{}", declaration.name.replace('/', "::"));
+        let (declaration, engines) = (declaration.clone(), engines.clone());
+        Trial::test(name, move || {
+            body(&|lose| Workload::start_with(declaration.clone(), engines.clone(), lose))
+        })
+    };
+    all.iter().map(one).collect()
+}
+
+fn run(tests: Vec<Trial>) -> ExitCode {
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
+}

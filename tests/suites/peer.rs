@@ -1,0 +1,10 @@
+//! Every workload that CRIU can carry: dumped by the one, restored by the other.
+
+use std::env;
+
+use cryonaut_tests::{Engine, suite};
+
+fn main() -> std::process::ExitCode {
+    let built = env!("CARGO_BIN_EXE_cryonaut").into();
+    suite::peer(&Engine::Cryonaut(env::var_os("CRYONAUT_BIN").map_or(built, Into::into)))
+}

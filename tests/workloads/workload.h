@@ -1,0 +1,270 @@
+/*
+ * What every self-checking workload shares: the protocol with the harness, and the checks.
+ *
+ * A workload is started as `NAME DIR [--lose]`, with its own session, stdin /dev/null, stdout and stderr a log file. DIR is
+ * an empty directory of its own, which it may use for its files. It sets its state up, says "ready" (wl_ready), and is
+ * then checkpointed and restored, any number of times or never. When DIR/go exists it proves its complete state, says
+ * "ok" or "FAIL: what" and exits. With --lose it first destroys the state that it is about: the harness demands a FAIL
+ * then, so that no check can pass by not looking.
+ *
+ * What is said is appended to DIR/result, opened and closed each time, and DIR/go is polled for by name: the protocol
+ * holds no descriptor, no signal and no timer that could mix with the state under test.
+ */
+#ifndef WORKLOAD_H
+#define WORKLOAD_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WL_UNUSED __attribute__((unused))
+
+static char wl_dir[PATH_MAX] WL_UNUSED;
+/* Set by --lose: destroy the state under test after wl_ready() and before it is checked. */
+static bool wl_lose WL_UNUSED;
+
+/* The path of NAME in the workload's directory; the same few buffers are used in turn. */
+WL_UNUSED static const char *wl_path(const char *name)
+{
+	static _Thread_local char paths[8][PATH_MAX + 64];
+	static _Thread_local unsigned next;
+	char *path = paths[next++ % 8];
+
+	snprintf(path, sizeof(paths[0]), "%s/%s", wl_dir, name);
+	return path;
+}
+
+WL_UNUSED static void wl_say(const char *line)
+{
+	int fd = open(wl_path("result"), O_WRONLY | O_APPEND | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, line, strlen(line)) < 0)
+		fprintf(stderr, "cannot say '%s': %s\n", line, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
+/* Ends the calling process; any process or thread of the workload may call it. */
+__attribute__((noreturn, format(printf, 1, 2))) WL_UNUSED static void wl_fail(const char *format, ...)
+{
+	char what[900], line[1000];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(what, sizeof(what), format, args);
+	va_end(args);
+	snprintf(line, sizeof(line), "FAIL: %s\n", what);
+	wl_say(line);
+	_exit(1);
+}
+
+/* The state under test must hold; otherwise the workload fails with the message. */
+#define CHECK(condition, ...)                  \
+	do {                                   \
+		if (!(condition))              \
+			wl_fail(__VA_ARGS__);  \
+	} while (0)
+
+/* A call that only prepares or looks must succeed; its value. */
+#define MUST(call)                                                                                              \
+	({                                                                                                      \
+		__typeof__(call) wl_result = (call);                                                            \
+		if ((long)wl_result == -1L)                                                                     \
+			wl_fail("%s:%d: %s: %s", __FILE__, __LINE__, #call, strerror(errno));                   \
+		wl_result;                                                                                      \
+	})
+
+/* The same for pthread calls, which return their error. */
+#define MUST0(call)                                                                                             \
+	do {                                                                                                    \
+		int wl_error = (call);                                                                          \
+		if (wl_error)                                                                                   \
+			wl_fail("%s:%d: %s: %s", __FILE__, __LINE__, #call, strerror(wl_error));                \
+	} while (0)
+
+WL_UNUSED static void wl_init(int argc, char **argv)
+{
+	if (argc < 2) {
+		fprintf(stderr, "usage: %s DIR [--lose]\n", argv[0]);
+		exit(2);
+	}
+	snprintf(wl_dir, sizeof(wl_dir), "%s", argv[1]);
+	wl_lose = argc > 2 && strcmp(argv[2], "--lose") == 0;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (getsid(0) != getpid())
+		MUST(setsid());
+}
+
+WL_UNUSED static void wl_sleep_ms(long ms)
+{
+	struct timespec pause = { ms / 1000, ms % 1000 * 1000000L };
+
+	while (nanosleep(&pause, &pause) < 0 && errno == EINTR)
+		;
+}
+
+/* Whether the harness has asked for the check. */
+WL_UNUSED static bool wl_told_to_go(void)
+{
+	return access(wl_path("go"), F_OK) == 0;
+}
+
+/* Waits until the harness asks for the check, however often the waiting is interrupted. */
+WL_UNUSED static void wl_wait(void)
+{
+	for (int turn = 0; turn < 60000; turn++) {
+		if (wl_told_to_go())
+			return;
+		wl_sleep_ms(5);
+	}
+	/* A harness that died must not leave its workloads behind. */
+	wl_say("FAIL: nobody asked for the check within five minutes\n");
+	kill(0, SIGKILL);
+}
+
+/* The state is set up: tell the harness, and wait for its word to check. */
+WL_UNUSED static void wl_ready(void)
+{
+	wl_say("ready\n");
+	wl_wait();
+}
+
+/* Every check has passed. */
+__attribute__((noreturn)) WL_UNUSED static void wl_ok(void)
+{
+	wl_say("ok\n");
+	_exit(0);
+}
+
+/* Waits up to ten seconds for a condition that another process or thread brings about. */
+#define WAIT_FOR(condition, ...)                                       \
+	do {                                                           \
+		int wl_turns = 5000;                                   \
+		while (!(condition) && --wl_turns > 0)                 \
+			wl_sleep_ms(2);                                \
+		if (!(condition))                                      \
+			wl_fail(__VA_ARGS__);                          \
+	} while (0)
+
+/* Waits for a child and demands that it exited with 0 (a child that failed has said why itself). */
+WL_UNUSED static void wl_join(pid_t child)
+{
+	int status;
+
+	if (waitpid(child, &status, 0) != child)
+		wl_fail("waitpid(%d): %s", child, strerror(errno));
+	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+		wl_fail("child %d ended with wait status %#x", child, status);
+}
+
+/* Reads a whole small file, for /proc; the text ends with a zero. Returns its length. */
+WL_UNUSED static size_t wl_read_file(const char *path, char *text, size_t size)
+{
+	int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+	size_t length = 0;
+	ssize_t got;
+
+	while (length < size - 1 && (got = read(fd, text + length, size - 1 - length)) > 0)
+		length += got;
+	text[length] = 0;
+	close(fd);
+	return length;
+}
+
+/* The state letter of a task ("/proc/PID/stat"), 0 if there is no such task. */
+WL_UNUSED static char wl_task_state(pid_t pid)
+{
+	char path[64], text[512], *end;
+	int fd;
+	ssize_t got;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (got <= 0)
+		return 0;
+	text[got] = 0;
+	end = strrchr(text, ')');
+	return end ? end[2] : 0;
+}
+
+/* Waits until a task sleeps inside the system call `nr` ("/proc/PID/syscall"), so that it is surely blocked there. */
+WL_UNUSED static void wl_wait_blocked(pid_t tid, long nr)
+{
+	char path[64], text[256];
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
+	for (int turn = 0; turn < 5000; turn++) {
+		int fd = open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+		char *end;
+
+		if (fd >= 0)
+			close(fd);
+		if (got > 0) {
+			text[got] = 0;
+			if (strtol(text, &end, 10) == nr && end != text)
+				return;
+		}
+		wl_sleep_ms(2);
+	}
+	wl_fail("task %d never blocked in system call %ld (last: %s)", tid, nr, text);
+}
+
+/* A pattern that tells every byte of memory or file from its neighbours, by seed. */
+WL_UNUSED static uint8_t wl_byte(unsigned seed, size_t at)
+{
+	uint64_t x = at * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
+
+	return (x ^ x >> 29) >> 11;
+}
+
+WL_UNUSED static void wl_fill(void *memory, size_t size, unsigned seed)
+{
+	for (size_t at = 0; at < size; at++)
+		((uint8_t *)memory)[at] = wl_byte(seed, at);
+}
+
+/* The offset of the first byte that differs from the pattern, or -1. */
+WL_UNUSED static ssize_t wl_differs(const void *memory, size_t size, unsigned seed)
+{
+	for (size_t at = 0; at < size; at++)
+		if (((const uint8_t *)memory)[at] != wl_byte(seed, at))
+			return at;
+	return -1;
+}
+
+/* Milliseconds of a clock. */
+WL_UNUSED static long wl_now_ms(clockid_t clock)
+{
+	struct timespec now;
+
+	MUST(clock_gettime(clock, &now));
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+WL_UNUSED static pid_t wl_gettid(void)
+{
+	return syscall(SYS_gettid);
+}
+
+#endif
