@@ -1,1 +1,25 @@
-//! The hands: a stopped process that runs batches of system calls for the brain.
+//! The hands: stop a process, run batches of system calls in it, pass files
+//! to it, and let it go.
+//!
+//! The brain (the engine) decides everything; a hand knows nothing about what
+//! its calls mean. Only this crate attaches to processes, and only code in
+//! `arch` ever runs inside one.
+//!
+//! Tracing belongs to a thread: whoever stops a process must also be the one
+//! that drives its hand.
+#![allow(unsafe_code)]
+
+pub mod arch;
+mod batch;
+mod door;
+mod error;
+mod hand;
+pub mod names;
+pub mod scratch;
+pub mod spawn;
+pub mod stops;
+
+pub use batch::{Arg, Batch, Call, Data};
+pub use door::{DoorMaps, find_doorway};
+pub use error::{Error, Result};
+pub use hand::{Context, Doorway, Hand};

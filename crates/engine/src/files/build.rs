@@ -1,0 +1,130 @@
+//! Building open files: what a kind is given when it builds, and what when
+//! every process has its descriptors.
+
+use super::{FileKind, kind_of};
+use crate::{Error, Object, RestoreOptions, Result};
+use cryonaut_image::ImageDir;
+use cryonaut_image::records::FileEntry;
+use cryonaut_puppet::{Batch, Hand};
+use rustix::fs::OFlags;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What building shares: the image, the records, and the files already built.
+#[derive(Debug)]
+pub struct Build<'a> {
+    /// The image.
+    pub images: &'a ImageDir,
+    /// What the user asked for.
+    pub options: &'a RestoreOptions,
+    records: &'a BTreeMap<u32, FileEntry>,
+    built: HashMap<u32, OwnedFd>,
+    underway: Vec<u32>,
+    /// What kinds keep between files, by their own key.
+    pub kept: HashMap<(&'static str, u64), OwnedFd>,
+}
+
+impl<'a> Build<'a> {
+    /// Starts with nothing built.
+    pub fn new(images: &'a ImageDir, options: &'a RestoreOptions, records: &'a BTreeMap<u32, FileEntry>) -> Self {
+        Build { images, options, records, built: HashMap::new(), underway: Vec::new(), kept: HashMap::new() }
+    }
+
+    /// The record with this id.
+    pub fn record(&self, id: u32) -> Result<&'a FileEntry> {
+        self.records.get(&id).ok_or_else(|| Error::bad_image("files.img", format!("no file has the id {id:#x}")))
+    }
+
+    /// All records, by id.
+    #[must_use]
+    pub fn records(&self) -> &'a BTreeMap<u32, FileEntry> {
+        self.records
+    }
+
+    /// The kind of a record.
+    pub fn kind(entry: &FileEntry) -> Result<&'static dyn FileKind> {
+        kind_of(entry).ok_or_else(|| {
+            Error::unsupported(
+                Object::File(entry.id, format!("type {}", entry.r#type)),
+                "files of this type cannot be built",
+                "",
+            )
+        })
+    }
+
+    /// The open file with this id, built now if it was not yet.
+    pub fn file(&mut self, id: u32) -> Result<BorrowedFd<'_>> {
+        if !self.built.contains_key(&id) {
+            let entry = self.record(id)?;
+            if self.underway.contains(&id) {
+                return Err(Error::bad_image("files.img", format!("file {id:#x} needs itself to be built")));
+            }
+            self.underway.push(id);
+            let file = Self::kind(entry)?.build(self, entry)?;
+            self.underway.pop();
+            self.built.insert(id, file);
+        }
+        Ok(self.built[&id].as_fd())
+    }
+
+    /// Puts in a file that another way has built (the other end of a pipe, an
+    /// inherited descriptor).
+    pub fn put(&mut self, id: u32, file: OwnedFd) {
+        self.built.insert(id, file);
+    }
+
+    /// The built files.
+    #[must_use]
+    pub fn built(&self) -> &HashMap<u32, OwnedFd> {
+        &self.built
+    }
+}
+
+/// Every process exists and has its descriptors: what a kind may do now.
+#[derive(Debug)]
+pub struct Settle<'a> {
+    /// What the user asked for.
+    pub options: &'a RestoreOptions,
+    /// The image.
+    pub images: &'a ImageDir,
+    /// The hands of all processes, by pid.
+    pub hands: &'a mut BTreeMap<i32, Hand>,
+    /// Which processes have which file under which number.
+    pub places: &'a HashMap<u32, Vec<(i32, i32)>>,
+    /// All records.
+    pub records: &'a BTreeMap<u32, FileEntry>,
+    /// The built files.
+    pub built: &'a HashMap<u32, OwnedFd>,
+}
+
+impl Settle<'_> {
+    /// A process that has the file, and its number there.
+    #[must_use]
+    pub fn holder(&self, id: u32) -> Option<(i32, i32)> {
+        self.places.get(&id)?.first().copied()
+    }
+
+    /// Runs a batch in a process.
+    pub fn run_in(&mut self, pid: i32, batch: &mut Batch) -> Result<()> {
+        let hand = self
+            .hands
+            .get_mut(&pid)
+            .ok_or_else(|| Error::bad_image("pstree.img", format!("no process {pid} in the image")))?;
+        Ok(hand.run(batch)?)
+    }
+}
+
+/// Status flags that `F_SETFL` can change (fcntl(2)); the rest is settled at `open`.
+const SETTABLE: OFlags = OFlags::APPEND.union(OFlags::NONBLOCK).union(OFlags::DIRECT).union(OFlags::NOATIME);
+
+/// Gives a built file the status flags of its record. `O_ASYNC` is not set
+/// here: it needs the owner first.
+pub fn apply_status_flags(file: BorrowedFd<'_>, id: u32, flags: u32) -> Result<()> {
+    let wanted = OFlags::from_bits_retain(flags) & SETTABLE;
+    let failed = |e| Error::kernel(Object::File(id, "status flags".into()), "set its status flags", e);
+    let has = rustix::fs::fcntl_getfl(file).map_err(failed)?;
+    if has & SETTABLE != wanted {
+        rustix::fs::fcntl_setfl(file, (has - SETTABLE) | wanted).map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Reading open files: what a kind is given, and how descriptors that share
+//! one open file description are found.
+
+use super::KINDS;
+use crate::{CheckpointOptions, Error, Object, Result};
+use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
+use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
+use cryonaut_kernel::sys::{fcntl, kcmp};
+use rustix::fs::Stat;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// An open file of a frozen process.
+#[derive(Debug)]
+pub struct OpenFile<'a> {
+    /// The process that has it.
+    pub pid: i32,
+    /// Its number there.
+    pub fd: i32,
+    /// Our own descriptor of the same open file description.
+    pub file: BorrowedFd<'a>,
+    /// `fstat` of it.
+    pub stat: Stat,
+    /// Where `/proc/PID/fd/N` points: a path, or `pipe:[...]`, `anon_inode:...`.
+    pub link: OsString,
+    /// `/proc/PID/fdinfo/N`.
+    pub info: FdInfo,
+    /// The process's directory in /proc.
+    pub task: &'a proc::Task,
+}
+
+impl OpenFile<'_> {
+    /// For messages.
+    #[must_use]
+    pub fn object(&self) -> Object {
+        Object::Descriptor(self.pid, self.fd, self.link.to_string_lossy().into_owned())
+    }
+
+    /// The link as bytes.
+    #[must_use]
+    pub fn link_bytes(&self) -> &[u8] {
+        std::os::unix::ffi::OsStrExt::as_bytes(self.link.as_os_str())
+    }
+
+    /// The name behind `anon_inode:`, without brackets.
+    #[must_use]
+    pub fn anon_inode(&self) -> Option<&[u8]> {
+        let name = self.link_bytes().strip_prefix(b"anon_inode:")?;
+        Some(name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]")).unwrap_or(name))
+    }
+
+    /// The open flags without close-on-exec, which belongs to the descriptor.
+    #[must_use]
+    pub fn flags(&self) -> u32 {
+        self.info.flags & !(libc::O_CLOEXEC as u32)
+    }
+
+    /// Who gets the signals of this file, and which (`F_SETOWN`, `F_SETSIG`).
+    /// Zeros if nobody.
+    pub fn owner(&self) -> Result<FownEntry> {
+        let failed = |errno| Error::kernel(self.object(), "read its signal owner", errno);
+        // An O_PATH descriptor has no owner, and fcntl refuses to tell.
+        if self.flags() & libc::O_PATH as u32 != 0 {
+            return Ok(FownEntry::default());
+        }
+        let owner = fcntl::getown_ex(self.file).map_err(failed)?;
+        let mut entry = FownEntry { signum: fcntl::getsig(self.file).map_err(failed)? as u32, ..FownEntry::default() };
+        if owner.pid != 0 {
+            let (uid, euid) = fcntl::getowner_uids(self.file).map_err(failed)?;
+            entry.uid = uid;
+            entry.euid = euid;
+            entry.pid_type = owner.kind.to_pid_type();
+            entry.pid = owner.pid as u32;
+        }
+        Ok(entry)
+    }
+}
+
+/// What collecting shares: the image, the ids given out, what was seen.
+#[derive(Debug)]
+pub struct Collect<'a> {
+    /// Where records go.
+    pub images: &'a DumpDir,
+    /// What the user asked for.
+    pub options: &'a CheckpointOptions,
+    /// The pids of the frozen tree, ascending.
+    pub pids: &'a [i32],
+    next_id: u32,
+    seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
+    /// Everything that kinds remember between files, by their own key.
+    pub notes: HashMap<(&'static str, u64), u32>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    pid: i32,
+    fd: i32,
+    id: u32,
+    fd_type: FdTypes,
+}
+
+impl<'a> Collect<'a> {
+    /// Starts with nothing seen.
+    pub fn new(images: &'a DumpDir, options: &'a CheckpointOptions, pids: &'a [i32]) -> Self {
+        Collect { images, options, pids, next_id: 1, seen: HashMap::new(), notes: HashMap::new() }
+    }
+
+    /// A file id that nobody has.
+    pub fn new_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Collects one descriptor of a process and returns its line for the
+    /// process's descriptor table.
+    pub fn descriptor(&mut self, task: &proc::Task, pid: i32, fd: i32, file: &OwnedFd) -> Result<FdinfoEntry> {
+        let info = task.fdinfo(fd)?;
+        let link = task.link(&format!("fd/{fd}"))?.into_os_string();
+        let stat = rustix::fs::fstat(file)
+            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, link.to_string_lossy().into()), "stat it", e))?;
+        let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
+        let open = OpenFile { pid, fd, file: file.as_fd(), stat, link, info, task };
+        let (id, fd_type) = match self.find_seen(&open)? {
+            Some(known) => known,
+            None => self.collect_new(&open)?,
+        };
+        Ok(FdinfoEntry { id, flags: u32::from(cloexec), r#type: fd_type as i32, fd: fd as u32, xattr_security_selinux: None })
+    }
+
+    fn key(open: &OpenFile<'_>) -> (u64, u64, u64, u32) {
+        (open.stat.st_dev, open.stat.st_ino, open.info.pos as u64, open.flags())
+    }
+
+    /// Whether the same open file description was seen under another number
+    /// or in another process (`kcmp`).
+    fn find_seen(&self, open: &OpenFile<'_>) -> Result<Option<(u32, FdTypes)>> {
+        for seen in self.seen.get(&Self::key(open)).into_iter().flatten() {
+            let same = kcmp::same_file(seen.pid, seen.fd, open.pid, open.fd)
+                .map_err(|e| Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e))?;
+            if same {
+                return Ok(Some((seen.id, seen.fd_type)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn collect_new(&mut self, open: &OpenFile<'_>) -> Result<(u32, FdTypes)> {
+        let Some(kind) = KINDS.iter().find(|k| k.recognises(open)) else {
+            return Err(Error::unsupported(
+                open.object(),
+                "this kind of file cannot be carried",
+                "close it before the checkpoint",
+            ));
+        };
+        let id = self.new_id();
+        let entry = kind.collect(self, open, id)?;
+        self.images.append(ImageKind::Files, 0, &entry, None)?;
+        let fd_type = kind.fd_type();
+        self.seen.entry(Self::key(open)).or_default().push(Seen { pid: open.pid, fd: open.fd, id, fd_type });
+        Ok((id, fd_type))
+    }
+}

@@ -1,0 +1,64 @@
+//! Open files: one room per kind, each with its two halves side by side.
+//!
+//! A *kind* recognises an open file of a frozen process, collects it into the
+//! image's record, and builds it again from that record. A new kind is one
+//! module here and one line in [`KINDS`].
+//!
+//! The brain holds a duplicate of every descriptor that it looks at
+//! (`pidfd_getfd`), so collecting needs no code in the target; and it builds
+//! every open file once, then hands it to all processes that have it. What
+//! must be done from inside a process, or needs that all processes exist, is
+//! done in [`FileKind::settle`].
+
+mod build;
+mod collect;
+
+pub use build::{Build, Settle, apply_status_flags};
+pub use collect::{Collect, OpenFile};
+
+use crate::Result;
+use cryonaut_image::records::{FdTypes, FileEntry, FownEntry};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// One kind of open file.
+pub trait FileKind: Sync {
+    /// How it is called in messages.
+    fn name(&self) -> &'static str;
+
+    /// Its type in the image.
+    fn fd_type(&self) -> FdTypes;
+
+    /// Whether this open file is of this kind. Kinds are asked in the order of
+    /// [`KINDS`]; the first that says yes has it.
+    fn recognises(&self, file: &OpenFile<'_>) -> bool;
+
+    /// Writes down the open file under `id`. What cannot be carried is an
+    /// error here, and nothing has been changed yet.
+    fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry>;
+
+    /// Builds the open file. Called once per record.
+    fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd>;
+
+    /// Whether building needs that all processes exist (files of /proc/PID, pidfds).
+    fn needs_processes(&self, _entry: &FileEntry) -> bool {
+        false
+    }
+
+    /// The owner that was set for its signals, from the record.
+    fn owner<'e>(&self, _entry: &'e FileEntry) -> Option<&'e FownEntry> {
+        None
+    }
+
+    /// What remains to be done once every process has all its descriptors.
+    fn settle(&self, _cx: &mut Settle<'_>, _entry: &FileEntry, _file: BorrowedFd<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Every kind, in the order in which they are asked.
+pub static KINDS: &[&dyn FileKind] = &[];
+
+/// The kind of a record.
+pub fn kind_of(entry: &FileEntry) -> Option<&'static dyn FileKind> {
+    KINDS.iter().copied().find(|k| k.fd_type() as i32 == entry.r#type)
+}

@@ -1,0 +1,72 @@
+//! What a caller may ask of a checkpoint and of a restore.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What becomes of the workload after a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Afterwards {
+    /// It is ended: the image is now the workload.
+    #[default]
+    Kill,
+    /// It goes on.
+    LeaveRunning,
+    /// It stays stopped (SIGSTOP).
+    LeaveStopped,
+}
+
+/// What a caller may ask of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct CheckpointOptions {
+    /// What becomes of the workload.
+    pub afterwards: Afterwards,
+    /// Carry file locks and leases (otherwise they are refused).
+    pub file_locks: bool,
+    /// The tree belongs to a terminal session outside of it (`--shell-job`).
+    pub shell_job: bool,
+    /// Give deleted files that other names still lead to a temporary name
+    /// (`--link-remap`).
+    pub link_remap: bool,
+    /// Largest deleted file to carry, in bytes; `None` for any size.
+    pub ghost_limit: Option<u64>,
+    /// How long to wait for the tree to stop.
+    pub timeout: Duration,
+    /// Descriptors that the restoring side will provide: keys such as
+    /// `tty[rdev:dev]` or `file[mnt:inode]`.
+    pub external: Vec<String>,
+    /// Wait until the image is on stable storage.
+    pub sync: bool,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        CheckpointOptions {
+            afterwards: Afterwards::Kill,
+            file_locks: false,
+            shell_job: false,
+            link_remap: false,
+            ghost_limit: None,
+            timeout: Duration::from_secs(10),
+            external: Vec::new(),
+            sync: false,
+        }
+    }
+}
+
+/// What a caller may ask of a restore.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// The terminal of the caller becomes that of the tree (`--shell-job`).
+    pub shell_job: bool,
+    /// Leave the tree stopped (SIGSTOP) instead of letting it run.
+    pub leave_stopped: bool,
+    /// The root process becomes a child of the caller's parent.
+    pub sibling: bool,
+    /// Descriptors of ours that take the place of files of the image: number
+    /// and key, such as `pipe:[1234]`.
+    pub inherit_fds: Vec<(i32, String)>,
+    /// Restore file locks.
+    pub file_locks: bool,
+    /// A directory that is the root of the tree's file system.
+    pub root: Option<PathBuf>,
+}

@@ -1,0 +1,100 @@
+//! x86_64: the register file, the trampoline and the signal frame.
+
+mod frame;
+mod gadgets;
+mod trampoline;
+
+pub use frame::{FRAME_HEAD, frame_len, write_frame, write_step_frame, xstate_align};
+pub use gadgets::{Gadgets, find_gadgets, spare_gadgets};
+pub use trampoline::{code, die_offset, serve_offset, syscall_offset};
+
+/// The general registers as `PTRACE_GETREGS` gives them.
+pub type Registers = libc::user_regs_struct;
+
+/// Kernel-internal return values of a system call that a signal interrupted
+/// (include/linux/errno.h); user space never sees them, a tracer does.
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// The system call that a stopped thread was in and that the kernel means to
+/// start again, if any.
+#[must_use]
+pub fn interrupted_call(regs: &Registers) -> Option<u64> {
+    let in_call = (regs.orig_rax as i64) >= 0;
+    let restarts = matches!(
+        regs.rax as i64,
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
+    );
+    (in_call && restarts).then_some(regs.orig_rax)
+}
+
+/// Whether the interrupted call continues through the kernel's restart block,
+/// which holds the time that a relative sleep still has to go.
+#[must_use]
+pub fn has_restart_block(regs: &Registers) -> bool {
+    interrupted_call(regs).is_some() && regs.rax as i64 == ERESTART_RESTARTBLOCK
+}
+
+/// The registers with which user space runs on when the kernel does not get to
+/// restart the interrupted call itself: back on the `syscall` instruction with
+/// the call's number in place.
+#[must_use]
+pub fn with_call_reissued(regs: &Registers) -> Registers {
+    let mut out = *regs;
+    if let Some(nr) = interrupted_call(regs) {
+        out.rax = nr;
+        out.rip = out.rip.wrapping_sub(2);
+        out.orig_rax = u64::MAX;
+    }
+    out
+}
+
+/// Registers that make a stopped thread execute one system call at the gadget
+/// `at` (a `syscall; ret`), with the stack at `sp`.
+#[must_use]
+pub fn for_call(base: &Registers, at: u64, sp: u64, nr: u64, args: [u64; 6]) -> Registers {
+    let mut r = clean(base);
+    r.rip = at;
+    r.rsp = sp;
+    r.rax = nr;
+    r.rdi = args[0];
+    r.rsi = args[1];
+    r.rdx = args[2];
+    r.r10 = args[3];
+    r.r8 = args[4];
+    r.r9 = args[5];
+    r
+}
+
+/// Registers that make a stopped thread enter the trampoline at `ip`, serving
+/// `slot`, with the stack at `sp`.
+#[must_use]
+pub fn for_trampoline(base: &Registers, ip: u64, slot: u64, sp: u64) -> Registers {
+    let mut r = clean(base);
+    r.rip = ip;
+    r.rsp = sp;
+    r.rbx = slot;
+    r
+}
+
+/// Outside any system call, direction and trap flags clear.
+fn clean(base: &Registers) -> Registers {
+    let mut r = *base;
+    r.orig_rax = u64::MAX;
+    r.eflags &= !(0x400 | 0x100);
+    r
+}
+
+/// The result register.
+#[must_use]
+pub fn result(regs: &Registers) -> i64 {
+    regs.rax as i64
+}
+
+/// Whether the thread runs 64-bit code (`cs` of the kernel's GDT).
+#[must_use]
+pub fn is_native(regs: &Registers) -> bool {
+    regs.cs == 0x33
+}

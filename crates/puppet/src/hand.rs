@@ -1,0 +1,448 @@
+//! A hand: one process of the tree, stopped, running batches for the brain.
+//!
+//! ```text
+//!   stopped ──enter──▶ idle in the trampoline ──start──▶ running a batch
+//!      ▲                    ▲        │                        │
+//!      └──────release───────│────────┘◀────────wait───────────┘
+//!                           └─ nobody there: farewell, back through the frame
+//! ```
+//!
+//! At every instant in between, a target whose tracer dies finds its own way
+//! back: the stack page prepared before the first call holds a chain of signal
+//! frames that unmaps the scratch mapping and restores every register; once
+//! the trampoline is in, the same chain ends its farewell. A target that is
+//! *built* (restore) needs none of this, since it dies with its tracer.
+
+use crate::arch::{self, Gadgets, Registers};
+use crate::batch::{Batch, Place};
+use crate::scratch::{self, op, slot};
+use crate::{Error, Result};
+use cryonaut_kernel::sys::ptrace;
+use cryonaut_kernel::sys::vm::{process_vm_read, process_vm_write};
+
+/// What a stopped thread has to get back when it is let go.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// General registers at the stop.
+    pub regs: Registers,
+    /// Blocked signals, bit n-1 for signal n.
+    pub sigmask: u64,
+    /// Extended state in the standard XSAVE layout.
+    pub xstate: Vec<u8>,
+}
+
+impl Context {
+    /// Reads the state of a stopped thread.
+    pub fn read(tid: i32) -> Result<Self> {
+        let what = |op: &'static str| move |errno| Error::Ptrace { tid, op, errno };
+        Ok(Context {
+            regs: ptrace::getregs(tid).map_err(what("read the registers of"))?,
+            sigmask: ptrace::getsigmask(tid).map_err(what("read the signal mask of"))?,
+            xstate: ptrace::getregset(tid, ptrace::NT_X86_XSTATE).map_err(what("read the extended state of"))?,
+        })
+    }
+
+    /// Gives a stopped thread its registers and signal mask back. The mask
+    /// first: until the registers are in, the thread is still on a path that
+    /// restores everything by itself.
+    pub fn write_back(&self, tid: i32) -> Result<()> {
+        ptrace::setsigmask(tid, self.sigmask).map_err(|errno| Error::Ptrace { tid, op: "restore the signal mask of", errno })?;
+        ptrace::setregs(tid, &self.regs).map_err(|errno| Error::Ptrace { tid, op: "restore the registers of", errno })
+    }
+}
+
+/// How the target is entered and left without a byte of its code changed.
+#[derive(Debug, Clone, Copy)]
+pub struct Doorway {
+    /// The two snippets in its text.
+    pub gadgets: Gadgets,
+    /// Address of unused stack for the chain of frames: [`Doorway::need`]
+    /// bytes, far below any live stack pointer.
+    pub stack: u64,
+}
+
+impl Doorway {
+    /// Bytes of stack that the chain of frames needs.
+    #[must_use]
+    pub fn need(xstate: usize) -> u64 {
+        (arch::FRAME_HEAD + 16 + arch::frame_len(xstate)) as u64
+    }
+}
+
+/// A process that runs batches.
+#[derive(Debug)]
+pub struct Hand {
+    pid: i32,
+    tid: i32,
+    base: u64,
+    len: u64,
+    requests: u64,
+    signal: i32,
+    entry: Entry,
+    thread_requests: u64,
+    farewell: Vec<[u64; 7]>,
+    stop_seen: bool,
+    serving: bool,
+}
+
+#[derive(Debug)]
+enum Entry {
+    /// A target that existed before and goes back to what it did.
+    Visited { context: Box<Context>, door: Doorway },
+    /// A target that we are building.
+    Built,
+}
+
+fn read_regs(tid: i32) -> Result<Registers> {
+    ptrace::getregs(tid).map_err(|errno| Error::Ptrace { tid, op: "read the registers of", errno })
+}
+
+/// Signals that a program which does not handle them does not notice.
+const QUIET_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+
+/// The quiet signal for a program that catches `caught` (bit n-1 for signal n).
+fn quiet_signal(caught: u64) -> i32 {
+    QUIET_SIGNALS.into_iter().find(|s| caught & (1 << (s - 1)) == 0).unwrap_or(libc::SIGURG)
+}
+
+impl Hand {
+    /// Makes the stopped thread `tid` of `pid` a hand. `base` is the address
+    /// for its scratch mapping, free in the target; `caught` the signals that
+    /// the program handles.
+    pub fn enter(pid: i32, tid: i32, context: Context, door: Doorway, base: u64, caught: u64) -> Result<Hand> {
+        let len = scratch::LEN;
+        let mut hand = Hand {
+            pid,
+            tid,
+            base,
+            len,
+            requests: 0,
+            signal: quiet_signal(caught),
+            thread_requests: 0,
+            farewell: Vec::new(),
+            stop_seen: false,
+            serving: false,
+            entry: Entry::Built,
+        };
+        let unmap = door.stack;
+        let back = unmap + arch::FRAME_HEAD as u64 + 8;
+        let leave = arch::for_call(&context.regs, door.gadgets.syscall, back, libc::SYS_munmap as u64, [base, len, 0, 0, 0, 0]);
+        let mut chain = arch::write_step_frame(door.gadgets.sigreturn, &leave);
+        chain.resize((back - unmap) as usize, 0);
+        let home = arch::with_call_reissued(&context.regs);
+        chain.extend(arch::write_frame(back, door.gadgets.sigreturn, &home, context.sigmask, &context.xstate));
+        hand.poke(unmap, &chain)?;
+
+        let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        let regs = arch::for_call(
+            &context.regs,
+            door.gadgets.syscall,
+            unmap,
+            libc::SYS_mmap as u64,
+            [base, len, prot, flags, u64::MAX, 0],
+        );
+        hand.set_regs(&regs)?;
+        hand.block_all()?;
+        let got = crate::stops::run_one_call(tid)?;
+        if got != base as i64 {
+            context.write_back(tid)?;
+            return Err(Error::Scratch { pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
+        }
+        hand.entry = Entry::Visited { context: Box::new(context), door };
+        hand.furnish(door.gadgets.syscall, back, libc::SYS_munmap as u64)?;
+        Ok(hand)
+    }
+
+    /// Takes over a process that has just been born with the scratch mapping
+    /// of this process at `base` (see [`crate::spawn`]) and is stopped.
+    pub fn adopt(pid: i32, base: u64) -> Result<Hand> {
+        let mut hand = Hand {
+            pid,
+            tid: pid,
+            base,
+            len: scratch::LEN,
+            requests: 0,
+            signal: libc::SIGURG,
+            thread_requests: 0,
+            farewell: Vec::new(),
+            stop_seen: false,
+            serving: false,
+            entry: Entry::Built,
+        };
+        hand.furnish(base + scratch::CODE + arch::die_offset(), base + scratch::STACK_TOP - 16, 0)?;
+        Ok(hand)
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The thread that serves.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Where the scratch mapping stands.
+    #[must_use]
+    pub fn scratch(&self) -> std::ops::Range<u64> {
+        self.base..self.base + self.len
+    }
+
+    /// The state that the thread had when it was stopped, if it had one.
+    #[must_use]
+    pub fn context(&self) -> Option<&Context> {
+        match &self.entry {
+            Entry::Visited { context, .. } => Some(context),
+            Entry::Built => None,
+        }
+    }
+
+    /// Runs a batch and reads its results. A call of the batch that failed is
+    /// an error here; the results tell how far it got.
+    pub fn run(&mut self, batch: &mut Batch) -> Result<()> {
+        self.start(batch)?;
+        self.wait(batch)
+    }
+
+    /// Starts a batch without waiting, so that many hands work at once.
+    pub fn start(&mut self, batch: &Batch) -> Result<()> {
+        self.requests += 1;
+        self.submit(batch, &self.place(), self.base + scratch::SLOT, self.requests)?;
+        if !self.serving {
+            let regs = match &self.entry {
+                Entry::Visited { context, .. } => context.regs,
+                Entry::Built => read_regs(self.tid)?,
+            };
+            self.send_in(self.tid, &regs, self.base + scratch::SLOT, self.base + scratch::STACK_TOP - 64)?;
+            self.serving = true;
+        }
+        self.resume(self.tid)
+    }
+
+    /// Waits for the batch that [`Hand::start`] started.
+    pub fn wait(&mut self, batch: &mut Batch) -> Result<()> {
+        self.wait_announcement(self.tid)?;
+        self.fetch(batch, &self.place(), self.base + scratch::SLOT)?;
+        self.failed(batch)
+    }
+
+    fn failed(&self, batch: &Batch) -> Result<()> {
+        match batch.failure() {
+            None => Ok(()),
+            Some((_, nr, errno)) => Err(Error::Call { pid: self.pid, call: crate::names::syscall_name(nr), errno }),
+        }
+    }
+
+    /// Runs a small batch in another stopped thread of the same process and
+    /// puts the thread back to where it was.
+    pub fn run_in_thread(&mut self, tid: i32, context: &Context, batch: &mut Batch) -> Result<()> {
+        let at = self.base + scratch::THREAD_SLOT;
+        let frame_at = self.base + scratch::THREAD_FRAME;
+        let home = arch::with_call_reissued(&context.regs);
+        let frame = arch::write_frame(frame_at, 0, &home, context.sigmask, &context.xstate);
+        let mut words = [0u64; slot::SIZE / 8];
+        let mut set = |field: usize, v: u64| words[field / 8] = v;
+        set(slot::OPS, self.base + scratch::THREAD_OPS);
+        set(slot::SIGNAL, self.signal as u64);
+        set(slot::LEAVE_SP, frame_at + 8);
+        set(slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64);
+        set(slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset());
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.poke(frame_at, &frame)?;
+        self.poke(at, &bytes)?;
+        self.thread_requests += 1;
+        let request = self.thread_requests;
+        let place = self.thread_place();
+        self.submit(batch, &place, at, request)?;
+        self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
+        self.resume(tid)?;
+        self.wait_announcement(tid)?;
+        self.fetch(batch, &place, at)?;
+        context.write_back(tid)?;
+        self.failed(batch)
+    }
+
+    /// Adds a call that the hand makes when nobody stands behind it any more.
+    pub fn on_farewell(&mut self, nr: i64, args: [u64; 6]) -> Result<()> {
+        if self.farewell.len() == scratch::FAREWELL_MAX {
+            return Err(Error::TooLarge { pid: self.pid, what: "farewell" });
+        }
+        let mut words = [0; 7];
+        words[0] = nr as u64;
+        words[1..].copy_from_slice(&args);
+        self.farewell.push(words);
+        self.write_farewell()
+    }
+
+    /// Forgets the farewell calls (what they would undo has been undone).
+    pub fn clear_farewell(&mut self) -> Result<()> {
+        self.farewell.clear();
+        self.write_farewell()
+    }
+
+    fn write_farewell(&self) -> Result<()> {
+        let mut ops = Vec::new();
+        for words in &self.farewell {
+            for w in words {
+                ops.extend_from_slice(&w.to_le_bytes());
+            }
+            for w in [op::MAY_FAIL, 0, 0] {
+                ops.extend_from_slice(&w.to_le_bytes());
+            }
+        }
+        self.poke(self.base + scratch::FAREWELL, &ops)?;
+        let at = self.base + scratch::SLOT + slot::FAREWELL_COUNT as u64;
+        self.poke(at, &(self.farewell.len() as u64).to_le_bytes())
+    }
+
+    /// Tells the hand where the verdict stands that it obeys when alone.
+    pub fn set_verdict_word(&self, at: u64) -> Result<()> {
+        self.poke(self.base + scratch::SLOT + slot::VERDICT as u64, &at.to_le_bytes())
+    }
+
+    /// Makes one system call outside the trampoline, through a `syscall; ret`
+    /// at `gadget`, and leaves the thread stopped behind it.
+    pub fn call_bare(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
+        let base = read_regs(self.tid)?;
+        self.serving = false;
+        self.set_regs(&arch::for_call(&base, gadget, self.base + scratch::STACK_TOP - 64, nr as u64, args))?;
+        crate::stops::run_one_call(self.tid)
+    }
+
+    /// Removes the scratch mapping and puts the thread back to where it was,
+    /// still stopped. A target that was built is left as it is.
+    pub fn leave(&mut self) -> Result<()> {
+        let Entry::Visited { context, door } = &self.entry else { return Ok(()) };
+        let back = door.stack + arch::FRAME_HEAD as u64 + 8;
+        let regs = arch::for_call(
+            &context.regs,
+            door.gadgets.syscall,
+            back,
+            libc::SYS_munmap as u64,
+            [self.base, self.len, 0, 0, 0, 0],
+        );
+        self.set_regs(&regs)?;
+        let got = crate::stops::run_one_call(self.tid)?;
+        context.write_back(self.tid)?;
+        if got != 0 {
+            return Err(Error::Scratch { pid: self.pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
+        }
+        Ok(())
+    }
+
+    /// Whether somebody sent the process a stop signal meanwhile, which was
+    /// held back and has to be sent again when it is let go.
+    #[must_use]
+    pub fn stop_seen(&self) -> bool {
+        self.stop_seen
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            ops: self.base + scratch::OPS,
+            data: self.base + scratch::DATA,
+            ops_max: scratch::OPS_MAX,
+            data_max: scratch::DATA_LEN,
+        }
+    }
+
+    fn thread_place(&self) -> Place {
+        Place {
+            ops: self.base + scratch::THREAD_OPS,
+            data: self.base + scratch::THREAD_DATA,
+            ops_max: scratch::THREAD_OPS_MAX,
+            data_max: scratch::THREAD_DATA_LEN,
+        }
+    }
+
+    /// Lays the code and the main slot into the scratch mapping.
+    fn furnish(&mut self, leave_ip: u64, leave_sp: u64, leave_nr: u64) -> Result<()> {
+        self.poke(self.base + scratch::CODE, arch::code())?;
+        let mut words = [0u64; slot::SIZE / 8];
+        let mut set = |field: usize, v: u64| words[field / 8] = v;
+        set(slot::OPS, self.base + scratch::OPS);
+        set(slot::FAREWELL_OPS, self.base + scratch::FAREWELL);
+        set(slot::LEAVE_SP, leave_sp);
+        set(slot::LEAVE_ARG0, self.base);
+        set(slot::LEAVE_ARG1, self.len);
+        set(slot::LEAVE_NR, leave_nr);
+        set(slot::LEAVE_IP, leave_ip);
+        set(slot::SIGNAL, self.signal as u64);
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.poke(self.base + scratch::SLOT, &bytes)
+    }
+
+    /// Points the stopped thread at the trampoline, to serve the batch that
+    /// lies in the slot at `slot_at`. The registers before the mask: see
+    /// [`Context::write_back`].
+    fn send_in(&self, tid: i32, base: &Registers, slot_at: u64, stack: u64) -> Result<()> {
+        let regs = arch::for_trampoline(base, self.base + scratch::CODE + arch::serve_offset(), slot_at, stack);
+        ptrace::setregs(tid, &regs).map_err(|errno| Error::Ptrace { tid, op: "set the registers of", errno })?;
+        self.block_all_in(tid)
+    }
+
+    fn submit(&self, batch: &Batch, place: &Place, slot_at: u64, request: u64) -> Result<()> {
+        if !batch.fits(place) {
+            return Err(Error::TooLarge { pid: self.pid, what: "batch" });
+        }
+        let (ops, data) = batch.encode(place);
+        self.poke(place.ops, &ops)?;
+        self.poke(place.data, &data)?;
+        self.poke(slot_at + slot::COUNT as u64, &(batch.len() as u64).to_le_bytes())?;
+        self.poke(slot_at + slot::REQUEST as u64, &request.to_le_bytes())
+    }
+
+    fn fetch(&self, batch: &mut Batch, place: &Place, slot_at: u64) -> Result<()> {
+        let left = self.peek(slot_at + slot::LEFT as u64, 8)?;
+        let ops = self.peek(place.ops, batch.len() * op::SIZE)?;
+        batch.take_results(&ops, u64::from_le_bytes(left[..8].try_into().unwrap_or_default()));
+        if let Some(range) = batch.output_range() {
+            let got = self.peek(place.data + range.start as u64, range.len())?;
+            batch.data_mut()[range].copy_from_slice(&got);
+        }
+        Ok(())
+    }
+
+    fn set_regs(&self, regs: &Registers) -> Result<()> {
+        ptrace::setregs(self.tid, regs).map_err(|errno| Error::Ptrace { tid: self.tid, op: "set the registers of", errno })
+    }
+
+    fn block_all(&self) -> Result<()> {
+        self.block_all_in(self.tid)
+    }
+
+    fn block_all_in(&self, tid: i32) -> Result<()> {
+        let all_but_ours = !(1u64 << (self.signal - 1));
+        ptrace::setsigmask(tid, all_but_ours).map_err(|errno| Error::Ptrace { tid, op: "block the signals of", errno })
+    }
+
+    fn resume(&self, tid: i32) -> Result<()> {
+        ptrace::cont(tid, 0).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })
+    }
+
+    fn wait_announcement(&mut self, tid: i32) -> Result<()> {
+        self.stop_seen |= crate::stops::wait_for_signal(self.pid, tid, self.signal)?;
+        Ok(())
+    }
+
+    /// Writes to the target's memory.
+    pub fn poke(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        process_vm_write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+    }
+
+    /// Reads from the target's memory.
+    pub fn peek(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0; len];
+        if len > 0 {
+            process_vm_read(self.pid, at, &mut out).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })?;
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,113 @@
+//! The scratch mapping: what a hand needs inside its target, and where.
+//!
+//! One private anonymous mapping per process, at an address that nothing else
+//! uses. It is there from [`crate::Hand::enter`] until the hand is released
+//! (or, with nobody behind the hand, until the farewell), and holds:
+//!
+//! | offset  | what                                                        |
+//! |---------|-------------------------------------------------------------|
+//! | CODE    | the trampoline                                              |
+//! | SLOT    | the slot of the process's own hand                          |
+//! | FAREWELL| operations to run when nobody stands behind the hand        |
+//! | OPS     | the operations of the current batch                         |
+//! | DATA    | what those operations read and write                        |
+//! | STACK   | a stack, grows down from STACK_TOP                          |
+//! | THREAD  | the same again, small, for one further thread at a time     |
+//! | PARK    | one slot and frame per parked thread, from here on          |
+
+/// Offset of the trampoline.
+pub const CODE: u64 = 0;
+/// Offset of the main slot.
+pub const SLOT: u64 = 0x1000;
+/// Offset of the farewell operations.
+pub const FAREWELL: u64 = 0x1100;
+/// How many farewell operations fit.
+pub const FAREWELL_MAX: usize = 40;
+/// Offset of the batch's operations.
+pub const OPS: u64 = 0x2000;
+/// How many operations a batch may hold.
+pub const OPS_MAX: usize = 256;
+/// Offset of the batch's data.
+pub const DATA: u64 = 0x8000;
+/// Bytes of data that a batch may hold.
+pub const DATA_LEN: usize = 0x14000;
+/// Top of the main hand's stack.
+pub const STACK_TOP: u64 = 0x1e000;
+/// The second slot: a further thread, one at a time.
+pub const THREAD_SLOT: u64 = 0x1e000;
+/// Its operations.
+pub const THREAD_OPS: u64 = 0x1e100;
+/// How many operations a thread's batch may hold.
+pub const THREAD_OPS_MAX: usize = 48;
+/// Its data.
+pub const THREAD_DATA: u64 = 0x1f400;
+/// Bytes of data that a thread's batch may hold.
+pub const THREAD_DATA_LEN: usize = 0xc00;
+/// Its frame.
+pub const THREAD_FRAME: u64 = 0x20000;
+/// Top of its stack.
+pub const THREAD_STACK_TOP: u64 = 0x25000;
+/// Length of the mapping without parked threads.
+pub const LEN: u64 = 0x25000;
+
+/// The verdict word: what a hand does when nobody stands behind it.
+pub const VERDICT_GO_ON: u32 = 1;
+/// The verdict word: end the process.
+pub const VERDICT_DIE: u32 = 2;
+
+/// Field offsets of a slot.
+pub mod slot {
+    /// Number of the newest batch; the brain writes it.
+    pub const REQUEST: usize = 0;
+    /// Number of the newest batch that was run; the hand writes it.
+    pub const DONE: usize = 8;
+    /// Address of the operations.
+    pub const OPS: usize = 16;
+    /// How many they are.
+    pub const COUNT: usize = 24;
+    /// How many of them were not reached because one failed.
+    pub const LEFT: usize = 32;
+    /// Address of the verdict word, or 0.
+    pub const VERDICT: usize = 40;
+    /// Address of the farewell operations.
+    pub const FAREWELL_OPS: usize = 48;
+    /// How many they are.
+    pub const FAREWELL_COUNT: usize = 56;
+    /// Stack pointer with which to leave.
+    pub const LEAVE_SP: usize = 64;
+    /// First argument of the leaving call.
+    pub const LEAVE_ARG0: usize = 72;
+    /// Second argument of the leaving call.
+    pub const LEAVE_ARG1: usize = 80;
+    /// Number of the leaving call.
+    pub const LEAVE_NR: usize = 88;
+    /// Address of the code that makes the leaving call.
+    pub const LEAVE_IP: usize = 96;
+    /// Signal by which the hand announces that it is idle.
+    pub const SIGNAL: usize = 104;
+    /// Size of a slot.
+    pub const SIZE: usize = 112;
+}
+
+/// Field offsets of an operation.
+pub mod op {
+    /// System call number.
+    pub const NR: usize = 0;
+    /// Six arguments.
+    pub const ARGS: usize = 8;
+    /// Bits 0 to 5: that argument is the address of its value. Then flags.
+    pub const REFS: usize = 56;
+    /// Zero, or the address of a word that, if negative, skips the operation.
+    pub const COND: usize = 64;
+    /// What the call returned.
+    pub const RESULT: usize = 72;
+    /// Size of an operation.
+    pub const SIZE: usize = 80;
+    /// Flag in REFS: an error does not end the batch.
+    pub const MAY_FAIL: u64 = 0x100;
+}
+
+const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= OPS as usize);
+const _: () = assert!(OPS as usize + OPS_MAX * op::SIZE <= DATA as usize);
+const _: () = assert!(DATA as usize + DATA_LEN < STACK_TOP as usize - 0x1000);
+const _: () = assert!(THREAD_OPS as usize + THREAD_OPS_MAX * op::SIZE <= THREAD_DATA as usize);

@@ -1,0 +1,159 @@
+//! Stopping threads, and the stops that a held thread reports.
+
+use crate::{Error, Result};
+use cryonaut_kernel::proc;
+use cryonaut_kernel::sys::ptrace::{self, Options};
+use cryonaut_kernel::sys::wait::{Wait, WaitStatus, wait};
+use rustix::io::Errno;
+use std::time::{Duration, Instant};
+
+/// How a thread came to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// It was running or sleeping and was interrupted.
+    Interrupted,
+    /// Job control had stopped it with this signal.
+    ByJobControl(i32),
+}
+
+/// Options for a thread that is only visited: it survives the tracer, and a
+/// system-call stop is told from a breakpoint (which also keeps the kernel from
+/// turning it into a signal should the tracer die there).
+pub const VISIT: Options = Options::TRACESYSGOOD;
+
+/// Options for what is being built: it dies with the tracer, and what it
+/// creates is held as well.
+pub const BUILD: Options =
+    Options::TRACESYSGOOD.union(Options::EXITKILL).union(Options::TRACEFORK).union(Options::TRACEVFORK).union(Options::TRACECLONE);
+
+/// Attaches to a thread and asks it to stop; [`wait_stopped`] waits for that.
+/// `Ok(false)` if the thread is gone or a zombie.
+pub fn seize(tid: i32, options: Options) -> Result<bool> {
+    match ptrace::seize(tid, options) {
+        Ok(()) => {}
+        Err(Errno::SRCH) => return Ok(false),
+        Err(Errno::PERM) if is_dead(tid) => return Ok(false),
+        Err(errno) => return Err(Error::Ptrace { tid, op: "attach to", errno }),
+    }
+    match ptrace::interrupt(tid) {
+        Ok(()) => Ok(true),
+        Err(Errno::SRCH) => Ok(false),
+        Err(errno) => Err(Error::Ptrace { tid, op: "interrupt", errno }),
+    }
+}
+
+fn is_dead(tid: i32) -> bool {
+    proc::stat(tid).is_none_or(|s| matches!(s.state, 'Z' | 'X'))
+}
+
+/// Waits until a thread that was asked to stop does. A signal that arrives
+/// first is delivered: the thread then stops at its handler's first
+/// instruction, a state like any other. `None` if it ended instead.
+pub fn wait_stopped(tid: i32, limit: Duration) -> Result<Option<Stopped>> {
+    let begun = Instant::now();
+    loop {
+        let status = match poll(tid, begun, limit)? {
+            Some(s) => s,
+            None => return Ok(None),
+        };
+        match status {
+            WaitStatus::EventStop(signal) if signal == libc::SIGTRAP => return Ok(Some(Stopped::Interrupted)),
+            WaitStatus::EventStop(signal) => return Ok(Some(Stopped::ByJobControl(signal))),
+            WaitStatus::Signal(signal) => go(tid, signal)?,
+            WaitStatus::Syscall | WaitStatus::Event(_) => go(tid, 0)?,
+            WaitStatus::Exited(_) | WaitStatus::Killed(_) => return Ok(None),
+        }
+    }
+}
+
+fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>> {
+    let mut nap = Duration::from_micros(20);
+    let mut spins = 0;
+    loop {
+        match wait(tid, Wait::NoHang) {
+            Ok(Some(s)) => return Ok(Some(s)),
+            Ok(None) => {}
+            Err(Errno::CHILD) => return Ok(None),
+            Err(errno) => return Err(Error::Ptrace { tid, op: "wait for", errno }),
+        }
+        if spins < 20 {
+            spins += 1;
+            rustix::thread::sched_yield();
+            continue;
+        }
+        if begun.elapsed() > limit {
+            let state = proc::stat(tid).map_or('?', |s| s.state);
+            return Err(Error::WontStop { tid, seconds: limit.as_secs(), state, place: proc::wchan(tid) });
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(2));
+    }
+}
+
+fn go(tid: i32, signal: i32) -> Result<()> {
+    ptrace::cont(tid, signal).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })
+}
+
+/// Waits for the next status of a held thread.
+fn next(tid: i32) -> Result<WaitStatus> {
+    match wait(tid, Wait::Block) {
+        Ok(Some(WaitStatus::Exited(code))) => Err(Error::Died { tid, how: format!("exit status {code}") }),
+        Ok(Some(WaitStatus::Killed(signal))) => Err(Error::Died { tid, how: format!("signal {signal}") }),
+        Ok(Some(status)) => Ok(status),
+        Ok(None) => Err(Error::Died { tid, how: "unknown".into() }),
+        Err(errno) => Err(Error::Ptrace { tid, op: "wait for", errno }),
+    }
+}
+
+/// Lets a thread that stands on a `syscall` instruction make that one call,
+/// and returns what it gave.
+pub fn run_one_call(tid: i32) -> Result<i64> {
+    let mut seen = 0;
+    while seen < 2 {
+        ptrace::syscall(tid, 0).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })?;
+        if next(tid)? == WaitStatus::Syscall {
+            seen += 1;
+        }
+    }
+    let regs = ptrace::getregs(tid).map_err(|errno| Error::Ptrace { tid, op: "read the registers of", errno })?;
+    Ok(crate::arch::result(&regs))
+}
+
+/// Waits until the thread sends itself `signal`, and cancels that signal.
+/// `true` if a stop signal from elsewhere was held back meanwhile.
+pub fn wait_for_signal(pid: i32, tid: i32, signal: i32) -> Result<bool> {
+    let mut stop_seen = false;
+    loop {
+        match next(tid)? {
+            WaitStatus::Signal(s) if s == signal && sent_by_itself(tid, pid) => return Ok(stop_seen),
+            WaitStatus::Signal(s) if is_fault(s) => {
+                return Err(Error::Died { tid, how: format!("signal {s} in the trampoline") });
+            }
+            WaitStatus::Signal(s) => {
+                stop_seen |= s == libc::SIGSTOP;
+                go(tid, 0)?;
+            }
+            _ => go(tid, 0)?,
+        }
+    }
+}
+
+fn is_fault(signal: i32) -> bool {
+    matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS | libc::SIGTRAP)
+}
+
+/// The trampoline's own announcement comes by `tgkill`.
+fn sent_by_itself(tid: i32, _pid: i32) -> bool {
+    ptrace::getsiginfo(tid).is_ok_and(|info| info.si_code == libc::SI_TKILL)
+}
+
+/// Waits for a thread that a hand has just created, which stops by itself
+/// because its creator is held.
+pub fn wait_newborn(tid: i32) -> Result<()> {
+    loop {
+        match next(tid)? {
+            WaitStatus::EventStop(_) => return Ok(()),
+            _ => go(tid, 0)?,
+        }
+    }
+}
