@@ -3,10 +3,8 @@
 
 use crate::arch::{self, Gadgets};
 use crate::hand::Doorway;
-use crate::{Error, Result};
-use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_kernel::sys::ptrace;
-use cryonaut_kernel::sys::vm::process_vm_read;
+use crate::{Error, Result, memory, trace};
+use cryonaut_kernel::proc::maps::{Perms, Vma};
 use std::collections::HashMap;
 
 /// What was found in a file's text once serves every process that maps it.
@@ -33,8 +31,8 @@ pub fn find_doorway(seen: &mut DoorMaps, pid: i32, maps: &[Vma], sp: u64, xstate
 fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Gadgets>> {
     let (mut call, mut ret) = (None, None);
     // The C library comes late in the address space and has both.
-    for vma in maps.iter().rev().filter(|v| v.executable() && v.end < 1 << 47) {
-        let key = (vma.dev_major as u64 * 4096 + vma.dev_minor as u64, vma.inode, vma.offset);
+    for vma in maps.iter().rev().filter(|v| v.perms.contains(Perms::EXEC) && v.end < 1 << 47) {
+        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
         let (c, r) = match seen.found.get(&key) {
             Some(known) if vma.inode != 0 => *known,
             _ => {
@@ -59,7 +57,7 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
     while at < vma.end && (call.is_none() || ret.is_none()) {
         let len = PIECE.min((vma.end - at) as usize);
         // A page that cannot be read (beyond the end of its file) ends the text.
-        if process_vm_read(pid, at, &mut buf[..len]).is_err() {
+        if memory::read(pid, at, &mut buf[..len]).is_err() {
             break;
         }
         let (c, r) = arch::find_gadgets(&buf[..len]);
@@ -74,18 +72,18 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
 /// code, which nothing executes.
 fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
     let none = Error::NoDoor { pid, what: "executable padding" };
-    let vdso = maps.iter().find(|v| v.path_bytes() == b"[vdso]").ok_or(none)?;
+    let vdso = maps.iter().find(|v| v.special() == Some(b"vdso")).ok_or(none)?;
     let spare = arch::spare_gadgets();
     let at = vdso.end - spare.len() as u64;
     let mut there = [0u8; 16];
-    process_vm_read(pid, at, &mut there).map_err(|errno| Error::Memory { pid, at, op: "read", errno })?;
+    memory::read(pid, at, &mut there).map_err(|errno| Error::Memory { pid, at, op: "read", errno })?;
     if there != spare {
         if there != [0; 16] {
             return Err(Error::NoDoor { pid, what: "executable padding" });
         }
         for (i, word) in spare.chunks_exact(8).enumerate() {
             let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
-            ptrace::poke_data(pid, at + 8 * i as u64, value)
+            trace::poke_data(pid, at + 8 * i as u64, value)
                 .map_err(|errno| Error::Memory { pid, at, op: "write", errno })?;
         }
     }
@@ -95,7 +93,7 @@ fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
 /// what lies that far below every live stack pointer has no defined contents.
 fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<u64> {
-    let stack = maps.iter().find(|v| v.path_bytes() == b"[stack]" && v.writable());
+    let stack = maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
     if let Some(v) = stack {
         let live_below = (v.start..v.end).contains(&sp).then_some(sp);
         if v.end - v.start >= need + 4096 && live_below.is_none_or(|sp| sp - v.start > need + 1024) {
@@ -103,7 +101,7 @@ fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<u64> {
         }
     }
     // The stack that the thread is on, below the red zone, as a signal's frame would be.
-    let v = maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.writable());
+    let v = maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
     let at = sp.saturating_sub(128 + need) & !63;
     match v {
         Some(v) if at >= v.start => Ok(at),

@@ -71,8 +71,8 @@ pub enum Error {
         tid: i32,
         /// How long was waited.
         seconds: u64,
-        /// State letter of /proc/PID/stat.
-        state: char,
+        /// State of /proc/PID/stat.
+        state: String,
         /// Kernel function it waits in, if known.
         place: String,
     },

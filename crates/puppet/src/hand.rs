@@ -16,9 +16,7 @@
 use crate::arch::{self, Gadgets, Registers};
 use crate::batch::{Batch, Place};
 use crate::scratch::{self, op, slot};
-use crate::{Error, Result};
-use cryonaut_kernel::sys::ptrace;
-use cryonaut_kernel::sys::vm::{process_vm_read, process_vm_write};
+use crate::{Error, Result, memory, trace};
 
 /// What a stopped thread has to get back when it is let go.
 #[derive(Debug, Clone)]
@@ -34,20 +32,15 @@ pub struct Context {
 impl Context {
     /// Reads the state of a stopped thread.
     pub fn read(tid: i32) -> Result<Self> {
-        let what = |op: &'static str| move |errno| Error::Ptrace { tid, op, errno };
-        Ok(Context {
-            regs: ptrace::getregs(tid).map_err(what("read the registers of"))?,
-            sigmask: ptrace::getsigmask(tid).map_err(what("read the signal mask of"))?,
-            xstate: ptrace::getregset(tid, ptrace::NT_X86_XSTATE).map_err(what("read the extended state of"))?,
-        })
+        Ok(Context { regs: trace::registers(tid)?, sigmask: trace::sigmask(tid)?, xstate: trace::xstate(tid)? })
     }
 
     /// Gives a stopped thread its registers and signal mask back. The mask
     /// first: until the registers are in, the thread is still on a path that
     /// restores everything by itself.
     pub fn write_back(&self, tid: i32) -> Result<()> {
-        ptrace::setsigmask(tid, self.sigmask).map_err(|errno| Error::Ptrace { tid, op: "restore the signal mask of", errno })?;
-        ptrace::setregs(tid, &self.regs).map_err(|errno| Error::Ptrace { tid, op: "restore the registers of", errno })
+        trace::set_sigmask(tid, self.sigmask)?;
+        trace::set_registers(tid, &self.regs)
     }
 }
 
@@ -91,10 +84,6 @@ enum Entry {
     Visited { context: Box<Context>, door: Doorway },
     /// A target that we are building.
     Built,
-}
-
-fn read_regs(tid: i32) -> Result<Registers> {
-    ptrace::getregs(tid).map_err(|errno| Error::Ptrace { tid, op: "read the registers of", errno })
 }
 
 /// Signals that a program which does not handle them does not notice.
@@ -215,12 +204,12 @@ impl Hand {
         if !self.serving {
             let regs = match &self.entry {
                 Entry::Visited { context, .. } => context.regs,
-                Entry::Built => read_regs(self.tid)?,
+                Entry::Built => trace::registers(self.tid)?,
             };
             self.send_in(self.tid, &regs, self.base + scratch::SLOT, self.base + scratch::STACK_TOP - 64)?;
             self.serving = true;
         }
-        self.resume(self.tid)
+        trace::resume(self.tid, 0)
     }
 
     /// Waits for the batch that [`Hand::start`] started.
@@ -259,7 +248,7 @@ impl Hand {
         let place = self.thread_place();
         self.submit(batch, &place, at, request)?;
         self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
-        self.resume(tid)?;
+        trace::resume(tid, 0)?;
         self.wait_announcement(tid)?;
         self.fetch(batch, &place, at)?;
         context.write_back(tid)?;
@@ -307,7 +296,7 @@ impl Hand {
     /// Makes one system call outside the trampoline, through a `syscall; ret`
     /// at `gadget`, and leaves the thread stopped behind it.
     pub fn call_bare(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
-        let base = read_regs(self.tid)?;
+        let base = trace::registers(self.tid)?;
         self.serving = false;
         self.set_regs(&arch::for_call(&base, gadget, self.base + scratch::STACK_TOP - 64, nr as u64, args))?;
         crate::stops::run_one_call(self.tid)
@@ -381,7 +370,7 @@ impl Hand {
     /// [`Context::write_back`].
     fn send_in(&self, tid: i32, base: &Registers, slot_at: u64, stack: u64) -> Result<()> {
         let regs = arch::for_trampoline(base, self.base + scratch::CODE + arch::serve_offset(), slot_at, stack);
-        ptrace::setregs(tid, &regs).map_err(|errno| Error::Ptrace { tid, op: "set the registers of", errno })?;
+        trace::set_registers(tid, &regs)?;
         self.block_all_in(tid)
     }
 
@@ -408,7 +397,7 @@ impl Hand {
     }
 
     fn set_regs(&self, regs: &Registers) -> Result<()> {
-        ptrace::setregs(self.tid, regs).map_err(|errno| Error::Ptrace { tid: self.tid, op: "set the registers of", errno })
+        trace::set_registers(self.tid, regs)
     }
 
     fn block_all(&self) -> Result<()> {
@@ -417,15 +406,11 @@ impl Hand {
 
     fn block_all_in(&self, tid: i32) -> Result<()> {
         let all_but_ours = !(1u64 << (self.signal - 1));
-        ptrace::setsigmask(tid, all_but_ours).map_err(|errno| Error::Ptrace { tid, op: "block the signals of", errno })
-    }
-
-    fn resume(&self, tid: i32) -> Result<()> {
-        ptrace::cont(tid, 0).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })
+        trace::set_sigmask(tid, all_but_ours)
     }
 
     fn wait_announcement(&mut self, tid: i32) -> Result<()> {
-        self.stop_seen |= crate::stops::wait_for_signal(self.pid, tid, self.signal)?;
+        self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
         Ok(())
     }
 
@@ -434,14 +419,14 @@ impl Hand {
         if bytes.is_empty() {
             return Ok(());
         }
-        process_vm_write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+        memory::write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Reads from the target's memory.
     pub fn peek(&self, at: u64, len: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; len];
         if len > 0 {
-            process_vm_read(self.pid, at, &mut out).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })?;
+            memory::read(self.pid, at, &mut out).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })?;
         }
         Ok(out)
     }

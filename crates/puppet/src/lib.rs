@@ -14,10 +14,12 @@ mod batch;
 mod door;
 mod error;
 mod hand;
+pub mod memory;
 pub mod names;
 pub mod scratch;
 pub mod spawn;
 pub mod stops;
+pub mod trace;
 
 pub use batch::{Arg, Batch, Call, Data};
 pub use door::{DoorMaps, find_doorway};

@@ -1,10 +1,10 @@
 //! Stopping threads, and the stops that a held thread reports.
 
-use crate::{Error, Result};
-use cryonaut_kernel::proc;
-use cryonaut_kernel::sys::ptrace::{self, Options};
-use cryonaut_kernel::sys::wait::{Wait, WaitStatus, wait};
-use rustix::io::Errno;
+use crate::{Error, Result, trace};
+use cryonaut_kernel::Errno;
+use cryonaut_kernel::proc::{Task, stat::State};
+use cryonaut_kernel::sys::ptrace::Options;
+use cryonaut_kernel::sys::wait::{PtraceEvent, WaitStatus};
 use std::time::{Duration, Instant};
 
 /// How a thread came to be held.
@@ -29,13 +29,13 @@ pub const BUILD: Options =
 /// Attaches to a thread and asks it to stop; [`wait_stopped`] waits for that.
 /// `Ok(false)` if the thread is gone or a zombie.
 pub fn seize(tid: i32, options: Options) -> Result<bool> {
-    match ptrace::seize(tid, options) {
+    match trace::seize(tid, options) {
         Ok(()) => {}
         Err(Errno::SRCH) => return Ok(false),
         Err(Errno::PERM) if is_dead(tid) => return Ok(false),
         Err(errno) => return Err(Error::Ptrace { tid, op: "attach to", errno }),
     }
-    match ptrace::interrupt(tid) {
+    match trace::interrupt(tid) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH) => Ok(false),
         Err(errno) => Err(Error::Ptrace { tid, op: "interrupt", errno }),
@@ -43,7 +43,8 @@ pub fn seize(tid: i32, options: Options) -> Result<bool> {
 }
 
 fn is_dead(tid: i32) -> bool {
-    proc::stat(tid).is_none_or(|s| matches!(s.state, 'Z' | 'X'))
+    let stat = trace::id(tid).ok().and_then(|t| Task::open(t).ok()?.stat().ok());
+    stat.is_none_or(|s| matches!(s.state, State::Zombie | State::Dead))
 }
 
 /// Waits until a thread that was asked to stop does. A signal that arrives
@@ -57,11 +58,11 @@ pub fn wait_stopped(tid: i32, limit: Duration) -> Result<Option<Stopped>> {
             None => return Ok(None),
         };
         match status {
-            WaitStatus::EventStop(signal) if signal == libc::SIGTRAP => return Ok(Some(Stopped::Interrupted)),
-            WaitStatus::EventStop(signal) => return Ok(Some(Stopped::ByJobControl(signal))),
-            WaitStatus::Signal(signal) => go(tid, signal)?,
-            WaitStatus::Syscall | WaitStatus::Event(_) => go(tid, 0)?,
-            WaitStatus::Exited(_) | WaitStatus::Killed(_) => return Ok(None),
+            WaitStatus::Event(PtraceEvent::Stop) => return Ok(Some(Stopped::Interrupted)),
+            WaitStatus::GroupStop(signal) => return Ok(Some(Stopped::ByJobControl(signal))),
+            WaitStatus::SignalStop(signal) => trace::resume(tid, signal)?,
+            WaitStatus::SyscallStop | WaitStatus::Event(_) | WaitStatus::Continued => trace::resume(tid, 0)?,
+            WaitStatus::Exited(_) | WaitStatus::Killed { .. } => return Ok(None),
         }
     }
 }
@@ -70,7 +71,7 @@ fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>>
     let mut nap = Duration::from_micros(20);
     let mut spins = 0;
     loop {
-        match wait(tid, Wait::NoHang) {
+        match trace::try_wait(tid) {
             Ok(Some(s)) => return Ok(Some(s)),
             Ok(None) => {}
             Err(Errno::CHILD) => return Ok(None),
@@ -82,26 +83,26 @@ fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>>
             continue;
         }
         if begun.elapsed() > limit {
-            let state = proc::stat(tid).map_or('?', |s| s.state);
-            return Err(Error::WontStop { tid, seconds: limit.as_secs(), state, place: proc::wchan(tid) });
+            return Err(wont_stop(tid, limit));
         }
         std::thread::sleep(nap);
         nap = (nap * 2).min(Duration::from_millis(2));
     }
 }
 
-fn go(tid: i32, signal: i32) -> Result<()> {
-    ptrace::cont(tid, signal).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })
+fn wont_stop(tid: i32, limit: Duration) -> Error {
+    let task = trace::id(tid).ok().and_then(|t| Task::open(t).ok());
+    let state = task.as_ref().and_then(|t| t.stat().ok()).map_or_else(|| "unknown".into(), |s| format!("{:?}", s.state));
+    let place = task.and_then(|t| t.read("wchan").ok()).map_or_else(String::new, |w| String::from_utf8_lossy(&w).into());
+    Error::WontStop { tid, seconds: limit.as_secs(), state, place }
 }
 
 /// Waits for the next status of a held thread.
 fn next(tid: i32) -> Result<WaitStatus> {
-    match wait(tid, Wait::Block) {
-        Ok(Some(WaitStatus::Exited(code))) => Err(Error::Died { tid, how: format!("exit status {code}") }),
-        Ok(Some(WaitStatus::Killed(signal))) => Err(Error::Died { tid, how: format!("signal {signal}") }),
-        Ok(Some(status)) => Ok(status),
-        Ok(None) => Err(Error::Died { tid, how: "unknown".into() }),
-        Err(errno) => Err(Error::Ptrace { tid, op: "wait for", errno }),
+    match trace::wait(tid)? {
+        WaitStatus::Exited(code) => Err(Error::Died { tid, how: format!("exit status {code}") }),
+        WaitStatus::Killed { signal, .. } => Err(Error::Died { tid, how: format!("signal {signal}") }),
+        status => Ok(status),
     }
 }
 
@@ -110,30 +111,29 @@ fn next(tid: i32) -> Result<WaitStatus> {
 pub fn run_one_call(tid: i32) -> Result<i64> {
     let mut seen = 0;
     while seen < 2 {
-        ptrace::syscall(tid, 0).map_err(|errno| Error::Ptrace { tid, op: "resume", errno })?;
-        if next(tid)? == WaitStatus::Syscall {
+        trace::resume_to_syscall(tid)?;
+        if next(tid)? == WaitStatus::SyscallStop {
             seen += 1;
         }
     }
-    let regs = ptrace::getregs(tid).map_err(|errno| Error::Ptrace { tid, op: "read the registers of", errno })?;
-    Ok(crate::arch::result(&regs))
+    Ok(crate::arch::result(&trace::registers(tid)?))
 }
 
 /// Waits until the thread sends itself `signal`, and cancels that signal.
 /// `true` if a stop signal from elsewhere was held back meanwhile.
-pub fn wait_for_signal(pid: i32, tid: i32, signal: i32) -> Result<bool> {
+pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {
     let mut stop_seen = false;
     loop {
         match next(tid)? {
-            WaitStatus::Signal(s) if s == signal && sent_by_itself(tid, pid) => return Ok(stop_seen),
-            WaitStatus::Signal(s) if is_fault(s) => {
+            WaitStatus::SignalStop(s) if s == signal && sent_by_itself(tid) => return Ok(stop_seen),
+            WaitStatus::SignalStop(s) if is_fault(s) => {
                 return Err(Error::Died { tid, how: format!("signal {s} in the trampoline") });
             }
-            WaitStatus::Signal(s) => {
+            WaitStatus::SignalStop(s) => {
                 stop_seen |= s == libc::SIGSTOP;
-                go(tid, 0)?;
+                trace::resume(tid, 0)?;
             }
-            _ => go(tid, 0)?,
+            _ => trace::resume(tid, 0)?,
         }
     }
 }
@@ -143,8 +143,8 @@ fn is_fault(signal: i32) -> bool {
 }
 
 /// The trampoline's own announcement comes by `tgkill`.
-fn sent_by_itself(tid: i32, _pid: i32) -> bool {
-    ptrace::getsiginfo(tid).is_ok_and(|info| info.si_code == libc::SI_TKILL)
+fn sent_by_itself(tid: i32) -> bool {
+    trace::signal_code(tid) == Some(libc::SI_TKILL)
 }
 
 /// Waits for a thread that a hand has just created, which stops by itself
@@ -152,8 +152,8 @@ fn sent_by_itself(tid: i32, _pid: i32) -> bool {
 pub fn wait_newborn(tid: i32) -> Result<()> {
     loop {
         match next(tid)? {
-            WaitStatus::EventStop(_) => return Ok(()),
-            _ => go(tid, 0)?,
+            WaitStatus::Event(PtraceEvent::Stop) | WaitStatus::GroupStop(_) => return Ok(()),
+            _ => trace::resume(tid, 0)?,
         }
     }
 }
