@@ -157,3 +157,14 @@ pub fn wait_newborn(tid: i32) -> Result<()> {
         }
     }
 }
+
+/// Takes the end of a killed thread from the kernel, so that no zombie of ours
+/// holds its id.
+pub fn reap(tid: i32) {
+    while let Ok(status) = trace::wait(tid) {
+        if status.is_end() {
+            return;
+        }
+        let _ = trace::resume(tid, 0);
+    }
+}

@@ -1,0 +1,122 @@
+//! x86_64: registers and the XSAVE area, to and from the core record.
+
+mod xsave;
+
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{ThreadInfoX86, UserDescT, UserX86RegsEntry, UserX86RegsMode, core_entry};
+use cryonaut_puppet::Context;
+use cryonaut_puppet::arch::Registers;
+
+/// The architecture's tag in a core record.
+pub const MARCH: core_entry::March = core_entry::March::X8664;
+
+/// Entries of the GDT that a thread may fill by `set_thread_area`; 64-bit
+/// programs do not.
+const TLS_ENTRIES: std::ops::RangeInclusive<u32> = 12..=14;
+
+const EINTR: i64 = -4;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// The thread's registers and extended state as its record has them.
+pub fn thread_info(tid: i32, context: &Context, tid_address: u64) -> Result<ThreadInfoX86> {
+    if !cryonaut_puppet::arch::is_native(&context.regs) {
+        return Err(Error::unsupported(Object::Thread(tid), "it runs 32-bit code", "run the program's 64-bit build"));
+    }
+    Ok(ThreadInfoX86 {
+        clear_tid_addr: tid_address,
+        gpregs: general_record(&context.regs),
+        fpregs: xsave::record(tid, &context.xstate)?,
+        tls: TLS_ENTRIES
+            .map(|entry_number| UserDescT {
+                entry_number,
+                read_exec_only: true,
+                seg_not_present: true,
+                ..UserDescT::default()
+            })
+            .collect(),
+    })
+}
+
+fn general_record(r: &Registers) -> UserX86RegsEntry {
+    UserX86RegsEntry {
+        r15: r.r15,
+        r14: r.r14,
+        r13: r.r13,
+        r12: r.r12,
+        bp: r.rbp,
+        bx: r.rbx,
+        r11: r.r11,
+        r10: r.r10,
+        r9: r.r9,
+        r8: r.r8,
+        ax: r.rax,
+        cx: r.rcx,
+        dx: r.rdx,
+        si: r.rsi,
+        di: r.rdi,
+        orig_ax: r.orig_rax,
+        ip: r.rip,
+        cs: r.cs,
+        flags: r.eflags,
+        sp: r.rsp,
+        ss: r.ss,
+        fs_base: r.fs_base,
+        gs_base: r.gs_base,
+        ds: r.ds,
+        es: r.es,
+        fs: r.fs,
+        gs: r.gs,
+        mode: Some(UserX86RegsMode::Native as i32),
+    }
+}
+
+/// What the record is to say of a call that only the kernel's restart block
+/// could continue, for a reader that knows nothing better: it was interrupted.
+pub fn without_restart_block(info: &mut ThreadInfoX86) {
+    if info.gpregs.ax as i64 == ERESTART_RESTARTBLOCK {
+        info.gpregs.ax = EINTR as u64;
+    }
+}
+
+/// The general registers of a record.
+pub fn registers(tid: i32, info: &ThreadInfoX86) -> Result<Registers> {
+    let g = &info.gpregs;
+    if g.mode() != UserX86RegsMode::Native || g.cs != 0x33 {
+        return Err(Error::unsupported(Object::Thread(tid), "it ran 32-bit code", ""));
+    }
+    Ok(Registers {
+        r15: g.r15,
+        r14: g.r14,
+        r13: g.r13,
+        r12: g.r12,
+        rbp: g.bp,
+        rbx: g.bx,
+        r11: g.r11,
+        r10: g.r10,
+        r9: g.r9,
+        r8: g.r8,
+        rax: g.ax,
+        rcx: g.cx,
+        rdx: g.dx,
+        rsi: g.si,
+        rdi: g.di,
+        orig_rax: g.orig_ax,
+        rip: g.ip,
+        cs: g.cs,
+        eflags: g.flags,
+        rsp: g.sp,
+        ss: g.ss,
+        fs_base: g.fs_base,
+        gs_base: g.gs_base,
+        ds: g.ds,
+        es: g.es,
+        fs: g.fs,
+        gs: g.gs,
+    })
+}
+
+/// The extended state of a record, on top of `current`, which gives the
+/// layout (and the software bytes) of this machine.
+pub fn extended_state(tid: i32, info: &ThreadInfoX86, current: &[u8]) -> Result<Vec<u8>> {
+    xsave::area(tid, &info.fpregs, current)
+}

@@ -1,0 +1,312 @@
+//! Freezing a process tree, and letting it go.
+//!
+//! A process is frozen thread by thread with ptrace; new threads and children
+//! that appear meanwhile are found by looking again until nothing new is
+//! there. [`Frozen`] lets everything go when it is dropped, whatever happened
+//! in between.
+
+use crate::{Error, Object, Result};
+use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State, status::Status};
+use cryonaut_kernel::sys::signal::tgkill;
+use cryonaut_kernel::{Errno, Pid};
+use cryonaut_puppet::stops::{self, Stopped};
+use cryonaut_puppet::{Context, DoorMaps, Hand, find_doorway, scratch, trace};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Kernel pid from the number that records use.
+pub fn pid_of(number: i32) -> Result<Pid> {
+    Pid::from_raw(number)
+        .filter(|_| number > 0)
+        .ok_or_else(|| Error::kernel(Object::Process(number), "find it", Errno::SRCH))
+}
+
+/// A frozen thread.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its id.
+    pub tid: i32,
+    /// How it was found.
+    pub stopped: Stopped,
+    /// Its registers, signal mask and extended state.
+    pub context: Context,
+}
+
+/// A frozen process, or a zombie, which needs no freezing.
+#[derive(Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Its parent, as seen when it was frozen.
+    pub ppid: i32,
+    /// Its directory in /proc.
+    pub task: Task,
+    /// `/proc/PID/stat` after the freeze.
+    pub stat: Stat,
+    /// `/proc/PID/status` after the freeze.
+    pub status: Status,
+    /// Its threads, the leader first if it lives. Empty for a zombie.
+    pub threads: Vec<Thread>,
+    /// Its mappings. Empty for a zombie.
+    pub maps: Vec<Vma>,
+    /// The hand, once entered.
+    pub hand: Option<Hand>,
+}
+
+impl Process {
+    /// Whether it has ended and waits for its parent to ask.
+    #[must_use]
+    pub fn is_zombie(&self) -> bool {
+        self.threads.is_empty()
+    }
+
+    /// The signal by which job control had stopped it, if any.
+    #[must_use]
+    pub fn job_stop(&self) -> Option<i32> {
+        self.threads.iter().find_map(|t| match t.stopped {
+            Stopped::ByJobControl(signal) => Some(signal),
+            Stopped::Interrupted => None,
+        })
+    }
+
+    /// The hand; an error if the process is a zombie.
+    pub fn hand(&mut self) -> Result<&mut Hand> {
+        let pid = self.pid;
+        self.hand.as_mut().ok_or_else(|| Error::kernel(Object::Process(pid), "enter it", Errno::SRCH))
+    }
+}
+
+/// A frozen tree, root first, parents before children.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The processes.
+    pub processes: Vec<Process>,
+    seized: Vec<(i32, i32)>,
+    doors: DoorMaps,
+}
+
+impl Frozen {
+    /// Freezes `root` and everything below it. Waits at most `limit` for each
+    /// thread.
+    pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
+        let mut frozen = Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default() };
+        frozen.take(root, 0, limit)?;
+        let mut at = 0;
+        // Until a whole pass over the tree finds no child that is not held.
+        loop {
+            let before = frozen.processes.len();
+            while at < frozen.processes.len() {
+                frozen.take_children(at, limit)?;
+                at += 1;
+            }
+            if frozen.processes.len() == before {
+                break;
+            }
+            at = 0;
+        }
+        for process in &mut frozen.processes {
+            process.survey()?;
+        }
+        frozen.processes.sort_by_key(|p| p.pid);
+        frozen.order();
+        Ok(frozen)
+    }
+
+    fn take_children(&mut self, index: usize, limit: Duration) -> Result<()> {
+        let process = &self.processes[index];
+        let parent = process.pid;
+        let mut children = Vec::new();
+        for tid in process.task.tids().unwrap_or_default() {
+            children.extend(process.task.children(tid).unwrap_or_default());
+        }
+        for child in children {
+            let child = child.as_raw_nonzero().get();
+            if !self.processes.iter().any(|p| p.pid == child) {
+                self.take(child, parent, limit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds all threads of one process.
+    fn take(&mut self, pid: i32, ppid: i32, limit: Duration) -> Result<()> {
+        let gone = |e: Errno| Error::Kernel {
+            object: Object::Process(pid),
+            action: "find it".into(),
+            errno: e,
+            remedy: "it may have ended; look it up again",
+        };
+        let task = Task::open(pid_of(pid)?).map_err(|e| gone(e.errno().unwrap_or(Errno::SRCH)))?;
+        let stat = task.stat()?;
+        let status = task.status()?;
+        if status.tracer_pid != 0 {
+            return Err(Error::unsupported(
+                Object::Process(pid),
+                format!("process {} is tracing it", status.tracer_pid),
+                "detach the debugger first",
+            ));
+        }
+        if status.kernel_thread {
+            return Err(Error::unsupported(Object::Process(pid), "it is a kernel thread", ""));
+        }
+        let mut threads: Vec<Thread> = Vec::new();
+        // Threads may create threads until all are held.
+        loop {
+            let fresh: Vec<i32> = task
+                .tids()?
+                .into_iter()
+                .map(|t| t.as_raw_nonzero().get())
+                .filter(|t| !threads.iter().any(|known| known.tid == *t))
+                .collect();
+            let mut taken = Vec::new();
+            for tid in fresh {
+                if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
+                    self.seized.push((pid, tid));
+                    taken.push(tid);
+                }
+            }
+            if taken.is_empty() {
+                break;
+            }
+            for tid in taken {
+                if let Some(stopped) = stops::wait_stopped(tid, limit)? {
+                    threads.push(Thread { tid, stopped, context: Context::read(tid)? });
+                } else {
+                    self.seized.retain(|&(_, t)| t != tid);
+                }
+            }
+        }
+        threads.sort_by_key(|t| (t.tid != pid, t.tid));
+        self.processes.push(Process { pid, ppid, task, stat, status, threads, maps: Vec::new(), hand: None });
+        Ok(())
+    }
+
+    /// Root first and parents before children.
+    fn order(&mut self) {
+        let parents: BTreeMap<i32, i32> = self.processes.iter().map(|p| (p.pid, p.ppid)).collect();
+        let depth = |mut pid: i32| {
+            let mut n = 0;
+            while let Some(&up) = parents.get(&pid).filter(|&&up| up != 0 && n < 1 << 16) {
+                pid = up;
+                n += 1;
+            }
+            n
+        };
+        self.processes.sort_by_cached_key(|p| (depth(p.pid), p.pid));
+    }
+
+    /// Makes a hand of every living process.
+    pub fn enter_all(&mut self) -> Result<()> {
+        for process in &mut self.processes {
+            if let Some(thread) = process.threads.first() {
+                let context = thread.context.clone();
+                let door =
+                    find_doorway(&mut self.doors, process.pid, &process.maps, context.regs.rsp, context.xstate.len())?;
+                let base = free_range(&process.maps, scratch::LEN).ok_or_else(|| {
+                    Error::unsupported(Object::Process(process.pid), "its address space is full", "")
+                })?;
+                let caught = process.status.sig_caught;
+                process.hand = Some(Hand::enter(process.pid, thread.tid, context, door, base, caught)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the whole tree go on as it was.
+    pub fn release(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    /// Ends the whole tree.
+    pub fn kill(mut self) -> Result<()> {
+        let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());
+        for process in zombies_last {
+            let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
+        }
+        for &(_, tid) in &self.seized {
+            stops::reap(tid);
+        }
+        self.seized.clear();
+        Ok(())
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        let mut first_error = None;
+        let mut stops_again = Vec::new();
+        for process in &mut self.processes {
+            if let Some(mut hand) = process.hand.take() {
+                if hand.stop_seen() {
+                    stops_again.push((process.pid, hand.tid()));
+                }
+                if let Err(e) = hand.leave() {
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+        for &(_, tid) in &self.seized {
+            if let Err(e) = trace::detach(tid) {
+                first_error.get_or_insert(e);
+            }
+        }
+        self.seized.clear();
+        for (pid, tid) in stops_again {
+            let _ = tgkill(pid_of(pid)?, pid_of(tid)?, libc::SIGSTOP);
+        }
+        first_error.map_or(Ok(()), |e| Err(e.into()))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if let Err(e) = self.let_go() {
+            tracing::warn!("letting the tree go: {e}");
+        }
+    }
+}
+
+impl Process {
+    /// Reads again what could have changed until everything stood still.
+    fn survey(&mut self) -> Result<()> {
+        self.stat = self.task.stat()?;
+        self.status = self.task.status()?;
+        if self.is_zombie() && !matches!(self.stat.state, State::Zombie | State::Dead) {
+            return Err(Error::kernel(Object::Process(self.pid), "hold any of its threads", Errno::SRCH));
+        }
+        if !self.is_zombie() {
+            self.maps = self.task.maps()?;
+        }
+        Ok(())
+    }
+}
+
+/// An address where `len` bytes are free in `maps`, low enough to be clear of
+/// stacks and libraries.
+#[must_use]
+pub fn free_range(maps: &[Vma], len: u64) -> Option<u64> {
+    const LOWEST: u64 = 0x1_0000;
+    const HIGHEST: u64 = 0x7fff_0000_0000;
+    let mut ends: Vec<(u64, u64)> = maps.iter().map(|v| (v.start, v.end)).filter(|v| v.0 < HIGHEST).collect();
+    ends.sort_unstable();
+    // Leave a megabyte around, so that a stack or a heap beside it can grow.
+    const CLEAR: u64 = 1 << 20;
+    let mut low = LOWEST.max(1 << 28);
+    for (start, end) in ends {
+        if start >= low + len + CLEAR {
+            return Some(low);
+        }
+        low = low.max((end + CLEAR).next_multiple_of(4096));
+    }
+    (low + len < HIGHEST).then_some(low)
+}
+
+fn explain_seize(pid: i32, e: cryonaut_puppet::Error) -> Error {
+    match e {
+        cryonaut_puppet::Error::Ptrace { errno: Errno::PERM, .. } => Error::Kernel {
+            object: Object::Process(pid),
+            action: "attach to it".into(),
+            errno: Errno::PERM,
+            remedy: "this needs CAP_SYS_PTRACE over the process",
+        },
+        other => other.into(),
+    }
+}
