@@ -2,8 +2,10 @@
 //!
 //! A library without a user: no terminal, no environment, no configuration.
 
+mod arch;
 mod error;
 pub mod files;
+pub mod freeze;
 mod options;
 
 pub use error::{Error, Object, Result};

@@ -84,6 +84,14 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
+    /// A process could not be created with its pid.
+    #[error("cannot create process {pid}: {errno}{}", birth_hint(*.errno))]
+    Birth {
+        /// The pid asked for.
+        pid: i32,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// A call on our own side failed.
     #[error("cannot {what}: {errno}")]
     Own {
@@ -92,4 +100,12 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
+}
+
+fn birth_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EXIST => " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)",
+        Errno::PERM => " (choosing a pid needs CAP_CHECKPOINT_RESTORE)",
+        _ => "",
+    }
 }

@@ -2,15 +2,22 @@
 //! one open file description are found.
 
 use super::KINDS;
+use crate::freeze::pid_of;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
-use cryonaut_kernel::sys::{fcntl, kcmp};
+use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
+use cryonaut_kernel::sys::kcmp;
 use rustix::fs::Stat;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `pid_type` of an owner record: the kernel's `enum pid_type`.
+pub(super) const PIDTYPE_PID: u32 = 0;
+pub(super) const PIDTYPE_TGID: u32 = 1;
+pub(super) const PIDTYPE_PGID: u32 = 2;
 
 /// An open file of a frozen process.
 #[derive(Debug)]
@@ -71,7 +78,11 @@ impl OpenFile<'_> {
             let (uid, euid) = fcntl::getowner_uids(self.file).map_err(failed)?;
             entry.uid = uid;
             entry.euid = euid;
-            entry.pid_type = owner.kind.to_pid_type();
+            entry.pid_type = match owner.kind {
+                OwnerKind::Thread => PIDTYPE_PID,
+                OwnerKind::Process => PIDTYPE_TGID,
+                OwnerKind::Group => PIDTYPE_PGID,
+            };
             entry.pid = owner.pid as u32;
         }
         Ok(entry)
@@ -137,9 +148,9 @@ impl<'a> Collect<'a> {
     /// or in another process (`kcmp`).
     fn find_seen(&self, open: &OpenFile<'_>) -> Result<Option<(u32, FdTypes)>> {
         for seen in self.seen.get(&Self::key(open)).into_iter().flatten() {
-            let same = kcmp::same_file(seen.pid, seen.fd, open.pid, open.fd)
+            let order = kcmp::file(pid_of(seen.pid)?, seen.fd, pid_of(open.pid)?, open.fd)
                 .map_err(|e| Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e))?;
-            if same {
+            if order.is_eq() {
                 return Ok(Some((seen.id, seen.fd_type)));
             }
         }
@@ -156,7 +167,7 @@ impl<'a> Collect<'a> {
         };
         let id = self.new_id();
         let entry = kind.collect(self, open, id)?;
-        self.images.append(ImageKind::Files, 0, &entry, None)?;
+        self.images.append(ImageKind::Files, None, &entry, None)?;
         let fd_type = kind.fd_type();
         self.seen.entry(Self::key(open)).or_default().push(Seen { pid: open.pid, fd: open.fd, id, fd_type });
         Ok((id, fd_type))
