@@ -41,6 +41,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 .collect();
             shape(&mut shapes, module, message.name(), fields)?;
         }
+        let names: Vec<String> = set
+            .file
+            .iter()
+            .flat_map(|file| &file.message_type)
+            .map(|message| format!("&{}", shape_name(message.name())))
+            .collect();
+        writeln!(
+            shapes,
+            "#[cfg(test)]\npub(super) static ALL: &[&Shape] = &[{}];",
+            names.join(", ")
+        )?;
         std::fs::write(out.join(format!("{package}_shapes.rs")), shapes)?;
 
         prost_build::Config::new().compile_fds(set)?;
@@ -69,6 +80,10 @@ fn shape(
     let shape = shape_name(message);
     writeln!(out, "static {shape}: Shape = Shape {{")?;
     writeln!(out, "    name: \"{message}\", size: size_of::<{rust}>(),")?;
+    writeln!(
+        out,
+        "    recode: |bytes| <{rust} as prost::Message>::decode(bytes).map(|m| m.encode_to_vec()),"
+    )?;
     writeln!(out, "    fields: &[")?;
     let mut bit = 0;
     for field in fields {

@@ -159,7 +159,7 @@ impl EntryReader {
     /// # Errors
     /// [`Error::Corrupt`] if there is no such message, [`Error::Io`], and
     /// [`Error::Misuse`] if files of this kind hold no such message.
-    pub fn next<M: Record>(&mut self) -> Result<Option<M>> {
+    pub fn next_record<M: Record>(&mut self) -> Result<Option<M>> {
         let Some((bytes, start)) = self.message(M::SHAPE)? else {
             return Ok(None);
         };
@@ -171,12 +171,12 @@ impl EntryReader {
     /// Reads a message that must be there.
     ///
     /// # Errors
-    /// As for [`EntryReader::next`]; the file's end is [`Error::Corrupt`].
+    /// As for [`EntryReader::next_record`]; the file's end is [`Error::Corrupt`].
     pub fn require<M: Record>(&mut self) -> Result<M> {
-        match self.next()? {
+        match self.next_record()? {
             Some(message) => Ok(message),
             None => {
-                let expected = format!("a {}", M::SHAPE.name());
+                let expected = format!("one {}", M::SHAPE.name());
                 Err(Error::corrupt(
                     &self.path,
                     self.pos,
@@ -206,7 +206,7 @@ impl EntryReader {
                 return None;
             }
             let at = self.position();
-            let item = self.next().transpose()?.map(|message| (message, at));
+            let item = self.next_record().transpose()?.map(|message| (message, at));
             failed = item.is_err();
             Some(item)
         })
@@ -266,9 +266,9 @@ impl EntryReader {
     /// Reads the next message and the data that belong to it; `None` at the end.
     ///
     /// # Errors
-    /// As for [`EntryReader::next`] and [`EntryReader::data`].
+    /// As for [`EntryReader::next_record`] and [`EntryReader::data`].
     pub fn next_tailed<M: Tailed>(&mut self) -> Result<Option<(M, Vec<u8>)>> {
-        let Some(message) = self.next::<M>()? else {
+        let Some(message) = self.next_record::<M>()? else {
             return Ok(None);
         };
         let data = self.data(message.tail_len())?;
@@ -278,7 +278,7 @@ impl EntryReader {
 
     /// Like [`EntryReader::next_tailed`], but steps over the data; false at the end.
     pub(crate) fn check_tailed<M: Tailed>(&mut self) -> Result<bool> {
-        let Some(message) = self.next::<M>()? else {
+        let Some(message) = self.next_record::<M>()? else {
             return Ok(false);
         };
         self.skip(message.tail_len())?;

@@ -216,7 +216,7 @@ impl ImageDir {
         id: impl Into<Option<u64>>,
     ) -> Result<Vec<M>> {
         match self.entries_optional(kind, id)? {
-            Some(reader) => collect(reader, EntryReader::next::<M>),
+            Some(reader) => collect(reader, EntryReader::next_record::<M>),
             None => Ok(vec![]),
         }
     }
@@ -230,7 +230,7 @@ impl ImageDir {
         kind: ImageKind,
         id: impl Into<Option<u64>>,
     ) -> Result<Vec<M>> {
-        collect(self.entries(kind, id)?, EntryReader::next::<M>)
+        collect(self.entries(kind, id)?, EntryReader::next_record::<M>)
     }
 
     /// Reads all messages of a file with the data behind each; none if there is

@@ -100,7 +100,9 @@ impl Pagemap {
         let mut offset = 0;
         loop {
             let at = reader.position();
-            let Some(entry) = reader.next()? else { break };
+            let Some(entry) = reader.next_record()? else {
+                break;
+            };
             let floor = runs.last().map_or(0, Run::end);
             let run = run(&reader, at, &entry, floor, offset)?;
             if run.offset.is_some() {
@@ -189,7 +191,7 @@ fn run(
     };
     let flags = PageFlags(bits);
 
-    if vaddr % PAGE_SIZE != 0 {
+    if !vaddr.is_multiple_of(PAGE_SIZE) {
         return Err(reader.corrupt(at, "the address of a page", format!("{vaddr:#x}")));
     }
     if vaddr < floor {
@@ -260,7 +262,7 @@ impl PagemapWriter {
             .checked_mul(PAGE_SIZE)
             .and_then(|len| vaddr.checked_add(len));
         let fits = pages > 0 && end.is_some_and(|end| end <= ADDRESS_END);
-        if vaddr % PAGE_SIZE != 0 || vaddr < floor || !fits {
+        if !vaddr.is_multiple_of(PAGE_SIZE) || vaddr < floor || !fits {
             let reason = format!("{pages} pages at {vaddr:#x} cannot follow {floor:#x}");
             return Err(Error::misuse(&self.path, reason));
         }

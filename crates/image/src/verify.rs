@@ -93,7 +93,7 @@ fn check_next(reader: &mut EntryReader, kind: ImageKind, first: bool) -> Result<
         ImageKind::IpcnsSem => reader.check_tailed::<IpcSemEntry>(),
         ImageKind::IpcnsShm => reader.check_tailed::<IpcShmEntry>(),
         ImageKind::IpcnsMsg => {
-            let Some(queue) = reader.next::<IpcMsgEntry>()? else {
+            let Some(queue) = reader.next_record::<IpcMsgEntry>()? else {
                 return Ok(false);
             };
             for _ in 0..queue.qnum {

@@ -313,14 +313,14 @@ fn statistics_go_both_ways() {
         pages_written: 5,
         ..Default::default()
     };
-    stats::write_dump_stats(dir.path(), dump.clone()).unwrap();
-    stats::write_dump_stats(dir.path(), dump.clone()).unwrap();
+    stats::write_dump_stats(dir.path(), dump).unwrap();
+    stats::write_dump_stats(dir.path(), dump).unwrap();
     assert_eq!(stats::read_dump_stats(dir.path()).unwrap(), dump);
     let restore = RestoreStatsEntry {
         restore_time: 7,
         ..Default::default()
     };
-    stats::write_restore_stats(dir.path(), restore.clone()).unwrap();
+    stats::write_restore_stats(dir.path(), restore).unwrap();
     assert_eq!(stats::read_restore_stats(dir.path()).unwrap(), restore);
     assert_eq!(names(dir.path()), ["stats-dump", "stats-restore"]);
 }
