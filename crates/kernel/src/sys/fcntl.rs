@@ -1,7 +1,10 @@
-//! fcntl(2) requests about who gets a file's signals.
+//! fcntl(2) requests about who gets a file's signals, leases, and byte-range locks of both kinds.
+//!
+//! Flags, seals, pipe sizes and flock are in rustix.
 
 use super::check;
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Whom `F_SETOWN_EX` names (the kernel's `F_OWNER_*`).
@@ -33,6 +36,8 @@ const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
 const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
+const F_OFD_GETLK: i32 = 36;
+const F_OFD_SETLK: i32 = 37;
 
 /// `F_GETOWN_EX`. EBADF for an O_PATH descriptor.
 pub fn getown_ex(file: impl AsFd) -> Result<Owner, Errno> {
@@ -79,6 +84,81 @@ pub fn setsig(file: impl AsFd, signal: i32) -> Result<(), Errno> {
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_SETSIG, signal) }).map(drop)
 }
 
+/// The lease through this description: `F_RDLCK`, `F_WRLCK` or `F_UNLCK`. While one is being broken, what it must
+/// become.
+pub fn get_lease(fd: impl AsFd) -> Result<i32, Errno> {
+    // SAFETY: F_GETLEASE takes no argument.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETLEASE) })
+}
+
+/// Takes, changes or (`F_UNLCK`) gives back a lease. Also makes the caller the file's owner.
+pub fn set_lease(fd: impl AsFd, kind: i32) -> Result<(), Errno> {
+    // SAFETY: F_SETLEASE takes an integer.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+}
+
+/// Who owns a byte-range lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockOwner {
+    /// The calling process; gone with its first close of the file.
+    Process,
+    /// The open file description.
+    Description,
+}
+
+/// A byte-range lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeLock {
+    /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
+    pub kind: i32,
+    /// First byte.
+    pub start: i64,
+    /// Bytes; 0 to the end of the file, however it grows.
+    pub len: i64,
+}
+
+fn raw_lock(lock: &RangeLock) -> libc::flock {
+    libc::flock {
+        l_type: lock.kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: lock.start,
+        l_len: lock.len,
+        l_pid: 0,
+    }
+}
+
+/// Takes or gives back a lock without waiting; EAGAIN or EACCES when another has it.
+pub fn set_lock(fd: impl AsFd, owner: LockOwner, lock: &RangeLock) -> Result<(), Errno> {
+    let command = match owner {
+        LockOwner::Process => libc::F_SETLK,
+        LockOwner::Description => F_OFD_SETLK,
+    };
+    let raw = raw_lock(lock);
+    // SAFETY: both commands read one struct flock from `raw`.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, &raw const raw) }).map(drop)
+}
+
+/// A lock that would keep `lock` from being taken, and its owner (`None` for a description's or an unseen process').
+pub fn find_conflict(
+    fd: impl AsFd,
+    owner: LockOwner,
+    lock: &RangeLock,
+) -> Result<Option<(RangeLock, Option<Pid>)>, Errno> {
+    let command = match owner {
+        LockOwner::Process => libc::F_GETLK,
+        LockOwner::Description => F_OFD_GETLK,
+    };
+    let mut raw = raw_lock(lock);
+    // SAFETY: both commands read and write one struct flock at `raw`.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, &raw mut raw) })?;
+    let kind = i32::from(raw.l_type);
+    if kind == libc::F_UNLCK {
+        return Ok(None);
+    }
+    let holder = (raw.l_pid > 0).then(|| Pid::from_raw(raw.l_pid)).flatten();
+    Ok(Some((RangeLock { kind, start: raw.l_start, len: raw.l_len }, holder)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +173,34 @@ mod tests {
         assert_eq!(getown_ex(&reader).unwrap(), owner);
         assert_eq!(getsig(&reader).unwrap(), libc::SIGUSR1);
         assert_eq!(getowner_uids(&reader).unwrap().0, rustix::process::getuid().as_raw());
+        for (kind, pid) in [(OwnerKind::Thread, rustix::thread::gettid()), (OwnerKind::Group, rustix::process::getpgrp())] {
+            let owner = Owner { kind, pid: pid.as_raw_nonzero().get() };
+            setown_ex(&reader, owner).unwrap();
+            assert_eq!(getown_ex(&reader).unwrap(), owner);
+        }
+    }
+
+    #[test]
+    fn leases() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(get_lease(&file), Ok(libc::F_UNLCK));
+        set_lease(&file, libc::F_WRLCK).unwrap();
+        assert_eq!(get_lease(&file), Ok(libc::F_WRLCK));
+        set_lease(&file, libc::F_UNLCK).unwrap();
+    }
+
+    #[test]
+    fn range_locks_of_descriptions_conflict() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let other = file.reopen().unwrap();
+        let lock = RangeLock { kind: libc::F_WRLCK, start: 5, len: 10 };
+        set_lock(&file, LockOwner::Description, &lock).unwrap();
+        let whole = RangeLock { kind: libc::F_RDLCK, start: 0, len: 0 };
+        assert_eq!(find_conflict(&other, LockOwner::Description, &whole), Ok(Some((lock, None))));
+        assert_eq!(find_conflict(&other, LockOwner::Process, &whole), Ok(Some((lock, None))));
+        assert_eq!(set_lock(&other, LockOwner::Description, &whole), Err(Errno::AGAIN));
+        let before = RangeLock { len: 5, ..whole };
+        assert_eq!(set_lock(&other, LockOwner::Process, &before), Ok(()));
+        assert_eq!(find_conflict(&file, LockOwner::Description, &before), Ok(None));
     }
 }

@@ -4,14 +4,18 @@
 //! caller knows. Nothing here retries, logs or allocates more than the answer needs. Calls that rustix has
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
+pub mod fanotify;
 pub mod fcntl;
 pub mod handle;
 pub mod kcmp;
 pub mod mem;
+pub mod pidfd;
 pub mod process;
 pub mod ptrace;
 pub mod sched;
 pub mod signal;
+pub mod timerfd;
+pub mod tty;
 pub mod wait;
 
 use rustix::io::Errno;

@@ -1,0 +1,77 @@
+//! PIDFD_GET_INFO (Linux 6.13): what a pidfd knows without /proc, and of a reaped process too (6.15).
+
+use std::os::fd::AsFd;
+
+use bitflags::bitflags;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+
+bitflags! {
+    /// `PIDFD_INFO_*`: which fields hold something.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Fields: u64 {
+        /// Always told.
+        const PID = 1;
+        /// Always told.
+        const CREDS = 2;
+        const CGROUPID = 4;
+        /// Only of a process that was reaped while a pidfd was open. Linux 6.15.
+        const EXIT = 8;
+        /// Linux 6.16.
+        const COREDUMP = 16;
+    }
+}
+
+/// `struct pidfd_info` of linux/pidfd.h, in its first published size.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PidfdInfo {
+    /// What is told; asked for on the way in.
+    pub fields: Fields,
+    /// Inode-like id of the cgroup v2.
+    pub cgroup_id: u64,
+    pub pid: u32,
+    pub tgid: u32,
+    pub ppid: u32,
+    pub ruid: u32,
+    pub rgid: u32,
+    pub euid: u32,
+    pub egid: u32,
+    pub suid: u32,
+    pub sgid: u32,
+    pub fsuid: u32,
+    pub fsgid: u32,
+    /// As wait(2) reports it.
+    pub exit_code: i32,
+}
+
+const PIDFD_GET_INFO: Opcode = opcode::read_write::<PidfdInfo>(0xff, 11);
+const _: () = assert!(size_of::<PidfdInfo>() == 64 && PIDFD_GET_INFO == 0xc040_ff0b);
+
+/// Asks a pidfd. ENOTTY before Linux 6.13; ESRCH for a process that has been reaped, unless `EXIT` is asked for.
+pub fn get_info(pidfd: impl AsFd, wanted: Fields) -> Result<PidfdInfo, Errno> {
+    let mut info = PidfdInfo { fields: wanted, ..PidfdInfo::default() };
+    // SAFETY: PIDFD_GET_INFO reads and writes one pidfd_info of the size that is in its number. Every field is an
+    // integer; unknown bits are valid Fields.
+    unsafe { ioctl(pidfd, Updater::<PIDFD_GET_INFO, PidfdInfo>::new(&mut info)) }?;
+    Ok(info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+
+    #[test]
+    fn tells_own_pids() {
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+        match get_info(&pidfd, Fields::PID | Fields::CREDS) {
+            Ok(info) => {
+                assert_eq!(info.pid, std::process::id());
+                assert_eq!(info.ppid as i32, getppid().unwrap().as_raw_nonzero().get());
+                assert_eq!(info.euid, rustix::process::geteuid().as_raw());
+            }
+            Err(errno) => assert_eq!(errno, Errno::NOTTY),
+        }
+    }
+}
