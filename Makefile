@@ -1,12 +1,48 @@
-# `make test-peer`: every workload dumped by us and restored by CRIU, and the other way round. CRIU names another criu than
-# Debian forky's, which is brought in otherwise.
+# What there is to do here, each in one word. Root and a Rust toolchain are needed; the rest is installed by the targets
+# that need it. PREFIX says where `make install` goes, CRIU names the criu to compare with (otherwise Debian forky's is
+# brought in).
 
+PREFIX ?= /usr/local
 CRIU ?= $(CURDIR)/scripts/peer-criu
+CARGO ?= cargo
+peer = $(if $(filter $(CURDIR)/scripts/peer-criu,$(CRIU)),scripts/peer.sh)
 
+build:
+	$(CARGO) build --release -p cryonaut-cli
+
+# Everything; quiet until something fails.
+test:
+	@scripts/test-deps.sh
+	@scripts/test.sh
+
+# Every workload dumped by us and restored by CRIU, and the other way round.
 test-peer:
-ifeq ($(CRIU),$(CURDIR)/scripts/peer-criu)
-	scripts/peer.sh
-endif
-	CRIU=$(CRIU) cargo test -p cryonaut-cli --test peer
+	$(peer)
+	CRIU=$(CRIU) $(CARGO) test -p cryonaut-cli --test peer
 
-.PHONY: test-peer
+demo: build
+	@scripts/demo.sh target/release/cryonaut
+
+# The table of speeds, ours and the peer's measured in turn.
+bench: build
+	@$(peer)
+	@CRIU=$(CRIU) scripts/bench target/release/cryonaut
+
+# The tests that get better with time: 1,000 kills instead of 50, more random cases.
+soak:
+	@scripts/test-deps.sh
+	CRYONAUT_KILLS=1000 PROPTEST_CASES=5000 scripts/test.sh
+
+# Throws made-up and damaged files at the image reader until told to stop. Needs cargo-fuzz and a nightly toolchain.
+fuzz:
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
+	cd crates/image && $(CARGO) +nightly fuzz run $(or $(TARGET),image)
+
+install: build
+	install -D -m 755 target/release/cryonaut $(DESTDIR)$(PREFIX)/sbin/cryonaut
+
+# Under the name by which container managers find it; a package's own criu stays where it is.
+install-criu: install
+	ln -sf cryonaut $(DESTDIR)$(PREFIX)/sbin/criu
+
+.PHONY: build test test-peer demo bench soak fuzz install install-criu
