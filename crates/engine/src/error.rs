@@ -73,6 +73,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The caller's own action at a moment of the run failed.
+    #[error("{moment}: {problem}")]
+    Caller {
+        /// The moment.
+        moment: crate::Moment,
+        /// What went wrong.
+        problem: String,
+    },
     /// The hands failed.
     #[error(transparent)]
     Puppet(#[from] cryonaut_puppet::Error),

@@ -1,5 +1,6 @@
 //! What a caller may ask of a checkpoint and of a restore.
 
+use crate::{Hook, Progress};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +37,10 @@ pub struct CheckpointOptions {
     pub external: Vec<String>,
     /// Wait until the image is on stable storage.
     pub sync: bool,
+    /// What the caller does at certain moments.
+    pub hook: Hook,
+    /// How far the memory is.
+    pub progress: Progress,
 }
 
 impl Default for CheckpointOptions {
@@ -49,6 +54,8 @@ impl Default for CheckpointOptions {
             timeout: Duration::from_secs(10),
             external: Vec::new(),
             sync: false,
+            hook: Hook::default(),
+            progress: Progress::default(),
         }
     }
 }
@@ -69,4 +76,8 @@ pub struct RestoreOptions {
     pub file_locks: bool,
     /// A directory that is the root of the tree's file system.
     pub root: Option<PathBuf>,
+    /// What the caller does at certain moments.
+    pub hook: Hook,
+    /// How far the memory is.
+    pub progress: Progress,
 }
