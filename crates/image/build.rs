@@ -117,6 +117,7 @@ fn shape_name(message: &str) -> String {
 /// How the field lies on the wire, by its type's number in descriptor.proto.
 fn content(kind: i32, message: Option<String>) -> String {
     match kind {
+        6 => "Content::Fixed64".to_owned(),
         9 => "Content::Text".to_owned(),
         12 => "Content::Bytes".to_owned(),
         TYPE_MESSAGE => format!("Content::Message(&{})", message.expect("has a type name")),

@@ -52,8 +52,11 @@ pub(crate) struct Field {
 }
 
 pub(crate) enum Content {
-    /// Whole numbers, truth values, enums; the format has no fixed-width numbers.
+    /// Whole numbers, truth values, enums.
     Varint,
+    /// The instructions of socket filters; the format has no other numbers of
+    /// a fixed width.
+    Fixed64,
     Text,
     Bytes,
     Message(&'static Shape),
@@ -231,6 +234,7 @@ impl Walk<'_> {
     ) -> Result<(), WireFault> {
         let expected = match field.content {
             Content::Varint => VARINT,
+            Content::Fixed64 => FIXED64,
             Content::Text | Content::Bytes | Content::Message(_) => LENGTH,
         };
         let packed = field.repeated && wire == LENGTH && expected != LENGTH;
@@ -261,7 +265,7 @@ impl Walk<'_> {
                 }
                 self.pos = stop;
             }
-            Content::Varint => {
+            Content::Varint | Content::Fixed64 => {
                 while self.pos < stop {
                     self.charge(at, 8)?;
                     self.scalar(expected, stop)?;

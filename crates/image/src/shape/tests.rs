@@ -113,6 +113,10 @@ impl Maker {
                 // 0 and 1 stay what they are in every type that a number may have.
                 return bytes.push(self.number(2) as u8);
             }
+            Content::Fixed64 => {
+                prost::encoding::encode_varint(u64::from(field.tag) << 3 | FIXED64, bytes);
+                return bytes.extend([0xa5; 8]);
+            }
             Content::Text => "\u{e9}x".repeat(self.number(60) as usize).into_bytes(),
             Content::Bytes => vec![0xff; self.number(200) as usize],
             Content::Message(inner) => self.message(inner, depth + 1),
