@@ -7,6 +7,7 @@ use cryonaut_image::ImageDir;
 use cryonaut_image::records::FileEntry;
 use cryonaut_puppet::{Batch, Hand};
 use rustix::fs::OFlags;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -71,6 +72,21 @@ impl<'a> Build<'a> {
     /// inherited descriptor).
     pub fn put(&mut self, id: u32, file: OwnedFd) {
         self.built.insert(id, file);
+    }
+
+    /// The descriptor of ours that the user named for a key such as
+    /// `pipe:[1234]`, duplicated; `None` if there is none.
+    pub fn inherited(&self, key: &str) -> Result<Option<OwnedFd>> {
+        let Some((number, _)) = self.options.inherit_fds.iter().find(|(_, name)| name == key) else { return Ok(None) };
+        let failed = |e| Error::kernel(Object::Other(key.into()), format!("take descriptor {number} in its place"), e);
+        let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
+        rustix::process::pidfd_getfd(&me, *number, PidfdGetfdFlags::empty()).map(Some).map_err(failed)
+    }
+
+    /// The built files, for keeps. What kinds have kept is closed.
+    #[must_use]
+    pub fn into_built(self) -> HashMap<u32, OwnedFd> {
+        self.built
     }
 
     /// The built files.

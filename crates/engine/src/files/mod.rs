@@ -12,6 +12,10 @@
 
 mod build;
 mod collect;
+mod pipe;
+mod pipe_data;
+#[cfg(test)]
+mod testing;
 
 pub use build::{Build, Settle, apply_status_flags};
 pub use collect::{Collect, OpenFile};
@@ -56,7 +60,9 @@ pub trait FileKind: Sync {
 }
 
 /// Every kind, in the order in which they are asked.
-pub static KINDS: &[&dyn FileKind] = &[];
+pub static KINDS: &[&dyn FileKind] = &[
+    &pipe::Pipe,
+];
 
 /// The kind of a record.
 pub fn kind_of(entry: &FileEntry) -> Option<&'static dyn FileKind> {

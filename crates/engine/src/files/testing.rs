@@ -1,0 +1,74 @@
+//! For the tests of the rooms: carries open files of the test process through
+//! an image and builds them again.
+
+use super::{Build, Collect};
+use crate::{CheckpointOptions, RestoreOptions};
+use cryonaut_image::records::{FileEntry, InventoryEntry};
+use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageDir, ImageKind};
+use cryonaut_kernel::proc::Task;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// Open files on their way through an image.
+pub(in crate::files) struct Carried {
+    _dir: tempfile::TempDir,
+    images: ImageDir,
+    /// Ids of the files, in the order in which they were given.
+    ids: Vec<u32>,
+    /// What was written to files.img, by id.
+    pub records: BTreeMap<u32, FileEntry>,
+    built: HashMap<u32, OwnedFd>,
+}
+
+impl Carried {
+    /// Collects open files of this process into an image.
+    pub fn collect(files: &[&dyn AsFd]) -> Carried {
+        Self::try_collect(files).unwrap()
+    }
+
+    /// Collects open files of this process into an image.
+    pub fn try_collect(files: &[&dyn AsFd]) -> crate::Result<Carried> {
+        let dir = tempfile::tempdir().unwrap();
+        let dump = DumpDir::create(dir.path()).unwrap();
+        let (task, options) = (Task::current().unwrap(), CheckpointOptions::default());
+        let pids = [std::process::id() as i32];
+        let mut cx = Collect::new(&dump, &options, &pids);
+        let mut ids = Vec::new();
+        for file in files {
+            let file = file.as_fd();
+            let twin = file.try_clone_to_owned().unwrap();
+            ids.push(cx.descriptor(&task, pids[0], file.as_raw_fd(), &twin)?.id);
+        }
+        dump.write_one(ImageKind::Inventory, None, &InventoryEntry::default()).unwrap();
+        dump.commit(CommitOptions { durability: Durability::Relaxed, ..CommitOptions::default() }).unwrap();
+        let images = ImageDir::open(dir.path()).unwrap();
+        let records = images.read_all::<FileEntry>(ImageKind::Files, None).unwrap();
+        let records = records.into_iter().map(|record| (record.id, record)).collect();
+        Ok(Carried { _dir: dir, images, ids, records, built: HashMap::new() })
+    }
+
+    /// Builds all of them again.
+    pub fn build(self, options: RestoreOptions) -> Carried {
+        self.try_build(options).unwrap()
+    }
+
+    /// Builds all of them again.
+    pub fn try_build(mut self, options: RestoreOptions) -> crate::Result<Carried> {
+        let mut cx = Build::new(&self.images, &options, &self.records);
+        for &id in &self.ids {
+            cx.file(id)?;
+        }
+        self.built = cx.into_built();
+        Ok(self)
+    }
+
+    /// What the n-th of the given files has become.
+    pub fn file(&self, n: usize) -> &OwnedFd {
+        &self.built[&self.ids[n]]
+    }
+
+    /// The record of the n-th of the given files.
+    pub fn record(&self, n: usize) -> &FileEntry {
+        &self.records[&self.ids[n]]
+    }
+}
