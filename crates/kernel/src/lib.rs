@@ -5,6 +5,7 @@
 //! - [`pagemap`]: which pages of an address space exist, and which were written.
 //! - [`sys`]: system calls that rustix lacks. They answer with [`rustix::io::Errno`]; the caller knows the
 //!   object and gives the error its words.
+//! - [`uffd`]: userfaultfd, to learn who writes to memory and to fill it on demand.
 //!
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
 #![allow(unsafe_code)]
@@ -12,6 +13,7 @@
 pub mod pagemap;
 pub mod proc;
 pub mod sys;
+pub mod uffd;
 
 pub use rustix::io::Errno;
 pub use rustix::process::Pid;
