@@ -74,6 +74,11 @@ impl<'a> Build<'a> {
         self.built.insert(id, file);
     }
 
+    /// For a record without what its type calls for.
+    pub(super) fn lacks(entry: &FileEntry, kind: &str) -> Error {
+        Error::bad_image("files.img", format!("file {:#x} is said to be {kind} and has no record of one", entry.id))
+    }
+
     /// The descriptor of ours that the user named for a key such as
     /// `pipe:[1234]`, duplicated; `None` if there is none.
     pub fn inherited(&self, key: &str) -> Result<Option<OwnedFd>> {

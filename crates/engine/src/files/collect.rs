@@ -64,6 +64,12 @@ impl OpenFile<'_> {
         self.info.flags & !(libc::O_CLOEXEC as u32)
     }
 
+    /// For a file that turned out not to be of the kind that recognised it.
+    #[must_use]
+    pub(super) fn unexpected(&self, kind: &str) -> Error {
+        Error::unsupported(self.object(), format!("looked like {kind} and is none"), "")
+    }
+
     /// Who gets the signals of this file, and which (`F_SETOWN`, `F_SETSIG`).
     /// Zeros if nobody.
     pub fn owner(&self) -> Result<FownEntry> {

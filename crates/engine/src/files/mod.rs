@@ -12,10 +12,13 @@
 
 mod build;
 mod collect;
+mod eventfd;
 mod pipe;
 mod pipe_data;
+mod signalfd;
 #[cfg(test)]
 mod testing;
+mod timerfd;
 
 pub use build::{Build, Settle, apply_status_flags};
 pub use collect::{Collect, OpenFile};
@@ -62,6 +65,9 @@ pub trait FileKind: Sync {
 /// Every kind, in the order in which they are asked.
 pub static KINDS: &[&dyn FileKind] = &[
     &pipe::Pipe,
+    &eventfd::EventFd,
+    &signalfd::SignalFd,
+    &timerfd::TimerFd,
 ];
 
 /// The kind of a record.

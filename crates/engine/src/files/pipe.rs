@@ -73,7 +73,7 @@ impl FileKind for Pipe {
                 }
             }
         }
-        ours.ok_or_else(|| Error::bad_image("files.img", format!("file {:#x} is a pipe without a pipe's record", entry.id)))
+        ours.ok_or_else(|| Build::lacks(entry, self.name()))
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {

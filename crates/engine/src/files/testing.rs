@@ -62,6 +62,11 @@ impl Carried {
         Ok(self)
     }
 
+    /// The image.
+    pub fn images(&self) -> &ImageDir {
+        &self.images
+    }
+
     /// What the n-th of the given files has become.
     pub fn file(&self, n: usize) -> &OwnedFd {
         &self.built[&self.ids[n]]

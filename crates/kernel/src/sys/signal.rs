@@ -1,5 +1,7 @@
 //! Queued signals: the raw `siginfo_t` and the calls that send one with chosen contents.
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -98,6 +100,16 @@ pub fn tgkill(tgid: Pid, tid: Pid, signo: i32) -> Result<(), Errno> {
     let answer =
         unsafe { libc::syscall(libc::SYS_tgkill, tgid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), signo) };
     check(answer).map(drop)
+}
+
+/// signalfd4(2): a new file of the signals in `mask` (bit n-1 for signal n), close-on-exec.
+pub fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
+    // SAFETY: the kernel reads 8 bytes of `mask`, which outlives the call.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, size_of::<u64>(), libc::SFD_CLOEXEC) };
+    let fd = check(answer)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 #[cfg(test)]
