@@ -23,12 +23,21 @@ pub struct Build<'a> {
     underway: Vec<u32>,
     /// What kinds keep between files, by their own key.
     pub kept: HashMap<(&'static str, u64), OwnedFd>,
+    /// Deleted files that were made again.
+    pub(super) ghosts: super::ghost::Haunted,
 }
 
 impl<'a> Build<'a> {
     /// Starts with nothing built.
     pub fn new(images: &'a ImageDir, options: &'a RestoreOptions, records: &'a BTreeMap<u32, FileEntry>) -> Self {
-        Build { images, options, records, built: HashMap::new(), underway: Vec::new(), kept: HashMap::new() }
+        Build { images, options, records, built: HashMap::new(), underway: Vec::new(), kept: HashMap::new(), ghosts: Default::default() }
+    }
+
+    /// Removes the temporary names that the checkpoint gave to deleted files.
+    /// To be called when the restore has succeeded; the image cannot be
+    /// restored again after it.
+    pub fn remove_links(&mut self) {
+        self.ghosts.remove_links();
     }
 
     /// The record with this id.

@@ -108,6 +108,8 @@ pub struct Collect<'a> {
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
     /// Everything that kinds remember between files, by their own key.
     pub notes: HashMap<(&'static str, u64), u32>,
+    /// Files recorded by their path alone, and deleted ones.
+    pub(super) regular: super::regular::Known,
 }
 
 #[derive(Debug)]
@@ -121,7 +123,13 @@ struct Seen {
 impl<'a> Collect<'a> {
     /// Starts with nothing seen.
     pub fn new(images: &'a DumpDir, options: &'a CheckpointOptions, pids: &'a [i32]) -> Self {
-        Collect { images, options, pids, next_id: 1, seen: HashMap::new(), notes: HashMap::new() }
+        Collect { images, options, pids, next_id: 1, seen: HashMap::new(), notes: HashMap::new(), regular: Default::default() }
+    }
+
+    /// Lets the temporary names that deleted files were given stay: they
+    /// belong to the image now. Otherwise they go when this is dropped.
+    pub fn keep_links(&mut self) {
+        self.regular.ghosts.keep_links();
     }
 
     /// A file id that nobody has.

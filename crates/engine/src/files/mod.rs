@@ -10,11 +10,17 @@
 //! must be done from inside a process, or needs that all processes exist, is
 //! done in [`FileKind::settle`].
 
+#[cfg(test)]
+mod bench;
 mod build;
 mod collect;
 mod eventfd;
+mod ghost;
+mod ghost_build;
 mod pipe;
 mod pipe_data;
+pub mod regular;
+mod regular_path;
 mod signalfd;
 #[cfg(test)]
 mod testing;
@@ -68,6 +74,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &eventfd::EventFd,
     &signalfd::SignalFd,
     &timerfd::TimerFd,
+    &regular::Regular,
 ];
 
 /// The kind of a record.

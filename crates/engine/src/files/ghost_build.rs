@@ -1,0 +1,269 @@
+//! Bringing deleted files back: each is made under its old name, so that the
+//! kernel shows the same path for it, and deleted at once; a descriptor keeps
+//! it until every record has opened it. So there is nothing to clean up, and
+//! nothing is left behind if the restorer is killed.
+//!
+//! Where the old name is taken, another beside it serves; where the directory
+//! has gone, it is made for the moment.
+
+use super::regular_path::{object_of, reopen};
+use super::Build;
+use crate::{Error, Result};
+use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
+use cryonaut_image::{EntryReader, ImageKind};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The remapped files of an image, and those made so far.
+#[derive(Debug, Default)]
+pub(in crate::files) struct Haunted {
+    /// By the id of the record; `None` until read.
+    remaps: Option<HashMap<u32, (RemapType, u32)>>,
+    /// `O_PATH`, by the type and id of what was remapped to.
+    made: HashMap<(i32, u32), OwnedFd>,
+    /// Temporary links of the image that have been used.
+    links: Vec<PathBuf>,
+}
+
+impl Haunted {
+    /// Removes the temporary links that the checkpoint left for the image. To
+    /// be called when the restore has succeeded: the image cannot be restored
+    /// again afterwards.
+    pub(in crate::files) fn remove_links(&mut self) {
+        for link in self.links.drain(..) {
+            if let Err(errno) = rustix::fs::unlink(&link) {
+                tracing::warn!("{}: cannot remove the temporary link: {errno}", link.display());
+            }
+        }
+    }
+}
+
+/// If a record stands for a deleted file: that file, as an `O_PATH` descriptor.
+pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Option<OwnedFd>> {
+    if cx.ghosts.remaps.is_none() {
+        cx.ghosts.remaps = Some(read_remaps(cx)?);
+    }
+    let Some(&(kind, to)) = cx.ghosts.remaps.as_ref().and_then(|r| r.get(&reg.id)) else { return Ok(None) };
+    let key = (kind as i32, to);
+    if !cx.ghosts.made.contains_key(&key) {
+        let made = match kind {
+            RemapType::Ghost => make_ghost(cx, reg, to)?,
+            RemapType::Linked => open_linked(cx, reg, to)?,
+            RemapType::Procfs => {
+                return Err(Error::unsupported(
+                    object_of(reg),
+                    "files of processes that have ended cannot be brought back",
+                    "",
+                ));
+            }
+        };
+        cx.ghosts.made.insert(key, made);
+    }
+    cx.ghosts.made[&key]
+        .try_clone()
+        .map(Some)
+        .map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
+}
+
+fn kernel_error(reg: &RegFileEntry, action: &str, error: &std::io::Error) -> Error {
+    Error::kernel(object_of(reg), action, Errno::from_io_error(error).unwrap_or(Errno::IO))
+}
+
+fn read_remaps(cx: &Build<'_>) -> Result<HashMap<u32, (RemapType, u32)>> {
+    let entries: Vec<RemapFilePathEntry> = cx.images.read_all_optional(ImageKind::RemapFpath, None)?;
+    // Images from before there were types have ghosts alone.
+    Ok(entries
+        .into_iter()
+        .map(|e| {
+            let kind = if e.remap_type.is_some() { e.remap_type() } else { RemapType::Ghost };
+            (e.orig_id, (kind, e.remap_id))
+        })
+        .collect())
+}
+
+fn in_root(cx: &Build<'_>, name: &[u8]) -> PathBuf {
+    let name = Path::new(OsStr::from_bytes(name));
+    match &cx.options.root {
+        Some(root) => root.join(name.strip_prefix("/").unwrap_or(name)),
+        None => name.to_owned(),
+    }
+}
+
+/// Whether one of the records of this ghost was opened with `O_TMPFILE`: such a
+/// file can be given a name later, a deleted one cannot.
+fn is_nameless(cx: &Build<'_>, ghost: u32) -> bool {
+    let tmpfile = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
+    let remaps = cx.ghosts.remaps.iter().flatten();
+    remaps
+        .filter(|(_, to)| **to == (RemapType::Ghost, ghost))
+        .filter_map(|(orig, _)| cx.records().get(orig)?.reg.as_ref())
+        .any(|reg| reg.flags & tmpfile != 0)
+}
+
+fn make_ghost(cx: &Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<OwnedFd> {
+    let failed = |action: &'static str| move |e| Error::kernel(object_of(reg), action, e);
+    let mut reader = cx.images.entries(ImageKind::GhostFile, u64::from(ghost))?;
+    let entry: GhostFileEntry = reader.require()?;
+    let path = in_root(cx, &reg.name);
+    let file = if is_nameless(cx, ghost) {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
+    } else {
+        make_somewhere(&path, ghost, &entry)
+    };
+    let file = file.map_err(failed("make the deleted file again"))?;
+    if FileType::from_raw_mode(entry.mode) == FileType::RegularFile {
+        let writable = file.try_clone().map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))?;
+        fill(&mut reader, &entry, File::from(writable), reg)?;
+    }
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if FileType::from_raw_mode(entry.mode) != FileType::Symlink {
+        rustix::fs::chmod(&*link, Mode::from_raw_mode(entry.mode & 0o7777)).map_err(failed("set its mode"))?;
+    }
+    if let (Some(atime), Some(mtime)) = (&entry.atim, &entry.mtim) {
+        let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
+        rustix::fs::utimensat(CWD, &*link, &times, AtFlags::empty()).map_err(failed("set its times"))?;
+    }
+    // Not open for writing: it may be a program about to be run.
+    reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))
+}
+
+fn timespec(time: &Timeval) -> Timespec {
+    Timespec { tv_sec: time.tv_sec as i64, tv_nsec: time.tv_usec as i64 * 1000 }
+}
+
+/// Makes and deletes the file at its path, or where that is taken or cannot be
+/// had, at another.
+fn make_somewhere(path: &Path, ghost: u32, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".cr.{ghost:x}.ghost"));
+    let name = Path::new(&beside).file_name().unwrap_or_default();
+    let above = path.ancestors().skip(2).map(|directory| directory.join(name));
+    let elsewhere = ["/tmp", "/dev/shm"].into_iter().map(|directory| Path::new(directory).join(name));
+    let candidates = [path.to_owned(), PathBuf::from(&beside)].into_iter().chain(above).chain(elsewhere);
+    let mut first = None;
+    for candidate in candidates {
+        match make_and_delete(&candidate, entry) {
+            Ok(file) => return Ok(file),
+            Err(errno) => first = first.or(Some(errno).filter(|&e| e != Errno::EXIST)),
+        }
+    }
+    Err(first.unwrap_or(Errno::EXIST))
+}
+
+fn make_and_delete(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
+    let made = make_directories(path.parent().unwrap_or(Path::new("/")))?;
+    let file = make_at(path, entry);
+    for directory in made.iter().rev() {
+        if let Err(errno) = rustix::fs::rmdir(directory) {
+            tracing::warn!("{}: cannot remove the temporary directory: {errno}", directory.display());
+        }
+    }
+    file
+}
+
+/// Makes the directories of a path that do not exist, and returns them.
+fn make_directories(path: &Path) -> std::result::Result<Vec<PathBuf>, Errno> {
+    let mut missing: Vec<PathBuf> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
+    missing.reverse();
+    for (index, directory) in missing.iter().enumerate() {
+        if let Err(errno) = rustix::fs::mkdir(directory, Mode::RWXU) {
+            for made in missing[..index].iter().rev() {
+                let _ = rustix::fs::rmdir(made);
+            }
+            return Err(errno);
+        }
+    }
+    Ok(missing)
+}
+
+/// Makes the file, opens it and deletes it.
+fn make_at(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
+    let kind = FileType::from_raw_mode(entry.mode);
+    let private = Mode::RUSR | Mode::WUSR;
+    let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let (file, removal) = match kind {
+        FileType::RegularFile => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+            (rustix::fs::open(path, flags, private), AtFlags::empty())
+        }
+        FileType::Directory => {
+            rustix::fs::mkdir(path, Mode::RWXU)?;
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::REMOVEDIR)
+        }
+        FileType::Symlink => {
+            rustix::fs::symlink(entry.symlnk_target(), path)?;
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
+        }
+        _ => {
+            let device = entry.rdev.map_or(0, u64::from);
+            rustix::fs::mknodat(CWD, path, kind, private, device)?;
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
+        }
+    };
+    // EEXIST is about somebody else's file.
+    if file.as_ref().is_err() && kind == FileType::RegularFile {
+        return file;
+    }
+    rustix::fs::unlinkat(CWD, path, removal)?;
+    file
+}
+
+/// Writes the contents of the ghost.
+fn fill(reader: &mut EntryReader, entry: &GhostFileEntry, mut file: File, reg: &RegFileEntry) -> Result<()> {
+    let failed = |e: std::io::Error| kernel_error(reg, "write the deleted file again", &e);
+    if !entry.chunks() {
+        let all = reader.remaining();
+        return Ok(reader.copy_to(all, &mut file)?);
+    }
+    let size = entry.size.or(reg.size).unwrap_or(0);
+    file.set_len(size).map_err(failed)?;
+    while reader.remaining() > 0 {
+        let at = reader.position();
+        let chunk: GhostChunkEntry = reader.require()?;
+        let end = chunk.off.checked_add(chunk.len).filter(|&end| end <= size);
+        if end.is_none() {
+            let found = format!("{} bytes at {}", chunk.len, chunk.off);
+            return Err(reader.corrupt(at, format!("a stretch of a file of {size} bytes"), found).into());
+        }
+        file.seek(SeekFrom::Start(chunk.off)).map_err(failed)?;
+        reader.copy_to(chunk.len, &mut file)?;
+    }
+    Ok(())
+}
+
+/// Opens a file that the checkpoint gave a temporary link, under its old name
+/// for the moment, so that the kernel shows that.
+fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedFd> {
+    let record = cx.record(to)?.reg.as_ref();
+    let link = record.ok_or_else(|| Error::bad_image("remap-fpath.img", format!("file {to:#x} has no path")))?;
+    let (path, link) = (in_root(cx, &reg.name), in_root(cx, &link.name));
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let failed = |errno| Error::Kernel {
+        object: object_of(reg),
+        action: format!("open its temporary link {}", link.display()),
+        errno,
+        remedy: "such an image can be restored once, on the file system of the checkpoint",
+    };
+    let file = match rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::empty()) {
+        Ok(()) => {
+            let file = open(&path);
+            rustix::fs::unlink(&path).map_err(failed)?;
+            file
+        }
+        Err(_) => open(&link),
+    };
+    let file = file.map_err(failed)?;
+    cx.ghosts.links.push(link);
+    Ok(file)
+}

@@ -1,0 +1,188 @@
+//! Files that have a path: regular files, directories, device nodes that keep
+//! no state per open, whatever was opened with `O_PATH`, files of /proc and
+//! /sys. Also the files that a process uses without a descriptor: its
+//! executable, mapped files, working directory and root.
+//!
+//! The record holds the path as the kernel shows it and the flags, with which
+//! the file is opened again. What the path no longer leads to is carried by
+//! [`ghost`](super::ghost).
+
+use super::regular_path::{self, Subject};
+use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, ghost};
+use crate::{Error, Object, Result};
+use cryonaut_image::ImageKind;
+use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use cryonaut_kernel::proc::{self, fdinfo::Details};
+use rustix::fs::{FileType, OFlags, SeekFrom};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Files that have a path.
+#[derive(Debug)]
+pub struct Regular;
+
+/// Device and inode numbers, open flags, link.
+type PathKey = (u64, u64, u32, Vec<u8>);
+
+/// What is remembered between files while collecting.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    paths: HashMap<PathKey, u32>,
+    pub(super) ghosts: ghost::Carried,
+}
+
+impl FileKind for Regular {
+    fn name(&self) -> &'static str {
+        "file with a path"
+    }
+
+    fn fd_type(&self) -> FdTypes {
+        FdTypes::Reg
+    }
+
+    fn recognises(&self, file: &OpenFile<'_>) -> bool {
+        if !file.link_bytes().starts_with(b"/") {
+            return false;
+        }
+        if is_path_only(file.flags()) {
+            return true;
+        }
+        match FileType::from_raw_mode(file.stat.st_mode) {
+            FileType::RegularFile | FileType::Directory | FileType::BlockDevice => true,
+            FileType::CharacterDevice => {
+                !matches!(file.info.details, Details::Tun { .. }) && rustix::termios::tcgetattr(file.file).is_err()
+            }
+            _ => false,
+        }
+    }
+
+    fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
+        let subject = Subject {
+            object: file.object(),
+            task: file.task,
+            file: file.file,
+            stat: file.stat,
+            link: file.link_bytes(),
+            flags: file.flags(),
+        };
+        let pos = if is_path_only(file.flags()) { 0 } else { file.info.pos as u64 };
+        record(cx, &subject, id, pos, file.owner()?)
+    }
+
+    fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
+        let reg = part(entry)?;
+        let file = regular_path::open_recorded(cx, reg)?;
+        if !is_path_only(reg.flags) {
+            check_size(&file, reg)?;
+            if reg.pos != 0 {
+                rustix::fs::seek(&file, SeekFrom::Start(reg.pos)).map_err(|e| {
+                    Error::kernel(regular_path::object_of(reg), format!("set its position to {}", reg.pos), e)
+                })?;
+            }
+            apply_status_flags(file.as_fd(), reg.id, reg.flags)?;
+        }
+        Ok(file)
+    }
+
+    fn needs_processes(&self, entry: &FileEntry) -> bool {
+        entry.reg.as_ref().is_some_and(|reg| is_of_a_process(&reg.name))
+    }
+
+    fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
+        entry.reg.as_ref().map(|reg| &reg.fown)
+    }
+}
+
+/// Writes down a file that a process uses without a descriptor, and returns
+/// its id. `link` names it below `/proc/PID`: `exe`, `cwd`, `root`,
+/// `map_files/START-END`; `flags` are those to open it with. Files already
+/// written down with the same path and flags are not written again.
+pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &str, flags: u32) -> Result<u32> {
+    let target = task.link(link)?.into_os_string();
+    let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
+    let file = task.open_file(link, OFlags::PATH)?;
+    let stat = rustix::fs::fstat(&file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
+    let link = std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str());
+    let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
+    if let Some(&id) = cx.regular.paths.get(&key) {
+        return Ok(id);
+    }
+    let id = cx.new_id();
+    let subject = Subject { object, task, file: file.as_fd(), stat, link, flags };
+    let entry = record(cx, &subject, id, 0, FownEntry::default())?;
+    cx.images.append(ImageKind::Files, None, &entry, None)?;
+    cx.regular.paths.insert(key, id);
+    Ok(id)
+}
+
+/// The record of a file; its contents too where no path leads to it.
+fn record(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, pos: u64, fown: FownEntry) -> Result<FileEntry> {
+    let kind = FileType::from_raw_mode(subject.stat.st_mode);
+    if kind == FileType::CharacterDevice && !is_path_only(subject.flags) {
+        check_stateless(subject)?;
+    }
+    let name = regular_path::recorded_name(cx, subject, id)?;
+    let reg = RegFileEntry {
+        id,
+        flags: subject.flags,
+        pos,
+        fown,
+        name,
+        mnt_id: Some(-1),
+        size: (kind == FileType::RegularFile).then_some(subject.stat.st_size as u64),
+        mode: Some(subject.stat.st_mode),
+        ..RegFileEntry::default()
+    };
+    Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
+}
+
+fn part(entry: &FileEntry) -> Result<&RegFileEntry> {
+    entry
+        .reg
+        .as_ref()
+        .ok_or_else(|| Error::bad_image("files.img", format!("file {:#x} has the type of a path, but none", entry.id)))
+}
+
+/// Whether it was opened with `O_PATH`.
+pub(super) fn is_path_only(flags: u32) -> bool {
+    flags & libc::O_PATH as u32 != 0
+}
+
+/// Whether the path is below a process's directory in /proc.
+fn is_of_a_process(name: &[u8]) -> bool {
+    name.strip_prefix(b"/proc/").and_then(|rest| rest.first()).is_some_and(u8::is_ascii_digit)
+}
+
+/// Character devices of which an open file is nothing but a position: the
+/// memory devices (null, zero, full, random, urandom, kmsg; all of major 1),
+/// hwrng and loop-control.
+fn check_stateless(subject: &Subject<'_>) -> Result<()> {
+    let rdev = subject.stat.st_rdev;
+    match (rustix::fs::major(rdev), rustix::fs::minor(rdev)) {
+        (1, _) | (10, 183 | 237) => Ok(()),
+        (major, minor) => Err(Error::unsupported(
+            subject.object.clone(),
+            format!("the driver of character device {major}:{minor} keeps state that cannot be read"),
+            "close it before the checkpoint",
+        )),
+    }
+}
+
+/// A file that has become shorter has lost what the process is reading.
+fn check_size(file: &OwnedFd, reg: &RegFileEntry) -> Result<()> {
+    let Some(recorded) = reg.size else { return Ok(()) };
+    let object = || regular_path::object_of(reg);
+    let stat = rustix::fs::fstat(file).map_err(|e| Error::kernel(object(), "stat it", e))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && (stat.st_size as u64) < recorded {
+        return Err(Error::unsupported(
+            object(),
+            format!("it has {} bytes now, but had {recorded} at the checkpoint", stat.st_size),
+            "bring back the file as it was at the checkpoint",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "regular_tests.rs"]
+mod tests;
