@@ -6,10 +6,12 @@
 //! - [`sys`]: system calls that rustix lacks. They answer with [`rustix::io::Errno`]; the caller knows the
 //!   object and gives the error its words.
 //! - [`uffd`]: userfaultfd, to learn who writes to memory and to fill it on demand.
+//! - [`features`]: what this kernel can do, each thing found out by doing it.
 //!
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
 #![allow(unsafe_code)]
 
+pub mod features;
 pub mod pagemap;
 pub mod proc;
 pub mod sys;
