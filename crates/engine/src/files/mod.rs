@@ -14,6 +14,7 @@
 mod bench;
 mod build;
 mod collect;
+mod epoll;
 mod eventfd;
 mod ghost;
 mod ghost_build;
@@ -72,6 +73,7 @@ pub trait FileKind: Sync {
 pub static KINDS: &[&dyn FileKind] = &[
     &pipe::Pipe,
     &eventfd::EventFd,
+    &epoll::Epoll,
     &signalfd::SignalFd,
     &timerfd::TimerFd,
     &regular::Regular,

@@ -1,7 +1,7 @@
 //! For the tests of the rooms: carries open files of the test process through
 //! an image and builds them again.
 
-use super::{Build, Collect};
+use super::{Build, Collect, Settle};
 use crate::{CheckpointOptions, RestoreOptions};
 use cryonaut_image::records::{FileEntry, InventoryEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageDir, ImageKind};
@@ -60,6 +60,24 @@ impl Carried {
         }
         self.built = cx.into_built();
         Ok(self)
+    }
+
+    /// Does what is left to do when all processes exist; here a single one,
+    /// without a hand, in which the files have these numbers.
+    pub fn settle(&self, numbers: &[i32]) {
+        let options = RestoreOptions::default();
+        let mut places: HashMap<u32, Vec<(i32, i32)>> = HashMap::new();
+        for (&id, &number) in self.ids.iter().zip(numbers) {
+            places.entry(id).or_default().push((std::process::id() as i32, number));
+        }
+        let (images, records, built) = (&self.images, &self.records, &self.built);
+        let mut hands = BTreeMap::new();
+        let mut cx = Settle { options: &options, images, hands: &mut hands, places: &places, records, built };
+        for (id, record) in records {
+            if let Some(file) = built.get(id) {
+                Build::kind(record).unwrap().settle(&mut cx, record, file.as_fd()).unwrap();
+            }
+        }
     }
 
     /// The image.

@@ -5,6 +5,7 @@
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
 pub mod bpf;
+pub mod epoll;
 pub mod fanotify;
 pub mod fcntl;
 pub mod handle;
