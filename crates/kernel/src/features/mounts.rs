@@ -50,6 +50,9 @@ struct MntIdReq {
 
 const _: () = assert!(size_of::<MntIdReq>() == 24);
 
+const SYS_STATMOUNT: i64 = linux_raw_sys::general::__NR_statmount as i64;
+const SYS_LISTMOUNT: i64 = linux_raw_sys::general::__NR_listmount as i64;
+
 /// `LSMT_ROOT`: the root of the caller's mount namespace.
 const LSMT_ROOT: u64 = u64::MAX;
 
@@ -59,7 +62,7 @@ fn any_mount() -> Result<u64, Errno> {
     let mut ids = [0u64; 1];
     // SAFETY: the kernel reads one mnt_id_req, whose size it tells, and writes at most one id to `ids`.
     let answer = unsafe {
-        libc::syscall(i64::from(linux_raw_sys::general::__NR_listmount), &raw const request, ids.as_mut_ptr(), ids.len(), 0)
+        libc::syscall(SYS_LISTMOUNT, &raw const request, ids.as_mut_ptr(), ids.len(), 0)
     };
     present(check(answer)? == 1)?;
     Ok(ids[0])
@@ -76,7 +79,7 @@ pub(super) fn stat_mount() -> Result<(), Errno> {
     let mut answer = [0u64; 128];
     // SAFETY: the kernel reads one mnt_id_req, whose size it tells, and writes at most the bytes of `answer`.
     check(unsafe {
-        libc::syscall(i64::from(linux_raw_sys::general::__NR_statmount), &raw const request, answer.as_mut_ptr(), size_of_val(&answer), 0)
+        libc::syscall(SYS_STATMOUNT, &raw const request, answer.as_mut_ptr(), size_of_val(&answer), 0)
     })
     .map(drop)
 }

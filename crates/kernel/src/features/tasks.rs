@@ -160,7 +160,8 @@ pub(super) fn loginuid() -> Result<(), Errno> {
     let probe = std::thread::Builder::new().spawn(|| {
         let path = "/proc/thread-self/loginuid";
         let value = std::fs::read(path)?;
-        std::fs::OpenOptions::new().write(true).open(path).and_then(|mut file| std::io::Write::write_all(&mut file, &value))
+        let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+        std::io::Write::write_all(&mut file, &value)
     });
     probe.map_err(errno)?.join().unwrap_or_else(|_| Err(Errno::IO.into())).map_err(errno)
 }

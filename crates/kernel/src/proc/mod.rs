@@ -205,7 +205,8 @@ impl Task {
     }
 
     /// The memory mappings with their flags from `smaps`. The kernel walks the page tables of each mapping
-    /// for the counters that stand beside the flags: some 10 ms for a GiB of small pages.
+    /// for the counters that stand beside the flags: some 20 ms for a GiB of small pages. It takes the memory for
+    /// reading only, so that the target may be made to copy its pages out at the same time.
     pub fn smaps(&self) -> Result<Vec<maps::FlaggedVma>> {
         self.read_as("smaps", maps::parse_smaps)
     }

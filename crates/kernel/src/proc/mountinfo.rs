@@ -109,12 +109,14 @@ mod tests {
             38 36 0:4 net:[4026531840] /n rw - nsfs nsfs rw\n";
         let mounts = parse(text).unwrap();
         assert_eq!((mounts[0].id, mounts[0].parent, mounts[0].dev), (36, 35, (98, 0)));
-        assert_eq!((mounts[0].root.as_path(), mounts[0].mount_point.as_path()), (Path::new("/mnt1"), Path::new("/mnt 2")));
+        assert_eq!(mounts[0].root, Path::new("/mnt1"));
+        assert_eq!(mounts[0].mount_point, Path::new("/mnt 2"));
         assert_eq!((mounts[0].master, mounts[0].propagate_from, mounts[0].shared), (Some(1), Some(2), None));
         assert_eq!((mounts[0].fs_type.as_slice(), mounts[0].source.as_slice()), (&b"ext3"[..], &b"/dev/root"[..]));
         assert_eq!((mounts[1].mount_point.as_path(), mounts[1].shared), (Path::new("/x\\"), Some(9)));
         assert!(mounts[1].unbindable && mounts[1].source.is_empty());
-        assert_eq!((mounts[1].fs_type.as_slice(), mounts[1].super_options.as_slice()), (&b"fuse.s\ts"[..], &b"rw,a=b c"[..]));
+        assert_eq!(mounts[1].fs_type, b"fuse.s\ts");
+        assert_eq!(mounts[1].super_options, b"rw,a=b c");
         assert_eq!(mounts[2].root, Path::new("net:[4026531840]"));
         assert!(parse(b"36 35 98:0 / / rw shared:1\n").is_err());
     }

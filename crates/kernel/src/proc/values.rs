@@ -169,7 +169,8 @@ impl Task {
     pub fn namespace(&self, kind: Namespace) -> Result<Option<u64>> {
         let Some(target) = self.if_there(self.link(kind.link()))? else { return Ok(None) };
         let target = target.into_os_string().into_vec();
-        let inode = target.strip_suffix(b"]").and_then(|text| text::cut(text, b'[')).and_then(|(_, inode)| text::dec(inode));
+        let between = target.strip_suffix(b"]").and_then(|text| text::cut(text, b'['));
+        let inode = between.and_then(|(_, inode)| text::dec(inode));
         inode.map(Some).ok_or_else(|| self.malformed(kind.link(), Malformed::new("namespace inode", &target)))
     }
 
@@ -319,8 +320,9 @@ mod tests {
         assert!(task.auxv().unwrap().contains(&(libc::AT_PAGESZ, 4096)));
         assert!(!task.cgroups().unwrap().is_empty());
         for kind in Namespace::ALL {
-            let inode = task.namespace(kind).unwrap();
-            assert_eq!(inode, std::fs::metadata(format!("/proc/self/{}", kind.link())).ok().map(|m| std::os::unix::fs::MetadataExt::ino(&m)));
+            let file = std::fs::metadata(format!("/proc/self/{}", kind.link())).ok();
+            let inode = file.map(|file| std::os::unix::fs::MetadataExt::ino(&file));
+            assert_eq!(task.namespace(kind).unwrap(), inode);
         }
         assert!(task.uid_map().unwrap().iter().any(|range| range.inside == 0));
         task.timens_offsets().unwrap();

@@ -35,12 +35,14 @@ mod tests {
         let group = init(libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC, libc::O_RDONLY as u32).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         mark(&group, libc::FAN_MARK_ADD, libc::FAN_OPEN, &file, None).unwrap();
-        mark(&group, libc::FAN_MARK_ADD | libc::FAN_MARK_MOUNT, libc::FAN_MODIFY, rustix::fs::CWD, Some(c"/proc")).unwrap();
+        let mount = libc::FAN_MARK_ADD | libc::FAN_MARK_MOUNT;
+        mark(&group, mount, libc::FAN_MODIFY, rustix::fs::CWD, Some(c"/proc")).unwrap();
         let info = Task::current().unwrap().fdinfo(group.as_raw_fd()).unwrap();
         let Details::Fanotify { marks, .. } = info.details else { panic!("{info:?}") };
         let ino = std::os::unix::fs::MetadataExt::ino(&file.as_file().metadata().unwrap());
         assert!(marks.iter().any(|mark| {
-            matches!(mark.object, FanotifyObject::Inode { ino: found, .. } if found == ino) && mark.mask == libc::FAN_OPEN
+            let same = matches!(mark.object, FanotifyObject::Inode { ino: found, .. } if found == ino);
+            same && mark.mask == libc::FAN_OPEN
         }));
         assert!(marks.iter().any(|mark| matches!(mark.object, FanotifyObject::Mount { .. })));
     }

@@ -173,7 +173,8 @@ mod tests {
         assert_eq!(getown_ex(&reader).unwrap(), owner);
         assert_eq!(getsig(&reader).unwrap(), libc::SIGUSR1);
         assert_eq!(getowner_uids(&reader).unwrap().0, rustix::process::getuid().as_raw());
-        for (kind, pid) in [(OwnerKind::Thread, rustix::thread::gettid()), (OwnerKind::Group, rustix::process::getpgrp())] {
+        let (thread, group) = (rustix::thread::gettid(), rustix::process::getpgrp());
+        for (kind, pid) in [(OwnerKind::Thread, thread), (OwnerKind::Group, group)] {
             let owner = Owner { kind, pid: pid.as_raw_nonzero().get() };
             setown_ex(&reader, owner).unwrap();
             assert_eq!(getown_ex(&reader).unwrap(), owner);

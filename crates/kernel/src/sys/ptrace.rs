@@ -285,7 +285,8 @@ pub fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<SigInfo>, Errno> {
 const BPF_MAXINSNS: usize = 4096;
 
 /// The instructions of seccomp filter `index` of the tracee, 0 being the one installed last; ENOENT after the
-/// first installed, EINVAL for a thread without filters. Needs CAP_SYS_ADMIN and a tracer without seccomp of its own (EACCES).
+/// first installed, EINVAL for a thread without filters. Needs CAP_SYS_ADMIN and a tracer without seccomp of its own
+/// (EACCES).
 pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Vec<libc::sock_filter>, Errno> {
     let mut program = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; BPF_MAXINSNS];
     // SAFETY: SECCOMP_GET_FILTER writes the whole filter and returns its length; the kernel installs none longer
