@@ -164,6 +164,12 @@ impl Batch {
         self.outputs.push(d);
     }
 
+    /// Overwrites the first bytes of `at`.
+    pub fn set(&mut self, at: Data, bytes: &[u8]) {
+        let start = at.off as usize;
+        self.data[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// Makes the eight bytes at `at` hold the address of `of`, for structures
     /// that point to others.
     pub fn point(&mut self, at: Data, of: Data) {

@@ -86,6 +86,10 @@ enum Entry {
     Built,
 }
 
+/// Index of `set_tid` among the words of `struct clone_args` (clone(2));
+/// `set_tid_size` follows.
+const CLONE_ARGS_SET_TID: usize = 8;
+
 /// Signals that a program which does not handle them does not notice.
 const QUIET_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 
@@ -152,7 +156,7 @@ impl Hand {
             base,
             len: scratch::LEN,
             requests: 0,
-            signal: libc::SIGURG,
+            signal: libc::SIGSTKFLT,
             thread_requests: 0,
             farewell: Vec::new(),
             stop_seen: false,
@@ -224,6 +228,26 @@ impl Hand {
             None => Ok(()),
             Some((_, nr, errno)) => Err(Error::Call { pid: self.pid, call: crate::names::syscall_name(nr), errno }),
         }
+    }
+
+    /// Creates a process by `clone3` in this one, with the arguments that
+    /// `args` holds (struct clone_args), and waits until it stands still. It
+    /// shares our tracing options.
+    pub fn clone_child(&mut self, args: &[u64; 11], set_tid: i32) -> Result<i32> {
+        let mut b = Batch::new();
+        let tid = b.bytes(&set_tid.to_le_bytes());
+        let bytes: Vec<u8> = args.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let data = b.bytes(&bytes);
+        b.point(data.at(8 * CLONE_ARGS_SET_TID), tid);
+        b.set(data.at(8 * CLONE_ARGS_SET_TID + 8), &1u64.to_le_bytes());
+        let call = b.call(libc::SYS_clone3, [data.into(), bytes.len().into()]);
+        self.run(&mut b).map_err(|e| match e {
+            Error::Call { errno, .. } => Error::Birth { pid: set_tid, errno },
+            other => other,
+        })?;
+        let child = b.result(call).map_err(|errno| Error::Birth { pid: set_tid, errno })? as i32;
+        crate::stops::wait_newborn(child)?;
+        Ok(child)
     }
 
     /// Runs a small batch in another stopped thread of the same process and

@@ -16,6 +16,7 @@ mod error;
 mod hand;
 pub mod memory;
 pub mod names;
+pub mod passing;
 pub mod scratch;
 pub mod spawn;
 pub mod stops;

@@ -1,0 +1,27 @@
+//! The memory of a process: its mappings, their contents, and the fields of
+//! its address space.
+//!
+//! | module  | owns                                                         |
+//! |---------|--------------------------------------------------------------|
+//! | vma     | what a mapping is, read from /proc, as a record              |
+//! | pages   | copying contents out of a frozen process into the image      |
+//! | shared  | shared anonymous segments: one per segment, not per mapping   |
+//! | fields  | brk, stack, arguments, auxv, executable                      |
+//! | build   | mapping everything again and filling it                      |
+//! | vdso    | moving this kernel's vdso to where the program expects it    |
+
+mod build;
+mod fields;
+mod pages;
+mod shared;
+mod vdso;
+mod vma;
+
+pub use build::{Shape, build};
+pub use fields::{MmAsk, mm_record};
+pub use pages::{PageCount, PageWriter, dump_private};
+pub use shared::{SharedBuild, SharedDump};
+pub use vma::{mappings, status};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;

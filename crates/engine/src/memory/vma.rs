@@ -1,0 +1,194 @@
+//! What a mapping is: the lines of smaps as records.
+
+use super::SharedDump;
+use crate::files::{Collect, regular};
+use crate::freeze::Process;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::VmaEntry;
+use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, Vma, VmFlags};
+use std::os::unix::ffi::OsStrExt;
+
+/// Bits of `vma_entry.status`.
+pub mod status {
+    /// To be mapped and filled again.
+    pub const REGULAR: u32 = 1 << 0;
+    /// The vsyscall page, which every process has.
+    pub const VSYSCALL: u32 = 1 << 2;
+    /// The kernel's code page.
+    pub const VDSO: u32 = 1 << 3;
+    /// The heap that brk moves.
+    pub const HEAP: u32 = 1 << 5;
+    /// A file, privately.
+    pub const FILE_PRIVATE: u32 = 1 << 6;
+    /// A file, shared.
+    pub const FILE_SHARED: u32 = 1 << 7;
+    /// Shared anonymous memory.
+    pub const ANON_SHARED: u32 = 1 << 8;
+    /// Private anonymous memory.
+    pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// The kernel's data pages behind the vdso.
+    pub const VVAR: u32 = 1 << 12;
+    /// A ring of the AIO calls.
+    pub const AIORING: u32 = 1 << 13;
+    /// A memfd.
+    pub const MEMFD: u32 = 1 << 14;
+    /// A guard region, which is no mapping of its own.
+    pub const GUARD: u32 = 1 << 16;
+}
+
+/// Advice that a mapping's flags show, and its number for madvise(2).
+const ADVICE: [(VmFlags, i32); 8] = [
+    (VmFlags::RAND_READ, libc::MADV_RANDOM),
+    (VmFlags::SEQ_READ, libc::MADV_SEQUENTIAL),
+    (VmFlags::DONTCOPY, libc::MADV_DONTFORK),
+    (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+    (VmFlags::HUGEPAGE, libc::MADV_HUGEPAGE),
+    (VmFlags::NOHUGEPAGE, libc::MADV_NOHUGEPAGE),
+    (VmFlags::DONTDUMP, libc::MADV_DONTDUMP),
+    (VmFlags::WIPEONFORK, libc::MADV_WIPEONFORK),
+];
+
+/// The records of all mappings of a frozen process.
+pub fn mappings(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process) -> Result<Vec<VmaEntry>> {
+    let flagged = process.task.smaps()?;
+    let scratch = process.hand.as_ref().map(cryonaut_puppet::Hand::scratch);
+    let mut out = Vec::with_capacity(flagged.len());
+    for vma in &flagged {
+        if scratch.as_ref().is_some_and(|s| s.contains(&vma.vma.start)) {
+            continue;
+        }
+        out.push(record(cx, shared, process, vma)?);
+    }
+    Ok(out)
+}
+
+fn object(process: &Process, vma: &Vma) -> Object {
+    Object::Mapping(process.pid, vma.start, vma.path.to_string_lossy().into_owned())
+}
+
+fn record(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
+    let vma = &flagged.vma;
+    refuse(process, flagged)?;
+    let shared_mapping = vma.perms.contains(Perms::SHARED);
+    let mut entry = VmaEntry {
+        start: vma.start,
+        end: vma.end,
+        pgoff: vma.offset,
+        shmid: 0,
+        prot: protection(vma.perms),
+        flags: if shared_mapping { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32,
+        status: 0,
+        fd: -1,
+        madv: Some(advice(flagged.flags)).filter(|m| *m != 0),
+        fdflags: None,
+    };
+    for (flag, map) in [
+        (VmFlags::GROWSDOWN, libc::MAP_GROWSDOWN),
+        (VmFlags::LOCKED, libc::MAP_LOCKED),
+        (VmFlags::NORESERVE, libc::MAP_NORESERVE),
+        (VmFlags::HUGETLB, libc::MAP_HUGETLB),
+    ] {
+        if flagged.flags.contains(flag) {
+            entry.flags |= map as u32;
+        }
+    }
+    match vma.special() {
+        Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
+        Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
+        Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
+        _ if !vma.has_file() => anonymous(&mut entry, vma),
+        _ => with_file(cx, shared, process, vma, &mut entry)?,
+    }
+    if entry.status & status::ANON_PRIVATE != 0 {
+        entry.flags |= libc::MAP_ANONYMOUS as u32;
+        entry.pgoff = 0;
+    }
+    Ok(entry)
+}
+
+/// Kinds of mapping that cannot be carried, each with its reason.
+fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
+    let vma = &flagged.vma;
+    let path = vma.path.as_bytes();
+    let flags = flagged.flags;
+    let no = |reason: &str, remedy: &'static str| Err(Error::unsupported(object(process, vma), reason, remedy));
+    if flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
+        return no("the program watches it with userfaultfd", "let the program unregister it first");
+    }
+    if flags.contains(VmFlags::SHADOW_STACK) {
+        return no("shadow stacks cannot be carried yet", "run the program without GLIBC_TUNABLES=glibc.cpu.x86_shstk");
+    }
+    if path.starts_with(b"/SYSV") {
+        return no("System V shared memory belongs to an ipc namespace, which is not carried yet", "");
+    }
+    if path.starts_with(b"anon_inode:[io_uring]") {
+        return no("io_uring rings cannot be carried yet", "close the ring before the checkpoint");
+    }
+    if path.starts_with(b"/[aio]") {
+        return no("AIO rings cannot be carried yet", "destroy the AIO context before the checkpoint");
+    }
+    if path.starts_with(b"socket:") || path.starts_with(b"anon_inode:") {
+        return no("mappings of this kind of file cannot be carried", "unmap it before the checkpoint");
+    }
+    let device = flags.intersects(VmFlags::PFNMAP | VmFlags::IO | VmFlags::MIXEDMAP);
+    if device && vma.special().is_none() {
+        return no("device memory cannot be carried", "unmap it before the checkpoint");
+    }
+    if flags.contains(VmFlags::DROPPABLE) && vma.special().is_none_or(|n| !n.starts_with(b"vvar")) {
+        return no("droppable memory (MAP_DROPPABLE) cannot be carried yet", "");
+    }
+    Ok(())
+}
+
+fn anonymous(entry: &mut VmaEntry, vma: &Vma) {
+    entry.status = status::REGULAR | status::ANON_PRIVATE;
+    if vma.special() == Some(b"heap") {
+        entry.status |= status::HEAP;
+    }
+}
+
+fn with_file(
+    cx: &mut Collect<'_>,
+    shared: &mut SharedDump,
+    process: &Process,
+    vma: &Vma,
+    entry: &mut VmaEntry,
+) -> Result<()> {
+    let path = vma.path.as_bytes();
+    let is_shared = vma.perms.contains(Perms::SHARED);
+    let anon_shared = (path == b"/dev/zero" && vma.deleted)
+        || path.starts_with(b"[anon_shmem")
+        || path.starts_with(b"/memfd:")
+        || path.starts_with(b"/anon_hugepage");
+    if path.starts_with(b"/anon_hugepage") && !is_shared {
+        entry.status = status::REGULAR | status::ANON_PRIVATE;
+        return Ok(());
+    }
+    if anon_shared && is_shared && !path.starts_with(b"/memfd:") {
+        entry.status = status::REGULAR | status::ANON_SHARED;
+        entry.flags |= libc::MAP_ANONYMOUS as u32;
+        entry.shmid = shared.segment(cx, process, vma)?;
+        return Ok(());
+    }
+    // A shared mapping that may be written needs its file open for writing.
+    let writes = is_shared && vma.perms.contains(Perms::WRITE);
+    let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+    entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    entry.shmid = u64::from(regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?);
+    entry.fdflags = Some(flags);
+    Ok(())
+}
+
+fn protection(perms: Perms) -> u32 {
+    let mut prot = 0;
+    for (perm, bit) in [(Perms::READ, libc::PROT_READ), (Perms::WRITE, libc::PROT_WRITE), (Perms::EXEC, libc::PROT_EXEC)] {
+        if perms.contains(perm) {
+            prot |= bit as u32;
+        }
+    }
+    prot
+}
+
+fn advice(flags: VmFlags) -> u64 {
+    ADVICE.iter().filter(|(flag, _)| flags.contains(*flag)).fold(0, |mask, (_, advice)| mask | 1 << advice)
+}

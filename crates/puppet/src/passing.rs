@@ -1,0 +1,93 @@
+//! Giving open files to a hand, by SCM_RIGHTS over its *service* descriptor.
+//!
+//! Every process that is being built has the receiving end of one socket pair
+//! under the same high number; the brain has the sending end. The brain sends
+//! and lets exactly one hand receive at a time, so the messages cannot go to
+//! the wrong process.
+
+use crate::{Arg, Batch, Error, Hand, Result};
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Most descriptors of one message (SCM_MAX_FD, unix(7)).
+const MOST: usize = 253;
+
+/// Both ends, before the receiving one has its place in the first process.
+#[derive(Debug)]
+pub struct Service {
+    sender: OwnedFd,
+    receiver: Option<OwnedFd>,
+    number: i32,
+}
+
+impl Service {
+    /// A new pair. `number` is the descriptor number that the receiving end
+    /// gets in every process: above all that the processes use.
+    pub fn new(number: i32) -> Result<Self> {
+        let (sender, receiver) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|errno| Error::Own { what: "make the socket that passes files", errno })?;
+        Ok(Service { sender, receiver: Some(receiver), number })
+    }
+
+    /// The number of the receiving end.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.number
+    }
+
+    /// Puts the receiving end of the first process in its place and closes
+    /// everything else that the process had from us.
+    pub fn install(&mut self, hand: &mut Hand) -> Result<()> {
+        let Some(receiver) = self.receiver.take() else { return Ok(()) };
+        let mut b = Batch::new();
+        let from = std::os::fd::AsRawFd::as_raw_fd(&receiver);
+        b.call(libc::SYS_dup3, [from.into(), self.number.into(), libc::O_CLOEXEC.into()]);
+        b.call(libc::SYS_close_range, [Arg::Val(0), (self.number - 1).into(), Arg::Val(0)]);
+        b.call(libc::SYS_close_range, [(self.number + 1).into(), Arg::Val(u64::from(u32::MAX)), Arg::Val(0)]);
+        hand.run(&mut b)
+    }
+
+    /// Gives `files` to the process; returns their numbers there, in order.
+    /// They are close-on-exec there.
+    pub fn give(&self, hand: &mut Hand, files: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
+        let mut numbers = Vec::with_capacity(files.len());
+        for chunk in files.chunks(MOST) {
+            self.send(chunk)?;
+            numbers.extend(self.receive(hand, chunk.len())?);
+        }
+        Ok(numbers)
+    }
+
+    fn send(&self, files: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(files));
+        rustix::net::sendmsg(&self.sender, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
+            .map_err(|errno| Error::Own { what: "send files to a process", errno })?;
+        Ok(())
+    }
+
+    fn receive(&self, hand: &mut Hand, count: usize) -> Result<Vec<i32>> {
+        const HEAD: usize = 16;
+        let mut b = Batch::new();
+        let payload = b.space(8);
+        let control = b.space(HEAD + (4 * count).next_multiple_of(8));
+        let iov = b.bytes(&[0; 16]);
+        b.point(iov, payload);
+        // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
+        let mut header = [0u8; 56];
+        header[24..32].copy_from_slice(&1u64.to_le_bytes());
+        header[40..48].copy_from_slice(&(control.len() as u64).to_le_bytes());
+        let message = b.bytes(&header);
+        b.point(message.at(16), iov);
+        b.point(message.at(32), control);
+        b.set(iov.at(8), &1u64.to_le_bytes());
+        b.call(libc::SYS_recvmsg, [self.number.into(), message.into(), libc::MSG_CMSG_CLOEXEC.into()]);
+        hand.run(&mut b)?;
+        let got = b.read(control);
+        Ok(got[HEAD..].chunks_exact(4).take(count).map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default())).collect())
+    }
+}
