@@ -95,6 +95,12 @@ impl SharedBuild {
         *size = (*size).max(vma.pgoff + (vma.end - vma.start));
     }
 
+    /// A segment that was built.
+    pub fn get(&self, id: u64) -> Result<BorrowedFd<'_>> {
+        let built = self.built.get(&id).map(AsFd::as_fd);
+        built.ok_or_else(|| Error::bad_image(format!("pagemap-shmem-{id}.img"), "no mapping tells its size"))
+    }
+
     /// The segment, built now if it was not yet: a file of /dev/zero's kind,
     /// so that it looks as it did.
     pub fn segment(&mut self, images: &ImageDir, id: u64) -> Result<BorrowedFd<'_>> {
@@ -139,11 +145,11 @@ pub fn fill(images: &ImageDir, id: u64, file: &File) -> Result<()> {
         )
     };
     let mut buffer = vec![0; PIECE];
-    for run in map.runs() {
+    for run in map.runs().iter().filter(|r| r.offset.is_some()) {
         let (mut done, len) = (0, run.len());
         while done < len {
             let take = buffer.len().min((len - done) as usize);
-            pages.read_exact_at(&mut buffer[..take], run.offset + done).map_err(failed)?;
+            pages.read_exact_at(&mut buffer[..take], run.offset.unwrap_or(0) + done).map_err(failed)?;
             file.write_all_at(&buffer[..take], run.vaddr + done).map_err(failed)?;
             done += take as u64;
         }

@@ -15,6 +15,7 @@ pub mod pidfd;
 pub mod process;
 pub mod ptrace;
 pub mod sched;
+pub mod shmem;
 pub mod signal;
 pub mod timerfd;
 pub mod tty;

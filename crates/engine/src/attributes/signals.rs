@@ -1,0 +1,91 @@
+//! Signal actions and queued signals.
+
+use super::unanswered;
+use crate::freeze::pid_of;
+use crate::{Error, Result};
+use cryonaut_image::records::{SaEntry, SiginfoEntry, SignalQueueEntry};
+use cryonaut_kernel::sys::ptrace::peek_siginfo;
+use cryonaut_puppet::{Arg, Batch, Data};
+
+/// Signals that have an action: all but SIGKILL and SIGSTOP.
+fn signals() -> impl Iterator<Item = i32> {
+    (1..=64).filter(|s| *s != libc::SIGKILL && *s != libc::SIGSTOP)
+}
+
+/// Size of the kernel's `struct sigaction`: handler, flags, restorer, mask.
+const SIGACTION: usize = 32;
+const SIGSET: u64 = 8;
+
+/// The question for all actions of a process.
+#[derive(Debug)]
+pub struct Ask {
+    actions: Vec<Data>,
+}
+
+impl Ask {
+    /// Adds it to a batch for the process.
+    pub fn new(b: &mut Batch) -> Self {
+        let actions = signals()
+            .map(|signal| {
+                let room = b.space(SIGACTION);
+                b.call(libc::SYS_rt_sigaction, [signal.into(), Arg::Val(0), room.into(), SIGSET.into()]);
+                room
+            })
+            .collect();
+        Ask { actions }
+    }
+
+    /// The actions, in the order of [`signals`].
+    pub fn record(&self, answers: &Batch) -> Vec<SaEntry> {
+        self.actions
+            .iter()
+            .map(|room| SaEntry {
+                sigaction: answers.read_u64(*room),
+                flags: answers.read_u64(room.at(8)),
+                restorer: answers.read_u64(room.at(16)),
+                mask: answers.read_u64(room.at(24)),
+                compat_sigaction: Some(false),
+                mask_extended: None,
+            })
+            .collect()
+    }
+}
+
+/// Signals that wait, of the thread or (`shared`) of its whole process.
+pub fn queued(tid: i32, shared: bool) -> Result<SignalQueueEntry> {
+    let infos = peek_siginfo(pid_of(tid)?, shared).map_err(unanswered(tid, "queued signals"))?;
+    Ok(SignalQueueEntry { signals: infos.iter().map(|i| SiginfoEntry { siginfo: i.as_bytes().to_vec() }).collect() })
+}
+
+/// Adds the actions of a record to a batch.
+pub fn build_actions(pid: i32, b: &mut Batch, actions: &[SaEntry]) -> Result<()> {
+    if actions.len() != signals().count() {
+        return Err(Error::bad_image(format!("core-{pid}.img"), format!("{} signal actions", actions.len())));
+    }
+    for (signal, sa) in signals().zip(actions) {
+        let words = [sa.sigaction, sa.flags, sa.restorer, sa.mask];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let action = b.bytes(&bytes);
+        b.call(libc::SYS_rt_sigaction, [signal.into(), action.into(), Arg::Val(0), SIGSET.into()]);
+    }
+    Ok(())
+}
+
+/// Adds the queued signals of a record to a batch that the thread itself
+/// runs: only to itself may a thread send what the kernel or a timer sent.
+/// `tid` is 0 for those of the whole process.
+pub fn build_queue(b: &mut Batch, pid: i32, tid: i32, queue: &SignalQueueEntry) -> Result<()> {
+    for entry in &queue.signals {
+        let Some(signal) = entry.siginfo.get(..4).filter(|_| entry.siginfo.len() == 128) else {
+            return Err(Error::bad_image(format!("core-{pid}.img"), "a queued signal has no siginfo"));
+        };
+        let signal = i32::from_le_bytes(signal.try_into().unwrap_or_default());
+        let info = b.bytes(&entry.siginfo);
+        if tid == 0 {
+            b.call(libc::SYS_rt_sigqueueinfo, [pid.into(), signal.into(), info.into()]);
+        } else {
+            b.call(libc::SYS_rt_tgsigqueueinfo, [pid.into(), tid.into(), signal.into(), info.into()]);
+        }
+    }
+    Ok(())
+}

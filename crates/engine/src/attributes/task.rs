@@ -1,0 +1,159 @@
+//! What belongs to a whole process: personality, subreaper, oom adjustment,
+//! login uid, umask, working and root directory, membarrier registrations.
+
+use super::unanswered;
+use crate::files::{Build, Collect, regular};
+use crate::freeze::Process;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
+use rustix::io::Errno;
+
+/// `task_core_entry.task_state`.
+pub const ALIVE: u32 = 1;
+/// Ended, its parent has not asked yet.
+pub const DEAD: u32 = 2;
+/// Stopped by job control.
+pub const STOPPED: u32 = 3;
+/// Exists only during a restore, to give others their session or group.
+pub const HELPER: u32 = 4;
+
+const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+
+/// What only the process itself can tell.
+#[derive(Debug)]
+pub struct Ask {
+    subreaper: Data,
+    membarrier: Call,
+}
+
+impl Ask {
+    /// Adds the questions to a batch for the process.
+    pub fn new(b: &mut Batch) -> Self {
+        let subreaper = b.space(8);
+        b.call(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
+        let membarrier = b.attempt(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS.into(), Arg::Val(0), Arg::Val(0)]);
+        Ask { subreaper, membarrier }
+    }
+
+    /// The record, without signals, timers and limits.
+    pub fn record(&self, process: &Process, answers: &Batch) -> Result<TaskCoreEntry> {
+        let mut entry = base_record(process)?;
+        entry.child_subreaper = Some(answers.read_u32(self.subreaper) != 0);
+        entry.membarrier_registration_mask = answers.result(self.membarrier).ok().filter(|m| *m != 0).map(|m| m as u32);
+        entry.personality = process.task.personality()?;
+        entry.loginuid = process.task.loginuid()?;
+        entry.oom_score_adj = Some(process.task.oom_score_adj()?);
+        Ok(entry)
+    }
+}
+
+/// The record of a zombie, and the part of any other that needs no answers.
+pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
+    let stopped = process.job_stop();
+    Ok(TaskCoreEntry {
+        task_state: match (process.is_zombie(), stopped) {
+            (true, _) => DEAD,
+            (false, Some(_)) => STOPPED,
+            (false, None) => ALIVE,
+        },
+        exit_code: if process.is_zombie() { process.stat.exit_code as u32 } else { 0 },
+        flags: process.stat.flags,
+        comm: String::from_utf8_lossy(&process.stat.comm).into_owned(),
+        stop_signo: stopped.map(|s| s as u32),
+        ..TaskCoreEntry::default()
+    })
+}
+
+/// The record of working directory, root and umask.
+pub fn fs_record(cx: &mut Collect<'_>, process: &Process) -> Result<FsEntry> {
+    let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
+    let dir = |cx: &mut Collect<'_>, link: &str| regular::collect_path(cx, &process.task, process.pid, link, flags);
+    let cwd_id = dir(cx, "cwd")?;
+    Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask: process.status.umask })
+}
+
+/// Gives the process its working directory, root and umask.
+pub fn build_fs(hand: &mut Hand, service: &Service, files: &mut Build<'_>, fs: &FsEntry) -> Result<()> {
+    let root = files.file(fs.root_id)?;
+    let same_root = {
+        let ours = rustix::fs::stat("/").map_err(unanswered(hand.pid(), "root directory"))?;
+        let theirs = rustix::fs::fstat(root).map_err(unanswered(hand.pid(), "root directory"))?;
+        (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    };
+    let root_number = if same_root { None } else { Some(service.give(hand, &[root])?[0]) };
+    let cwd = service.give(hand, &[files.file(fs.cwd_id)?])?[0];
+    let mut b = Batch::new();
+    if let Some(number) = root_number {
+        let dot = b.cstr(".");
+        b.call(libc::SYS_fchdir, [number.into()]);
+        b.call(libc::SYS_chroot, [dot.into()]);
+        b.call(libc::SYS_close, [number.into()]);
+    }
+    b.call(libc::SYS_fchdir, [cwd.into()]);
+    b.call(libc::SYS_close, [cwd.into()]);
+    if let Some(umask) = fs.umask {
+        b.call(libc::SYS_umask, [umask.into()]);
+    }
+    Ok(hand.run(&mut b)?)
+}
+
+/// Gives the process what its record says, short of credentials.
+pub fn build(hand: &mut Hand, core: &TaskCoreEntry) -> Result<()> {
+    let mut b = Batch::new();
+    b.call(libc::SYS_personality, [core.personality.into()]);
+    if core.child_subreaper.unwrap_or(false) {
+        b.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into(), 0.into(), 0.into(), 0.into()]);
+    }
+    if let Some(mask) = core.membarrier_registration_mask {
+        for command in (0..32).filter(|c| mask & 1 << c != 0) {
+            b.attempt(libc::SYS_membarrier, [(1u64 << command).into(), Arg::Val(0), Arg::Val(0)]);
+        }
+    }
+    hand.run(&mut b)?;
+    adjust_oom(hand.pid(), core)?;
+    set_loginuid(hand.pid(), core)
+}
+
+fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
+    let Some(wanted) = core.oom_score_adj else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    if current.trim() == wanted.to_string() {
+        return Ok(());
+    }
+    std::fs::write(&path, wanted.to_string()).map_err(|e| Error::Kernel {
+        object: Object::Process(pid),
+        action: format!("set oom_score_adj to {wanted}"),
+        errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+        remedy: "lowering it needs CAP_SYS_RESOURCE",
+    })
+}
+
+fn set_loginuid(pid: i32, core: &TaskCoreEntry) -> Result<()> {
+    let Some(wanted) = core.loginuid else { return Ok(()) };
+    let path = format!("/proc/{pid}/loginuid");
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    // A kernel without audit has no such file, and nothing to restore.
+    if current.is_empty() || current.trim() == wanted.to_string() {
+        return Ok(());
+    }
+    std::fs::write(&path, wanted.to_string()).map_err(|e| {
+        let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        Error::kernel(Object::Process(pid), format!("set its login uid to {wanted}"), errno)
+    })
+}
+
+/// Adds to a thread's last batch what a change of credentials resets:
+/// dumpable and the parent's death signal (prctl(2)).
+pub fn build_after_credentials(b: &mut Batch, mm: Option<&MmEntry>, pdeath_sig: Option<u32>) {
+    if let Some(dumpable) = mm.and_then(|m| m.dumpable) {
+        // 2 (SUID_DUMP_ROOT) cannot be set, only arise; it arises again from the credentials.
+        if dumpable < 2 {
+            b.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into(), 0.into(), 0.into(), 0.into()]);
+        }
+    }
+    let signal = pdeath_sig.unwrap_or(0);
+    b.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), signal.into(), 0.into(), 0.into(), 0.into()]);
+}

@@ -1,0 +1,161 @@
+//! What each thread has of its own: name, scheduling, robust list, tid
+//! address, rseq, alternate stack, pdeath signal, credentials, queued signals.
+
+use super::{credentials, seccomp, signals, unanswered};
+use crate::arch;
+use crate::freeze::{Process, Thread, pid_of};
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadSasEntry};
+use cryonaut_kernel::proc::status::Status;
+use cryonaut_kernel::sys::{ptrace, sched};
+use cryonaut_puppet::{Arg, Batch, Call, Context, Data};
+
+/// What only the thread itself can tell.
+#[derive(Debug)]
+pub struct Ask {
+    altstack: Data,
+    tid_address: Option<Data>,
+    pdeath: Data,
+    creds: credentials::Ask,
+    _calls: [Call; 2],
+}
+
+impl Ask {
+    /// Adds the questions to a batch for the thread.
+    pub fn new(b: &mut Batch) -> Self {
+        let (altstack, tid_address, pdeath) = (b.space(24), b.space(8), b.space(8));
+        let stack = b.call(libc::SYS_sigaltstack, [Arg::Val(0), altstack.into()]);
+        let address = b.call(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS.into(), tid_address.into()]);
+        b.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), pdeath.into()]);
+        let creds = credentials::Ask::new(b);
+        Ask { altstack, tid_address: Some(tid_address), pdeath, creds, _calls: [stack, address] }
+    }
+}
+
+/// The record of one thread, without what belongs to the whole process.
+pub fn record(
+    process: &Process,
+    thread: &Thread,
+    ask: &Ask,
+    answers: &Batch,
+    filters: &mut seccomp::Filters,
+) -> Result<CoreEntry> {
+    let tid = thread.tid;
+    let failed = |about| unanswered(tid, about);
+    let id = pid_of(tid)?;
+    let task = process.task.thread(id)?;
+    let status: Status = task.status()?;
+    let sched = sched::sched_getattr(id).map_err(failed("scheduling"))?;
+    let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
+    let mut context = thread.context.clone();
+    let rseq = rseq_record(process, tid, &mut context)?;
+    let tid_address = ask.tid_address.map_or(0, |d| answers.read_u64(d));
+    let mut info = arch::thread_info(tid, &context, tid_address)?;
+    arch::without_restart_block(&mut info);
+    let (seccomp_mode, seccomp_filter) = filters.of_thread(tid, status.seccomp)?;
+    let core = ThreadCoreEntry {
+        futex_rla: robust,
+        futex_rla_len: robust_len as u32,
+        sched_nice: Some(sched.nice),
+        sched_policy: Some(sched.policy),
+        sched_prio: (sched.priority != 0).then_some(sched.priority),
+        blk_sigset: Some(context.sigmask),
+        sas: Some(ThreadSasEntry {
+            ss_sp: answers.read_u64(ask.altstack),
+            ss_size: answers.read_u64(ask.altstack.at(16)),
+            ss_flags: answers.read_u32(ask.altstack.at(8)),
+        }),
+        pdeath_sig: Some(answers.read_u32(ask.pdeath)).filter(|s| *s != 0),
+        signals_p: Some(signals::queued(tid, false)?),
+        creds: Some(ask.creds.record(tid, answers, &status)?),
+        seccomp_mode,
+        seccomp_filter,
+        comm: Some(String::from_utf8_lossy(&task.comm()?).into_owned()),
+        blk_sigset_extended: None,
+        rseq_entry: rseq,
+        cg_set: None,
+    };
+    Ok(CoreEntry {
+        mtype: arch::MARCH as i32,
+        thread_info: Some(info),
+        thread_core: Some(core),
+        ..CoreEntry::default()
+    })
+}
+
+/// The rseq area of a thread. A thread inside a critical section is moved to
+/// its abort handler, as the kernel does at every preemption (rseq(2)).
+fn rseq_record(process: &Process, tid: i32, context: &mut Context) -> Result<Option<RseqEntry>> {
+    let area = ptrace::rseq(pid_of(tid)?).map_err(unanswered(tid, "rseq area"))?;
+    if area.pointer == 0 {
+        return Ok(None);
+    }
+    let mut section = [0u8; 8];
+    let read = |at: u64, buf: &mut [u8]| {
+        cryonaut_puppet::memory::read(process.pid, at, buf)
+            .map_err(|e| Error::kernel(Object::Thread(tid), "read its rseq area", e))
+    };
+    read(area.pointer + 8, &mut section)?;
+    let section = u64::from_le_bytes(section);
+    if section != 0 {
+        // struct rseq_cs: version, flags, start, length, abort.
+        let mut cs = [0u8; 32];
+        read(section, &mut cs)?;
+        let word = |i: usize| u64::from_le_bytes(cs[i..i + 8].try_into().unwrap_or_default());
+        let (start, len, abort) = (word(8), word(16), word(24));
+        if context.regs.rip.wrapping_sub(start) < len {
+            context.regs.rip = abort;
+        }
+    }
+    Ok(Some(RseqEntry {
+        rseq_abi_pointer: area.pointer,
+        rseq_abi_size: area.size,
+        signature: area.signature,
+        rseq_cs_pointer: None,
+    }))
+}
+
+/// Adds to a batch, which the thread itself runs, everything but the
+/// credentials and seccomp, which come last.
+pub fn build(b: &mut Batch, core: &CoreEntry) {
+    if let Some(info) = &core.thread_info {
+        b.call(libc::SYS_set_tid_address, [info.clear_tid_addr.into()]);
+    }
+    let Some(t) = &core.thread_core else { return };
+    if t.futex_rla_len != 0 {
+        b.call(libc::SYS_set_robust_list, [t.futex_rla.into(), t.futex_rla_len.into()]);
+    }
+    if let Some(comm) = t.comm.as_ref().or(core.tc.as_ref().map(|tc| &tc.comm)) {
+        let name = b.cstr(comm);
+        b.call(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    }
+    if let Some(sas) = &t.sas {
+        // SS_ONSTACK is a state, not a setting; it follows from the stack pointer.
+        const SS_ONSTACK: u32 = 1;
+        let mut stack = sas.ss_sp.to_le_bytes().to_vec();
+        stack.extend_from_slice(&u64::from(sas.ss_flags & !SS_ONSTACK).to_le_bytes());
+        stack.extend_from_slice(&sas.ss_size.to_le_bytes());
+        let stack = b.bytes(&stack);
+        b.call(libc::SYS_sigaltstack, [stack.into(), Arg::Val(0)]);
+    }
+    if let Some(r) = t.rseq_entry.filter(|r| r.rseq_abi_pointer != 0) {
+        b.call(
+            libc::SYS_rseq,
+            [r.rseq_abi_pointer.into(), r.rseq_abi_size.into(), Arg::Val(0), r.signature.into()],
+        );
+    }
+}
+
+/// Gives a held thread its scheduling; from outside, since a thread's own
+/// credentials may not suffice.
+pub fn build_scheduling(tid: i32, core: &ThreadCoreEntry) -> Result<()> {
+    let id = pid_of(tid)?;
+    let failed = |e| Error::kernel(Object::Thread(tid), "set its scheduling", e);
+    let mut attr = sched::sched_getattr(id).map_err(failed)?;
+    let wanted = (core.sched_policy.unwrap_or(0), core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0));
+    if wanted != (attr.policy, attr.nice, attr.priority) {
+        (attr.policy, attr.nice, attr.priority) = wanted;
+        sched::sched_setattr(id, &attr).map_err(failed)?;
+    }
+    Ok(())
+}

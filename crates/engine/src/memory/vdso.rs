@@ -1,0 +1,99 @@
+//! Moving this kernel's vdso, and the data pages before it, to where the
+//! program expects them.
+//!
+//! A program keeps addresses of vdso functions (in its auxv, in its PLT), so
+//! the vdso must be where it was. When this kernel's has the same bytes, its
+//! mappings are moved there.
+
+use super::vma::status;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::VmaEntry;
+use cryonaut_kernel::proc::maps::Vma;
+use cryonaut_puppet::Batch;
+
+/// The kernel's special mappings in ascending order: data pages, then code.
+fn is_special(vma: &Vma) -> bool {
+    matches!(vma.special(), Some(name) if name == b"vdso" || name.starts_with(b"vvar"))
+}
+
+/// The special mappings of a process.
+pub fn specials(maps: &[Vma]) -> Vec<(u64, u64)> {
+    maps.iter().filter(|v| is_special(v)).map(|v| (v.start, v.end)).collect()
+}
+
+fn wanted(vmas: &[VmaEntry]) -> Vec<(u64, u64)> {
+    vmas.iter().filter(|v| v.status & (status::VDSO | status::VVAR) != 0).map(|v| (v.start, v.end)).collect()
+}
+
+fn span(areas: &[(u64, u64)]) -> (u64, u64) {
+    (areas.first().map_or(0, |a| a.0), areas.last().map_or(0, |a| a.1))
+}
+
+/// Adds to a batch the moves from where the special mappings stand (`now`) to
+/// where `vmas` want them. `free` is an address with room for all of them,
+/// used when old and new place overlap. Those that the program had unmapped
+/// are unmapped.
+pub fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], free: u64) -> Result<()> {
+    let wanted = wanted(vmas);
+    if wanted.is_empty() {
+        for &(start, end) in now {
+            b.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
+        }
+        return Ok(());
+    }
+    let sizes = |areas: &[(u64, u64)]| areas.iter().map(|a| a.1 - a.0).collect::<Vec<_>>();
+    if sizes(now) != sizes(&wanted) {
+        return Err(Error::unsupported(
+            Object::Process(pid),
+            "the vdso of this kernel has another layout than the one the program was started with",
+            "restore on the kernel on which it was dumped",
+        ));
+    }
+    if now == wanted {
+        return Ok(());
+    }
+    let (old, new) = (span(now), span(&wanted));
+    let mut from: Vec<(u64, u64)> = now.to_vec();
+    if old.0 < new.1 && new.0 < old.1 {
+        let stop: Vec<(u64, u64)> = now.iter().map(|a| (free + (a.0 - old.0), free + (a.1 - old.0))).collect();
+        moves(b, &from, &stop);
+        from = stop;
+    }
+    moves(b, &from, &wanted);
+    Ok(())
+}
+
+fn moves(b: &mut Batch, from: &[(u64, u64)], to: &[(u64, u64)]) {
+    for (f, t) in from.iter().zip(to) {
+        let len = f.1 - f.0;
+        let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        b.call(libc::SYS_mremap, [f.0.into(), len.into(), len.into(), how.into(), t.0.into()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vma(start: u64, end: u64, status: u32) -> VmaEntry {
+        VmaEntry { start, end, status, ..VmaEntry::default() }
+    }
+
+    #[test]
+    fn a_move_onto_itself_takes_a_detour() {
+        let now = [(0x1000, 0x2000), (0x2000, 0x3000)];
+        let vmas = [vma(0x2000, 0x3000, status::VVAR), vma(0x3000, 0x4000, status::VDSO)];
+        let mut b = Batch::new();
+        relocate(1, &mut b, &now, &vmas, 0x9000).unwrap();
+        assert_eq!(b.len(), 4);
+        let mut apart = Batch::new();
+        relocate(1, &mut apart, &[(0x5000, 0x6000), (0x6000, 0x7000)], &vmas, 0x9000).unwrap();
+        assert_eq!(apart.len(), 2);
+    }
+
+    #[test]
+    fn another_layout_is_refused() {
+        let vmas = [vma(0x2000, 0x4000, status::VVAR), vma(0x4000, 0x5000, status::VDSO)];
+        assert!(relocate(1, &mut Batch::new(), &[(0x1000, 0x2000), (0x2000, 0x3000)], &vmas, 0).is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! What a checkpoint or a restore did, in numbers.
+
+use serde::Serialize;
+
+/// Of a checkpoint. Times in microseconds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct CheckpointReport {
+    /// The root process.
+    pub root_pid: i32,
+    /// Processes, zombies included.
+    pub processes: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Pages looked at, private and shared.
+    pub pages_scanned: u64,
+    /// Private pages in the image.
+    pub pages_written: u64,
+    /// Shared pages looked at.
+    pub shared_pages_scanned: u64,
+    /// Shared pages in the image.
+    pub shared_pages_written: u64,
+    /// From the first attempt to stop until everything stood still.
+    pub freeze_us: u64,
+    /// From then until the tree went on or was ended.
+    pub frozen_us: u64,
+    /// Of it, copying memory.
+    pub memory_us: u64,
+    /// The whole call.
+    pub total_us: u64,
+}
+
+/// Of a restore. Times in microseconds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RestoreReport {
+    /// The root process.
+    pub root_pid: i32,
+    /// Processes, zombies included.
+    pub processes: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Private pages filled.
+    pub pages_restored: u64,
+    /// Creating the processes.
+    pub forking_us: u64,
+    /// The whole call.
+    pub total_us: u64,
+}
