@@ -217,6 +217,15 @@ impl Frozen {
         self.let_go()
     }
 
+    /// Makes the tree stay stopped (SIGSTOP) when it is let go.
+    pub fn stop(&mut self) -> Result<()> {
+        for process in self.processes.iter().filter(|p| !p.is_zombie()) {
+            let failed = |e| Error::kernel(Object::Process(process.pid), "stop it", e);
+            rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::STOP).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Ends the whole tree.
     pub fn kill(mut self) -> Result<()> {
         let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());

@@ -3,12 +3,22 @@
 //! A library without a user: no terminal, no environment, no configuration.
 
 mod arch;
+mod attributes;
 mod caller;
+mod checkpoint;
 mod error;
 pub mod files;
 pub mod freeze;
+mod memory;
 mod options;
+mod plan;
+mod report;
+mod restore;
+mod sharing;
 
 pub use caller::{Hook, Moment, Progress};
+pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
-pub use options::{CheckpointOptions, RestoreOptions};
+pub use options::{Afterwards, CheckpointOptions, RestoreOptions};
+pub use restore::restore;
+pub use report::{CheckpointReport, RestoreReport};

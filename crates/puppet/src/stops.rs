@@ -26,6 +26,10 @@ pub const VISIT: Options = Options::TRACESYSGOOD;
 pub const BUILD: Options =
     Options::TRACESYSGOOD.union(Options::EXITKILL).union(Options::TRACEFORK).union(Options::TRACEVFORK).union(Options::TRACECLONE);
 
+/// To be added for a thread whose seccomp filters must not see what its hand
+/// does.
+pub const SUSPEND_SECCOMP: Options = Options::SUSPEND_SECCOMP;
+
 /// Attaches to a thread and asks it to stop; [`wait_stopped`] waits for that.
 /// `Ok(false)` if the thread is gone or a zombie.
 pub fn seize(tid: i32, options: Options) -> Result<bool> {
@@ -166,5 +170,31 @@ pub fn reap(tid: i32) {
             return;
         }
         let _ = trace::resume(tid, 0);
+    }
+}
+
+/// Sends a signal to a process.
+pub fn send(pid: i32, signal: i32) -> Result<()> {
+    let failed = |errno| Error::Ptrace { tid: pid, op: "send a signal to", errno };
+    let target = trace::id(pid).map_err(failed)?;
+    cryonaut_kernel::sys::signal::kill(target, signal).map_err(failed)
+}
+
+/// Lets a held process die of a signal, and takes its end from the kernel.
+pub fn die_of(pid: i32, signal: i32) -> Result<()> {
+    send(pid, signal)?;
+    if signal == libc::SIGKILL {
+        reap(pid);
+        return Ok(());
+    }
+    trace::set_sigmask(pid, 0)?;
+    let mut give = 0;
+    loop {
+        trace::resume(pid, give)?;
+        match trace::wait(pid)? {
+            status if status.is_end() => return Ok(()),
+            WaitStatus::SignalStop(s) => give = if s == signal { s } else { 0 },
+            _ => give = 0,
+        }
     }
 }

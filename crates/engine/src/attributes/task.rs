@@ -60,7 +60,7 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
         },
         exit_code: if process.is_zombie() { process.stat.exit_code as u32 } else { 0 },
         flags: process.stat.flags,
-        comm: String::from_utf8_lossy(&process.stat.comm).into_owned(),
+        comm: process.stat.comm.clone(),
         stop_signo: stopped.map(|s| s as u32),
         ..TaskCoreEntry::default()
     })

@@ -70,7 +70,7 @@ pub fn record(
         creds: Some(ask.creds.record(tid, answers, &status)?),
         seccomp_mode,
         seccomp_filter,
-        comm: Some(String::from_utf8_lossy(&task.comm()?).into_owned()),
+        comm: Some(task.comm()?),
         blk_sigset_extended: None,
         rseq_entry: rseq,
         cg_set: None,

@@ -103,6 +103,12 @@ impl<'a> Build<'a> {
         self.built
     }
 
+    /// Everything has its files: what was made only for building goes.
+    pub fn finish(&mut self) -> Result<()> {
+        self.kept.clear();
+        Ok(())
+    }
+
     /// The built files.
     #[must_use]
     pub fn built(&self) -> &HashMap<u32, OwnedFd> {

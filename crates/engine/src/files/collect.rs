@@ -105,6 +105,7 @@ pub struct Collect<'a> {
     /// The pids of the frozen tree, ascending.
     pub pids: &'a [i32],
     next_id: u32,
+    next_pages_id: u32,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
     /// Everything that kinds remember between files, by their own key.
     pub notes: HashMap<(&'static str, u64), u32>,
@@ -123,7 +124,7 @@ struct Seen {
 impl<'a> Collect<'a> {
     /// Starts with nothing seen.
     pub fn new(images: &'a DumpDir, options: &'a CheckpointOptions, pids: &'a [i32]) -> Self {
-        Collect { images, options, pids, next_id: 1, seen: HashMap::new(), notes: HashMap::new(), regular: Default::default() }
+        Collect { images, options, pids, next_id: 1, next_pages_id: 1, seen: HashMap::new(), notes: HashMap::new(), regular: Default::default() }
     }
 
     /// Lets the temporary names that deleted files were given stay: they
@@ -136,6 +137,12 @@ impl<'a> Collect<'a> {
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id - 1
+    }
+
+    /// A number for a file of pages that nobody has.
+    pub fn new_pages_id(&mut self) -> u32 {
+        self.next_pages_id += 1;
+        self.next_pages_id - 1
     }
 
     /// Collects one descriptor of a process and returns its line for the

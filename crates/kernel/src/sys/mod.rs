@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod epoll;
 pub mod fanotify;
+pub mod creds;
 pub mod fcntl;
 pub mod handle;
 pub mod kcmp;

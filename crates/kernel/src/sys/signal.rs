@@ -112,6 +112,13 @@ pub fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// kill(2) with any signal number, real-time ones too.
+pub fn kill(pid: Pid, signo: i32) -> Result<(), Errno> {
+    // SAFETY: takes two integers, touches no memory of the caller.
+    let answer = unsafe { libc::syscall(libc::SYS_kill, pid.as_raw_nonzero().get(), signo) };
+    check(answer).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

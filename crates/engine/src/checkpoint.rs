@@ -1,0 +1,266 @@
+//! A checkpoint: freeze, collect, write, and let go or end.
+
+use crate::attributes::{limits, seccomp, signals, task, thread, timers};
+use crate::files::Collect;
+use crate::freeze::{Frozen, Process, pid_of};
+use crate::memory::{MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record};
+use crate::options::Afterwards;
+use crate::report::CheckpointReport;
+use crate::sharing::Sharing;
+use crate::{CheckpointOptions, Error, Moment, Object, Result};
+use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TimensEntry, Timespec};
+use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind};
+use cryonaut_puppet::Batch;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use rustix::time::{ClockId, clock_gettime};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The image version of the format (a fact of it).
+const IMAGE_VERSION: u32 = 2;
+
+/// Writes the state of the tree below `pid` into `dir`.
+///
+/// If this fails, the tree goes on as it was and no image is there.
+pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
+    let begun = Instant::now();
+    refuse_ourselves(pid)?;
+    options.hook.call(Moment::PreDump, pid)?;
+    let images = DumpDir::create(dir)?;
+    let freezing = Instant::now();
+    let mut frozen = Frozen::freeze(pid, options.timeout)?;
+    let stood_still = Instant::now();
+    refuse(&frozen, options)?;
+    frozen.enter_all()?;
+    let mut report = CheckpointReport { root_pid: pid, freeze_us: micros(stood_still - freezing), ..CheckpointReport::default() };
+    dump(&mut frozen, &images, options, &mut report)?;
+    options.hook.call(Moment::PostDump, pid)?;
+    let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
+    match options.afterwards {
+        Afterwards::LeaveRunning => {
+            frozen.release()?;
+            report.frozen_us = micros(stood_still.elapsed());
+            commit(images, durability)?;
+        }
+        Afterwards::LeaveStopped => {
+            commit(images, durability)?;
+            frozen.stop()?;
+            frozen.release()?;
+            report.frozen_us = micros(stood_still.elapsed());
+        }
+        Afterwards::Kill => {
+            commit(images, durability)?;
+            frozen.kill()?;
+            report.frozen_us = micros(stood_still.elapsed());
+        }
+    }
+    report.total_us = micros(begun.elapsed());
+    Ok(report)
+}
+
+fn commit(images: DumpDir, durability: Durability) -> Result<()> {
+    Ok(images.commit(CommitOptions { durability, ..CommitOptions::default() })?)
+}
+
+fn micros(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A tree that contains the checkpointer would wait for itself.
+fn refuse_ourselves(pid: i32) -> Result<()> {
+    let mut up = rustix::process::getpid().as_raw_nonzero().get();
+    while up > 1 {
+        if up == pid {
+            return Err(Error::unsupported(
+                Object::Process(pid),
+                "it is this program, or an ancestor of it",
+                "run the checkpoint from outside the tree",
+            ));
+        }
+        let task = cryonaut_kernel::proc::Task::open(pid_of(up)?)?;
+        up = task.stat()?.ppid;
+    }
+    Ok(())
+}
+
+/// What cannot be carried, found before anything is entered.
+fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
+    let in_tree = |pid: i32| frozen.processes.iter().any(|p| p.pid == pid);
+    let root = &frozen.processes[0];
+    if root.is_zombie() {
+        return Err(Error::unsupported(Object::Process(root.pid), "it has ended and waits for its parent", ""));
+    }
+    if !options.shell_job && !in_tree(root.stat.session) {
+        return Err(Error::unsupported(
+            Object::Process(root.pid),
+            format!("its session {} has its leader outside of the tree", root.stat.session),
+            "use --shell-job if it was started from a terminal, or start it with setsid",
+        ));
+    }
+    for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
+        const SHSTK: u32 = 1 << 0;
+        if process.status.x86_thread_features & SHSTK != 0 {
+            return Err(Error::unsupported(Object::Process(process.pid), "it uses shadow stacks", "start it without them"));
+        }
+        if process.status.core_dumping {
+            return Err(Error::unsupported(Object::Process(process.pid), "it is dumping core", ""));
+        }
+        if process.threads[0].tid != process.pid {
+            return Err(Error::unsupported(
+                Object::Process(process.pid),
+                "its first thread has ended while others go on",
+                "this cannot be built again: the kernel lets no process start without its leader",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything about a frozen tree.
+fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, report: &mut CheckpointReport) -> Result<()> {
+    let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    pids.sort_unstable();
+    let mut cx = Collect::new(images, options, &pids);
+    let mut shared = SharedDump::default();
+    let mut sharing = Sharing::default();
+    let mut filters = seccomp::Filters::default();
+    let mut tables = Vec::new();
+    let own = cryonaut_kernel::proc::Task::current()?;
+    let inventory = InventoryEntry {
+        img_version: IMAGE_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(sharing.namespaces_of(&own)?),
+        ns_per_id: Some(true),
+        root_cg_set: None,
+        lsmtype: Some(0),
+        dump_uptime: Some(uptime_ticks()),
+        ..InventoryEntry::default()
+    };
+    for process in &mut frozen.processes {
+        write_pstree(images, process)?;
+        report.processes += 1;
+        report.threads += process.threads.len();
+        if process.is_zombie() {
+            let core = CoreEntry {
+                mtype: crate::arch::MARCH as i32,
+                tc: Some(task::base_record(process)?),
+                ..CoreEntry::default()
+            };
+            images.write_one(ImageKind::Core, process.pid as u64, &core)?;
+            continue;
+        }
+        let ids = sharing.ids(process)?;
+        let files_id = ids.files_id;
+        images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
+        if !tables.contains(&files_id) {
+            tables.push(files_id);
+            descriptors(&mut cx, process, files_id)?;
+        }
+        let fs = task::fs_record(&mut cx, process)?;
+        images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
+        let started = Instant::now();
+        let count = dump_process(&mut cx, &mut shared, &mut filters, process)?;
+        report.memory_us += micros(started.elapsed());
+        report.pages_scanned += count.scanned;
+        report.pages_written += count.written;
+    }
+    report.shared_pages_scanned = shared.count.scanned;
+    report.shared_pages_written = shared.count.written;
+    images.write_one(ImageKind::Seccomp, None, filters.record())?;
+    images.write_one(ImageKind::Timens, 0u64, &clocks())?;
+    // Readers expect this one even when no file was open.
+    images.entry_file(ImageKind::Files, None)?;
+    images.write_one(ImageKind::Inventory, None, &inventory)?;
+    Ok(())
+}
+
+fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
+    let threads = if process.is_zombie() {
+        vec![process.pid as u32]
+    } else {
+        process.threads.iter().map(|t| t.tid as u32).collect()
+    };
+    let entry = PstreeEntry {
+        pid: process.pid as u32,
+        ppid: process.ppid as u32,
+        pgid: process.stat.pgrp as u32,
+        sid: process.stat.session as u32,
+        threads,
+    };
+    Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
+}
+
+/// The descriptor table: every open file, and the numbers under which it is.
+fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result<()> {
+    let failed = |e| Error::kernel(Object::Process(process.pid), "duplicate its descriptors", e);
+    let pidfd = rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
+    let writer = cx.images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
+    for fd in process.task.fds()? {
+        let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+        let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
+        writer.append(&entry)?;
+    }
+    Ok(())
+}
+
+/// Memory, threads and attributes of one living process.
+fn dump_process(
+    cx: &mut Collect<'_>,
+    shared: &mut SharedDump,
+    filters: &mut seccomp::Filters,
+    process: &mut Process,
+) -> Result<PageCount> {
+    let mut b = Batch::new();
+    let ask_actions = signals::Ask::new(&mut b);
+    let ask_mm = MmAsk::new(&mut b);
+    let ask_task = task::Ask::new(&mut b);
+    let ask_thread = thread::Ask::new(&mut b);
+    let mut timer_batch = Batch::new();
+    let ask_timers = timers::Ask::new(&mut timer_batch, process)?;
+    process.hand()?.run(&mut b)?;
+    process.hand()?.run(&mut timer_batch)?;
+
+    let mut tc = ask_task.record(process, &b)?;
+    tc.sigactions = ask_actions.record(&b);
+    tc.timers = Some(ask_timers.record(process.pid, &timer_batch)?);
+    tc.rlimits = Some(limits::record(process)?);
+    tc.signals_s = Some(signals::queued(process.pid, true)?);
+    tc.blk_sigset = process.threads[0].context.sigmask;
+    let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, filters)?;
+    core.tc = Some(tc);
+    cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
+    for index in 1..process.threads.len() {
+        dump_thread(cx, filters, process, index)?;
+    }
+    let mut vmas = mappings(cx, shared, process)?;
+    let pages_id = cx.new_pages_id();
+    let count = dump_private(cx.images, pages_id, process, &mut vmas)?;
+    let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;
+    cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
+    Ok(count)
+}
+
+fn dump_thread(cx: &Collect<'_>, filters: &mut seccomp::Filters, process: &mut Process, index: usize) -> Result<()> {
+    let mut b = Batch::new();
+    let ask = thread::Ask::new(&mut b);
+    let (tid, context) = (process.threads[index].tid, process.threads[index].context.clone());
+    process.hand()?.run_in_thread(tid, &context, &mut b)?;
+    let core = thread::record(process, &process.threads[index], &ask, &b, filters)?;
+    Ok(cx.images.write_one(ImageKind::Core, tid as u64, &core)?)
+}
+
+/// The clocks that a time namespace can shift, as they stand.
+fn clocks() -> TimensEntry {
+    let now = |clock| {
+        let t = clock_gettime(clock);
+        Timespec { tv_sec: t.tv_sec as u64, tv_nsec: t.tv_nsec as u64 }
+    };
+    TimensEntry { monotonic: now(ClockId::Monotonic), boottime: now(ClockId::Boottime) }
+}
+
+/// Time since boot in clock ticks, as /proc/PID/stat counts start times.
+fn uptime_ticks() -> u64 {
+    let t = clock_gettime(ClockId::Boottime);
+    let per_second = rustix::param::clock_ticks_per_second();
+    t.tv_sec as u64 * per_second + t.tv_nsec as u64 * per_second / 1_000_000_000
+}

@@ -1,0 +1,177 @@
+//! Creating the processes and threads of the tree under their own ids, in
+//! their sessions and groups; and ending those that are to be zombies, or that
+//! existed only for the others' sake.
+
+use super::Nursery;
+use crate::plan::{Birth, Plan, ProcessPlan, Step};
+use crate::{Error, Object, RestoreOptions, Result};
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
+use rustix::io::Errno;
+
+/// Index of `flags` and `exit_signal` among the words of struct clone_args.
+const FLAGS: usize = 0;
+const EXIT_SIGNAL: usize = 4;
+
+/// Creates every process of the plan.
+pub fn create_all(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    service: &mut Service,
+    base: u64,
+    options: &RestoreOptions,
+) -> Result<()> {
+    for step in &plan.steps {
+        match *step {
+            Step::Create(birth) if birth.creator == 0 => {
+                let mut hand = spawn::first(birth.pid, options.sibling, base)?;
+                service.install(&mut hand)?;
+                nursery.hands.insert(birth.pid, hand);
+            }
+            Step::Create(birth) => {
+                let flags = sharing_flags(plan, birth);
+                create(nursery, birth, flags, base)?;
+            }
+            Step::NewSession(pid) => {
+                let mut b = Batch::new();
+                b.call(libc::SYS_setsid, []);
+                nursery.hand(pid)?.run(&mut b)?;
+            }
+        }
+    }
+    groups(nursery, plan, base)
+}
+
+/// What the child shares with its creator from birth.
+fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
+    let ids = |pid: i32| plan.processes.get(&pid).and_then(|p| p.ids.as_ref());
+    let mut flags = if birth.sibling { libc::CLONE_PARENT as u64 } else { 0 };
+    if let (Some(child), Some(creator)) = (ids(birth.pid), ids(birth.creator)) {
+        if child.files_id == creator.files_id {
+            flags |= libc::CLONE_FILES as u64;
+        }
+        if child.fs_id == creator.fs_id {
+            flags |= libc::CLONE_FS as u64;
+        }
+    }
+    flags
+}
+
+fn create(nursery: &mut Nursery, birth: Birth, flags: u64, base: u64) -> Result<()> {
+    let creator = nursery.hand(birth.creator)?;
+    let mut args = [0u64; 11];
+    args[FLAGS] = flags;
+    // A sibling's parent is told by the signal of its creator's own birth; a helper's end is nobody's business.
+    args[EXIT_SIGNAL] = if birth.sibling || birth.helper { 0 } else { libc::SIGCHLD as u64 };
+    let pid = creator.clone_child(&args, birth.pid)?;
+    nursery.hands.insert(birth.pid, Hand::adopt(pid, base)?);
+    Ok(())
+}
+
+/// Puts every process into its group, leaders first.
+fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
+    let mut stand_ins = Vec::new();
+    for (group, member) in plan.leaderless_groups() {
+        create(nursery, Birth { pid: group, creator: member, sibling: false, helper: true }, 0, base)?;
+        stand_ins.push((group, member));
+        set_group(nursery, group, group)?;
+    }
+    let (leaders, members): (Vec<&ProcessPlan>, Vec<&ProcessPlan>) =
+        plan.processes.values().partition(|p| p.tree.pgid == p.tree.pid);
+    let outside = plan.processes[&plan.root].tree.pgid;
+    for process in leaders.into_iter().chain(members) {
+        if process.tree.sid == process.tree.pid {
+            continue;
+        }
+        let foreign = process.tree.pgid == outside && !nursery.hands.contains_key(&(outside as i32));
+        if !foreign {
+            set_group(nursery, process.pid(), process.tree.pgid as i32)?;
+        }
+    }
+    for (helper, parent) in stand_ins {
+        end(nursery, helper, 0, Some(parent))?;
+    }
+    Ok(())
+}
+
+fn set_group(nursery: &mut Nursery, pid: i32, group: i32) -> Result<()> {
+    let mut b = Batch::new();
+    b.call(libc::SYS_setpgid, [Arg::Val(0), group.into()]);
+    Ok(nursery.hand(pid)?.run(&mut b)?)
+}
+
+/// Zombies get the end that they had; helpers go for good.
+pub fn end_zombies_and_helpers(nursery: &mut Nursery, plan: &Plan) -> Result<()> {
+    for &(helper, parent) in &plan.helpers {
+        end(nursery, helper, 0, Some(parent))?;
+    }
+    // Children before parents: a zombie's own children were reparented long ago, so it has none.
+    for process in plan.processes.values().filter(|p| p.is_zombie()) {
+        let status = process.core.tc.as_ref().map_or(0, |tc| tc.exit_code);
+        end(nursery, process.pid(), status, None)?;
+        forget_sigchld(nursery, process.tree.ppid as i32)?;
+    }
+    Ok(())
+}
+
+/// Ends a process with a wait status; `reaper` takes that status at once.
+fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Result<()> {
+    let Some(mut hand) = nursery.hands.remove(&pid) else {
+        return Err(Error::kernel(Object::Process(pid), "end it", Errno::SRCH));
+    };
+    let signal = (status & 0x7f) as i32;
+    let mut b = Batch::new();
+    // A core dump of a zombie to be would be one too many.
+    let none = b.bytes(&[0; 16]);
+    b.attempt(libc::SYS_prlimit64, [Arg::Val(0), libc::RLIMIT_CORE.into(), none.into(), Arg::Val(0)]);
+    if signal != 0 && signal != libc::SIGKILL {
+        let default = b.bytes(&[0; 32]);
+        b.call(libc::SYS_rt_sigaction, [signal.into(), default.into(), Arg::Val(0), Arg::Val(8)]);
+    }
+    hand.run(&mut b)?;
+    if signal == 0 {
+        let mut b = Batch::new();
+        b.call(libc::SYS_exit_group, [(status >> 8 & 0xff).into()]);
+        hand.start(&b)?;
+        stops::reap(pid);
+    } else {
+        stops::die_of(pid, signal)?;
+    }
+    if let Some(parent) = reaper {
+        let mut b = Batch::new();
+        const WALL: i32 = 0x4000_0000;
+        b.call(libc::SYS_wait4, [pid.into(), Arg::Val(0), WALL.into(), Arg::Val(0)]);
+        nursery.hand(parent)?.run(&mut b)?;
+    }
+    Ok(())
+}
+
+/// Takes away the SIGCHLD that a process got because we built its zombie.
+fn forget_sigchld(nursery: &mut Nursery, pid: i32) -> Result<()> {
+    nursery.hands.get_mut(&pid).map_or(Ok(()), forget_sigchld_in)
+}
+
+/// The same for a hand.
+pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
+    let mut b = Batch::new();
+    let set = b.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes());
+    let now = b.bytes(&[0; 16]);
+    b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), now.into(), Arg::Val(8)]);
+    Ok(hand.run(&mut b)?)
+}
+
+/// Creates the further threads of a process.
+pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    for (tid, _) in &process.threads {
+        let mut args = [0u64; 11];
+        args[FLAGS] = flags as u64;
+        hand.clone_child(&args, *tid)?;
+    }
+    Ok(())
+}

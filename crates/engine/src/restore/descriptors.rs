@@ -1,0 +1,110 @@
+//! Every descriptor table as it was: the open files built once, given to each
+//! process, under the numbers that they had.
+
+use super::Nursery;
+use crate::files::Build;
+use crate::plan::Plan;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{FdinfoEntry, FownEntry};
+use cryonaut_kernel::sys::fcntl::{self, Owner, OwnerKind};
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Batch, Hand};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Descriptors that are given in one go.
+const CHUNK: usize = 120;
+const FD_CLOEXEC: u32 = 1;
+
+/// Fills all tables. Returns which processes have which file under which
+/// number.
+pub fn install_all(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    service: &Service,
+    build: &mut Build<'_>,
+) -> Result<HashMap<u32, Vec<(i32, i32)>>> {
+    let mut places: HashMap<u32, Vec<(i32, i32)>> = HashMap::new();
+    let mut filled = Vec::new();
+    for process in plan.processes.values() {
+        let Some(ids) = &process.ids else { continue };
+        let table = &plan.tables[&ids.files_id];
+        for entry in table {
+            places.entry(entry.id).or_default().push((process.pid(), entry.fd as i32));
+        }
+        // A shared table is filled through one of its owners.
+        if !filled.contains(&ids.files_id) {
+            filled.push(ids.files_id);
+            let hand = nursery.hand(process.pid())?;
+            install(hand, service, build, table)?;
+        }
+    }
+    Ok(places)
+}
+
+/// Puts the files of one table in place. Received descriptors take the lowest
+/// free numbers; going through the table from the highest number down, each
+/// one's place is at or above where it was received, so nothing is in the way.
+fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, table: &[FdinfoEntry]) -> Result<()> {
+    let mut sorted: Vec<&FdinfoEntry> = table.iter().collect();
+    sorted.sort_by_key(|e| e.fd);
+    for pair in sorted.windows(2) {
+        if pair[0].fd == pair[1].fd {
+            return Err(Error::bad_image("fdinfo", format!("descriptor {} is there twice", pair[0].fd)));
+        }
+    }
+    let mut end = sorted.len();
+    while end > 0 {
+        let chunk = &sorted[end.saturating_sub(CHUNK)..end];
+        for entry in chunk {
+            build.file(entry.id)?;
+        }
+        let files: Vec<BorrowedFd<'_>> = chunk.iter().map(|e| build.built()[&e.id].as_fd()).collect();
+        let numbers = service.give(hand, &files)?;
+        let mut b = Batch::new();
+        for (entry, number) in chunk.iter().zip(numbers).rev() {
+            place(&mut b, number, entry);
+        }
+        hand.run(&mut b)?;
+        end -= chunk.len();
+    }
+    Ok(())
+}
+
+fn place(b: &mut Batch, number: i32, entry: &FdinfoEntry) {
+    let cloexec = entry.flags & FD_CLOEXEC;
+    if number == entry.fd as i32 {
+        b.call(libc::SYS_fcntl, [number.into(), libc::F_SETFD.into(), cloexec.into()]);
+        return;
+    }
+    let flags = if cloexec != 0 { libc::O_CLOEXEC } else { 0 };
+    b.call(libc::SYS_dup3, [number.into(), entry.fd.into(), flags.into()]);
+    b.call(libc::SYS_close, [number.into()]);
+}
+
+/// Gives a file its signal owner. The kernel keeps the uids of who sets it;
+/// ours are set for the moment of the call.
+pub fn set_owner(file: BorrowedFd<'_>, id: u32, owner: &FownEntry) -> Result<()> {
+    let failed = |what: &str, e| Error::kernel(Object::File(id, "signal owner".into()), what, e);
+    if owner.signum != 0 {
+        fcntl::setsig(file, owner.signum as i32).map_err(|e| failed("set its signal", e))?;
+    }
+    if owner.pid == 0 {
+        return Ok(());
+    }
+    let kind = match owner.pid_type {
+        0 => OwnerKind::Thread,
+        1 => OwnerKind::Process,
+        _ => OwnerKind::Group,
+    };
+    let target = Owner { kind, pid: owner.pid as i32 };
+    cryonaut_kernel::sys::creds::with_uids(owner.uid, owner.euid, || fcntl::setown_ex(file, target))
+        .map_err(|e| failed("set who gets its signals", e))
+}
+
+/// Closes the service descriptor, the last that the process has from us.
+pub fn withdraw(hand: &mut Hand, service: &Service) -> Result<()> {
+    let mut b = Batch::new();
+    b.attempt(libc::SYS_close, [service.number().into()]);
+    Ok(hand.run(&mut b)?)
+}

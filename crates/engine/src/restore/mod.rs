@@ -1,0 +1,180 @@
+//! A restore: read, plan, build, resume.
+//!
+//! Every process of the tree is held from its birth and dies with us until the
+//! very end, so a failure at any point leaves nothing behind.
+
+mod births;
+mod descriptors;
+mod resume;
+
+use crate::attributes::{limits, task, timers};
+use crate::files::{Build, Settle, kind_of};
+use crate::memory::{self, Shape, SharedBuild, status};
+use crate::plan::{Plan, ProcessPlan};
+use crate::report::RestoreReport;
+use crate::{Error, Moment, Object, RestoreOptions, Result};
+use cryonaut_image::ImageDir;
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Hand, scratch};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::Instant;
+
+/// The processes while they are built; what is not resumed is killed.
+#[derive(Debug, Default)]
+struct Nursery {
+    hands: BTreeMap<i32, Hand>,
+}
+
+impl Drop for Nursery {
+    fn drop(&mut self) {
+        for pid in self.hands.keys() {
+            if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        for pid in self.hands.keys() {
+            cryonaut_puppet::stops::reap(*pid);
+        }
+    }
+}
+
+impl Nursery {
+    fn hand(&mut self, pid: i32) -> Result<&mut Hand> {
+        self.hands.get_mut(&pid).ok_or_else(|| Error::kernel(Object::Process(pid), "build it", Errno::SRCH))
+    }
+}
+
+/// Brings back the tree whose image is in `dir`. Its root becomes a child of
+/// the calling process (of its parent with `options.sibling`).
+pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
+    let begun = Instant::now();
+    let images = ImageDir::open(dir)?;
+    let plan = Plan::read(&images)?;
+    options.hook.call(Moment::PreRestore, plan.root)?;
+    refuse(&plan)?;
+    let mut shape = shape_of(&plan)?;
+    let no_room = || Error::unsupported(Object::Process(plan.root), "its address space leaves no room to work in", "");
+    let base = shape.free(scratch::LEN + (1 << 20)).ok_or_else(no_room)?;
+    let detour = base + scratch::LEN + 4096;
+
+    let mut nursery = Nursery::default();
+    let mut service = Service::new(service_number(&plan))?;
+    births::create_all(&mut nursery, &plan, &mut service, base, options)?;
+    let forked = Instant::now();
+
+    let mut build = Build::new(&images, options, &plan.files);
+    let mut shared = SharedBuild::default();
+    for vma in plan.processes.values().filter_map(|p| p.mm.as_ref()).flat_map(|m| &m.vmas) {
+        if vma.status & status::ANON_SHARED != 0 {
+            shared.note(vma);
+        }
+    }
+    for process in plan.processes.values() {
+        if let (Some(mm), Some(fs)) = (&process.mm, &process.fs) {
+            let hand = nursery.hand(process.pid())?;
+            memory::build(hand, &service, &mut build, &mut shared, mm, detour)?;
+            task::build_fs(hand, &service, &mut build, fs)?;
+        }
+    }
+    let places = descriptors::install_all(&mut nursery, &plan, &service, &mut build)?;
+    settle(&mut nursery, &plan, &images, options, &places, &build)?;
+    births::end_zombies_and_helpers(&mut nursery, &plan)?;
+    let mut threads = 0;
+    for process in plan.processes.values().filter(|p| !p.is_zombie()) {
+        finish_process(&mut nursery, process)?;
+        threads += 1 + process.threads.len();
+    }
+    build.finish()?;
+    options.hook.call(Moment::PostRestore, plan.root)?;
+    options.hook.call(Moment::PreResume, plan.root)?;
+    resume::resume_all(nursery, &plan, &service, options)?;
+    options.hook.call(Moment::PostResume, plan.root)?;
+    Ok(RestoreReport {
+        root_pid: plan.root,
+        processes: plan.processes.len(),
+        threads,
+        pages_restored: 0,
+        forking_us: (forked - begun).as_micros() as u64,
+        total_us: begun.elapsed().as_micros() as u64,
+    })
+}
+
+/// What can be known to fail before anything is made.
+fn refuse(plan: &Plan) -> Result<()> {
+    let mut owners: HashMap<u32, i32> = HashMap::new();
+    for process in plan.processes.values() {
+        if let Some(ids) = &process.ids {
+            if let Some(other) = owners.insert(ids.vm_id, process.pid()) {
+                let reason = format!("it shares its memory with process {other} (CLONE_VM)");
+                return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
+            }
+        }
+        if Path::new(&format!("/proc/{}", process.pid())).exists() {
+            return Err(Error::Kernel {
+                object: Object::Process(process.pid()),
+                action: "create it".into(),
+                errno: Errno::EXIST,
+                remedy: "the pid is taken by a running process; end that one, or restore in a pid namespace of its own",
+            });
+        }
+    }
+    for entry in plan.files.values() {
+        Build::kind(entry)?;
+    }
+    Ok(())
+}
+
+fn shape_of(plan: &Plan) -> Result<Shape> {
+    let mut shape = Shape::default();
+    for mm in plan.processes.values().filter_map(|p| p.mm.as_ref()) {
+        shape.add(&mm.vmas);
+    }
+    shape.add_maps(&cryonaut_kernel::proc::Task::current()?.maps()?);
+    Ok(shape)
+}
+
+/// A descriptor number above all that the tree uses.
+fn service_number(plan: &Plan) -> i32 {
+    let highest = plan.tables.values().flatten().map(|f| f.fd as i32).max().unwrap_or(0);
+    highest + 64
+}
+
+/// What kinds of files do when everything is in place.
+fn settle(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    images: &ImageDir,
+    options: &RestoreOptions,
+    places: &HashMap<u32, Vec<(i32, i32)>>,
+    build: &Build<'_>,
+) -> Result<()> {
+    let mut settle =
+        Settle { options, images, hands: &mut nursery.hands, places, records: &plan.files, built: build.built() };
+    for (id, entry) in &plan.files {
+        let (Some(kind), Some(file)) = (kind_of(entry), build.built().get(id)) else { continue };
+        let file = std::os::fd::AsFd::as_fd(file);
+        if let Some(owner) = kind.owner(entry) {
+            descriptors::set_owner(file, *id, owner)?;
+        }
+        kind.settle(&mut settle, entry, file)?;
+    }
+    Ok(())
+}
+
+/// Threads and attributes of one process, short of what resuming does.
+fn finish_process(nursery: &mut Nursery, process: &ProcessPlan) -> Result<()> {
+    let hand = nursery.hand(process.pid())?;
+    if let Some(tc) = &process.core.tc {
+        task::build(hand, tc)?;
+        if let Some(rlimits) = &tc.rlimits {
+            limits::build(hand, rlimits)?;
+        }
+    }
+    births::create_threads(hand, process)?;
+    if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
+        timers::create(hand, all)?;
+    }
+    Ok(())
+}
