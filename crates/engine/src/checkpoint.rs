@@ -171,6 +171,7 @@ fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, repo
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
     images.write_one(ImageKind::Inventory, None, &inventory)?;
+    cx.keep_links();
     Ok(())
 }
 

@@ -236,6 +236,9 @@ impl Frozen {
             stops::reap(tid);
         }
         self.seized.clear();
+        for process in &mut self.processes {
+            process.hand = None;
+        }
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 
 use crate::scratch;
 use crate::stops::{self, BUILD};
-use crate::{Error, Hand, Result};
+use crate::{Batch, Error, Hand, Result, trace};
 use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
 use rustix::io::Errno;
 use std::time::Duration;
@@ -45,5 +45,22 @@ pub fn first(pid: i32, sibling: bool, base: u64) -> Result<Hand> {
     if !stops::seize(pid, BUILD)? || stops::wait_stopped(pid, Duration::from_secs(10))?.is_none() {
         return Err(Error::Died { tid: pid, how: "right after its birth".into() });
     }
-    Hand::adopt(pid, base)
+    let mut hand = Hand::adopt(pid, base)?;
+    forget_rseq(&mut hand)?;
+    Ok(hand)
+}
+
+/// The C library registered an rseq area in our memory, which the child is
+/// about to lose; the kernel would end it at the next preemption.
+fn forget_rseq(hand: &mut Hand) -> Result<()> {
+    const UNREGISTER: i32 = 1;
+    let area = trace::id(hand.tid())
+        .and_then(cryonaut_kernel::sys::ptrace::rseq)
+        .map_err(|errno| Error::Ptrace { tid: hand.tid(), op: "read the rseq area of", errno })?;
+    if area.pointer == 0 {
+        return Ok(());
+    }
+    let mut b = Batch::new();
+    b.call(libc::SYS_rseq, [area.pointer.into(), area.size.into(), UNREGISTER.into(), area.signature.into()]);
+    hand.run(&mut b)
 }

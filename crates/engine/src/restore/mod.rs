@@ -86,7 +86,10 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         finish_process(&mut nursery, process)?;
         threads += 1 + process.threads.len();
     }
+    // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
     build.finish()?;
+    drop(build);
+    drop(shared);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
     resume::resume_all(nursery, &plan, &service, options)?;

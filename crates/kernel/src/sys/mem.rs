@@ -35,7 +35,7 @@ pub fn read_spans(pid: Pid, from: &[Remote], into: &mut [u8]) -> Result<usize, E
     // addresses of the target and are read as an array of `from.len()` iovecs, whose layout Remote has.
     let answer = unsafe {
         let pid = pid.as_raw_nonzero().get();
-        libc::syscall(libc::SYS_process_vm_readv, pid, &raw const local, 1, from.as_ptr(), from.len(), 0)
+        libc::syscall(libc::SYS_process_vm_readv, pid, &raw const local, 1, from.as_ptr(), from.len(), 0usize)
     };
     check(answer).map(|count| count as usize)
 }
@@ -47,7 +47,7 @@ pub fn write_spans(pid: Pid, from: &[u8], into: &[Remote]) -> Result<usize, Errn
     // addresses of the target and are read as an array of `into.len()` iovecs, whose layout Remote has.
     let answer = unsafe {
         let pid = pid.as_raw_nonzero().get();
-        libc::syscall(libc::SYS_process_vm_writev, pid, &raw const local, 1, into.as_ptr(), into.len(), 0)
+        libc::syscall(libc::SYS_process_vm_writev, pid, &raw const local, 1, into.as_ptr(), into.len(), 0usize)
     };
     check(answer).map(|count| count as usize)
 }
