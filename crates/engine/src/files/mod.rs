@@ -18,6 +18,7 @@ mod epoll;
 mod eventfd;
 mod ghost;
 mod ghost_build;
+mod fifo;
 mod pipe;
 mod pipe_data;
 pub mod regular;
@@ -72,6 +73,7 @@ pub trait FileKind: Sync {
 /// Every kind, in the order in which they are asked.
 pub static KINDS: &[&dyn FileKind] = &[
     &pipe::Pipe,
+    &fifo::Fifo,
     &eventfd::EventFd,
     &epoll::Epoll,
     &signalfd::SignalFd,
