@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// A workload as its source declares it. Lines at the top of the C file that count:
 /// `// flags: --file-locks` (for every engine), `// criu-flags: --link-remap` (for the peer alone, which wants it at
-/// both ends), `// peer: no, REASON` (the peer cannot carry this state).
+/// both ends), `// peer: no, REASON` (the peer cannot carry this state), `// refused: TEXT` (a checkpoint must be refused
+/// with a message that holds TEXT, and the workload must go on unharmed).
 #[derive(Debug, Clone)]
 pub struct Declaration {
     /// `AREA/NAME`.
@@ -18,6 +19,8 @@ pub struct Declaration {
     pub criu_flags: Vec<String>,
     /// Why the peer is not asked to carry it.
     pub peer_cannot: Option<String>,
+    /// What the refusal of a checkpoint must say, for state that nobody can carry.
+    pub refused: Option<String>,
 }
 
 /// Every workload, in the order of names.
@@ -75,6 +78,7 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         peer_cannot: value("peer")
             .and_then(|v| v.strip_prefix("no, "))
             .map(str::to_owned),
+        refused: value("refused").map(str::to_owned),
     }
 }
 

@@ -45,7 +45,7 @@ impl Engine {
         env::var_os("CRIU").map(|path| Self::Criu(PathBuf::from(path)))
     }
 
-    /// Writes the tree below `pid` into `images`, a directory that exists and is empty.
+    /// Writes the tree below `pid` into `images`, a directory that is not there yet.
     ///
     /// # Errors
     /// When the program fails or takes more than a minute.
@@ -58,6 +58,9 @@ impl Engine {
     ) -> Result<(), CommandFailure> {
         let pid = pid.as_raw_nonzero().to_string();
         let mut command = self.command(images);
+        if let Self::Criu(_) = self {
+            make_directory(images)?;
+        }
         match self {
             Self::Cryonaut(_) => command.args(["checkpoint", &pid, "-o"]).arg(images),
             Self::Criu(_) => command
@@ -158,4 +161,13 @@ impl Engine {
             failure
         })
     }
+}
+
+/// CRIU wants the directory of its images to be there.
+fn make_directory(images: &Path) -> Result<(), CommandFailure> {
+    fs::create_dir(images).map_err(|error| CommandFailure {
+        command: format!("mkdir {}", images.display()),
+        what: error.to_string(),
+        output: String::new(),
+    })
 }

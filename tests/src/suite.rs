@@ -27,15 +27,19 @@ pub fn sound() -> ExitCode {
 }
 
 /// `survives::`: checkpointed and restored, the state holds. `twice::`: and once more from what was restored.
-/// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened.
+/// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened. `refused::`: what cannot be
+/// carried is named, and goes on as well.
 pub fn survives(own: &Engine) -> ExitCode {
-    let (all, engines) = (catalogue(), (own.clone(), own.clone()));
+    let (cannot, all): (Vec<_>, Vec<_>) =
+        catalogue().into_iter().partition(|w| w.refused.is_some());
+    let engines = (own.clone(), own.clone());
     let mut tests = each("survives", &all, engines.clone(), |start| {
         round_trips(start, 1)
     });
     tests.extend(each("twice", &all, engines.clone(), |start| {
         round_trips(start, 2)
     }));
+    tests.extend(each("refused", &cannot, engines.clone(), refused));
     tests.extend(each("unharmed", &all, engines, |start| {
         let mut workload = start(false)?;
         workload.checkpoint_leave_running()?;
@@ -53,7 +57,7 @@ pub fn peer(own: &Engine) -> ExitCode {
     };
     let carried: Vec<Declaration> = catalogue()
         .into_iter()
-        .filter(|w| w.peer_cannot.is_none())
+        .filter(|w| w.peer_cannot.is_none() && w.refused.is_none())
         .collect();
     let mut tests = Vec::new();
     for (group, engines) in [
@@ -77,6 +81,16 @@ fn round_trips(start: Start<'_>, times: u32) -> Result<(), Failed> {
         workload.restore()?;
     }
     Ok(workload.finish()?)
+}
+
+fn refused(start: Start<'_>) -> Result<(), Failed> {
+    let mut workload = start(false)?;
+    let reason = workload.declaration().refused.clone().unwrap_or_default();
+    match workload.checkpoint_leave_running() {
+        Ok(()) => Err("was checkpointed although nobody can carry its state".into()),
+        Err(failure) if failure.what.contains(&reason) => Ok(workload.finish()?),
+        Err(other) => Err(format!("the refusal does not say \"{reason}\": {other}").into()),
+    }
 }
 
 /// One test per workload; `body` starts it, with or without --lose, as often as it likes.

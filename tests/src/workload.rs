@@ -89,7 +89,7 @@ impl Workload {
         let root = Pid::from_child(&child);
         let keep = std::env::var_os("CRYONAUT_KEEP").is_some();
         let mut started = Self {
-            family: Family::of(&directory),
+            family: Family::of(scratch.path()),
             declaration,
             engines,
             directory,
@@ -107,6 +107,11 @@ impl Workload {
         Ok(started)
     }
 
+    /// What the workload declares about itself.
+    pub fn declaration(&self) -> &Declaration {
+        &self.declaration
+    }
+
     /// The pid of the root process.
     pub fn pid(&self) -> Pid {
         self.root
@@ -115,9 +120,7 @@ impl Workload {
     /// The directory of the last checkpoint's images.
     pub fn images(&self) -> PathBuf {
         self.directory
-            .join(format!("../images{}", self.checkpoints))
-            .components()
-            .collect()
+            .with_file_name(format!("images{}", self.checkpoints))
     }
 
     /// Checkpoints the workload; afterwards no process of it is left.
@@ -155,8 +158,6 @@ impl Workload {
     fn dump(&mut self, leave_running: bool) -> Result<(), Failure> {
         self.checkpoints += 1;
         let images = self.images();
-        fs::create_dir(&images)
-            .map_err(|e| self.failure("checkpoint", format!("{}: {e}", images.display())))?;
         let done = self
             .engines
             .0
@@ -326,7 +327,7 @@ fn launch(declaration: &Declaration, directory: &Path, lose: bool) -> std::io::R
         .current_dir(directory)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env(MARK, directory)
+        .env(MARK, directory.parent().unwrap_or(directory))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

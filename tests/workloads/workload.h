@@ -13,9 +13,6 @@
 #ifndef WORKLOAD_H
 #define WORKLOAD_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -26,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -173,6 +171,40 @@ WL_UNUSED static void wl_join(pid_t child)
 		wl_fail("child %d ended with wait status %#x", child, status);
 }
 
+static int wl_sync_fd WL_UNUSED = -1;
+
+/* Forks a child, and returns to the parent only once the child has said wl_child_ready(). */
+WL_UNUSED static pid_t wl_fork(void)
+{
+	int ends[2];
+	char byte;
+	pid_t child;
+
+	MUST(pipe2(ends, O_CLOEXEC));
+	fflush(stdout);
+	child = MUST(fork());
+	if (child == 0) {
+		if (wl_sync_fd >= 0)
+			close(wl_sync_fd);
+		close(ends[0]);
+		wl_sync_fd = ends[1];
+		return 0;
+	}
+	close(ends[1]);
+	if (read(ends[0], &byte, 1) != 1)
+		wl_fail("child %d ended before it was ready", child);
+	close(ends[0]);
+	return child;
+}
+
+/* The child's state is set up. Leaves no descriptor behind. */
+WL_UNUSED static void wl_child_ready(void)
+{
+	MUST(write(wl_sync_fd, "", 1));
+	close(wl_sync_fd);
+	wl_sync_fd = -1;
+}
+
 /* Reads a whole small file, for /proc; the text ends with a zero. Returns its length. */
 WL_UNUSED static size_t wl_read_file(const char *path, char *text, size_t size)
 {
@@ -228,6 +260,84 @@ WL_UNUSED static void wl_wait_blocked(pid_t tid, long nr)
 		wl_sleep_ms(2);
 	}
 	wl_fail("task %d never blocked in system call %ld (last: %s)", tid, nr, text);
+}
+
+/* Reads a file line by line without the heap, so that looking at the memory does not change it. */
+struct wl_lines {
+	int fd;
+	size_t start, end;
+	char buffer[8192];
+};
+
+WL_UNUSED static bool wl_next_line(struct wl_lines *from, char *line, size_t size)
+{
+	size_t length = 0;
+
+	for (;;) {
+		if (from->start == from->end) {
+			ssize_t got = read(from->fd, from->buffer, sizeof(from->buffer));
+
+			if (got <= 0)
+				return false;
+			from->start = 0;
+			from->end = got;
+		}
+		if (length < size - 1)
+			line[length++] = from->buffer[from->start];
+		if (from->buffer[from->start++] == '\n') {
+			line[length] = 0;
+			return true;
+		}
+	}
+}
+
+/* The line of /proc/self/maps, or with a `field` ("VmFlags:") that line of smaps, for the mapping that holds `address`. */
+WL_UNUSED static const char *wl_mapping(const void *address, const char *field)
+{
+	static char line[PATH_MAX + 256];
+	struct wl_lines maps = { .fd = MUST(open(field ? "/proc/self/smaps" : "/proc/self/maps", O_RDONLY | O_CLOEXEC)) };
+	bool inside = false;
+
+	while (wl_next_line(&maps, line, sizeof(line))) {
+		unsigned long start, end;
+
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			inside = start <= (unsigned long)address && (unsigned long)address < end;
+		if (inside && (!field || strncmp(line, field, strlen(field)) == 0)) {
+			close(maps.fd);
+			return line;
+		}
+	}
+	close(maps.fd);
+	return "";
+}
+
+/* Whether a mapping has a flag of smaps, two letters as in proc(5). */
+WL_UNUSED static bool wl_has_vmflag(const void *address, const char *flag)
+{
+	char padded[8];
+
+	snprintf(padded, sizeof(padded), " %s", flag);
+	return strstr(wl_mapping(address, "VmFlags:"), padded) != NULL;
+}
+
+/* Whether reading a byte there raises SIGSEGV or SIGBUS; asked of a child, so that the workload's handlers stay as they are. */
+WL_UNUSED static bool wl_faults(const volatile char *address, bool writing)
+{
+	int status;
+	pid_t probe = MUST(fork());
+
+	if (probe == 0) {
+		signal(SIGSEGV, SIG_DFL);
+		signal(SIGBUS, SIG_DFL);
+		if (writing)
+			*(volatile char *)address = 1;
+		else
+			(void)*address;
+		_exit(0);
+	}
+	MUST(waitpid(probe, &status, 0));
+	return WIFSIGNALED(status) && (WTERMSIG(status) == SIGSEGV || WTERMSIG(status) == SIGBUS);
 }
 
 /* A pattern that tells every byte of memory or file from its neighbours, by seed. */
