@@ -27,6 +27,7 @@ mod signalfd;
 #[cfg(test)]
 mod testing;
 mod timerfd;
+mod tty;
 
 pub use build::{Build, Settle, apply_status_flags};
 pub use collect::{Collect, OpenFile};
@@ -78,6 +79,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &epoll::Epoll,
     &signalfd::SignalFd,
     &timerfd::TimerFd,
+    &tty::Tty,
     &regular::Regular,
 ];
 

@@ -45,6 +45,7 @@ const TIOCGPKT: Opcode = opcode::read::<i32>(b'T', 0x38);
 const TIOCGPTLCK: Opcode = opcode::read::<i32>(b'T', 0x39);
 const TIOCGEXCL: Opcode = opcode::read::<i32>(b'T', 0x40);
 const TIOCGPTPEER: Opcode = opcode::none(b'T', 0x41);
+const TIOCGDEV: Opcode = opcode::read::<u32>(b'T', 0x32);
 const TIOCGLCKTRMIOS: Opcode = 0x5456;
 const TIOCSLCKTRMIOS: Opcode = 0x5457;
 
@@ -141,6 +142,13 @@ pub fn pty_number(master: impl AsFd) -> Result<u32, Errno> {
     unsafe { ioctl(master, Getter::<TIOCGPTN, u32>::new()) }
 }
 
+/// The device of the terminal itself, as `st_rdev` has it: of a pty, that of its slave, whichever end is asked; of
+/// `/dev/tty`, the terminal that it stood for when it was opened.
+pub fn device(tty: impl AsFd) -> Result<u32, Errno> {
+    // SAFETY: TIOCGDEV writes one unsigned int.
+    unsafe { ioctl(tty, Getter::<TIOCGDEV, u32>::new()) }
+}
+
 /// Opens the other end of a pty through its master, whatever is mounted on /dev/pts. `flags`: `O_*`.
 pub fn open_peer(master: impl AsFd, flags: rustix::fs::OFlags) -> Result<OwnedFd, Errno> {
     let flags = rustix::pty::OpenptFlags::from_bits_retain(flags.bits());
@@ -177,7 +185,8 @@ mod tests {
         assert_eq!(pty_locked(&master), Ok(true));
         set_pty_locked(&master, false).unwrap();
         assert_eq!(pty_locked(&master), Ok(false));
-        pty_number(&master).unwrap();
+        let number = pty_number(&master).unwrap();
+        assert_eq!(device(&master), Ok(rustix::fs::makedev(136, number) as u32));
         assert_eq!(packet_mode(&master), Ok(false));
         set_packet_mode(&master, true).unwrap();
         assert_eq!(packet_mode(&master), Ok(true));

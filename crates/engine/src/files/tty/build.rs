@@ -1,0 +1,194 @@
+//! Building terminals: a pty comes to be with its master; slaves are opened
+//! through it, so that no mount of devpts is needed for them.
+
+use super::super::{Build, apply_status_flags, regular_path};
+use super::info::{self, Device};
+use super::data;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{RegFileEntry, TtyFileEntry, TtyInfoEntry, TtyType};
+use cryonaut_kernel::sys::tty;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Builds the open file of a record.
+pub(super) fn build(cx: &mut Build<'_>, file: &TtyFileEntry) -> Result<OwnedFd> {
+    let infos = info::read_all(cx.images)?;
+    let info = info_of(&infos, file)?;
+    let key = info::key(info.rdev, info.dev.unwrap_or_default());
+    if let Some(given) = cx.inherited(&key)? {
+        return Ok(given);
+    }
+    let device = Device::of(u64::from(info.rdev));
+    let built = match TtyType::try_from(info.r#type) {
+        Ok(TtyType::TtytypeExtTty) => Err(Error::unsupported(
+            object(file, info),
+            format!("it is to be given from outside, as {key}"),
+            "name a descriptor for it with --inherit-fd",
+        )),
+        _ if info.termios.is_none() && device != Some(Device::Master) => hung_up(cx, file, info),
+        Ok(TtyType::TtytypePty) if device == Some(Device::Master) => master(cx, file, info, &infos),
+        Ok(TtyType::TtytypePty) => slave(cx, file, info, &infos),
+        Ok(TtyType::TtytypeCtty) => controlling(cx, file, info, &infos),
+        _ => device_node(cx, file, info),
+    }?;
+    apply_status_flags(built.as_fd(), file.id, file.flags)?;
+    Ok(built)
+}
+
+pub(super) fn info_of<'i>(infos: &'i BTreeMap<u32, TtyInfoEntry>, file: &TtyFileEntry) -> Result<&'i TtyInfoEntry> {
+    infos.get(&file.tty_info_id).ok_or_else(|| {
+        Error::bad_image("tty-info.img", format!("no terminal has the id {:#x}", file.tty_info_id))
+    })
+}
+
+fn object(file: &TtyFileEntry, info: &TtyInfoEntry) -> Object {
+    Object::File(file.id, info::name(info))
+}
+
+fn path_of<'b>(cx: &Build<'b>, file: &TtyFileEntry) -> Result<&'b RegFileEntry> {
+    let id = file.regf_id.unwrap_or_default();
+    cx.record(id)?.reg.as_ref().ok_or_else(|| Error::bad_image("files.img", format!("terminal {:#x} has no path", file.id)))
+}
+
+/// Flags for opening a terminal. The kernel keeps them as they are, so that
+/// even `O_LARGEFILE` is there again only where it was.
+fn open_flags(file: &TtyFileEntry) -> OFlags {
+    let at_open_only = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
+    (OFlags::from_bits_retain(file.flags) - at_open_only) | OFlags::NOCTTY | OFlags::CLOEXEC
+}
+
+/// The master of a pty, and with it the pty and its state.
+fn master(
+    cx: &mut Build<'_>,
+    file: &TtyFileEntry,
+    info: &TtyInfoEntry,
+    infos: &BTreeMap<u32, TtyInfoEntry>,
+) -> Result<OwnedFd> {
+    let failed = |action: &'static str| move |e| Error::kernel(object(file, info), action, e);
+    let path = path_of(cx, file)?;
+    let index = info.pty.map(|pty| pty.index);
+    let master = open_master(cx, path, object(file, info), index)?;
+    tty::set_pty_locked(&master, false).map_err(failed("unlock it"))?;
+    data::fill(cx.images, master.as_fd(), info, infos)?;
+    info::apply(master.as_fd(), info)?;
+    Ok(master)
+}
+
+/// Opens masters until one has the wanted number: the kernel gives the lowest
+/// that is free.
+fn open_master(cx: &mut Build<'_>, path: &RegFileEntry, object: Object, wanted: Option<u32>) -> Result<OwnedFd> {
+    let mut below = Vec::new();
+    loop {
+        let master = regular_path::open_recorded(cx, path)?;
+        let number = tty::pty_number(&master).map_err(|e| Error::kernel(object.clone(), "ask for its number", e))?;
+        match wanted {
+            Some(wanted) if number < wanted => below.push(master),
+            Some(wanted) if number > wanted => {
+                return Err(Error::Kernel {
+                    object,
+                    action: format!("make it: /dev/pts/{wanted} is in use by another terminal"),
+                    errno: Errno::BUSY,
+                    remedy: "close that terminal, or restore into a mount namespace with a devpts of its own",
+                });
+            }
+            _ => return Ok(master),
+        }
+    }
+}
+
+/// The slave of a pty: through its master if that is in the tree, else the
+/// caller's terminal.
+fn slave(
+    cx: &mut Build<'_>,
+    file: &TtyFileEntry,
+    info: &TtyInfoEntry,
+    infos: &BTreeMap<u32, TtyInfoEntry>,
+) -> Result<OwnedFd> {
+    let slave = through_master(cx, file, info, |other| other.pty == info.pty, infos)?;
+    if let Some(slave) = &slave {
+        let failed = |e| Error::kernel(object(file, info), "set its owner and mode", e);
+        let uid = info.uid.map(Uid::from_raw);
+        rustix::fs::fchown(slave, uid, info.gid.map(Gid::from_raw)).map_err(failed)?;
+        if let Some(mode) = path_of(cx, file)?.mode {
+            rustix::fs::fchmod(slave, Mode::from_raw_mode(mode & 0o7777)).map_err(failed)?;
+        }
+    }
+    slave.map_or_else(|| from_caller(cx, file, info), Ok)
+}
+
+/// `/dev/tty` of a session. Opened from here it would be our own terminal:
+/// what it stood for is opened instead.
+fn controlling(
+    cx: &mut Build<'_>,
+    file: &TtyFileEntry,
+    info: &TtyInfoEntry,
+    infos: &BTreeMap<u32, TtyInfoEntry>,
+) -> Result<OwnedFd> {
+    let is_it = |other: &TtyInfoEntry| info.sid != 0 && other.sid == info.sid;
+    let opened = through_master(cx, file, info, is_it, infos)?;
+    opened.map_or_else(|| from_caller(cx, file, info), Ok)
+}
+
+/// Opens the slave of the pty that is meant, if its master is in the tree.
+fn through_master(
+    cx: &mut Build<'_>,
+    file: &TtyFileEntry,
+    info: &TtyInfoEntry,
+    is_it: impl Fn(&TtyInfoEntry) -> bool,
+    infos: &BTreeMap<u32, TtyInfoEntry>,
+) -> Result<Option<OwnedFd>> {
+    let is_master = |other: &TtyInfoEntry| other.pty.is_some() && Device::of(u64::from(other.rdev)) == Some(Device::Master);
+    let master = cx.records().values().filter_map(|entry| entry.tty.as_ref()).find(|other| {
+        infos.get(&other.tty_info_id).is_some_and(|other| is_master(other) && is_it(other))
+    });
+    let Some(master) = master else { return Ok(None) };
+    let peer = tty::open_peer(cx.file(master.id)?, open_flags(file));
+    peer.map(Some).map_err(|e| Error::kernel(object(file, info), "open it through its master", e))
+}
+
+/// A slave whose master is gone: that of a pty that is closed again at once.
+fn hung_up(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
+    let failed = |e| Error::kernel(object(file, info), "make a terminal that is hung up", e);
+    let path = RegFileEntry { name: b"/dev/ptmx".to_vec(), flags: OFlags::RDWR.bits(), ..RegFileEntry::default() };
+    let master = open_master(cx, &path, object(file, info), None)?;
+    tty::set_pty_locked(&master, false).map_err(failed)?;
+    tty::open_peer(&master, open_flags(file)).map_err(failed)
+}
+
+/// The terminal of whoever restores, in place of one outside of the tree.
+fn from_caller(cx: &Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
+    if !cx.options.shell_job {
+        return Err(Error::unsupported(
+            object(file, info),
+            "its terminal belonged to a program outside of the tree",
+            "use --shell-job to give it the terminal of the restore, or --inherit-fd",
+        ));
+    }
+    let flags = open_flags(file);
+    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    for ours in [input.as_fd(), output.as_fd(), errors.as_fd()] {
+        if rustix::termios::isatty(ours) {
+            // Its flags are to be its own, not shared with the caller's.
+            let opened = regular_path::reopen(ours, flags);
+            return opened.map_err(|e| Error::kernel(object(file, info), "open the terminal of the restore", e));
+        }
+    }
+    rustix::fs::open("/dev/tty", flags, Mode::empty()).map_err(|errno| Error::Kernel {
+        object: object(file, info),
+        action: "find a terminal in its place".into(),
+        errno,
+        remedy: "run the restore from a terminal",
+    })
+}
+
+/// The console, a virtual console or a serial line: what the machine has.
+fn device_node(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
+    let opened = regular_path::open_recorded(cx, path_of(cx, file)?)?;
+    if let Some(entry) = &info.termios {
+        let done = info::apply_settings(opened.as_fd(), entry)?;
+        done.map_err(|e| Error::kernel(object(file, info), "set its settings", e))?;
+    }
+    Ok(opened)
+}

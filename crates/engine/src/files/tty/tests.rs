@@ -1,0 +1,120 @@
+//! Ptys of this process, carried through an image.
+
+use super::super::testing::Carried;
+use super::data::waiting;
+use super::*;
+use crate::RestoreOptions;
+use cryonaut_kernel::sys::tty;
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, openpt};
+use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Ptys have numbers, and the lowest free one is given: one test at a time.
+static NUMBERS: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    NUMBERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A pty with a number that others are unlikely to be given once it is free.
+fn pair() -> (OwnedFd, OwnedFd) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let mut masters: Vec<OwnedFd> = (0..12).map(|_| openpt(flags).unwrap()).collect();
+    let master = masters.pop().unwrap();
+    tty::set_pty_locked(&master, false).unwrap();
+    let slave = tty::open_peer(&master, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC).unwrap();
+    (master, slave)
+}
+
+fn read(file: &OwnedFd) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    let n = rustix::io::read(file, &mut bytes).unwrap();
+    bytes.truncate(n);
+    bytes
+}
+
+#[test]
+fn a_pty_comes_back_with_its_number_settings_and_size() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    let mut settings = tty::get_termios2(&slave).unwrap();
+    settings.termios.lflag &= !(libc::ECHO | libc::ICANON);
+    settings.termios.cc[libc::VINTR] = 7;
+    settings.termios.cc[18] = 9;
+    tty::set_termios2(&slave, &settings).unwrap();
+    let locked = tty::Termios { oflag: libc::OPOST, ..tty::Termios::default() };
+    tty::set_locked_termios(&slave, &locked).unwrap();
+    let size = Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 5, ws_ypixel: 6 };
+    tcsetwinsize(&slave, size).unwrap();
+    rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(7)), None).unwrap();
+    rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).unwrap();
+    let number = tty::pty_number(&master).unwrap();
+    let second = tty::open_peer(&master, OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC).unwrap();
+    let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
+    let old_flags = [flags(&slave), flags(&master), flags(&second)];
+    let carried = Carried::collect(&[&slave, &master, &second]);
+    assert_ne!(carried.record(0).tty.unwrap().tty_info_id, carried.record(1).tty.unwrap().tty_info_id);
+    assert_eq!(carried.record(0).tty.unwrap().tty_info_id, carried.record(2).tty.unwrap().tty_info_id);
+    drop((master, slave, second));
+    let carried = carried.build(RestoreOptions::default());
+    let [slave, master, second] = [0, 1, 2].map(|n| carried.file(n));
+    assert_eq!(tty::pty_number(master), Ok(number));
+    assert_eq!(tty::device(second), tty::device(slave));
+    assert_eq!(tty::get_termios2(slave), Ok(settings));
+    assert_eq!(tty::get_locked_termios(slave), Ok(locked));
+    let new = tcgetwinsize(slave).unwrap();
+    assert_eq!((new.ws_row, new.ws_col, new.ws_xpixel, new.ws_ypixel), (33, 77, 5, 6));
+    assert_eq!(rustix::fs::fstat(slave).unwrap().st_uid, 7);
+    assert_eq!([flags(slave), flags(master), flags(second)], old_flags);
+    rustix::io::write(slave, b"out").unwrap();
+    assert_eq!(read(master), b"out");
+}
+
+#[test]
+fn unread_output_is_carried_and_left_in_place() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    rustix::io::write(&slave, b"one\ntwo").unwrap();
+    while waiting(&master) < 8 {
+        std::thread::yield_now();
+    }
+    let carried = Carried::collect(&[&master, &slave]);
+    assert_eq!(read(&master), b"one\r\ntwo");
+    drop((master, slave));
+    let carried = carried.build(RestoreOptions::default());
+    assert_eq!(read(carried.file(0)), b"one\r\ntwo");
+}
+
+#[test]
+fn a_slave_without_its_master_is_hung_up_again() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    drop(master);
+    let carried = Carried::collect(&[&slave]).build(RestoreOptions::default());
+    assert_eq!(tty::get_termios(carried.file(0)), Err(rustix::io::Errno::IO));
+    assert_eq!(rustix::io::read(carried.file(0), &mut [0; 4]), Ok(0));
+}
+
+#[test]
+fn a_number_that_is_in_use_is_an_error_that_names_it() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    let number = tty::pty_number(&master).unwrap();
+    let carried = Carried::collect(&[&master, &slave]);
+    let error = carried.try_build(RestoreOptions::default()).err().unwrap().to_string();
+    assert!(error.contains(&format!("/dev/pts/{number} is in use")), "{error}");
+}
+
+#[test]
+fn typed_lines_come_back_as_lines() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    let settings = tty::get_termios(&slave).unwrap();
+    super::data::fill_input(&slave, b"one\ntwo\nthree", settings).unwrap();
+    tty::set_termios(&slave, &settings).unwrap();
+    for line in [&b"one\n"[..], b"two\n", b"three"] {
+        assert_eq!(read(&slave), line);
+    }
+    assert_eq!((waiting(&slave), waiting(&master)), (0, 0));
+}
