@@ -1,0 +1,144 @@
+/* The workloads of the bench, and the limits that they are held against.
+ *
+ *   load tiny | threads N | family N | memory MIB     says "ready" on stdout and sleeps
+ *   load warm MIB                                     has the host give this guest so much memory, and lets go of it
+ *   load write FILE MIB | read FILE MIB               a plain write of random memory to a new file, a plain read of a
+ *                                                     file into fresh memory: prints microseconds */
+#define _GNU_SOURCE
+#include <err.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static char *map(size_t bytes)
+{
+	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		err(1, "mmap %zu", bytes);
+	return memory;
+}
+
+/* xorshift64*: no page is like another, and nothing of it can be packed. */
+static char *map_random(size_t bytes)
+{
+	char *memory = map(bytes);
+	uint64_t state = 88172645463325252ULL;
+
+	for (size_t at = 0; at < bytes; at += sizeof state) {
+		state ^= state >> 12;
+		state ^= state << 25;
+		state ^= state >> 27;
+		*(uint64_t *)(memory + at) = state * 2685821657736338717ULL;
+	}
+	return memory;
+}
+
+static double now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+static void move_all(int fd, char *memory, size_t bytes, ssize_t (*move)(int, char *, size_t))
+{
+	double begun = now();
+
+	for (size_t at = 0; at < bytes;) {
+		ssize_t moved = move(fd, memory + at, bytes - at);
+
+		if (moved <= 0)
+			err(1, "after %zu of %zu bytes", at, bytes);
+		at += moved;
+	}
+	printf("%.0f\n", now() - begun);
+}
+
+static ssize_t out(int fd, char *memory, size_t bytes)
+{
+	return write(fd, memory, bytes);
+}
+
+static ssize_t in(int fd, char *memory, size_t bytes)
+{
+	return read(fd, memory, bytes);
+}
+
+static void *sleep_on(void *unused)
+{
+	(void)unused;
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static void threads(long n)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, 64 << 10);
+	while (--n > 0)
+		if (pthread_create(&thread, &attributes, sleep_on, NULL))
+			errx(1, "no thread");
+}
+
+static void family(long n)
+{
+	while (--n > 0) {
+		pid_t child = fork();
+
+		if (child < 0)
+			err(1, "fork");
+		if (child == 0)
+			sleep_on(NULL);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+	size_t mib = argc > 2 ? strtoul(argv[argc - 1], NULL, 10) << 20 : 0;
+
+	if (!strcmp(what, "warm")) {
+		memset(map(mib), 1, mib);
+		return 0;
+	}
+	if (!strcmp(what, "write") && argc == 4) {
+		char *memory = map_random(mib);
+		int fd = open(argv[2], O_WRONLY | O_CREAT | O_EXCL, 0600);
+
+		if (fd < 0)
+			err(1, "%s", argv[2]);
+		move_all(fd, memory, mib, out);
+		return 0;
+	}
+	if (!strcmp(what, "read") && argc == 4) {
+		int fd = open(argv[2], O_RDONLY);
+
+		if (fd < 0)
+			err(1, "%s", argv[2]);
+		move_all(fd, map(mib), mib, in);
+		return 0;
+	}
+	if (!strcmp(what, "threads"))
+		threads(strtol(argv[2], NULL, 10));
+	else if (!strcmp(what, "family"))
+		family(strtol(argv[2], NULL, 10));
+	else if (!strcmp(what, "memory"))
+		map_random(mib);
+	else if (strcmp(what, "tiny"))
+		errx(2, "unknown: %s", what);
+	puts("ready");
+	fflush(stdout);
+	sleep_on(NULL);
+}

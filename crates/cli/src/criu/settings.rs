@@ -1,0 +1,250 @@
+//! The command line and the configuration files, put together: what a call of `criu` asks for.
+
+use super::config;
+use super::table::{self, Spec, Takes};
+use lexopt::{Arg, ValueExt};
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+/// Everything asked for. What was given more than once holds the last; lists hold all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub action: Option<String>,
+    /// What follows the action or `--`.
+    pub operands: Vec<OsString>,
+    pub tree: Option<i32>,
+    pub images_dir: Option<PathBuf>,
+    pub work_dir: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
+    pub verbosity: Option<u8>,
+    pub version: bool,
+    pub help: bool,
+    pub pidfile: Option<PathBuf>,
+    pub display_stats: bool,
+    pub leave_running: bool,
+    pub leave_stopped: bool,
+    pub detached: bool,
+    pub sibling: bool,
+    pub exec_cmd: bool,
+    pub shell_job: bool,
+    pub file_locks: bool,
+    pub link_remap: bool,
+    pub ghost_limit: Option<u64>,
+    pub timeout: Option<u64>,
+    pub inherit_fds: Vec<(i32, String)>,
+    pub external: Vec<String>,
+    pub scripts: Vec<OsString>,
+    pub status_fd: Option<i32>,
+    pub root: Option<PathBuf>,
+    pub manage_cgroups: Option<String>,
+    pub feature: Option<String>,
+    /// Options that this build cannot honour, each with what it lacks. Said after the log is open, not before.
+    pub refused: Vec<String>,
+}
+
+/// Reads the configuration files that apply and then the command line, which has the last word.
+///
+/// # Errors
+/// What is wrong with an option or a configuration file. The settings hold what was understood nonetheless, so that
+/// the log can be written where it was asked for.
+pub fn read(arguments: &[OsString], defaults: &[PathBuf]) -> (Settings, Result<(), String>) {
+    let mut settings = Settings::default();
+    let mut wanted = ConfigWanted { defaults: true, named: None };
+    // A dry run over the command line first: it says which files come before it.
+    let dry = walk(arguments, &mut |given| {
+        match given {
+            Given::Option(spec, on, value) if spec.name == "config" && on => wanted.named = value.map(PathBuf::from),
+            Given::Option(spec, ..) if spec.name == "no-default-config" => wanted.defaults = false,
+            _ => {}
+        }
+        Ok(())
+    });
+    let outcome = dry
+        .and_then(|()| wanted.files(defaults).iter().try_for_each(|(file, must)| read_file(file, *must, &mut settings)))
+        .and(Ok(()));
+    let line = walk(arguments, &mut |given| settings.take(given));
+    (settings, outcome.and(line))
+}
+
+struct ConfigWanted {
+    defaults: bool,
+    named: Option<PathBuf>,
+}
+
+impl ConfigWanted {
+    /// The files to read, in their order, and whether each must exist. A named one takes the place of the defaults.
+    fn files(self, defaults: &[PathBuf]) -> Vec<(PathBuf, bool)> {
+        match self.named {
+            Some(named) => vec![(named, true)],
+            None if self.defaults => defaults.iter().map(|file| (file.clone(), false)).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+fn read_file(file: &std::path::Path, must_exist: bool, settings: &mut Settings) -> Result<(), String> {
+    let arguments = config::arguments(file, must_exist)?;
+    walk(&arguments, &mut |given| match given {
+        Given::Operand(word) => Err(format!("{}: {word:?} is no option", file.display())),
+        Given::Option(..) => settings.take(given),
+    })
+    .map_err(|problem| format!("{}: {problem}", file.display()))
+}
+
+enum Given {
+    /// An option, whether it is on (not its `--no-` form), and its value.
+    Option(&'static Spec, bool, Option<OsString>),
+    Operand(OsString),
+}
+
+/// Goes through arguments with the habits of getopt_long.
+fn walk(arguments: &[OsString], each: &mut dyn FnMut(Given) -> Result<(), String>) -> Result<(), String> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        let (spec, is_on, shown) = match argument {
+            Arg::Value(word) => {
+                each(Given::Operand(word))?;
+                continue;
+            }
+            Arg::Short(letter) => {
+                let spec = table::by_letter(letter).ok_or_else(|| format!("invalid option -- '{letter}'"))?;
+                (spec, true, format!("-{letter}"))
+            }
+            Arg::Long(name) => {
+                let (spec, is_negative) = table::by_name(name)?;
+                (spec, !is_negative, format!("--{}", spec.name))
+            }
+        };
+        let value = match spec.takes {
+            // An attached value is an error for the parser itself at its next step; after a letter there are more letters.
+            Takes::Nothing => None,
+            Takes::Maybe => parser.optional_value(),
+            Takes::Value => Some(parser.value().map_err(|_| format!("option '{shown}' requires an argument"))?),
+        };
+        each(Given::Option(spec, is_on, value))?;
+    }
+    Ok(())
+}
+
+impl Settings {
+    fn take(&mut self, given: Given) -> Result<(), String> {
+        match given {
+            Given::Operand(word) if self.action.is_none() => self.action = Some(word.string().map_err(|e| e.to_string())?),
+            Given::Operand(word) => self.operands.push(word),
+            Given::Option(Spec { name, lacks: Some(lacks), .. }, is_on, _) => {
+                // The negative form asks for what is the case.
+                if is_on {
+                    self.refused.push(format!("--{name} is not in this build, which lacks {lacks}"));
+                }
+            }
+            Given::Option(spec, is_on, None) => self.switch(spec.name, is_on),
+            Given::Option(spec, _, Some(value)) => self.set(spec.name, value)?,
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, name: &str, is_on: bool) {
+        match name {
+            "verbosity" => self.verbosity = Some(self.verbosity.unwrap_or(DEFAULT_VERBOSITY).saturating_add(1)),
+            "manage-cgroups" => self.manage_cgroups = Some("soft".into()),
+            "version" => self.version = is_on,
+            "help" => self.help = is_on,
+            "display-stats" => self.display_stats = is_on,
+            "leave-running" => self.leave_running = is_on,
+            "leave-stopped" => self.leave_stopped = is_on,
+            "restore-detached" => self.detached = is_on,
+            "restore-sibling" => self.sibling = is_on,
+            "exec-cmd" => self.exec_cmd = is_on,
+            "shell-job" => self.shell_job = is_on,
+            "file-locks" => self.file_locks = is_on,
+            "link-remap" => self.link_remap = is_on,
+            // The others change nothing here; the table says why.
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, name: &str, value: OsString) -> Result<(), String> {
+        match name {
+            "tree" => self.tree = Some(positive(name, &value)?),
+            "images-dir" => self.images_dir = Some(value.into()),
+            "work-dir" => self.work_dir = Some(value.into()),
+            "log-file" => self.log_file = Some(value.into()),
+            "verbosity" => self.verbosity = Some(verbosity(&value, self.verbosity)),
+            "pidfile" => self.pidfile = Some(value.into()),
+            "ghost-limit" => self.ghost_limit = Some(size(&text(name, &value)?)?),
+            "timeout" => self.timeout = Some(number(name, &value)?),
+            "inherit-fd" => self.inherit_fds.push(inherited(&text(name, &value)?)?),
+            "external" => {
+                let resource = text(name, &value)?;
+                if ["tty[", "file["].iter().any(|kind| resource.starts_with(kind)) {
+                    self.external.push(resource);
+                } else {
+                    self.refused.push(format!("--external {resource} is not in this build, which has tty[...] and file[...]"));
+                }
+            }
+            "action-script" => self.scripts.push(value),
+            "status-fd" => self.status_fd = Some(number(name, &value)? as i32),
+            "root" => self.root = Some(value.into()),
+            "manage-cgroups" => self.manage_cgroups = Some(text(name, &value)?),
+            "feature" => self.feature = Some(text(name, &value)?),
+            // The others change nothing here; the table says why.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Errors and warnings.
+pub const DEFAULT_VERBOSITY: u8 = 2;
+
+fn text(name: &str, value: &OsStr) -> Result<String, String> {
+    value.to_str().map(str::to_owned).ok_or_else(|| format!("--{name}: {value:?} is not UTF-8"))
+}
+
+fn number(name: &str, value: &OsStr) -> Result<u64, String> {
+    let given = text(name, value)?;
+    given.parse().map_err(|_| format!("--{name}: '{given}' is not a number"))
+}
+
+fn positive(name: &str, value: &OsStr) -> Result<i32, String> {
+    let given = text(name, value)?;
+    given.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("--{name}: '{given}' is not a pid"))
+}
+
+/// `4` of `-v4`, `vvv` of `-vvvv`; anything else, such as what is left of `-verbosity=0`, is level 0, as atoi has it.
+fn verbosity(value: &OsStr, before: Option<u8>) -> u8 {
+    let value = value.to_string_lossy();
+    if value.chars().all(|c| c == 'v') {
+        let more = u8::try_from(value.len() + 1).unwrap_or(u8::MAX);
+        return before.unwrap_or(DEFAULT_VERBOSITY).saturating_add(more);
+    }
+    let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
+}
+
+/// A number of bytes, with K, M or G for the powers of 1024.
+fn size(given: &str) -> Result<u64, String> {
+    let digits = given.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match given[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err(format!("--ghost-limit: '{given}' is not a size such as 512K, 16M or 1G")),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    bytes.ok_or_else(|| format!("--ghost-limit: '{given}' is not a size such as 512K, 16M or 1G"))
+}
+
+/// `fd[N]:KEY`.
+fn inherited(given: &str) -> Result<(i32, String), String> {
+    let parts = given.strip_prefix("fd[").and_then(|rest| rest.split_once("]:"));
+    let parts = parts.and_then(|(number, key)| Some((number.parse().ok().filter(|n| *n >= 0)?, key.to_owned())));
+    parts
+        .filter(|(_, key)| !key.is_empty())
+        .ok_or_else(|| format!("--inherit-fd: '{given}' is not of the form fd[NUMBER]:RESOURCE"))
+}
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;

@@ -1,0 +1,238 @@
+//! `cryonaut checkpoint`, `restore` and `check`.
+
+use crate::pidfile::Pidfile;
+use crate::progress::Bar;
+use crate::{failure, features, root};
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions};
+use serde_json::json;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Freeze a process tree, write it down, bring it back.
+#[derive(Debug, Parser)]
+#[command(name = "cryonaut", version, arg_required_else_help = true, after_help = "`cryonaut criu ...`, or this program \
+under the name criu, takes CRIU's command line.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the complete state of a process and all below it to a directory, and end them
+    Checkpoint(Checkpoint),
+    /// Bring a tree back under the same pids, and wait for its root to end
+    Restore(Restore),
+    /// Tell what this kernel can do, and what is lost without it
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+struct Checkpoint {
+    /// The root of the tree
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pid: i32,
+    /// Where the image goes; made if it does not exist [default: ./checkpoint-PID]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Let the tree go on afterwards
+    #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
+    leave_running: bool,
+    /// Leave the tree stopped afterwards, as by SIGSTOP
+    #[arg(short = 's', long)]
+    leave_stopped: bool,
+    #[command(flatten)]
+    shared: Shared,
+    /// Carry deleted files that have other names by giving them a temporary one
+    #[arg(long)]
+    link_remap: bool,
+}
+
+#[derive(Debug, Args)]
+struct Restore {
+    /// The directory of the image
+    dir: PathBuf,
+    /// Return as soon as the tree runs, instead of waiting for its root and exiting as it does
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the pid of the root to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+    /// Leave the tree stopped, as by SIGSTOP
+    #[arg(short = 's', long)]
+    leave_stopped: bool,
+    #[command(flatten)]
+    shared: Shared,
+}
+
+#[derive(Debug, Args)]
+struct Shared {
+    /// The tree belongs to a terminal session outside of it, such as a job of a shell
+    #[arg(short = 'j', long)]
+    shell_job: bool,
+    /// Carry file locks and leases
+    #[arg(short = 'l', long)]
+    file_locks: bool,
+    /// Report, and failures too, as one object of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// Report as one object of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// The whole program under its own name.
+pub fn run(arguments: Vec<OsString>) -> ExitCode {
+    let command = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    };
+    log_to_stderr();
+    let (result, as_json) = match &command {
+        Command::Checkpoint(c) => (checkpoint(c), c.shared.json),
+        Command::Restore(r) => (restore(r), r.shared.json),
+        Command::Check(c) => (check(c.json), c.json),
+    };
+    result.unwrap_or_else(|error| failure::tell(&error, as_json))
+}
+
+/// Warnings, or what CRYONAUT_LOG asks for (such as `debug` or `cryonaut_engine=trace`).
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("CRYONAUT_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
+    let dir = asked.output.clone().unwrap_or_else(|| PathBuf::from(format!("checkpoint-{}", asked.pid)));
+    let options = CheckpointOptions {
+        afterwards: match (asked.leave_running, asked.leave_stopped) {
+            (true, _) => Afterwards::LeaveRunning,
+            (_, true) => Afterwards::LeaveStopped,
+            _ => Afterwards::Kill,
+        },
+        file_locks: asked.shared.file_locks,
+        shell_job: asked.shared.shell_job,
+        link_remap: asked.link_remap,
+        ..CheckpointOptions::default()
+    };
+    let bar = Bar::follow("checkpoint", options.progress.clone());
+    let report = cryonaut_engine::checkpoint(asked.pid, &dir, &options);
+    drop(bar);
+    let report = report?;
+    if asked.shared.json {
+        print_json("checkpoint", &report)?;
+    } else {
+        println!(
+            "{}: {} of process {}, {} of memory, frozen for {}",
+            dir.display(),
+            count(report.processes as u64, "process", "processes"),
+            report.root_pid,
+            size((report.pages_written + report.shared_pages_written) * 4096),
+            milliseconds(report.frozen_us),
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn restore(asked: &Restore) -> Result<ExitCode> {
+    if !asked.dir.is_dir() {
+        bail!("{}: no such directory", asked.dir.display());
+    }
+    let options = RestoreOptions {
+        shell_job: asked.shared.shell_job,
+        leave_stopped: asked.leave_stopped,
+        file_locks: asked.shared.file_locks,
+        ..RestoreOptions::default()
+    };
+    let pidfile = Pidfile::claim(asked.pidfile.clone())?;
+    let bar = Bar::follow("restore", options.progress.clone());
+    let report = cryonaut_engine::restore(&asked.dir, &options);
+    drop(bar);
+    let report = report?;
+    pidfile.write(report.root_pid)?;
+    if asked.shared.json {
+        print_json("restore", &report)?;
+    } else {
+        // The tree may be writing to the same stdout: this is not part of what it says.
+        eprintln!(
+            "{}: {} back as process {} after {}",
+            asked.dir.display(),
+            count(report.processes as u64, "process", "processes"),
+            report.root_pid,
+            milliseconds(report.total_us),
+        );
+    }
+    if asked.detach { Ok(ExitCode::SUCCESS) } else { root::wait(report.root_pid).map(ExitCode::from) }
+}
+
+fn check(as_json: bool) -> Result<ExitCode> {
+    let found = features::probe_all();
+    if as_json {
+        println!("{}", json!({ "kernel": features::kernel_release(), "features": found }));
+    } else {
+        println!("Linux {}", features::kernel_release());
+        for feature in &found {
+            let sign = if feature.present { "yes" } else { "no" };
+            println!("  {:<22} {sign:<4} {}{}", feature.name, if feature.present { "" } else { "lost: " }, feature.gives);
+        }
+    }
+    let lacking: Vec<_> = found.iter().filter(|f| f.required && !f.present).map(|f| f.name).collect();
+    if lacking.is_empty() || as_json {
+        return Ok(if lacking.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    bail!("this kernel cannot do without: {}", lacking.join(", "))
+}
+
+fn print_json(name: &str, report: &impl serde::Serialize) -> Result<()> {
+    let report = serde_json::to_value(report).context("cannot put the report into JSON")?;
+    println!("{}", json!({ name: report }));
+    Ok(())
+}
+
+fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{:.1} ms", us as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_told_in_binary_units() {
+        assert_eq!(size(4096), "4 KiB");
+        assert_eq!(size(3 << 19), "1.5 MiB");
+        assert_eq!(size(1 << 30), "1.0 GiB");
+    }
+}
