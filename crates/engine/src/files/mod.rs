@@ -19,6 +19,7 @@ mod eventfd;
 mod ghost;
 mod ghost_build;
 mod fifo;
+mod inotify;
 mod pipe;
 mod pipe_data;
 pub mod regular;
@@ -28,6 +29,7 @@ mod signalfd;
 mod testing;
 mod timerfd;
 mod tty;
+mod watched;
 
 pub use build::{Build, Settle, apply_status_flags};
 pub use collect::{Collect, OpenFile};
@@ -80,6 +82,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &signalfd::SignalFd,
     &timerfd::TimerFd,
     &tty::Tty,
+    &inotify::Inotify,
     &regular::Regular,
 ];
 

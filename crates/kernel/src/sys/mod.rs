@@ -10,6 +10,7 @@ pub mod fanotify;
 pub mod creds;
 pub mod fcntl;
 pub mod handle;
+pub mod inotify;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;
