@@ -1,13 +1,13 @@
 //! For tests of kinds: collects files of the test's own process and builds
 //! them again from the image.
 
-use super::{Build, Collect};
+use super::{Build, Collect, Settle};
 use crate::{CheckpointOptions, RestoreOptions, Result};
 use cryonaut_image::records::{FileEntry, InventoryEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageDir, ImageKind};
 use cryonaut_kernel::proc::Task;
-use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// An image being written.
 pub(super) struct Bench {
@@ -72,9 +72,23 @@ impl Image {
     /// Builds files as one restore.
     pub fn build_all(&self, ids: &[u32]) -> Result<Vec<OwnedFd>> {
         let mut cx = Build::new(&self.images, &self.options, &self.records);
-        let files = ids.iter().map(|&id| Ok(cx.file(id)?.try_clone_to_owned().unwrap())).collect();
+        let files: Result<Vec<_>> = ids.iter().map(|&id| Ok(cx.file(id)?.try_clone_to_owned().unwrap())).collect();
         cx.remove_links();
-        files
+        let files = files?;
+        let (mut hands, places) = (BTreeMap::new(), HashMap::new());
+        let mut settle = Settle {
+            options: &self.options,
+            images: &self.images,
+            hands: &mut hands,
+            places: &places,
+            records: &self.records,
+            built: cx.built(),
+        };
+        for id in ids {
+            let entry = &self.records[id];
+            Build::kind(entry)?.settle(&mut settle, entry, cx.built()[id].as_fd())?;
+        }
+        Ok(files)
     }
 
     pub fn build(&self, id: u32) -> Result<OwnedFd> {

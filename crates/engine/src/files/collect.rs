@@ -111,6 +111,8 @@ pub struct Collect<'a> {
     pub notes: HashMap<(&'static str, u64), u32>,
     /// Files recorded by their path alone, and deleted ones.
     pub(super) regular: super::regular::Known,
+    /// Memfds by device and inode number: their ids in memfd.img.
+    pub(super) memfds: HashMap<(u64, u64), u32>,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,17 @@ struct Seen {
 impl<'a> Collect<'a> {
     /// Starts with nothing seen.
     pub fn new(images: &'a DumpDir, options: &'a CheckpointOptions, pids: &'a [i32]) -> Self {
-        Collect { images, options, pids, next_id: 1, next_pages_id: 1, seen: HashMap::new(), notes: HashMap::new(), regular: Default::default() }
+        Collect {
+            images,
+            options,
+            pids,
+            next_id: 1,
+            next_pages_id: 1,
+            seen: HashMap::new(),
+            notes: HashMap::new(),
+            regular: Default::default(),
+            memfds: HashMap::new(),
+        }
     }
 
     /// Lets the temporary names that deleted files were given stay: they

@@ -20,10 +20,12 @@ mod ghost;
 mod ghost_build;
 mod fifo;
 mod inotify;
+pub mod memfd;
 mod pipe;
 mod pipe_data;
 pub mod regular;
 mod regular_path;
+mod shared_pages;
 mod signalfd;
 #[cfg(test)]
 mod testing;
@@ -83,6 +85,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &timerfd::TimerFd,
     &tty::Tty,
     &inotify::Inotify,
+    &memfd::Memfd,
     &regular::Regular,
 ];
 

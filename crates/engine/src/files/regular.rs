@@ -8,7 +8,7 @@
 //! [`ghost`](super::ghost).
 
 use super::regular_path::{self, Subject};
-use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, ghost};
+use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, ghost, memfd};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
@@ -105,6 +105,11 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let link = std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str());
     let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
     if let Some(&id) = cx.regular.paths.get(&key) {
+        return Ok(id);
+    }
+    if memfd::is_memfd(file.as_fd(), &stat, link) {
+        let id = memfd::collect_path(cx, file.as_fd(), &stat, link, flags, &object)?;
+        cx.regular.paths.insert(key, id);
         return Ok(id);
     }
     let id = cx.new_id();

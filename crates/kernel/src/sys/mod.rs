@@ -11,6 +11,7 @@ pub mod creds;
 pub mod fcntl;
 pub mod handle;
 pub mod inotify;
+pub mod huge;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;

@@ -1,0 +1,38 @@
+//! Files of huge pages, which write(2) does not know.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Writes `bytes` at `at` of a file whose pages have `page` bytes (a power of two), by mapping it for the moment.
+/// ENOMEM when too few huge pages are free.
+pub fn write(file: impl AsFd, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let start = at & !(page - 1);
+    let inside = at - start;
+    let len = usize::try_from((inside + bytes.len() as u64).next_multiple_of(page)).map_err(|_| Errno::NOMEM)?;
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+    let address = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file, start) }?;
+    // Through /proc, so that a page that cannot be had is an error and no SIGBUS.
+    let written = File::options().write(true).open("/proc/self/mem");
+    let written = written.and_then(|memory| memory.write_all_at(bytes, address as u64 + inside));
+    // SAFETY: exactly the mapping made above, to which nothing refers.
+    unsafe { munmap(address, len) }?;
+    written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn any_file_that_can_be_mapped_takes_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 * 4096).unwrap();
+        super::write(&file, 4096, 4090, b"0123456789").unwrap();
+        let mut back = [0; 12];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 4089).unwrap();
+        assert_eq!(&back, b"\x000123456789\0");
+    }
+}
