@@ -232,8 +232,8 @@ impl Frozen {
         for process in zombies_last {
             let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
         }
-        for &(_, tid) in &self.seized {
-            stops::reap(tid);
+        for process in self.processes.iter().filter(|p| !p.is_zombie()) {
+            stops::reap_process(process.pid);
         }
         self.seized.clear();
         for process in &mut self.processes {

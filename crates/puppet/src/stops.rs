@@ -173,6 +173,19 @@ pub fn reap(tid: i32) {
     }
 }
 
+/// The same for a whole process: a leader's end is not told before that of
+/// all other threads.
+pub fn reap_process(pid: i32) {
+    let tids = trace::id(pid).ok().and_then(|p| Task::open(p).ok()?.tids().ok()).unwrap_or_default();
+    for tid in tids {
+        let tid = tid.as_raw_nonzero().get();
+        if tid != pid {
+            reap(tid);
+        }
+    }
+    reap(pid);
+}
+
 /// Sends a signal to a process.
 pub fn send(pid: i32, signal: i32) -> Result<()> {
     let failed = |errno| Error::Ptrace { tid: pid, op: "send a signal to", errno };

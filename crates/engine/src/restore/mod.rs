@@ -12,14 +12,15 @@ use crate::files::{Build, Settle, kind_of};
 use crate::memory::{self, Shape, SharedBuild, status};
 use crate::plan::{Plan, ProcessPlan};
 use crate::report::RestoreReport;
-use crate::{Error, Moment, Object, RestoreOptions, Result};
+use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
+use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Hand, scratch};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The processes while they are built; what is not resumed is killed.
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ impl Drop for Nursery {
             }
         }
         for pid in self.hands.keys() {
-            cryonaut_puppet::stops::reap(*pid);
+            cryonaut_puppet::stops::reap_process(*pid);
         }
     }
 }
@@ -114,7 +115,7 @@ fn refuse(plan: &Plan) -> Result<()> {
                 return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
             }
         }
-        if Path::new(&format!("/proc/{}", process.pid())).exists() {
+        if !becomes_free(process.pid()) {
             return Err(Error::Kernel {
                 object: Object::Process(process.pid()),
                 action: "create it".into(),
@@ -129,12 +130,29 @@ fn refuse(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Whether no process has the pid, or only a zombie whose parent takes it
+/// away in time: an orphan's zombie may stay a moment.
+fn becomes_free(pid: i32) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let begun = Instant::now();
+    loop {
+        let stat = freeze::pid_of(pid).ok().and_then(|p| Task::open(p).ok()?.stat().ok());
+        match stat {
+            None => return true,
+            Some(s) if s.state == State::Zombie && begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Some(_) => return false,
+        }
+    }
+}
+
 fn shape_of(plan: &Plan) -> Result<Shape> {
     let mut shape = Shape::default();
     for mm in plan.processes.values().filter_map(|p| p.mm.as_ref()) {
         shape.add(&mm.vmas);
     }
-    shape.add_maps(&cryonaut_kernel::proc::Task::current()?.maps()?);
+    shape.add_maps(&Task::current()?.maps()?);
     Ok(shape)
 }
 
