@@ -30,7 +30,7 @@ mod signalfd;
 #[cfg(test)]
 mod testing;
 mod timerfd;
-mod tty;
+pub(crate) mod tty;
 mod watched;
 
 pub use build::{Build, Settle, apply_status_flags};

@@ -3,8 +3,9 @@
 //! existed only for the others' sake.
 
 use super::Nursery;
+use crate::files::{Build, tty};
 use crate::plan::{Birth, Plan, ProcessPlan, Step};
-use crate::{Error, Object, RestoreOptions, Result};
+use crate::{Error, Object, Result};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
 use rustix::io::Errno;
@@ -18,13 +19,13 @@ pub fn create_all(
     nursery: &mut Nursery,
     plan: &Plan,
     service: &mut Service,
+    build: &mut Build<'_>,
     base: u64,
-    options: &RestoreOptions,
 ) -> Result<()> {
     for step in &plan.steps {
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
-                let mut hand = spawn::first(birth.pid, options.sibling, base)?;
+                let mut hand = spawn::first(birth.pid, build.options.sibling, base)?;
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
             }
@@ -35,7 +36,9 @@ pub fn create_all(
             Step::NewSession(pid) => {
                 let mut b = Batch::new();
                 b.call(libc::SYS_setsid, []);
-                nursery.hand(pid)?.run(&mut b)?;
+                let hand = nursery.hand(pid)?;
+                hand.run(&mut b)?;
+                tty::give_terminal(build, hand, service, pid)?;
             }
         }
     }

@@ -62,10 +62,10 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan))?;
-    births::create_all(&mut nursery, &plan, &mut service, base, options)?;
+    let mut build = Build::new(&images, options, &plan.files);
+    births::create_all(&mut nursery, &plan, &mut service, &mut build, base)?;
     let forked = Instant::now();
 
-    let mut build = Build::new(&images, options, &plan.files);
     let mut shared = SharedBuild::default();
     for vma in plan.processes.values().filter_map(|p| p.mm.as_ref()).flat_map(|m| &m.vmas) {
         if vma.status & status::ANON_SHARED != 0 {

@@ -54,7 +54,7 @@ fn path_of<'b>(cx: &Build<'b>, file: &TtyFileEntry) -> Result<&'b RegFileEntry> 
 
 /// Flags for opening a terminal. The kernel keeps them as they are, so that
 /// even `O_LARGEFILE` is there again only where it was.
-fn open_flags(file: &TtyFileEntry) -> OFlags {
+pub(super) fn open_flags(file: &TtyFileEntry) -> OFlags {
     let at_open_only = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     (OFlags::from_bits_retain(file.flags) - at_open_only) | OFlags::NOCTTY | OFlags::CLOEXEC
 }
@@ -118,8 +118,10 @@ fn slave(
     slave.map_or_else(|| from_caller(cx, file, info), Ok)
 }
 
-/// `/dev/tty` of a session. Opened from here it would be our own terminal:
-/// what it stood for is opened instead.
+/// `/dev/tty` of a session whose leader could not open it ([`session`]): what
+/// it stood for is opened instead.
+///
+/// [`session`]: super::session
 fn controlling(
     cx: &mut Build<'_>,
     file: &TtyFileEntry,
@@ -129,6 +131,25 @@ fn controlling(
     let is_it = |other: &TtyInfoEntry| info.sid != 0 && other.sid == info.sid;
     let opened = through_master(cx, file, info, is_it, infos)?;
     opened.map_or_else(|| from_caller(cx, file, info), Ok)
+}
+
+/// A descriptor of the terminal that controls a session, if the tree has it.
+pub(super) fn terminal_of(cx: &mut Build<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, session: u32) -> Result<Option<OwnedFd>> {
+    let files = cx.records().values().filter_map(|entry| entry.tty.as_ref());
+    let known = files.filter_map(|file| Some((file, infos.get(&file.tty_info_id)?)));
+    let mut its = known.filter(|(_, info)| info.sid == session && session != 0 && info.termios.is_some());
+    // Any record will do that leads to it: the name /dev/tty by itself does not.
+    let Some((file, info)) = its.find(|(_, info)| TtyType::try_from(info.r#type) != Ok(TtyType::TtytypeCtty)) else {
+        return Ok(None);
+    };
+    if info.pty.is_some() {
+        let plain = TtyFileEntry { flags: OFlags::RDWR.bits(), ..*file };
+        if let Some(slave) = through_master(cx, &plain, info, |other| other.pty == info.pty, infos)? {
+            return Ok(Some(slave));
+        }
+    }
+    let failed = |e| Error::kernel(object(file, info), "duplicate it", e);
+    rustix::io::fcntl_dupfd_cloexec(cx.file(file.id)?, 0).map(Some).map_err(failed)
 }
 
 /// Opens the slave of the pty that is meant, if its master is in the tree.
@@ -167,6 +188,11 @@ fn from_caller(cx: &Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Resu
         ));
     }
     let flags = open_flags(file);
+    if Device::of(u64::from(info.rdev)) == Some(Device::Controlling)
+        && let Ok(opened) = rustix::fs::open("/dev/tty", flags, Mode::empty())
+    {
+        return Ok(opened);
+    }
     let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     for ours in [input.as_fd(), output.as_fd(), errors.as_fd()] {
         if rustix::termios::isatty(ours) {

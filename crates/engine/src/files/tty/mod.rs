@@ -3,8 +3,7 @@
 //!
 //! Each open file has a record, and each terminal that it leads to another
 //! one, `TtyInfoEntry`, with the terminal's state: the master and the slave of
-//! a pty have one each. What a terminal is to the sessions is given back in
-//! [`session`], when all processes exist.
+//! a pty have one each. What a terminal is to sessions is in [`session`].
 
 mod build;
 mod data;
@@ -12,6 +11,8 @@ mod info;
 mod session;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use session::give_terminal;
 
 use super::{Build, Collect, FileKind, OpenFile, Settle};
 use crate::Result;

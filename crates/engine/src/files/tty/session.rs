@@ -2,25 +2,27 @@
 //! foreground process group (credentials(7), tty_ioctl(4)). Only a session's
 //! leader can make it that, so its hand does.
 
-use super::super::Settle;
-use super::build::info_of;
-use super::info::{self, Device};
+use super::super::{Build, Settle, apply_status_flags};
+use super::build::{self, info_of};
+use super::info;
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{TtyFileEntry, TtyInfoEntry, TtyType};
-use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::tty;
-use cryonaut_puppet::{Arg, Batch};
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Arg, Batch, Hand};
 use rustix::fs::OFlags;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 const TIOCSCTTY: u64 = 0x540e;
 const TIOCSPGRP: u64 = 0x5410;
-const TIOCGPTPEER: u64 = 0x5441;
 
-/// Gives the session back its terminal, once for each terminal; then the modes
-/// that would have been in the way.
+/// Gives the terminal back its foreground group, once for each terminal; then
+/// the modes that would have been in the way.
 pub(super) fn settle(cx: &mut Settle<'_>, file: &TtyFileEntry, opened: BorrowedFd<'_>) -> Result<()> {
     let infos = info::read_all(cx.images)?;
     let info = info_of(&infos, file)?;
@@ -30,7 +32,7 @@ pub(super) fn settle(cx: &mut Settle<'_>, file: &TtyFileEntry, opened: BorrowedF
     if is_first(cx, &infos, file, info) && info.sid != 0 {
         let leader = info.sid as i32;
         if cx.hands.contains_key(&leader) {
-            take(cx, &infos, info, leader)?;
+            set_foreground(cx, &infos, info, leader)?;
         } else if cx.options.shell_job {
             take_foreground(cx, file, info, opened)?;
         }
@@ -68,51 +70,72 @@ fn is_first(cx: &Settle<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, file: &TtyFile
     files_of(cx, infos, info).map(|(other, _)| other.id).min() == Some(file.id)
 }
 
-fn is_master(info: &TtyInfoEntry) -> bool {
-    Device::of(u64::from(info.rdev)) == Some(Device::Master)
+/// Makes the terminal of the session that `leader` has just begun its
+/// controlling terminal, and opens the session's `/dev/tty`. To be done before
+/// the leader has children: they inherit it, there is no other way to it.
+pub(crate) fn give_terminal(cx: &mut Build<'_>, hand: &mut Hand, service: &Service, leader: i32) -> Result<()> {
+    let infos = info::read_all(cx.images)?;
+    let Some(terminal) = build::terminal_of(cx, &infos, leader as u32)? else { return Ok(()) };
+    let fd = service.give(hand, &[terminal.as_fd()])?[0];
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSCTTY), Arg::Val(0)]);
+    batch.call(libc::SYS_close, [fd.into()]);
+    hand.run(&mut batch)?;
+    let names = cx.records().values().filter_map(|entry| entry.tty.as_ref()).filter(|file| {
+        infos.get(&file.tty_info_id).is_some_and(|info| {
+            info.sid == leader as u32 && info.termios.is_some() && TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeCtty)
+        })
+    });
+    for file in names {
+        if let Some(opened) = open_own(cx, hand, leader, file)? {
+            apply_status_flags(opened.as_fd(), file.id, file.flags)?;
+            cx.put(file.id, opened);
+        }
+    }
+    Ok(())
 }
 
-/// Makes it the controlling terminal of the leader's session, and sets the
-/// foreground group.
-fn take(cx: &mut Settle<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, info: &TtyInfoEntry, leader: i32) -> Result<()> {
-    if Task::open(pid_of(leader)?)?.stat()?.tty_nr != 0 {
+/// `/dev/tty`, opened by the leader and taken over; `None` where it has none.
+fn open_own(cx: &Build<'_>, hand: &mut Hand, leader: i32, file: &TtyFileEntry) -> Result<Option<OwnedFd>> {
+    let failed = |e| Error::kernel(Object::File(file.id, "/dev/tty".into()), "take it from its session", e);
+    let root = cx.options.root.as_deref().unwrap_or(Path::new("/"));
+    let mut batch = Batch::new();
+    let path = batch.cstr(root.join("dev/tty").as_os_str().as_bytes());
+    let call = batch.attempt(libc::SYS_open, [path.into(), build::open_flags(file).bits().into()]);
+    hand.run(&mut batch)?;
+    let Ok(fd) = batch.result(call) else { return Ok(None) };
+    let pidfd = rustix::process::pidfd_open(pid_of(leader)?, PidfdFlags::empty()).map_err(failed)?;
+    let opened = rustix::process::pidfd_getfd(&pidfd, fd as i32, PidfdGetfdFlags::empty());
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_close, [fd.into()]);
+    hand.run(&mut batch)?;
+    opened.map(Some).map_err(failed)
+}
+
+/// Sets the foreground group, through the leader: by a descriptor that it has
+/// of the terminal, or by the name that every terminal has for its session.
+fn set_foreground(cx: &mut Settle<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, info: &TtyInfoEntry, leader: i32) -> Result<()> {
+    if info.pgrp == 0 {
         return Ok(());
     }
-    let mut held = None;
-    let mut number = None;
-    for (file, other) in files_of(cx, infos, info) {
-        number = number.or(other.pty.map(|pty| pty.index));
-        let theirs = cx.places.get(&file.id).and_then(|places| places.iter().find(|(pid, _)| *pid == leader));
-        if let Some(&(_, fd)) = theirs
-            && held.is_none_or(|(_, master)| master)
-        {
-            held = Some((fd, is_master(other)));
-        }
-    }
-    let flags = (OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC).bits();
+    let held = files_of(cx, infos, info).find_map(|(file, _)| {
+        let places = cx.places.get(&file.id)?;
+        places.iter().find(|(pid, _)| *pid == leader).map(|&(_, fd)| fd)
+    });
     let mut batch = Batch::new();
-    // A leader may have closed it, or have the other end alone.
-    let (terminal, temporary) = match (held, number) {
-        (Some((fd, false)), _) => (Arg::from(fd), None),
-        (Some((fd, true)), _) => {
-            let call = batch.call(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCGPTPEER), flags.into()]);
-            (call.into(), Some(call))
+    let group = batch.bytes(&info.pgrp.to_le_bytes());
+    // The group may have been without a process: then it is nobody's turn.
+    match held {
+        Some(fd) => {
+            batch.attempt(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSPGRP), group.into()]);
         }
-        (None, Some(number)) => {
-            let path = batch.cstr(format!("/dev/pts/{number}"));
-            let call = batch.call(libc::SYS_open, [path.into(), flags.into()]);
-            (call.into(), Some(call))
+        None => {
+            let path = batch.cstr("/dev/tty");
+            let flags = (OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC).bits();
+            let fd = batch.call(libc::SYS_open, [path.into(), flags.into()]);
+            batch.attempt(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSPGRP), group.into()]);
+            batch.call(libc::SYS_close, [fd.into()]);
         }
-        (None, None) => return Ok(()),
-    };
-    batch.call(libc::SYS_ioctl, [terminal, Arg::Val(TIOCSCTTY), Arg::Val(0)]);
-    if info.pgrp != 0 {
-        let group = batch.bytes(&info.pgrp.to_le_bytes());
-        // The group may have been without a process: then it is nobody's turn.
-        batch.attempt(libc::SYS_ioctl, [terminal, Arg::Val(TIOCSPGRP), group.into()]);
-    }
-    if let Some(call) = temporary {
-        batch.call(libc::SYS_close, [call.into()]);
     }
     cx.run_in(leader, &mut batch)
 }
