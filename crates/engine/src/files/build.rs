@@ -106,6 +106,7 @@ impl<'a> Build<'a> {
     /// Everything has its files: what was made only for building goes.
     pub fn finish(&mut self) -> Result<()> {
         self.kept.clear();
+        self.ghosts.remove_links();
         Ok(())
     }
 

@@ -113,6 +113,8 @@ pub struct Collect<'a> {
     pub(super) regular: super::regular::Known,
     /// Memfds by device and inode number: their ids in memfd.img.
     pub(super) memfds: HashMap<(u64, u64), u32>,
+    /// Locks written down.
+    pub(super) locks: super::locks::Noted,
 }
 
 #[derive(Debug)]
@@ -136,6 +138,7 @@ impl<'a> Collect<'a> {
             notes: HashMap::new(),
             regular: Default::default(),
             memfds: HashMap::new(),
+            locks: Default::default(),
         }
     }
 
@@ -170,6 +173,7 @@ impl<'a> Collect<'a> {
             Some(known) => known,
             None => self.collect_new(&open)?,
         };
+        super::locks::collect(self, &open, id)?;
         Ok(FdinfoEntry { id, flags: u32::from(cloexec), r#type: fd_type as i32, fd: fd as u32, xattr_security_selinux: None })
     }
 

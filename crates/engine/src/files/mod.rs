@@ -20,6 +20,7 @@ mod ghost;
 mod ghost_build;
 mod fifo;
 mod inotify;
+pub mod locks;
 pub mod memfd;
 mod pipe;
 mod pipe_data;

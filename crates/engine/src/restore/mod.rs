@@ -181,7 +181,8 @@ fn settle(
         }
         kind.settle(&mut settle, entry, file)?;
     }
-    Ok(())
+    // Last: a lock of a process goes with the first close of its file.
+    crate::files::locks::build(&mut settle)
 }
 
 /// Threads and attributes of one process, short of what resuming does.
