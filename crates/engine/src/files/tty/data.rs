@@ -28,9 +28,7 @@ pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry
     if waiting == 0 {
         return Ok(());
     }
-    let why_not = if device != Device::Master {
-        Some("typed input cannot be read without loss")
-    } else if cx.options.afterwards != Afterwards::Kill {
+    let why_not = if cx.options.afterwards != Afterwards::Kill {
         Some("it cannot be read safely from a workload that goes on")
     } else if waiting >= FULL {
         Some("it is more than can be put back")
@@ -41,10 +39,14 @@ pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry
         tracing::warn!("{}: {waiting} bytes that wait to be read are not carried: {why}", file.object());
         return Ok(());
     }
-    match take_and_put_back(file.file, waiting, info.packet_mode).map_err(failed)? {
+    let taken = match device {
+        Device::Master => output(file.file, waiting, info.packet_mode),
+        _ => input(file.file),
+    };
+    match taken.map_err(failed)? {
         Some(data) => Ok(cx.images.append(ImageKind::TtyData, None, &TtyDataEntry { tty_id: info.id, data }, None)?),
         None => {
-            tracing::warn!("{}: {waiting} bytes that wait to be read are not carried: a packet is on its way", file.object());
+            tracing::warn!("{}: {waiting} bytes that wait to be read are not carried: the terminal's mode does not let them be put back", file.object());
             Ok(())
         }
     }
@@ -52,7 +54,7 @@ pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry
 
 /// Reads a master empty and pushes all of it back. A master has no line
 /// editing, so that TIOCSTI puts back bytes as they were.
-fn take_and_put_back(master: BorrowedFd<'_>, waiting: usize, packets: bool) -> std::result::Result<Option<Vec<u8>>, Errno> {
+fn output(master: BorrowedFd<'_>, waiting: usize, packets: bool) -> std::result::Result<Option<Vec<u8>>, Errno> {
     let ready = |flags: PollFlags| {
         let mut polled = [PollFd::from_borrowed_fd(master, flags)];
         poll(&mut polled, Some(&Timespec::default())).map(|_| polled[0].revents().intersects(flags))
@@ -98,7 +100,7 @@ pub(super) fn fill(
             fill_output(&peer(master).map_err(failed)?, &entry.data).map_err(failed)?;
         } else if let Some(slave) = slave.filter(|slave| slave.id == entry.tty_id) {
             let settings = slave.termios.as_ref().map(info::from_record).transpose()?.unwrap_or_default();
-            fill_input(&peer(master).map_err(failed)?, &entry.data, settings.termios).map_err(failed)?;
+            push_input(peer(master).map_err(failed)?, &entry.data, &settings.termios).map_err(failed)?;
         }
     }
     Ok(())
@@ -119,27 +121,67 @@ fn fill_output(slave: &OwnedFd, mut data: &[u8]) -> std::result::Result<(), Errn
     Ok(())
 }
 
-/// Input for the slave, as if typed, with line editing but no other meaning of
-/// any character than the end of a line. A last line without an end was ended
-/// by end-of-file, or it could not have been read.
-pub(super) fn fill_input(slave: &OwnedFd, data: &[u8], settings: tty::Termios) -> std::result::Result<(), Errno> {
-    let mut quiet = settings;
-    (quiet.iflag, quiet.lflag) = (0, settings.lflag & libc::ICANON);
-    let end_of_line = [libc::VEOL, libc::VEOL2];
+/// Reads a slave's input empty and pushes all of it back: the lines, and one
+/// that is still being typed. `None` if the settings do not allow it.
+fn input(slave: BorrowedFd<'_>) -> std::result::Result<Option<Vec<u8>>, Errno> {
+    let settings = tty::get_termios(slave)?;
+    let locked = tty::get_locked_termios(slave)?;
+    if settings.lflag & libc::EXTPROC != 0 || locked != tty::Termios::default() {
+        return Ok(None);
+    }
+    // Line editing hides what is not a whole line yet.
+    let mut raw = quiet(&settings);
+    raw.lflag = 0;
+    (raw.cc[libc::VMIN], raw.cc[libc::VTIME]) = (0, 0);
+    tty::set_termios(slave, &raw)?;
+    let mut data = Vec::new();
+    let mut room = vec![0; FULL + 1];
+    let taken = loop {
+        match rustix::io::read(slave, &mut room) {
+            Ok(0) | Err(Errno::AGAIN) => break Ok(()),
+            Ok(n) => data.extend_from_slice(&room[..n]),
+            Err(Errno::INTR) => {}
+            Err(e) => break Err(e),
+        }
+    };
+    let back = push_input(slave, &data, &settings);
+    tty::set_termios(slave, &settings)?;
+    taken.and(back).map(|()| Some(data))
+}
+
+/// Settings with which no character has any meaning but the end of a line.
+/// Flow control stays as it is: changing it would start a stopped terminal, and
+/// be told to a master in packet mode.
+fn quiet(settings: &tty::Termios) -> tty::Termios {
+    const KEPT: [usize; 4] = [libc::VEOL, libc::VEOL2, libc::VSTART, libc::VSTOP];
+    let mut quiet = *settings;
+    quiet.iflag &= libc::IXON;
+    quiet.lflag &= libc::ICANON | libc::IEXTEN;
     for (at, character) in quiet.cc.iter_mut().enumerate() {
-        if !end_of_line.contains(&at) {
+        if !KEPT.contains(&at) {
             *character = 0;
         }
     }
-    let eof = (1..=255u8).find(|byte| !data.contains(byte) && *byte != b'\n').unwrap_or(4);
-    quiet.cc[libc::VEOF] = eof;
-    tty::set_termios(slave, &quiet)?;
-    for &byte in data {
-        tty::push_input(slave, byte)?;
+    quiet
+}
+
+/// Puts input into a slave as if typed, without any effect of its characters.
+/// The settings are left changed. Where a line was ended by end-of-file, the
+/// kernel has a zero byte in place of it.
+pub(super) fn push_input(slave: impl AsFd, data: &[u8], settings: &tty::Termios) -> std::result::Result<(), Errno> {
+    let mut quiet = quiet(settings);
+    let flow_control = [quiet.cc[libc::VSTART], quiet.cc[libc::VSTOP]];
+    if data.iter().any(|byte| flow_control.contains(byte)) {
+        quiet.iflag = 0;
     }
-    let ended = data.last().is_none_or(|last| *last == b'\n' || end_of_line.iter().any(|&at| quiet.cc[at] == *last));
-    if quiet.lflag & libc::ICANON != 0 && !ended {
-        tty::push_input(slave, eof)?;
+    let mut end_of_file = 0;
+    if quiet.lflag & libc::ICANON != 0 {
+        end_of_file = (1..=255u8).find(|byte| !data.contains(byte) && !quiet.cc.contains(byte) && *byte != b'\n').unwrap_or(0);
+        quiet.cc[libc::VEOF] = end_of_file;
+    }
+    tty::set_termios(&slave, &quiet)?;
+    for &byte in data {
+        tty::push_input(&slave, if byte == 0 { end_of_file } else { byte })?;
     }
     Ok(())
 }

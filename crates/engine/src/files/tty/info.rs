@@ -87,6 +87,13 @@ pub(super) fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<u32> 
         Err(Errno::IO) if device != Device::Master => None,
         Err(e) => return Err(Error::kernel(file.object(), "read its settings", e)),
     };
+    if let Some(line) = settings.map(|settings| settings.termios.line).filter(|line| *line != 0) {
+        return Err(Error::unsupported(
+            file.object(),
+            format!("it has the line discipline {line}: it is a network link or another device, no terminal"),
+            "set the line discipline back to 0 (N_TTY) before the checkpoint",
+        ));
+    }
     let behind = match settings {
         Some(_) => tty::device(file.file).map_err(|e| Error::kernel(file.object(), "ask for its terminal", e))?,
         None => file.stat.st_rdev as u32,

@@ -107,14 +107,26 @@ fn a_number_that_is_in_use_is_an_error_that_names_it() {
 }
 
 #[test]
-fn typed_lines_come_back_as_lines() {
+fn typed_lines_are_carried_and_left_in_place() {
     let _alone = alone();
     let (master, slave) = pair();
-    let settings = tty::get_termios(&slave).unwrap();
-    super::data::fill_input(&slave, b"one\ntwo\nthree", settings).unwrap();
-    tty::set_termios(&slave, &settings).unwrap();
-    for line in [&b"one\n"[..], b"two\n", b"three"] {
-        assert_eq!(read(&slave), line);
+    rustix::io::write(&master, b"one\ntwo\nthree\x04par").unwrap();
+    while waiting(&slave) < 13 || waiting(&master) < 18 {
+        std::thread::yield_now();
     }
-    assert_eq!((waiting(&slave), waiting(&master)), (0, 0));
+    let carried = Carried::collect(&[&slave, &master]);
+    let check = |slave: &OwnedFd, master: &OwnedFd| {
+        for line in [&b"one\n"[..], b"two\n", b"three"] {
+            assert_eq!(read(slave), line);
+        }
+        assert_eq!(waiting(slave), 0);
+        assert_eq!(read(master), b"one\r\ntwo\r\nthreepar");
+        // What is still being typed can still be rubbed out.
+        rustix::io::write(master, b"\x7fnt\n").unwrap();
+        assert_eq!(read(slave), b"pant\n");
+    };
+    check(&slave, &master);
+    drop((master, slave));
+    let carried = carried.build(RestoreOptions::default());
+    check(carried.file(0), carried.file(1));
 }
