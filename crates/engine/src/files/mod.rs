@@ -13,15 +13,18 @@
 #[cfg(test)]
 mod bench;
 mod build;
+mod bpfmap;
 mod collect;
 mod epoll;
 mod eventfd;
 mod ghost;
 mod ghost_build;
+mod fanotify;
 mod fifo;
 mod inotify;
 pub mod locks;
 pub mod memfd;
+mod pidfd;
 mod pipe;
 mod pipe_data;
 pub mod regular;
@@ -87,6 +90,9 @@ pub static KINDS: &[&dyn FileKind] = &[
     &tty::Tty,
     &inotify::Inotify,
     &memfd::Memfd,
+    &fanotify::Fanotify,
+    &pidfd::PidFd,
+    &bpfmap::BpfMap,
     &regular::Regular,
 ];
 

@@ -197,7 +197,7 @@ fn take_detail(details: &mut Details, line: &[u8], key: &[u8], value: &[u8]) -> 
         (Details::Fanotify { marks, .. }, _) if line.starts_with(b"fanotify ") => marks.push(fanotify_mark(line)?),
         (Details::TimerFd(timer), key) => timer_line(timer, key, value)?,
         (Details::PidFd { ns_pids, .. }, b"NSpid") => {
-            *ns_pids = text::words(value).map(text::dec).collect::<Option<_>>()?;
+            *ns_pids = text::words(value).map(text::signed).collect::<Option<_>>()?;
         }
         (Details::BpfMap(map), key) => bpf_line(map, key, value)?,
         (Details::UserFaultFd { total, .. }, b"total") => *total = text::dec(value)?,

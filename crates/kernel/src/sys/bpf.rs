@@ -150,13 +150,18 @@ impl Map {
 
     /// Opens a map by its id. Needs CAP_SYS_ADMIN.
     pub fn by_id(id: u32) -> Result<Self, Errno> {
+        Self::by_id_as(id, 0)
+    }
+
+    /// Opens a map by its id, for all (0), for reading (`BPF_F_RDONLY`) or for writing (`BPF_F_WRONLY`) alone.
+    pub fn by_id_as(id: u32, open_flags: u32) -> Result<Self, Errno> {
         #[repr(C)]
         struct IdAttr {
             id: u32,
             next_id: u32,
             open_flags: u32,
         }
-        let mut attr = IdAttr { id, next_id: 0, open_flags: 0 };
+        let mut attr = IdAttr { id, next_id: 0, open_flags };
         // SAFETY: IdAttr is BPF_MAP_GET_FD_BY_ID's part of bpf_attr, and holds no address.
         let fd = adopt(unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr) }?);
         Self::from_fd(fd)

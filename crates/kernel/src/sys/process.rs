@@ -145,6 +145,28 @@ pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
     }
 }
 
+/// Makes a child that ends at once with a status such as wait(2) reports (without a core dump); it stays a zombie until
+/// the caller waits for it.
+pub fn spawn_ended(status: i32) -> Result<Child, Errno> {
+    let (signal, code) = (status & 0x7f, (status >> 8) & 0xff);
+    // SAFETY: the body makes async-signal-safe calls alone, with locals as their memory.
+    unsafe {
+        spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+            if signal == 0 {
+                return code;
+            }
+            let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+            libc::signal(signal, libc::SIG_DFL);
+            let none = 0u64;
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, size_of::<u64>());
+            libc::syscall(libc::SYS_kill, libc::syscall(libc::SYS_getpid), signal);
+            code
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +194,14 @@ mod tests {
         // SAFETY: the body calls nothing.
         let child = unsafe { spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || 7) }.unwrap();
         assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::Exited(7))));
+    }
+
+    #[test]
+    fn a_child_ends_as_told() {
+        for raw in [0, 42 << 8, libc::SIGSEGV, libc::SIGKILL] {
+            let child = spawn_ended(raw).unwrap();
+            assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::from_raw(raw))));
+        }
     }
 
     #[test]
