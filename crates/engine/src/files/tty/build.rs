@@ -4,7 +4,7 @@
 use super::super::{Build, apply_status_flags, regular_path};
 use super::info::{self, Device};
 use super::data;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{RegFileEntry, TtyFileEntry, TtyInfoEntry, TtyType};
 use cryonaut_kernel::sys::tty;
 use rustix::fs::{Gid, Mode, OFlags, Uid};
@@ -73,6 +73,12 @@ fn master(
     tty::set_pty_locked(&master, false).map_err(failed("unlock it"))?;
     data::fill(cx.images, master.as_fd(), info, infos)?;
     info::apply(master.as_fd(), info)?;
+    // With every slave closed, reading from the master fails (EIO) instead of waiting for one to be opened. A pty
+    // that is locked has never had one.
+    let has_slave = infos.values().any(|other| other.pty == info.pty && other.id != info.id);
+    if !has_slave && !info.locked {
+        tty::open_peer(&master, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC).map(drop).map_err(failed("open its slave"))?;
+    }
     Ok(master)
 }
 
@@ -133,8 +139,9 @@ fn controlling(
     opened.map_or_else(|| from_caller(cx, file, info), Ok)
 }
 
-/// A descriptor of the terminal that controls a session, if the tree has it.
-pub(super) fn terminal_of(cx: &mut Build<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, session: u32) -> Result<Option<OwnedFd>> {
+/// A descriptor of the terminal that controls a session, if the tree has it,
+/// and whether it is foreign.
+pub(super) fn terminal_of(cx: &mut Build<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, session: u32) -> Result<Option<(OwnedFd, bool)>> {
     let files = cx.records().values().filter_map(|entry| entry.tty.as_ref());
     let known = files.filter_map(|file| Some((file, infos.get(&file.tty_info_id)?)));
     let mut its = known.filter(|(_, info)| info.sid == session && session != 0 && info.termios.is_some());
@@ -142,14 +149,27 @@ pub(super) fn terminal_of(cx: &mut Build<'_>, infos: &BTreeMap<u32, TtyInfoEntry
     let Some((file, info)) = its.find(|(_, info)| TtyType::try_from(info.r#type) != Ok(TtyType::TtytypeCtty)) else {
         return Ok(None);
     };
-    if info.pty.is_some() {
+    let foreign = is_foreign(cx.options, infos, info);
+    if info.pty.is_some() && !foreign {
         let plain = TtyFileEntry { flags: OFlags::RDWR.bits(), ..*file };
         if let Some(slave) = through_master(cx, &plain, info, |other| other.pty == info.pty, infos)? {
-            return Ok(Some(slave));
+            return Ok(Some((slave, false)));
         }
     }
     let failed = |e| Error::kernel(object(file, info), "duplicate it", e);
-    rustix::io::fcntl_dupfd_cloexec(cx.file(file.id)?, 0).map(Some).map_err(failed)
+    rustix::io::fcntl_dupfd_cloexec(cx.file(file.id)?, 0).map(|twin| Some((twin, foreign))).map_err(failed)
+}
+
+/// Whether the terminal is one that the tree does not have to itself: given by
+/// the user, or that of the caller.
+pub(super) fn is_foreign(options: &RestoreOptions, infos: &BTreeMap<u32, TtyInfoEntry>, info: &TtyInfoEntry) -> bool {
+    let key = info::key(info.rdev, info.dev.unwrap_or_default());
+    let is_master = |other: &TtyInfoEntry| Device::of(u64::from(other.rdev)) == Some(Device::Master);
+    let has_master = info.pty.is_some() && infos.values().any(|other| other.pty == info.pty && is_master(other));
+    let is_pty = TtyType::try_from(info.r#type) == Ok(TtyType::TtytypePty);
+    TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeExtTty)
+        || options.inherit_fds.iter().any(|(_, name)| *name == key)
+        || (is_pty && !has_master)
 }
 
 /// Opens the slave of the pty that is meant, if its master is in the tree.

@@ -26,7 +26,7 @@ const TIOCSPGRP: u64 = 0x5410;
 pub(super) fn settle(cx: &mut Settle<'_>, file: &TtyFileEntry, opened: BorrowedFd<'_>) -> Result<()> {
     let infos = info::read_all(cx.images)?;
     let info = info_of(&infos, file)?;
-    if info.termios.is_none() || TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeExtTty) {
+    if info.termios.is_none() {
         return Ok(());
     }
     if is_first(cx, &infos, file, info) && info.sid != 0 {
@@ -36,6 +36,9 @@ pub(super) fn settle(cx: &mut Settle<'_>, file: &TtyFileEntry, opened: BorrowedF
         } else if cx.options.shell_job {
             take_foreground(cx, file, info, opened)?;
         }
+    }
+    if build::is_foreign(cx.options, &infos, info) {
+        return Ok(());
     }
     let failed = |what: &'static str| move |e| Error::kernel(Object::Other(info::name(info)), format!("set its {what}"), e);
     if info.exclusive {
@@ -75,12 +78,22 @@ fn is_first(cx: &Settle<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, file: &TtyFile
 /// the leader has children: they inherit it, there is no other way to it.
 pub(crate) fn give_terminal(cx: &mut Build<'_>, hand: &mut Hand, service: &Service, leader: i32) -> Result<()> {
     let infos = info::read_all(cx.images)?;
-    let Some(terminal) = build::terminal_of(cx, &infos, leader as u32)? else { return Ok(()) };
+    let Some((terminal, foreign)) = build::terminal_of(cx, &infos, leader as u32)? else { return Ok(()) };
     let fd = service.give(hand, &[terminal.as_fd()])?[0];
     let mut batch = Batch::new();
-    batch.call(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSCTTY), Arg::Val(0)]);
+    let taken = batch.attempt(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSCTTY), Arg::Val(0)]);
     batch.call(libc::SYS_close, [fd.into()]);
     hand.run(&mut batch)?;
+    if let Err(errno) = batch.result(taken) {
+        let session = Object::Other(format!("session {leader}"));
+        let error = Error::kernel(session, "take its controlling terminal", errno);
+        if !foreign {
+            return Err(error);
+        }
+        // The caller's own session has it, and goes on having it.
+        tracing::warn!("{error}: it has none now");
+        return Ok(());
+    }
     let names = cx.records().values().filter_map(|entry| entry.tty.as_ref()).filter(|file| {
         infos.get(&file.tty_info_id).is_some_and(|info| {
             info.sid == leader as u32 && info.termios.is_some() && TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeCtty)
@@ -132,9 +145,9 @@ fn set_foreground(cx: &mut Settle<'_>, infos: &BTreeMap<u32, TtyInfoEntry>, info
         None => {
             let path = batch.cstr("/dev/tty");
             let flags = (OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC).bits();
-            let fd = batch.call(libc::SYS_open, [path.into(), flags.into()]);
+            let fd = batch.attempt(libc::SYS_open, [path.into(), flags.into()]);
             batch.attempt(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSPGRP), group.into()]);
-            batch.call(libc::SYS_close, [fd.into()]);
+            batch.attempt(libc::SYS_close, [fd.into()]);
         }
     }
     cx.run_in(leader, &mut batch)

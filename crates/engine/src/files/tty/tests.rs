@@ -130,3 +130,38 @@ fn typed_lines_are_carried_and_left_in_place() {
     let carried = carried.build(RestoreOptions::default());
     check(carried.file(0), carried.file(1));
 }
+
+#[test]
+fn a_master_whose_slaves_are_closed_says_so_again() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    drop(slave);
+    rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).unwrap();
+    let carried = Carried::collect(&[&master]);
+    drop(master);
+    let carried = carried.build(RestoreOptions::default());
+    assert_eq!(rustix::io::read(carried.file(0), &mut [0; 4]), Err(rustix::io::Errno::IO));
+}
+
+#[test]
+fn a_given_terminal_takes_the_place_of_one() {
+    use std::os::fd::AsRawFd;
+    let _alone = alone();
+    let (_master, slave) = pair();
+    let (_other_master, other) = pair();
+    let stat = rustix::fs::fstat(&slave).unwrap();
+    let key = format!("tty[{:x}:{:x}]", stat.st_rdev, stat.st_dev);
+    let options = RestoreOptions { inherit_fds: vec![(other.as_raw_fd(), key)], ..RestoreOptions::default() };
+    let carried = Carried::collect(&[&slave]).build(options);
+    assert_eq!(tty::device(carried.file(0)), tty::device(&other));
+}
+
+#[test]
+fn a_terminal_of_an_outsider_needs_a_stand_in() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    let carried = Carried::collect(&[&slave]);
+    drop((master, slave));
+    let error = carried.try_build(RestoreOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("/dev/pts/") && error.remedy().contains("--shell-job"), "{error}");
+}
