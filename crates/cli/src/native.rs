@@ -179,21 +179,36 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
 }
 
 fn check(as_json: bool) -> Result<ExitCode> {
-    let found = features::probe_all();
+    let found = features::probe_all().context("the kernel does not tell what it can do")?;
     if as_json {
-        println!("{}", json!({ "kernel": features::kernel_release(), "features": found }));
+        println!("{}", serde_json::to_string(&found).context("cannot put the answers into JSON")?);
     } else {
-        println!("Linux {}", features::kernel_release());
-        for feature in &found {
-            let sign = if feature.present { "yes" } else { "no" };
-            println!("  {:<22} {sign:<4} {}{}", feature.name, if feature.present { "" } else { "lost: " }, feature.gives);
+        println!("Linux {}", found.kernel);
+        show_features(&found.features);
+        println!("Capabilities");
+        show_features(&found.capabilities);
+    }
+    let lacking: Vec<_> = found.lacking().collect();
+    if lacking.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if as_json {
+        return Ok(ExitCode::FAILURE);
+    }
+    bail!("nothing works here without: {}", lacking.join(", "))
+}
+
+fn show_features(features: &[features::Feature]) {
+    for feature in features {
+        if feature.present {
+            println!("  {:<30} yes", feature.name);
+            continue;
+        }
+        println!("  {:<30} no   {}; lost: {}", feature.name, feature.reason, feature.lost);
+        if !feature.instead.is_empty() {
+            println!("  {:<35} instead: {}", "", feature.instead);
         }
     }
-    let lacking: Vec<_> = found.iter().filter(|f| f.required && !f.present).map(|f| f.name).collect();
-    if lacking.is_empty() || as_json {
-        return Ok(if lacking.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    bail!("this kernel cannot do without: {}", lacking.join(", "))
 }
 
 fn print_json(name: &str, report: &impl serde::Serialize) -> Result<()> {

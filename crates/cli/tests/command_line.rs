@@ -34,7 +34,7 @@ fn text(path: &Path) -> &str {
 fn check_tells_every_feature_and_what_it_gives() {
     let output = cryonaut(&["check"]);
     assert!(stdout(&output).starts_with("Linux "), "{}", stdout(&output));
-    assert!(stdout(&output).contains("pagemap_scan"));
+    assert!(stdout(&output).contains("pagemap-scan"));
     let told: Value = serde_json::from_slice(&cryonaut(&["check", "--json"]).stdout).expect("JSON");
     let features = told["features"].as_array().expect("an array");
     assert!(features.iter().any(|f| f["name"] == "kcmp" && f["present"].is_boolean()));

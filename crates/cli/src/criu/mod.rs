@@ -7,7 +7,7 @@ mod settings;
 mod stats;
 mod table;
 
-use crate::features::{self, Answer};
+use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use crate::{failure, root};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -183,18 +183,18 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
 
 fn check(settings: &Settings) -> Result<ExitCode> {
     let Some(name) = &settings.feature else {
-        let lacking: Vec<_> = features::probe_all().into_iter().filter(|f| f.required && !f.present).collect();
-        if let Some(feature) = lacking.first() {
-            bail!("this kernel lacks {}: {}", feature.name, feature.gives);
+        let found = features::probe_all().context("the kernel does not tell what it can do")?;
+        if let Some(name) = found.lacking().next() {
+            bail!("this kernel lacks {name}, without which nothing works");
         }
         println!("Looks good.");
         return Ok(ExitCode::SUCCESS);
     };
     match features::criu_feature(name) {
-        Answer::Present => Ok(ExitCode::SUCCESS),
-        Answer::Absent => bail!("{name}: this kernel does not have it"),
-        Answer::NotInThisBuild => bail!("{name}: not in this build"),
-        Answer::Unknown => bail!("{name}: no such feature"),
+        CriuAnswer::Present => Ok(ExitCode::SUCCESS),
+        CriuAnswer::Absent => bail!("{name}: this kernel does not have it"),
+        CriuAnswer::NotInThisBuild => bail!("{name}: not in this build"),
+        CriuAnswer::Unknown => bail!("{name}: no such feature"),
     }
 }
 

@@ -91,6 +91,8 @@ pub const OPTIONS: &[Spec] = &[
     here("ext-unix-sk", None, Maybe),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),
+    // How a pre-dump reads memory: says nothing about a dump, and the action pre-dump is refused itself.
+    here("pre-dump-mode", None, Value),
     here("feature", None, Value),
     here("all", None, Nothing),
     here("extra", None, Nothing),
@@ -98,7 +100,6 @@ pub const OPTIONS: &[Spec] = &[
     later("track-mem", Nothing, INCREMENTAL),
     later("prev-images-dir", Value, INCREMENTAL),
     later("auto-dedup", Nothing, INCREMENTAL),
-    later("pre-dump-mode", Value, INCREMENTAL),
     later("lazy-pages", Nothing, LAZY),
     later("page-server", Nothing, SERVER),
     later("address", Value, SERVER),
