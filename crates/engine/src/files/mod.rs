@@ -31,6 +31,7 @@ pub mod regular;
 mod regular_path;
 mod shared_pages;
 mod signalfd;
+pub mod signals;
 #[cfg(test)]
 mod testing;
 mod timerfd;

@@ -181,6 +181,7 @@ fn settle(
         }
         kind.settle(&mut settle, entry, file)?;
     }
+    crate::files::signals::enable(&mut settle)?;
     // Last: a lock of a process goes with the first close of its file.
     crate::files::locks::build(&mut settle)
 }
