@@ -11,6 +11,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Builds the open file of a record.
 pub(super) fn build(cx: &mut Build<'_>, file: &TtyFileEntry) -> Result<OwnedFd> {
@@ -82,24 +83,40 @@ fn master(
     Ok(master)
 }
 
-/// Opens masters until one has the wanted number: the kernel gives the lowest
-/// that is free.
+/// How long to wait for a number: its last holder may be ending just now, or
+/// another restore on its way to a higher one.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Opens a master, of pty `wanted` if that is said.
 fn open_master(cx: &mut Build<'_>, path: &RegFileEntry, object: Object, wanted: Option<u32>) -> Result<OwnedFd> {
+    let begun = Instant::now();
+    loop {
+        if let Some(master) = reach(cx, path, &object, wanted)? {
+            return Ok(master);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(Error::Kernel {
+                object,
+                action: format!("make it: /dev/pts/{} is in use by another terminal", wanted.unwrap_or_default()),
+                errno: Errno::BUSY,
+                remedy: "close that terminal, or restore into a mount namespace with a devpts of its own",
+            });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Opens masters until one has the wanted number: the kernel gives the lowest
+/// that is free. `None` if it is taken.
+fn reach(cx: &mut Build<'_>, path: &RegFileEntry, object: &Object, wanted: Option<u32>) -> Result<Option<OwnedFd>> {
     let mut below = Vec::new();
     loop {
         let master = regular_path::open_recorded(cx, path)?;
         let number = tty::pty_number(&master).map_err(|e| Error::kernel(object.clone(), "ask for its number", e))?;
         match wanted {
             Some(wanted) if number < wanted => below.push(master),
-            Some(wanted) if number > wanted => {
-                return Err(Error::Kernel {
-                    object,
-                    action: format!("make it: /dev/pts/{wanted} is in use by another terminal"),
-                    errno: Errno::BUSY,
-                    remedy: "close that terminal, or restore into a mount namespace with a devpts of its own",
-                });
-            }
-            _ => return Ok(master),
+            Some(wanted) if number > wanted => return Ok(None),
+            _ => return Ok(Some(master)),
         }
     }
 }
