@@ -12,15 +12,15 @@
 
 #[cfg(test)]
 mod bench;
-mod build;
 mod bpfmap;
+mod build;
 mod collect;
 mod epoll;
 mod eventfd;
-mod ghost;
-mod ghost_build;
 mod fanotify;
 mod fifo;
+mod ghost;
+mod ghost_build;
 mod inotify;
 pub mod locks;
 pub mod memfd;
