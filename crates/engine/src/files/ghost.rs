@@ -3,7 +3,7 @@
 //! were opened but live under another get a temporary name beside it.
 //! `remap-fpath.img` says which record is such a file.
 
-use super::regular_path::{Subject, open_as_seen_by, reopen};
+use super::regular_path::{Subject, open_as_seen_by, pid_in, reopen};
 use super::Collect;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-pub(super) use super::ghost_build::{Haunted, source};
+pub(super) use super::ghost_build::{Haunted, revive, source};
 
 /// The ghosts and links made so far. The links are removed when this is
 /// dropped, unless they have been kept for the image.
@@ -64,6 +64,19 @@ pub(super) fn carry(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32) -> Res
         }
     };
     remap(cx, id, ghost, RemapType::Ghost)
+}
+
+/// Notes that the record `id` stands for a file of a process that has ended.
+pub(super) fn stand_for_dead(cx: &Collect<'_>, subject: &Subject<'_>, id: u32, name: &[u8]) -> Result<()> {
+    let threads = format!("/proc/{}/task/", pid_in(name).unwrap_or(0));
+    match pid_in(name) {
+        Some(pid) if !name.starts_with(threads.as_bytes()) => remap(cx, id, pid as u32, RemapType::Procfs),
+        _ => Err(Error::unsupported(
+            subject.object.clone(),
+            "it is a file of /proc that is no more",
+            "close it before the checkpoint",
+        )),
+    }
 }
 
 fn write(cx: &Collect<'_>, subject: &Subject<'_>, ghost: u32) -> Result<()> {

@@ -11,6 +11,8 @@ use super::Build;
 use crate::{Error, Result};
 use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
+use cryonaut_kernel::sys::process::{Child, Spawn, spawn_idle};
+use cryonaut_kernel::sys::wait::{Who, wait};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -30,9 +32,27 @@ pub(in crate::files) struct Haunted {
     made: HashMap<(i32, u32), OwnedFd>,
     /// Temporary links of the image that have been used.
     links: Vec<PathBuf>,
+    /// Has the pid of a process that has ended, while its files are opened.
+    stand_in: Option<StandIn>,
+}
+
+/// A process that is there for its pid; ends with this.
+#[derive(Debug)]
+struct StandIn(Child);
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ = rustix::process::pidfd_send_signal(&self.0.pidfd, rustix::process::Signal::KILL);
+        let _ = wait(Who::One(self.0.pid));
+    }
 }
 
 impl Haunted {
+    /// The file has been opened: the process that stood in for a dead one ends.
+    pub(in crate::files) fn bury(&mut self) {
+        self.stand_in = None;
+    }
+
     /// Removes the temporary links that the checkpoint left for the image. To
     /// be called when the restore has succeeded: the image cannot be restored
     /// again afterwards.
@@ -47,22 +67,13 @@ impl Haunted {
 
 /// If a record stands for a deleted file: that file, as an `O_PATH` descriptor.
 pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Option<OwnedFd>> {
-    if cx.ghosts.remaps.is_none() {
-        cx.ghosts.remaps = Some(read_remaps(cx)?);
-    }
-    let Some(&(kind, to)) = cx.ghosts.remaps.as_ref().and_then(|r| r.get(&reg.id)) else { return Ok(None) };
+    let Some((kind, to)) = remap_of(cx, reg.id)? else { return Ok(None) };
     let key = (kind as i32, to);
     if !cx.ghosts.made.contains_key(&key) {
         let made = match kind {
             RemapType::Ghost => make_ghost(cx, reg, to)?,
             RemapType::Linked => open_linked(cx, reg, to)?,
-            RemapType::Procfs => {
-                return Err(Error::unsupported(
-                    object_of(reg),
-                    "files of processes that have ended cannot be brought back",
-                    "",
-                ));
-            }
+            RemapType::Procfs => return Ok(None),
         };
         cx.ghosts.made.insert(key, made);
     }
@@ -70,6 +81,28 @@ pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
         .try_clone()
         .map(Some)
         .map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
+}
+
+/// If a record stands for a file of a process that has ended: makes a process
+/// with its pid, which is there until the file has been opened.
+pub(in crate::files) fn revive(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<()> {
+    let Some((RemapType::Procfs, pid)) = remap_of(cx, reg.id)? else { return Ok(()) };
+    let born = spawn_idle(&Spawn { exit_signal: 0, set_tid: &[pid as i32], ..Spawn::default() });
+    let child = born.map_err(|errno| Error::Kernel {
+        object: object_of(reg),
+        action: format!("make a process with the pid {pid}, to which it belonged"),
+        errno,
+        remedy: if errno == Errno::EXIST { "end the process that has this pid now" } else { "" },
+    })?;
+    cx.ghosts.stand_in = Some(StandIn(child));
+    Ok(())
+}
+
+fn remap_of(cx: &mut Build<'_>, id: u32) -> Result<Option<(RemapType, u32)>> {
+    if cx.ghosts.remaps.is_none() {
+        cx.ghosts.remaps = Some(read_remaps(cx)?);
+    }
+    Ok(cx.ghosts.remaps.as_ref().and_then(|remaps| remaps.get(&id)).copied())
 }
 
 fn kernel_error(reg: &RegFileEntry, action: &str, error: &std::io::Error) -> Error {

@@ -5,12 +5,18 @@
 //! and a lease remembers the number of the descriptor it was taken through: so
 //! all are taken by the process itself, after its last descriptor is in place.
 
+use super::regular_path::reopen;
 use super::{Collect, OpenFile, Settle};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::FileLockEntry;
 use cryonaut_kernel::proc::locks::{FileLock, LockAccess, LockKind, LockState};
 use cryonaut_puppet::{Arg, Batch, Call};
+use cryonaut_kernel::sys::creds;
+use cryonaut_kernel::sys::fcntl::{self, Owner, OwnerKind};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::collections::{BTreeMap, HashSet};
 
 /// `FileLockEntry.flag`: the kernel's `FL_*` (include/linux/filelock.h).
@@ -18,6 +24,10 @@ const FL_POSIX: u32 = 1;
 const FL_FLOCK: u32 = 2;
 const FL_LEASE: u32 = 32;
 const FL_OFDLCK: u32 = 1024;
+
+/// Added to the type of a lease that is being broken; the rest says what it is
+/// to become.
+const LEASE_BREAKING: u32 = 4;
 
 /// Locks taken in one batch.
 const TOGETHER: usize = 16;
@@ -47,7 +57,7 @@ pub(super) fn collect(cx: &mut Collect<'_>, open: &OpenFile<'_>, id: u32) -> Res
         }
         let entry = FileLockEntry {
             flag,
-            r#type: kind_of(lock.access) as u32,
+            r#type: kind_of(lock.access) as u32 | if lock.state == LockState::Breaking { LEASE_BREAKING } else { 0 },
             pid: open.pid,
             fd: open.fd,
             start: lock.start as i64,
@@ -75,10 +85,7 @@ fn flag_of(open: &OpenFile<'_>, lock: &FileLock) -> Result<u32> {
         (LockKind::Posix, _) => Ok(FL_POSIX),
         (LockKind::Ofd, _) => Ok(FL_OFDLCK),
         (LockKind::Flock, _) => Ok(FL_FLOCK),
-        (LockKind::Lease, LockState::Active) => Ok(FL_LEASE),
-        (LockKind::Lease, _) => {
-            refused("its lease is being broken: somebody waits for it", "try again when it has been given back")
-        }
+        (LockKind::Lease, _) => Ok(FL_LEASE),
         _ => refused("it holds a lock of a file server", "stop the file server"),
     }
 }
@@ -127,16 +134,19 @@ fn object(entry: &FileLockEntry) -> Object {
 
 fn take(cx: &mut Settle<'_>, pid: i32, entries: &[FileLockEntry]) -> Result<()> {
     let mut batch = Batch::new();
-    let calls = entries.iter().map(|entry| request(&mut batch, entry)).collect::<Result<Vec<_>>>()?;
+    let calls = entries.iter().map(|entry| request(cx, &mut batch, entry)).collect::<Result<Vec<_>>>()?;
     cx.run_in(pid, &mut batch)?;
     for (entry, call) in entries.iter().zip(calls) {
+        if batch.result(call).is_ok() && is_breaking(entry) {
+            break_lease(cx, entry)?;
+        }
         if let Err(errno) = batch.result(call) {
             return Err(Error::Kernel {
                 object: object(entry),
                 action: "take it again".into(),
                 errno,
                 remedy: match errno {
-                    rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS => {
+                    Errno::AGAIN | Errno::ACCESS => {
                         "another process has a lock on or the file open: end that one"
                     }
                     _ => "",
@@ -147,7 +157,7 @@ fn take(cx: &mut Settle<'_>, pid: i32, entries: &[FileLockEntry]) -> Result<()> 
     Ok(())
 }
 
-fn request(batch: &mut Batch, entry: &FileLockEntry) -> Result<Call> {
+fn request(cx: &Settle<'_>, batch: &mut Batch, entry: &FileLockEntry) -> Result<Call> {
     let fd = Arg::from(entry.fd);
     let kind = entry.r#type as i32;
     match entry.flag {
@@ -159,13 +169,63 @@ fn request(batch: &mut Batch, entry: &FileLockEntry) -> Result<Call> {
             };
             Ok(batch.attempt(libc::SYS_flock, [fd, Arg::from(operation | libc::LOCK_NB)]))
         }
-        FL_LEASE => Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)])),
+        FL_LEASE => {
+            let kind = if is_breaking(entry) { before_break(cx, entry)? } else { kind };
+            Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)]))
+        }
         FL_POSIX | FL_OFDLCK => {
             let command = if entry.flag == FL_POSIX { libc::F_SETLK } else { libc::F_OFD_SETLK };
             let lock = batch.bytes(&raw_lock(kind, entry.start, entry.len));
             Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(command), Arg::from(lock)]))
         }
         other => Err(Error::bad_image("filelocks.img", format!("no lock has the flag {other:#x}"))),
+    }
+}
+
+fn is_breaking(entry: &FileLockEntry) -> bool {
+    entry.flag == FL_LEASE && entry.r#type & LEASE_BREAKING != 0
+}
+
+/// Our descriptor of the file that a lock is on.
+fn file_of<'a>(cx: &Settle<'a>, entry: &FileLockEntry) -> Result<BorrowedFd<'a>> {
+    let here = (entry.pid, entry.fd);
+    let id = cx.places.iter().find(|(_, places)| places.contains(&here)).map(|(id, _)| id);
+    let file = id.and_then(|id| cx.built.get(id));
+    file.map(|file| file.as_fd()).ok_or_else(|| {
+        Error::bad_image("filelocks.img", format!("process {} has no descriptor {}", entry.pid, entry.fd))
+    })
+}
+
+/// What a lease that is being broken was before. The kernel tells only what it
+/// is to become; a reader's lease needs a file that is not open for writing.
+fn before_break(cx: &Settle<'_>, entry: &FileLockEntry) -> Result<i32> {
+    if (entry.r#type & !LEASE_BREAKING) as i32 == libc::F_RDLCK {
+        return Ok(libc::F_WRLCK);
+    }
+    let flags = rustix::fs::fcntl_getfl(file_of(cx, entry)?)
+        .map_err(|e| Error::kernel(object(entry), "read the flags of its file", e))?;
+    Ok(if flags & OFlags::RWMODE == OFlags::RDONLY { libc::F_RDLCK } else { libc::F_WRLCK })
+}
+
+/// Begins to break a lease, as the image has it: by opening the file without
+/// waiting. The process has had its signal already, so for the moment there is
+/// nobody to get it.
+fn break_lease(cx: &Settle<'_>, entry: &FileLockEntry) -> Result<()> {
+    let failed = |action: &'static str| move |e| Error::kernel(object(entry), action, e);
+    let file = file_of(cx, entry)?;
+    let owner = fcntl::getown_ex(file).map_err(failed("read who gets its signals"))?;
+    let (uid, euid) = fcntl::getowner_uids(file).map_err(failed("read who gets its signals"))?;
+    let nobody = Owner { kind: OwnerKind::Process, pid: 0 };
+    fcntl::setown_ex(file, nobody).map_err(failed("set who gets its signals"))?;
+    let access = match (entry.r#type & !LEASE_BREAKING) as i32 {
+        libc::F_RDLCK => OFlags::RDONLY,
+        _ => OFlags::WRONLY,
+    };
+    let opened = reopen(file, access | OFlags::NONBLOCK);
+    creds::with_uids(uid, euid, || fcntl::setown_ex(file, owner)).map_err(failed("set who gets its signals"))?;
+    match opened {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(Error::kernel(object(entry), "begin to break it", errno)),
     }
 }
 
@@ -185,7 +245,7 @@ mod tests {
     use super::*;
     use cryonaut_kernel::sys::fcntl::{LockOwner, RangeLock, set_lease, set_lock};
     use rustix::fs::FlockOperation;
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn the_layout_is_that_of_libc() {
@@ -229,14 +289,24 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_written() {
+    fn leases_are_written_also_while_being_broken() {
         let file = tempfile::NamedTempFile::new().unwrap();
         set_lease(&file, libc::F_WRLCK).unwrap();
+        // Else the signal that it is being broken would end this process.
+        fcntl::setown_ex(&file, Owner { kind: OwnerKind::Process, pid: 0 }).unwrap();
         let mut bench = Bench::new();
         bench.options.file_locks = true;
         bench.collect(file.as_file().as_fd()).unwrap();
         let image = bench.commit();
         let locks: Vec<FileLockEntry> = image.images.read_all(ImageKind::FileLocks, None).unwrap();
         assert_eq!((locks[0].flag, locks[0].r#type as i32, locks.len()), (FL_LEASE, libc::F_WRLCK, 1));
+        // Somebody wants to read.
+        assert_eq!(reopen(file.as_file().as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).unwrap_err(), Errno::AGAIN);
+        let mut bench = Bench::new();
+        bench.options.file_locks = true;
+        bench.collect(file.as_file().as_fd()).unwrap();
+        let image = bench.commit();
+        let locks: Vec<FileLockEntry> = image.images.read_all(ImageKind::FileLocks, None).unwrap();
+        assert_eq!(locks[0].r#type, libc::F_RDLCK as u32 | LEASE_BREAKING);
     }
 }

@@ -81,11 +81,12 @@ impl FileKind for Regular {
             }
             apply_status_flags(file.as_fd(), reg.id, reg.flags)?;
         }
+        cx.ghosts.bury();
         Ok(file)
     }
 
     fn needs_processes(&self, entry: &FileEntry) -> bool {
-        entry.reg.as_ref().is_some_and(|reg| is_of_a_process(&reg.name))
+        entry.reg.as_ref().is_some_and(|reg| regular_path::pid_in(&reg.name).is_some())
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
@@ -151,11 +152,6 @@ fn part(entry: &FileEntry) -> Result<&RegFileEntry> {
 /// Whether it was opened with `O_PATH`.
 pub(super) fn is_path_only(flags: u32) -> bool {
     flags & libc::O_PATH as u32 != 0
-}
-
-/// Whether the path is below a process's directory in /proc.
-fn is_of_a_process(name: &[u8]) -> bool {
-    name.strip_prefix(b"/proc/").and_then(|rest| rest.first()).is_some_and(u8::is_ascii_digit)
 }
 
 /// Character devices of which an open file is nothing but a position: the

@@ -48,11 +48,8 @@ pub(super) fn recorded_name(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32
     let name = subject.link.strip_suffix(DELETED).unwrap_or(subject.link);
     let kind = FileType::from_raw_mode(subject.stat.st_mode);
     if is_procfs(subject) {
-        return Err(Error::unsupported(
-            subject.object.clone(),
-            "it belongs to a process that has ended",
-            "close it before the checkpoint",
-        ));
+        ghost::stand_for_dead(cx, subject, id, name)?;
+        return Ok(name.to_vec());
     }
     // Not every file system counts the links of directories down to zero.
     let removed_directory = kind == FileType::Directory && leads == Leads::Nowhere;
@@ -70,10 +67,13 @@ fn is_procfs(subject: &Subject<'_>) -> bool {
 
 fn where_leads(subject: &Subject<'_>) -> Result<Leads> {
     match open_as_seen_by(subject.task, subject.link, OFlags::PATH).and_then(rustix::fs::fstat) {
-        // /proc gives its files new inodes whenever it likes.
+        // /proc may give its files other inodes whenever it likes, but not those of a process: another inode there is
+        // another process.
         Ok(found) if found.st_dev == subject.stat.st_dev
             && (found.st_ino == subject.stat.st_ino
-                || found.st_mode & libc::S_IFMT == subject.stat.st_mode & libc::S_IFMT && is_procfs(subject)) =>
+                || pid_in(subject.link).is_none()
+                    && found.st_mode & libc::S_IFMT == subject.stat.st_mode & libc::S_IFMT
+                    && is_procfs(subject)) =>
         {
             Ok(Leads::ToIt)
         }
@@ -81,6 +81,13 @@ fn where_leads(subject: &Subject<'_>) -> Result<Leads> {
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(Leads::Nowhere),
         Err(errno) => Err(Error::kernel(subject.object.clone(), "look up its path", errno)),
     }
+}
+
+/// The pid in a path below /proc.
+pub(super) fn pid_in(path: &[u8]) -> Option<i32> {
+    let rest = path.strip_prefix(b"/proc/")?;
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
 /// Opens a path that the kernel showed us for a file of the process, without
@@ -117,6 +124,7 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
             _ => "",
         },
     };
+    ghost::revive(cx, reg)?;
     if let Some(mode) = reg.mode {
         let found = open_in_root(cx, &reg.name, OFlags::PATH | OFlags::NOFOLLOW).map_err(failed)?;
         let found = rustix::fs::fstat(&found).map_err(failed)?.st_mode;

@@ -188,3 +188,25 @@ fn a_nameless_file_can_still_be_named() {
     rustix::fs::linkat(rustix::fs::CWD, &*source, rustix::fs::CWD, &named, rustix::fs::AtFlags::SYMLINK_FOLLOW).unwrap();
     assert_eq!(std::fs::read(&named).unwrap(), b"text");
 }
+
+#[test]
+fn files_of_a_dead_process() {
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let directory = std::path::PathBuf::from(format!("/proc/{}", child.id()));
+    let files = [
+        open(&directory, OFlags::RDONLY | OFlags::DIRECTORY),
+        open(&directory.join("status"), OFlags::RDONLY),
+        open(&directory.join("stat"), OFlags::PATH),
+    ];
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let bench = Bench::new();
+    let ids = bench.collect_all(&files.each_ref().map(|f| f.as_fd())).unwrap();
+    let back = bench.commit().build_all(&ids).unwrap();
+    for (back, was) in back.iter().zip(&files) {
+        assert_eq!(link_of(back), link_of(was));
+    }
+    assert!(!directory.exists());
+    let mut byte = [0];
+    assert_eq!(rustix::io::read(&back[1], &mut byte), rustix::io::read(&files[1], &mut byte));
+}
