@@ -6,7 +6,7 @@ use super::{SharedBuild, vdso};
 use crate::files::Build;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
-use cryonaut_image::{ImageKind, Pagemap};
+use cryonaut_image::{ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
@@ -21,6 +21,8 @@ const LOWEST: u64 = 0x1_0000;
 const FULL: usize = 200;
 /// Runs of pages of one preadv.
 const IOVECS: usize = 512;
+/// What a mapping must allow while pages are read into it.
+const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// struct prctl_mm_map (linux/prctl.h), in 64-bit words.
 const MM_MAP_WORDS: usize = 13;
 
@@ -77,9 +79,10 @@ pub fn build(
 ) -> Result<()> {
     clear(hand, mm, free)?;
     let numbers = lend_files(hand, service, files, shared, &mm.vmas)?;
-    map_all(hand, &mm.vmas, &numbers)?;
-    fill(hand, service, files, &mm.vmas)?;
-    finish(hand, &mm.vmas)?;
+    let contents = Contents::read(files.images, hand.pid())?;
+    map_all(hand, &mm.vmas, &numbers, &contents)?;
+    fill(hand, service, files, &mm.vmas, &contents)?;
+    finish(hand, &mm.vmas, &contents)?;
     set_fields(hand, service, files, mm)?;
     Ok(())
 }
@@ -152,17 +155,43 @@ fn lend_files(
     Ok(order.into_iter().zip(numbers).collect())
 }
 
-/// Whether contents have to be written into a mapping before it gets its
-/// final protection.
-fn is_filled(vma: &VmaEntry) -> bool {
-    vma.status & status::REGULAR != 0 && vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0
+/// The private pages that the image has for a process.
+#[derive(Debug)]
+struct Contents {
+    pages_id: u32,
+    /// Address, bytes, offset in the file of pages; ascending by address.
+    runs: Vec<(u64, u64, u64)>,
+}
+
+impl Contents {
+    fn read(images: &ImageDir, pid: i32) -> Result<Self> {
+        let map = Pagemap::read(images, ImageKind::Pagemap, pid as u64)?;
+        let mut runs: Vec<_> = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?))).collect();
+        runs.sort_unstable();
+        Ok(Contents { pages_id: map.pages_id(), runs })
+    }
+
+    /// Whether pages have to be written into a mapping before it gets its
+    /// final protection. One that could be written is counted against the
+    /// commit limit for good (VM_ACCOUNT), and merges with no neighbour that
+    /// is not: so none may be writable that has no need of it.
+    fn fill(&self, vma: &VmaEntry) -> bool {
+        let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
+        let next = self.runs.partition_point(|r| r.0 + r.1 <= vma.start);
+        vma.status & status::REGULAR != 0 && private && self.runs.get(next).is_some_and(|r| r.0 < vma.end)
+    }
 }
 
 fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
 }
 
-fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>) -> Result<()> {
+fn map_all(
+    hand: &mut Hand,
+    vmas: &[VmaEntry],
+    numbers: &HashMap<Backing, i32>,
+    contents: &Contents,
+) -> Result<()> {
     let mut b = Batch::new();
     for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
         if vma.status & status::AIORING != 0 {
@@ -176,7 +205,7 @@ fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>) 
             Some(back) => i64::from(numbers[&back]),
             None => -1,
         };
-        let prot = if is_filled(vma) { vma.prot | (libc::PROT_READ | libc::PROT_WRITE) as u32 } else { vma.prot };
+        let prot = if contents.fill(vma) { vma.prot | READ_WRITE } else { vma.prot };
         // Locked memory is locked at the end, when it is filled; a file stands for shared memory here.
         let mut flags = vma.flags & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
         if number >= 0 {
@@ -204,22 +233,17 @@ fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>) 
 
 /// Reads the private pages into place, by the process itself: one copy, out of
 /// the page cache.
-fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, vmas: &[VmaEntry]) -> Result<()> {
-    let map = Pagemap::read(files.images, ImageKind::Pagemap, hand.pid() as u64)?;
-    // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
-    let runs: Vec<_> = map.runs().iter().filter(|r| r.offset.is_some()).collect();
-    if runs.is_empty() {
+fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
+    if contents.runs.is_empty() {
         return Ok(());
     }
-    let pages = files.images.open_raw(ImageKind::Pages, u64::from(map.pages_id()))?;
+    let pages = files.images.open_raw(ImageKind::Pages, u64::from(contents.pages_id))?;
     let number = service.give(hand, &[pages.as_fd()])?[0];
+    // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
     let vdso: Vec<(u64, u64)> =
         vmas.iter().filter(|v| v.status & status::VDSO != 0).map(|v| (v.start, v.end)).collect();
-    let wanted: Vec<(u64, u64, u64)> = runs
-        .iter()
-        .filter(|r| !vdso.iter().any(|v| r.vaddr >= v.0 && r.vaddr < v.1))
-        .map(|r| (r.vaddr, r.len(), r.offset.unwrap_or(0)))
-        .collect();
+    let wanted: Vec<(u64, u64, u64)> =
+        contents.runs.iter().filter(|r| !vdso.iter().any(|v| r.0 >= v.0 && r.0 < v.1)).copied().collect();
     let mut b = Batch::new();
     let mut expected = Vec::new();
     let mut rest = wanted.as_slice();
@@ -259,7 +283,7 @@ fn run_reads(hand: &mut Hand, b: &mut Batch, expected: &mut Vec<(cryonaut_puppet
 }
 
 /// Final protection, advice, locks and guard regions.
-fn finish(hand: &mut Hand, vmas: &[VmaEntry]) -> Result<()> {
+fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
     let mut b = Batch::new();
     for vma in vmas {
@@ -267,8 +291,7 @@ fn finish(hand: &mut Hand, vmas: &[VmaEntry]) -> Result<()> {
         if vma.status & status::GUARD != 0 {
             b.call(libc::SYS_madvise, [start.into(), len.into(), MADV_GUARD_INSTALL.into()]);
         } else if is_mapped_here(vma) {
-            let rw = (libc::PROT_READ | libc::PROT_WRITE) as u32;
-            if is_filled(vma) && vma.prot & rw != rw {
+            if contents.fill(vma) && vma.prot & READ_WRITE != READ_WRITE {
                 b.call(libc::SYS_mprotect, [start.into(), len.into(), vma.prot.into()]);
             }
             for advice in (0..64).filter(|a| vma.madv.unwrap_or(0) & 1 << a != 0) {
