@@ -19,7 +19,7 @@ mod vma;
 
 pub use build::{Shape, build};
 pub use fields::{MmAsk, mm_record};
-pub use pages::{PageCount, PageWriter, dump_private};
+pub use pages::{PageCount, dump_private};
 pub use shared::{SharedBuild, SharedDump};
 pub use vma::{mappings, status};
 

@@ -1,6 +1,6 @@
 //! What a mapping is: the lines of smaps as records.
 
-use super::SharedDump;
+use super::{PAGE, SharedDump};
 use crate::files::{Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -92,12 +92,15 @@ fn record(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process, flag
             entry.flags |= map as u32;
         }
     }
+    if flagged.flags.contains(VmFlags::HUGETLB) {
+        entry.flags |= flagged.page_size.trailing_zeros() << libc::MAP_HUGE_SHIFT;
+    }
     match vma.special() {
         Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
         Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
         Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
         _ if !vma.has_file() => anonymous(&mut entry, vma),
-        _ => with_file(cx, shared, process, vma, &mut entry)?,
+        _ => with_file(cx, shared, process, flagged, &mut entry)?,
     }
     if entry.status & status::ANON_PRIVATE != 0 {
         entry.flags |= libc::MAP_ANONYMOUS as u32;
@@ -151,9 +154,10 @@ fn with_file(
     cx: &mut Collect<'_>,
     shared: &mut SharedDump,
     process: &Process,
-    vma: &Vma,
+    flagged: &FlaggedVma,
     entry: &mut VmaEntry,
 ) -> Result<()> {
+    let vma = &flagged.vma;
     let path = vma.path.as_bytes();
     let is_shared = vma.perms.contains(Perms::SHARED);
     let anon_shared = (path == b"/dev/zero" && vma.deleted)
@@ -167,7 +171,7 @@ fn with_file(
     if anon_shared && is_shared && !path.starts_with(b"/memfd:") {
         entry.status = status::REGULAR | status::ANON_SHARED;
         entry.flags |= libc::MAP_ANONYMOUS as u32;
-        entry.shmid = shared.segment(cx, process, vma)?;
+        entry.shmid = shared.segment(cx, process, flagged)?;
         return Ok(());
     }
     // A shared mapping that may be written needs its file open for writing.
@@ -177,6 +181,19 @@ fn with_file(
     entry.shmid = u64::from(regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?);
     entry.fdflags = Some(flags);
     Ok(())
+}
+
+/// Bytes of the pages of a mapping made with these flags of mmap(2).
+#[must_use]
+pub fn page_size(flags: u32) -> u64 {
+    let huge = flags & libc::MAP_HUGETLB as u32 != 0;
+    let log = flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK as u32;
+    match log {
+        _ if !huge => PAGE,
+        // A writer that did not say means the usual one.
+        0 => 2 << 20,
+        log => 1 << log,
+    }
 }
 
 fn protection(perms: Perms) -> u32 {
