@@ -39,6 +39,24 @@ impl Family {
             .collect()
     }
 
+    /// The members and their children, which may be zombies.
+    pub(crate) fn members_and_zombies(&self) -> Vec<Pid> {
+        let mut all = self.members();
+        for parent in all.clone() {
+            let parent = parent.as_raw_nonzero();
+            let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
+                continue;
+            };
+            for task in tasks.flatten() {
+                let listed = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                all.extend(listed.split_whitespace().filter_map(parse_pid));
+            }
+        }
+        all.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
+        all.dedup();
+        all
+    }
+
     fn has_member(&self, pid: Pid) -> bool {
         let Ok(environment) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
             return false;
@@ -73,6 +91,27 @@ impl Family {
             let _ = pidfd_send_signal(&handle, Signal::KILL);
         }
     }
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    Pid::from_raw(text.parse().ok()?)
+}
+
+/// Whatever is in the session of `leader`, zombies included.
+pub(crate) fn session_members(leader: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let session = leader.as_raw_nonzero().to_string();
+    let in_session = |pid: &Pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+        // The fields behind the name: state, parent, group, session.
+        let stat = stat.unwrap_or_default();
+        let fields = stat.rsplit(") ").next().unwrap_or_default();
+        fields.split(' ').nth(3) == Some(session.as_str())
+    };
+    let pids = entries.filter_map(|entry| parse_pid(entry.ok()?.file_name().to_str()?));
+    pids.filter(in_session).collect()
 }
 
 /// Waits until none of `pids` exists, not even as a zombie. Returns those that still do after `limit`.

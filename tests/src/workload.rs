@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::catalogue::{Declaration, declaration};
 use crate::command::tail;
 use crate::engine::Engine;
-use crate::family::{Family, MARK, wait_gone};
+use crate::family::{Family, MARK, session_members, wait_gone};
 
 const SETUP_LIMIT: Duration = Duration::from_secs(20);
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
@@ -128,7 +128,7 @@ impl Workload {
     /// # Errors
     /// When the engine fails, or leaves a process.
     pub fn checkpoint(&mut self) -> Result<(), Failure> {
-        let members = self.family.members();
+        let mut members = self.family.members_and_zombies();
         self.dump(false)?;
         if let Some(mut child) = self.child.take() {
             let ended = wait_child(&mut child, EXIT_LIMIT);
@@ -136,7 +136,8 @@ impl Workload {
                 self.child = Some(child);
             }
         }
-        // Also the zombies must be gone before their pids can be given out again.
+        // Also the zombies must be gone before their pids can be given out again, and children born meanwhile.
+        members.extend(session_members(self.root));
         let left = wait_gone(&members, EXIT_LIMIT);
         if left.is_empty() {
             return Ok(());
