@@ -1,0 +1,41 @@
+/* A stream of real-time signals into a handler: whatever the moment of the freeze, none is lost, none doubled. */
+#include "workload.h"
+
+static volatile int next_value, out_of_order;
+
+static void handler(int signal, siginfo_t *info, void *context)
+{
+	(void)signal;
+	(void)context;
+	if (info->si_value.sival_int != next_value)
+		out_of_order++;
+	next_value = info->si_value.sival_int + 1;
+}
+
+int main(int argc, char **argv)
+{
+	struct sigaction action = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO };
+	pid_t sender, target = getpid();
+	int sent;
+
+	wl_init(argc, argv);
+	MUST(sigaction(SIGRTMIN + 1, &action, NULL));
+	sender = wl_fork();
+	if (sender == 0) {
+		wl_child_ready();
+		for (sent = 0; !wl_told_to_go(); sent++) {
+			while (sigqueue(target, SIGRTMIN + 1, (union sigval){ .sival_int = sent }) < 0 && errno == EAGAIN)
+				wl_sleep_ms(1);
+			if (sent % 50 == 0)
+				wl_sleep_ms(1);
+		}
+		_exit(0);
+	}
+	wl_ready();
+	wl_join(sender);
+	if (wl_lose)
+		out_of_order++;
+	CHECK(next_value > 0, "no signal arrived");
+	CHECK(out_of_order == 0, "%d of %d signals came out of order", out_of_order, next_value);
+	wl_ok();
+}
