@@ -1,0 +1,24 @@
+// peer: no, CRIU 4.2 asks for the data in it and fails
+/* O_PATH of a FIFO and of a device: places, neither read nor waited for. */
+#include "workload.h"
+
+int main(int argc, char **argv)
+{
+	struct stat status;
+	int fifo, device;
+
+	wl_init(argc, argv);
+	MUST(mkfifo(wl_path("fifo"), 0600));
+	fifo = MUST(open(wl_path("fifo"), O_PATH));
+	device = MUST(open("/dev/null", O_PATH | O_CLOEXEC));
+
+	wl_ready();
+	if (wl_lose)
+		MUST(dup2(device, fifo));
+	MUST(fstat(fifo, &status));
+	CHECK(S_ISFIFO(status.st_mode) && (fcntl(fifo, F_GETFL) & O_PATH), "the FIFO: mode %o, flags %#o", status.st_mode, fcntl(fifo, F_GETFL));
+	MUST(fstat(device, &status));
+	CHECK(S_ISCHR(status.st_mode) && (fcntl(device, F_GETFL) & O_PATH), "the device: mode %o, flags %#o", status.st_mode, fcntl(device, F_GETFL));
+	CHECK(open(wl_path("fifo"), O_WRONLY | O_NONBLOCK) < 0 && errno == ENXIO, "the FIFO has a reader");
+	wl_ok();
+}
