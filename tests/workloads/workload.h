@@ -154,9 +154,10 @@ __attribute__((noreturn)) WL_UNUSED static void wl_ok(void)
 #define WAIT_FOR(condition, ...)                                       \
 	do {                                                           \
 		int wl_turns = 5000;                                   \
-		while (!(condition) && --wl_turns > 0)                 \
+		bool wl_holds;                                         \
+		while (!(wl_holds = (condition)) && --wl_turns > 0)    \
 			wl_sleep_ms(2);                                \
-		if (!(condition))                                      \
+		if (!wl_holds)                                         \
 			wl_fail(__VA_ARGS__);                          \
 	} while (0)
 
