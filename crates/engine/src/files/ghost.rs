@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-pub(super) use super::ghost_build::{Haunted, revive, source};
+pub(super) use super::ghost_build::{Haunted, original, revive, source};
 
 /// The ghosts and links made so far. The links are removed when this is
 /// dropped, unless they have been kept for the image.

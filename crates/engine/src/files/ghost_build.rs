@@ -30,6 +30,8 @@ pub(in crate::files) struct Haunted {
     remaps: Option<HashMap<u32, (RemapType, u32)>>,
     /// `O_PATH`, by the type and id of what was remapped to.
     made: HashMap<(i32, u32), OwnedFd>,
+    /// Files as they were opened with `O_TMPFILE`, by the id of the record.
+    originals: HashMap<u32, OwnedFd>,
     /// Temporary links of the image that have been used.
     links: Vec<PathBuf>,
     /// Has the pid of a process that has ended, while its files are opened.
@@ -129,25 +131,34 @@ fn in_root(cx: &Build<'_>, name: &[u8]) -> PathBuf {
     }
 }
 
-/// Whether one of the records of this ghost was opened with `O_TMPFILE`: such a
-/// file can be given a name later, a deleted one cannot.
-fn is_nameless(cx: &Build<'_>, ghost: u32) -> bool {
+/// The record of this ghost that was opened with `O_TMPFILE`, if there is one:
+/// such a file can be given a name later, a deleted one cannot.
+fn nameless<'a>(cx: &Build<'a>, ghost: u32) -> Option<&'a RegFileEntry> {
     let tmpfile = (libc::O_TMPFILE & !libc::O_DIRECTORY) as u32;
     let remaps = cx.ghosts.remaps.iter().flatten();
     remaps
         .filter(|(_, to)| **to == (RemapType::Ghost, ghost))
         .filter_map(|(orig, _)| cx.records().get(orig)?.reg.as_ref())
-        .any(|reg| reg.flags & tmpfile != 0)
+        .find(|reg| reg.flags & tmpfile != 0)
 }
 
-fn make_ghost(cx: &Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<OwnedFd> {
+/// If a record is that of the open(2) with `O_TMPFILE` that made a ghost: that
+/// open file, at its start. No other has its flags.
+pub(in crate::files) fn original(cx: &mut Build<'_>, id: u32) -> Option<OwnedFd> {
+    cx.ghosts.originals.remove(&id)
+}
+
+fn make_ghost(cx: &mut Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<OwnedFd> {
     let failed = |action: &'static str| move |e| Error::kernel(object_of(reg), action, e);
     let mut reader = cx.images.entries(ImageKind::GhostFile, u64::from(ghost))?;
     let entry: GhostFileEntry = reader.require()?;
     let path = in_root(cx, &reg.name);
-    let file = if is_nameless(cx, ghost) {
+    let nameless = nameless(cx, ghost);
+    let file = if let Some(original) = nameless {
         let directory = path.parent().unwrap_or(Path::new("/"));
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        // The rest of the status flags follow when it has been filled.
+        let flags = OFlags::from_bits_retain(original.flags) - OFlags::APPEND - OFlags::DIRECT;
+        let flags = flags | OFlags::TMPFILE | OFlags::CLOEXEC;
         rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
     } else {
         make_somewhere(&path, ghost, &entry)
@@ -168,7 +179,12 @@ fn make_ghost(cx: &Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<OwnedFd>
         rustix::fs::utimensat(CWD, &*link, &times, AtFlags::empty()).map_err(failed("set its times"))?;
     }
     // Not open for writing: it may be a program about to be run.
-    reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))
+    let kept = reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))?;
+    if let Some(original) = nameless {
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(failed("set its position"))?;
+        cx.ghosts.originals.insert(original.id, file);
+    }
+    Ok(kept)
 }
 
 fn timespec(time: &Timeval) -> Timespec {

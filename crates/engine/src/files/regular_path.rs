@@ -112,6 +112,9 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
     let object = || object_of(reg);
     let flags = open_flags(reg);
     if let Some(ghost) = ghost::source(cx, reg)? {
+        if let Some(original) = ghost::original(cx, reg.id) {
+            return Ok(original);
+        }
         return reopen(ghost.as_fd(), flags).map_err(|e| Error::kernel(object(), "open it again", e));
     }
     let failed = |errno| Error::Kernel {

@@ -183,6 +183,7 @@ fn a_nameless_file_can_still_be_named() {
     let file = rustix::fs::open(dir.path(), OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::RUSR).unwrap();
     rustix::io::write(&file, b"text").unwrap();
     let back = roundtrip(file.as_fd()).unwrap();
+    assert_eq!(rustix::fs::fcntl_getfl(&back).unwrap(), rustix::fs::fcntl_getfl(&file).unwrap());
     let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&back));
     let named = dir.path().join("named");
     rustix::fs::linkat(rustix::fs::CWD, &*source, rustix::fs::CWD, &named, rustix::fs::AtFlags::SYMLINK_FOLLOW).unwrap();
