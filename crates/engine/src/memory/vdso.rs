@@ -41,18 +41,19 @@ pub fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], 
         }
         return Ok(());
     }
-    let sizes = |areas: &[(u64, u64)]| areas.iter().map(|a| a.1 - a.0).collect::<Vec<_>>();
-    if sizes(now) != sizes(&wanted) {
+    let (old, new) = (span(now), span(&wanted));
+    if !same_layout(now, &wanted) {
         return Err(Error::unsupported(
             Object::Process(pid),
             "the vdso of this kernel has another layout than the one the program was started with",
             "restore on the kernel on which it was dumped",
         ));
     }
-    if now == wanted {
+    if old == new {
         return Ok(());
     }
-    let (old, new) = (span(now), span(&wanted));
+    // CRIU writes the data pages down as one area where the kernel has several.
+    let wanted: Vec<(u64, u64)> = now.iter().map(|a| (new.0 + (a.0 - old.0), new.0 + (a.1 - old.0))).collect();
     let mut from: Vec<(u64, u64)> = now.to_vec();
     if old.0 < new.1 && new.0 < old.1 {
         let stop: Vec<(u64, u64)> = now.iter().map(|a| (free + (a.0 - old.0), free + (a.1 - old.0))).collect();
@@ -61,6 +62,17 @@ pub fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], 
     }
     moves(b, &from, &wanted);
     Ok(())
+}
+
+/// Whether the code is as large and the data pages before it are as many, each
+/// without gaps.
+fn same_layout(now: &[(u64, u64)], wanted: &[(u64, u64)]) -> bool {
+    let sizes = |areas: &[(u64, u64)]| {
+        let gapless = areas.windows(2).all(|pair| pair[0].1 == pair[1].0);
+        let whole = span(areas);
+        areas.last().filter(|_| gapless).map(|code| (code.1 - code.0, whole.1 - whole.0))
+    };
+    sizes(now).is_some() && sizes(now) == sizes(wanted)
 }
 
 fn moves(b: &mut Batch, from: &[(u64, u64)], to: &[(u64, u64)]) {
@@ -89,6 +101,15 @@ mod tests {
         let mut apart = Batch::new();
         relocate(1, &mut apart, &[(0x5000, 0x6000), (0x6000, 0x7000)], &vmas, 0x9000).unwrap();
         assert_eq!(apart.len(), 2);
+    }
+
+    #[test]
+    fn data_pages_may_be_recorded_as_one_area() {
+        let now = [(0x1000, 0x2000), (0x2000, 0x3000), (0x3000, 0x4000)];
+        let vmas = [vma(0x11000, 0x13000, status::VVAR), vma(0x13000, 0x14000, status::VDSO)];
+        let mut b = Batch::new();
+        relocate(1, &mut b, &now, &vmas, 0x90000).unwrap();
+        assert_eq!(b.len(), 3);
     }
 
     #[test]
