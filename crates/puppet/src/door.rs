@@ -7,10 +7,15 @@ use crate::{Error, Result, memory, trace};
 use cryonaut_kernel::proc::maps::{Perms, Vma};
 use std::collections::HashMap;
 
+/// A file by device and inode, and an offset in it.
+type Text = (u64, u64, u64);
+/// Where the two snippets lie in it.
+type Snippets = (Option<u64>, Option<u64>);
+
 /// What was found in a file's text once serves every process that maps it.
 #[derive(Debug, Default)]
 pub struct DoorMaps {
-    found: HashMap<(u64, u64, u64), (Option<u64>, Option<u64>)>,
+    found: HashMap<Text, Snippets>,
 }
 
 /// Text is searched in pieces of this size, so that a huge program costs no

@@ -134,7 +134,7 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
     }
     let report = cryonaut_engine::checkpoint(pid, &place.images, &options)?;
     let stats = stats::of_dump(&report);
-    cryonaut_image::stats::write_dump_stats(&place.work, stats.clone()).map_err(cryonaut_engine::Error::from)?;
+    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
     if settings.display_stats {
         print!("{}", stats::show_dump(&stats));
     }
@@ -164,7 +164,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     let report = cryonaut_engine::restore(&place.images, &options)?;
     pidfile.write(report.root_pid)?;
     let stats = stats::of_restore(&report);
-    cryonaut_image::stats::write_restore_stats(&place.work, stats.clone()).map_err(cryonaut_engine::Error::from)?;
+    cryonaut_image::stats::write_restore_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
     if settings.display_stats {
         print!("{}", stats::show_restore(&stats));
     }

@@ -16,8 +16,6 @@ pub const ALIVE: u32 = 1;
 pub const DEAD: u32 = 2;
 /// Stopped by job control.
 pub const STOPPED: u32 = 3;
-/// Exists only during a restore, to give others their session or group.
-pub const HELPER: u32 = 4;
 
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 

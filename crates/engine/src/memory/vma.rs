@@ -30,8 +30,6 @@ pub mod status {
     pub const VVAR: u32 = 1 << 12;
     /// A ring of the AIO calls.
     pub const AIORING: u32 = 1 << 13;
-    /// A memfd.
-    pub const MEMFD: u32 = 1 << 14;
     /// A guard region, which is no mapping of its own.
     pub const GUARD: u32 = 1 << 16;
 }

@@ -109,11 +109,11 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 fn refuse(plan: &Plan) -> Result<()> {
     let mut owners: HashMap<u32, i32> = HashMap::new();
     for process in plan.processes.values() {
-        if let Some(ids) = &process.ids {
-            if let Some(other) = owners.insert(ids.vm_id, process.pid()) {
-                let reason = format!("it shares its memory with process {other} (CLONE_VM)");
-                return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
-            }
+        if let Some(ids) = &process.ids
+            && let Some(other) = owners.insert(ids.vm_id, process.pid())
+        {
+            let reason = format!("it shares its memory with process {other} (CLONE_VM)");
+            return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
         }
         if !becomes_free(process.pid()) {
             return Err(Error::Kernel {
