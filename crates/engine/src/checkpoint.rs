@@ -3,7 +3,7 @@
 use crate::attributes::{limits, seccomp, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
-use crate::memory::{MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record};
+use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
@@ -122,6 +122,7 @@ fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, repo
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
     let mut shared = SharedDump::default();
+    let mut extras = AllExtras::default();
     let mut sharing = Sharing::default();
     let mut filters = seccomp::Filters::default();
     let mut tables = Vec::new();
@@ -159,13 +160,14 @@ fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, repo
         let fs = task::fs_record(&mut cx, process)?;
         images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
         let started = Instant::now();
-        let count = dump_process(&mut cx, &mut shared, &mut filters, process)?;
+        let count = dump_process(&mut cx, &mut shared, &mut extras, &mut filters, process)?;
         report.memory_us += micros(started.elapsed());
         report.pages_scanned += count.scanned;
         report.pages_written += count.written;
     }
     report.shared_pages_scanned = shared.count.scanned;
     report.shared_pages_written = shared.count.written;
+    extras.write(images)?;
     images.write_one(ImageKind::Seccomp, None, filters.record())?;
     images.write_one(ImageKind::Timens, 0u64, &clocks())?;
     // Readers expect this one even when no file was open.
@@ -208,12 +210,14 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
 fn dump_process(
     cx: &mut Collect<'_>,
     shared: &mut SharedDump,
+    all_extras: &mut AllExtras,
     filters: &mut seccomp::Filters,
     process: &mut Process,
 ) -> Result<PageCount> {
     let mut b = Batch::new();
     let ask_actions = signals::Ask::new(&mut b);
     let ask_mm = MmAsk::new(&mut b);
+    let ask_extras = ExtrasAsk::new(&mut b);
     let ask_task = task::Ask::new(&mut b);
     let ask_thread = thread::Ask::new(&mut b);
     let mut timer_batch = Batch::new();
@@ -233,7 +237,9 @@ fn dump_process(
     for index in 1..process.threads.len() {
         dump_thread(cx, filters, process, index)?;
     }
-    let mut vmas = mappings(cx, shared, process)?;
+    let mut extras = ask_extras.answer(&b);
+    let mut vmas = mappings(cx, shared, &mut extras, process)?;
+    all_extras.add(process, extras);
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas)?;
     let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;

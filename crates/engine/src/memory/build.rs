@@ -2,7 +2,7 @@
 //! the mappings of the record are made and filled.
 
 use super::vma::status;
-use super::{SharedBuild, vdso};
+use super::{SharedBuild, extras::Extras, vdso};
 use crate::files::Build;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
@@ -75,11 +75,12 @@ pub fn build(
     files: &mut Build<'_>,
     shared: &mut SharedBuild,
     mm: &MmEntry,
+    extras: Extras,
     free: u64,
 ) -> Result<()> {
     clear(hand, mm, free)?;
     let numbers = lend_files(hand, service, files, shared, &mm.vmas)?;
-    let contents = Contents::read(files.images, hand.pid())?;
+    let contents = Contents::read(files.images, hand.pid(), extras)?;
     map_all(hand, &mm.vmas, &numbers, &contents)?;
     fill(hand, service, files, &mm.vmas, &contents)?;
     finish(hand, &mm.vmas, &contents)?;
@@ -161,14 +162,15 @@ struct Contents {
     pages_id: u32,
     /// Address, bytes, offset in the file of pages; ascending by address.
     runs: Vec<(u64, u64, u64)>,
+    extras: Extras,
 }
 
 impl Contents {
-    fn read(images: &ImageDir, pid: i32) -> Result<Self> {
+    fn read(images: &ImageDir, pid: i32, extras: Extras) -> Result<Self> {
         let map = Pagemap::read(images, ImageKind::Pagemap, pid as u64)?;
         let mut runs: Vec<_> = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?))).collect();
         runs.sort_unstable();
-        Ok(Contents { pages_id: map.pages_id(), runs })
+        Ok(Contents { pages_id: map.pages_id(), runs, extras })
     }
 
     /// Whether pages have to be written into a mapping before it gets its
@@ -178,7 +180,8 @@ impl Contents {
     fn fill(&self, vma: &VmaEntry) -> bool {
         let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
         let next = self.runs.partition_point(|r| r.0 + r.1 <= vma.start);
-        vma.status & status::REGULAR != 0 && private && self.runs.get(next).is_some_and(|r| r.0 < vma.end)
+        let has_pages = self.runs.get(next).is_some_and(|r| r.0 < vma.end);
+        vma.status & status::REGULAR != 0 && private && (has_pages || self.extras.was_writable(vma.start))
     }
 }
 
@@ -282,10 +285,12 @@ fn run_reads(hand: &mut Hand, b: &mut Batch, expected: &mut Vec<(cryonaut_puppet
     Ok(())
 }
 
-/// Final protection, advice, locks and guard regions.
+/// Final protection, advice, locks and guard regions; seals last of all.
 fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
+    let extras = &contents.extras;
     let mut b = Batch::new();
+    extras.build_merging(&mut b);
     for vma in vmas {
         let (start, len) = (vma.start, vma.end - vma.start);
         if vma.status & status::GUARD != 0 {
@@ -294,14 +299,22 @@ fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()>
             if contents.fill(vma) && vma.prot & READ_WRITE != READ_WRITE {
                 b.call(libc::SYS_mprotect, [start.into(), len.into(), vma.prot.into()]);
             }
+            if extras.merges_any() && vma.madv.unwrap_or(0) & 1 << libc::MADV_MERGEABLE == 0 {
+                b.attempt(libc::SYS_madvise, [start.into(), len.into(), libc::MADV_UNMERGEABLE.into()]);
+            }
             for advice in (0..64).filter(|a| vma.madv.unwrap_or(0) & 1 << a != 0) {
                 // A kernel without the feature does not know its advice.
                 b.attempt(libc::SYS_madvise, [start.into(), len.into(), advice.into()]);
             }
             if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-                b.call(libc::SYS_mlock, [start.into(), len.into()]);
+                extras.build_lock(&mut b, start, len);
             }
         }
+        spill(hand, &mut b)?;
+    }
+    extras.build_future(&mut b);
+    for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
+        extras.build_seal(&mut b, vma.start, vma.end - vma.start);
         spill(hand, &mut b)?;
     }
     Ok(hand.run(&mut b)?)

@@ -7,10 +7,12 @@
 //! | pages   | copying contents out of a frozen process into the image      |
 //! | shared  | shared anonymous segments: one per segment, not per mapping   |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
+//! | extras  | what CRIU's records have no place for: seals, KSM, lazy locks  |
 //! | build   | mapping everything again and filling it                      |
 //! | vdso    | moving this kernel's vdso to where the program expects it    |
 
 mod build;
+mod extras;
 mod fields;
 mod pages;
 mod shared;
@@ -18,6 +20,7 @@ mod vdso;
 mod vma;
 
 pub use build::{Shape, build};
+pub use extras::{AllExtras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, dump_private};
 pub use shared::{SharedBuild, SharedDump};

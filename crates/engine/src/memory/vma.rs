@@ -1,6 +1,6 @@
 //! What a mapping is: the lines of smaps as records.
 
-use super::{PAGE, SharedDump};
+use super::{PAGE, SharedDump, extras::Extras};
 use crate::files::{Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -47,14 +47,21 @@ const ADVICE: [(VmFlags, i32); 8] = [
 ];
 
 /// The records of all mappings of a frozen process.
-pub fn mappings(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process) -> Result<Vec<VmaEntry>> {
+pub fn mappings(
+    cx: &mut Collect<'_>,
+    shared: &mut SharedDump,
+    extras: &mut Extras,
+    process: &Process,
+) -> Result<Vec<VmaEntry>> {
     let flagged = process.task.smaps()?;
     let scratch = process.hand.as_ref().map(cryonaut_puppet::Hand::scratch);
     let mut out = Vec::with_capacity(flagged.len());
     for vma in &flagged {
         if scratch.as_ref().is_some_and(|s| s.contains(&vma.vma.start)) {
+            extras.note_newest(vma);
             continue;
         }
+        extras.note(vma);
         out.push(record(cx, shared, process, vma)?);
     }
     Ok(out)
@@ -139,6 +146,11 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
         return no("droppable memory (MAP_DROPPABLE) cannot be carried yet", "");
     }
     Ok(())
+}
+
+/// Whether the kernel made a mapping of its own for the process.
+pub fn is_kernels(vma: &Vma) -> bool {
+    vma.special().is_some_and(|name| name == b"vdso" || name == b"vsyscall" || name.starts_with(b"vvar"))
 }
 
 fn anonymous(entry: &mut VmaEntry, vma: &Vma) {

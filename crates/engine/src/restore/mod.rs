@@ -9,7 +9,7 @@ mod resume;
 
 use crate::attributes::{limits, task, timers};
 use crate::files::{Build, Settle, kind_of};
-use crate::memory::{self, Shape, SharedBuild, status};
+use crate::memory::{self, AllExtras, Shape, SharedBuild, status};
 use crate::plan::{Plan, ProcessPlan};
 use crate::report::RestoreReport;
 use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
@@ -66,6 +66,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     births::create_all(&mut nursery, &plan, &mut service, &mut build, base)?;
     let forked = Instant::now();
 
+    let extras = AllExtras::read(&images)?;
     let mut shared = SharedBuild::default();
     for vma in plan.processes.values().filter_map(|p| p.mm.as_ref()).flat_map(|m| &m.vmas) {
         if vma.status & status::ANON_SHARED != 0 {
@@ -75,7 +76,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     for process in plan.processes.values() {
         if let (Some(mm), Some(fs)) = (&process.mm, &process.fs) {
             let hand = nursery.hand(process.pid())?;
-            memory::build(hand, &service, &mut build, &mut shared, mm, detour)?;
+            memory::build(hand, &service, &mut build, &mut shared, mm, extras.of(process.pid()), detour)?;
             task::build_fs(hand, &service, &mut build, fs)?;
         }
     }
