@@ -1,5 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
+use crate::attributes::extras as thread_extras;
 use crate::attributes::{limits, seccomp, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
@@ -168,6 +169,7 @@ fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, repo
     report.shared_pages_scanned = shared.count.scanned;
     report.shared_pages_written = shared.count.written;
     extras.write(images)?;
+    thread_extras::dump(frozen, images)?;
     images.write_one(ImageKind::Seccomp, None, filters.record())?;
     images.write_one(ImageKind::Timens, 0u64, &clocks())?;
     // Readers expect this one even when no file was open.

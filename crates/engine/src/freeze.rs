@@ -5,8 +5,10 @@
 //! there. [`Frozen`] lets everything go when it is dropped, whatever happened
 //! in between.
 
+use crate::attributes::restart;
 use crate::{Error, Object, Result};
-use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State, status::Status};
+use cryonaut_kernel::proc::status::{Seccomp, Status};
+use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
@@ -30,6 +32,8 @@ pub struct Thread {
     pub stopped: Stopped,
     /// Its registers, signal mask and extended state.
     pub context: Context,
+    /// What was left of the time limit of the call that it slept in.
+    pub remaining_ns: Option<u64>,
 }
 
 /// A frozen process, or a zombie, which needs no freezing.
@@ -160,17 +164,23 @@ impl Frozen {
                 .collect();
             let mut taken = Vec::new();
             for tid in fresh {
+                let remaining = restart::remaining_ns(pid, tid);
                 if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
                     self.seized.push((pid, tid));
-                    taken.push(tid);
+                    taken.push((tid, remaining));
                 }
             }
             if taken.is_empty() {
                 break;
             }
-            for tid in taken {
+            for (tid, remaining_ns) in taken {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
-                    threads.push(Thread { tid, stopped, context: Context::read(tid)? });
+                    let mut context = Context::read(tid)?;
+                    cryonaut_puppet::arch::undo_interruption(&mut context.regs);
+                    if status.seccomp != Seccomp::Disabled {
+                        trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP)?;
+                    }
+                    threads.push(Thread { tid, stopped, context, remaining_ns });
                 } else {
                     self.seized.retain(|&(_, t)| t != tid);
                 }

@@ -8,6 +8,7 @@ use cryonaut_image::records::{
 use cryonaut_image::{ImageDir, ImageKind};
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::attributes::extras::{self, Extras};
 use crate::attributes::task;
 
 /// One process of the tree.
@@ -81,6 +82,8 @@ pub struct Plan {
     pub files: BTreeMap<u32, FileEntry>,
     /// Descriptor tables by id.
     pub tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    /// What CRIU's format has no place for.
+    pub extras: Extras,
     /// Seccomp filters.
     pub seccomp: SeccompEntry,
     /// How the tree is made.
@@ -114,7 +117,7 @@ impl Plan {
         let files = files.into_iter().map(|f| (f.id, f)).collect();
         let seccomp = images.read_optional(ImageKind::Seccomp, None)?.unwrap_or_default();
         let mut plan =
-            Plan { processes, root, files, tables, seccomp, steps: Vec::new(), helpers: Vec::new() };
+            Plan { processes, root, files, tables, seccomp, extras: extras::load(images)?, steps: Vec::new(), helpers: Vec::new() };
         plan.check_parents()?;
         plan.arrange()?;
         Ok(plan)

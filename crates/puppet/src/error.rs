@@ -65,7 +65,7 @@ pub enum Error {
         how: String,
     },
     /// The thread did not stop in time.
-    #[error("thread {tid} did not stop within {seconds} s: it is in state {state} in {place}; an uninterruptible wait must end first")]
+    #[error("thread {tid} did not stop within {seconds} s: it is in state {state} in {place}; {}", wait_hint(.place))]
     WontStop {
         /// The thread.
         tid: i32,
@@ -107,5 +107,12 @@ fn birth_hint(errno: Errno) -> &'static str {
         Errno::EXIST => " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)",
         Errno::PERM => " (choosing a pid needs CAP_CHECKPOINT_RESTORE)",
         _ => "",
+    }
+}
+
+fn wait_hint(place: &str) -> &'static str {
+    match place {
+        "kernel_clone" | "wait_for_vfork_done" => "it waits for the child of a vfork in progress: try again when that has called execve",
+        _ => "an uninterruptible wait must end first",
     }
 }

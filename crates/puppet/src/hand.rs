@@ -326,6 +326,22 @@ impl Hand {
         crate::stops::run_one_call(self.tid)
     }
 
+    /// Makes a held thread of the process enter a call that sleeps, and
+    /// interrupts it there; see [`crate::stops::run_until_asleep`].
+    pub fn enter_call(&self, tid: i32, nr: i64, args: [u64; 6]) -> Result<i64> {
+        let at = self.base + scratch::CODE + arch::syscall_offset();
+        let base = trace::registers(tid)?;
+        trace::set_registers(tid, &arch::for_call(&base, at, self.base + scratch::THREAD_STACK_TOP - 64, nr as u64, args))?;
+        self.block_all_in(tid)?;
+        crate::stops::run_until_asleep(tid)
+    }
+
+    /// Address of some scratch room for what a single call reads.
+    #[must_use]
+    pub fn thread_room(&self) -> u64 {
+        self.base + scratch::THREAD_DATA
+    }
+
     /// Removes the scratch mapping and puts the thread back to where it was,
     /// still stopped. A target that was built is left as it is.
     pub fn leave(&mut self) -> Result<()> {

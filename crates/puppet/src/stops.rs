@@ -123,6 +123,35 @@ pub fn run_one_call(tid: i32) -> Result<i64> {
     Ok(crate::arch::result(&trace::registers(tid)?))
 }
 
+/// Lets a thread that stands on a `syscall` instruction enter that call, and
+/// interrupts it when it sleeps there. Returns what the call gave: a result,
+/// or the kernel's wish to start it again.
+pub fn run_until_asleep(tid: i32) -> Result<i64> {
+    loop {
+        trace::resume_to_syscall(tid)?;
+        if next(tid)? == WaitStatus::SyscallStop {
+            break;
+        }
+    }
+    trace::resume_to_syscall(tid)?;
+    let task = trace::id(tid).ok().and_then(|t| Task::open(t).ok());
+    let mut interrupted = false;
+    loop {
+        match trace::try_wait(tid).map_err(|errno| Error::Ptrace { tid, op: "wait for", errno })? {
+            Some(WaitStatus::SyscallStop) => return Ok(crate::arch::result(&trace::registers(tid)?)),
+            Some(_) => trace::resume_to_syscall(tid)?,
+            None => {
+                let asleep = task.as_ref().and_then(|t| t.stat().ok()).is_some_and(|s| s.state == State::Sleeping);
+                if asleep && !interrupted {
+                    trace::interrupt(tid).map_err(|errno| Error::Ptrace { tid, op: "interrupt", errno })?;
+                    interrupted = true;
+                }
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    }
+}
+
 /// Waits until the thread sends itself `signal`, and cancels that signal.
 /// `true` if a stop signal from elsewhere was held back meanwhile.
 pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {

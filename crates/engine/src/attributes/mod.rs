@@ -2,7 +2,9 @@
 //! one group of attributes, with its two halves side by side.
 
 pub mod credentials;
+pub mod extras;
 pub mod limits;
+pub mod restart;
 pub mod seccomp;
 pub mod signals;
 pub mod task;

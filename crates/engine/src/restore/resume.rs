@@ -3,7 +3,7 @@
 
 use super::{Nursery, births, descriptors};
 use crate::arch;
-use crate::attributes::{credentials, seccomp, signals, task, thread, timers};
+use crate::attributes::{credentials, extras, restart, seccomp, signals, task, thread, timers};
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::CoreEntry;
@@ -11,6 +11,7 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::{Perms, Vma};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Context, Hand, memory, stops, trace};
+use std::collections::HashMap;
 
 /// Lets the whole tree run.
 pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options: &RestoreOptions) -> Result<()> {
@@ -23,8 +24,10 @@ pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options:
     }
     // From here on nothing is left to fail but ptrace itself.
     for process in &living {
-        strip(nursery.hand(process.pid())?)?;
-        set_state(process)?;
+        let hand = nursery.hand(process.pid())?;
+        let results = reenter_calls(hand, process, plan)?;
+        strip(hand)?;
+        set_state(process, &results)?;
     }
     for process in &living {
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
@@ -59,7 +62,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) ->
             signals::build_queue(&mut b, pid, *tid, queue)?;
             hand.run_in_thread(*tid, &context, &mut b)?;
         }
-        schedule(*tid, core)?;
+        schedule(*tid, core, plan)?;
         let mut last = last_batch(core, process, plan, have)?;
         suspend_seccomp(*tid, core)?;
         hand.run_in_thread(*tid, &context, &mut last)?;
@@ -86,14 +89,17 @@ fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Res
         timers::start(&mut b, all);
     }
     hand.run(&mut b)?;
-    schedule(pid, core)?;
+    schedule(pid, core, plan)?;
     let mut last = last_batch(core, process, plan, have)?;
     suspend_seccomp(pid, core)?;
     Ok(hand.run(&mut last)?)
 }
 
-fn schedule(tid: i32, core: &CoreEntry) -> Result<()> {
-    core.thread_core.as_ref().map_or(Ok(()), |t| thread::build_scheduling(tid, t))
+fn schedule(tid: i32, core: &CoreEntry, plan: &Plan) -> Result<()> {
+    if let Some(t) = &core.thread_core {
+        thread::build_scheduling(tid, t)?;
+    }
+    plan.extras.get(&tid).map_or(Ok(()), |extra| extras::build(tid, extra))
 }
 
 /// Credentials, what they reset, and seccomp: after this the thread may be
@@ -118,6 +124,22 @@ fn suspend_seccomp(tid: i32, core: &CoreEntry) -> Result<()> {
         trace::set_options(tid, stops::BUILD | stops::SUSPEND_SECCOMP)?;
     }
     Ok(())
+}
+
+/// Calls that continue through the kernel's restart block are entered again.
+/// Returns what the result register of each such thread is to hold.
+fn reenter_calls(hand: &Hand, process: &ProcessPlan, plan: &Plan) -> Result<HashMap<i32, u64>> {
+    let mut results = HashMap::new();
+    for (tid, core) in cores(process) {
+        if let Some(restart) = plan.extras.get(&tid).and_then(|e| e.restart) {
+            results.insert(tid, restart::reenter(hand, tid, core, restart)?);
+        }
+    }
+    Ok(results)
+}
+
+fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
+    std::iter::once((process.pid(), &process.core)).chain(process.threads.iter().map(|(t, c)| (*t, c)))
 }
 
 /// Removes the scratch mapping, through a system call instruction of the
@@ -147,14 +169,16 @@ fn find_syscall(pid: i32, vma: &Vma) -> Option<u64> {
 }
 
 /// Extended state, signal mask and registers of every thread.
-fn set_state(process: &ProcessPlan) -> Result<()> {
-    let all = std::iter::once((process.pid(), &process.core)).chain(process.threads.iter().map(|(t, c)| (*t, c)));
-    for (tid, core) in all {
+fn set_state(process: &ProcessPlan, results: &HashMap<i32, u64>) -> Result<()> {
+    for (tid, core) in cores(process) {
         let info = core
             .thread_info
             .as_ref()
             .ok_or_else(|| Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture"))?;
-        let regs = arch::registers(tid, info)?;
+        let mut regs = arch::registers(tid, info)?;
+        if let Some(result) = results.get(&tid) {
+            regs.rax = *result;
+        }
         let area = arch::extended_state(tid, info, &trace::xstate(tid)?)?;
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
         let mask = mask.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);

@@ -51,6 +51,32 @@ pub fn with_call_reissued(regs: &Registers) -> Registers {
     out
 }
 
+/// Waits that the kernel ends with EINTR when a thread is stopped, although no
+/// signal was delivered (signal(7), "Interruption of system calls and library
+/// functions by stop signals").
+const ENDED_BY_A_STOP: [i64; 6] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+];
+
+/// Makes such a wait one that the kernel starts again unless a signal with a
+/// handler comes first, so that the program never sees our interruption.
+pub fn undo_interruption(regs: &mut Registers) {
+    if regs.rax as i64 == -i64::from(libc::EINTR) && ENDED_BY_A_STOP.contains(&(regs.orig_rax as i64)) {
+        regs.rax = ERESTARTNOHAND as u64;
+    }
+}
+
+/// Number and arguments of the call that a thread was in.
+#[must_use]
+pub fn registers_of_call(regs: &Registers) -> (i64, [u64; 6]) {
+    (regs.orig_rax as i64, [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9])
+}
+
 /// Registers that make a stopped thread execute one system call at the gadget
 /// `at` (a `syscall; ret`), with the stack at `sp`.
 #[must_use]

@@ -1,0 +1,102 @@
+//! What threads have and CRIU's format has no place for: kept in a file of our
+//! own beside the image, which other readers ignore.
+
+use crate::freeze::{Frozen, Thread, pid_of};
+use crate::{Error, Object, Result};
+use cryonaut_image::{DumpDir, ImageDir};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::sched;
+use cryonaut_puppet::arch;
+use rustix::thread::CpuSet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+const NAME: &str = "threads";
+/// SCHED_FLAG_RESET_ON_FORK.
+const RESET_ON_FORK: u64 = 1;
+
+/// One thread's.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadExtra {
+    /// Processors that it may run on.
+    pub affinity: Vec<usize>,
+    /// `ioprio_get(2)`.
+    pub io_priority: u16,
+    /// Timer slack in nanoseconds.
+    pub timer_slack_ns: u64,
+    /// Its children start with the default policy.
+    pub reset_on_fork: bool,
+    /// It was in a call that only the kernel's restart block continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
+}
+
+/// A call with a relative time limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// What was left of the time, in nanoseconds; `None` for no limit.
+    pub remaining_ns: Option<u64>,
+}
+
+/// All threads', by tid.
+pub type Extras = BTreeMap<i32, ThreadExtra>;
+
+/// Reads those of all threads of a frozen tree into the image.
+pub fn dump(frozen: &Frozen, images: &DumpDir) -> Result<()> {
+    let mut all = Extras::new();
+    for process in &frozen.processes {
+        for thread in &process.threads {
+            all.insert(thread.tid, read(&process.task, thread)?);
+        }
+    }
+    Ok(images.write_json(NAME, &all)?)
+}
+
+/// Those of an image; none in one of CRIU's.
+pub fn load(images: &ImageDir) -> Result<Extras> {
+    Ok(images.read_json(NAME)?.unwrap_or_default())
+}
+
+fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
+    let id = pid_of(thread.tid)?;
+    let failed = |e| Error::kernel(Object::Thread(thread.tid), "ask about its scheduling", e);
+    let cpus = rustix::thread::sched_getaffinity(Some(id)).map_err(failed)?;
+    let attr = sched::sched_getattr(id).map_err(failed)?;
+    let slack = Task::open(id).and_then(|t| t.timerslack_ns()).or_else(|_| process.timerslack_ns());
+    Ok(ThreadExtra {
+        affinity: (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect(),
+        io_priority: sched::ioprio_get(id).map_err(failed)?,
+        timer_slack_ns: slack.unwrap_or(0),
+        reset_on_fork: attr.flags & RESET_ON_FORK != 0,
+        restart: arch::has_restart_block(&thread.context.regs).then_some(Restart { remaining_ns: thread.remaining_ns }),
+    })
+}
+
+/// Gives a held thread what `extra` says, from outside.
+pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
+    let id = pid_of(tid)?;
+    let failed = |what: &'static str| move |e| Error::kernel(Object::Thread(tid), what, e);
+    let mut cpus = CpuSet::new();
+    let there = rustix::thread::sched_getaffinity(None).map_err(failed("ask for our processors"))?;
+    for cpu in extra.affinity.iter().filter(|c| **c < CpuSet::MAX_CPU) {
+        cpus.set(*cpu);
+    }
+    // A machine with none of these processors lets it run anywhere.
+    if (0..CpuSet::MAX_CPU).any(|c| cpus.is_set(c) && there.is_set(c)) {
+        rustix::thread::sched_setaffinity(Some(id), &cpus).map_err(failed("bind it to its processors"))?;
+    }
+    if sched::ioprio_get(id) != Ok(extra.io_priority) {
+        sched::ioprio_set(id, extra.io_priority).map_err(failed("set its I/O priority"))?;
+    }
+    if extra.reset_on_fork {
+        let mut attr = sched::sched_getattr(id).map_err(failed("ask for its policy"))?;
+        attr.flags |= RESET_ON_FORK;
+        sched::sched_setattr(id, &attr).map_err(failed("set its policy"))?;
+    }
+    let path = format!("/proc/{tid}/timerslack_ns");
+    if extra.timer_slack_ns != 0 && std::fs::read_to_string(&path).is_ok_and(|now| now.trim() != extra.timer_slack_ns.to_string()) {
+        std::fs::write(&path, extra.timer_slack_ns.to_string())
+            .map_err(|e| failed("set its timer slack")(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO)))?;
+    }
+    Ok(())
+}

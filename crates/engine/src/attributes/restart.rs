@@ -1,0 +1,96 @@
+//! Calls with a relative time limit that the kernel continues through its
+//! restart block, which no interface shows and no system call sets.
+//!
+//! Before a thread is stopped, the time that it has slept is taken from its
+//! scheduler clock: the moment it last left a processor, against the clock of
+//! that same processor. At restore the thread enters the call again with the
+//! time that was left and is interrupted in it: the kernel then has a restart
+//! block like the one that was lost.
+
+use super::extras::Restart;
+use crate::freeze::pid_of;
+use crate::{Error, Result};
+use cryonaut_image::records::CoreEntry;
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::values::Syscall;
+use cryonaut_puppet::{Hand, arch, memory};
+use rustix::thread::CpuSet;
+
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_COMMAND: u64 = 0x7f;
+const NANOS: u64 = 1_000_000_000;
+
+/// How long a call with these arguments may sleep, counted from its start; in
+/// nanoseconds. `None` if it has no limit, or none that is relative.
+fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
+    let timespec = |at: u64| {
+        let mut bytes = [0; 16];
+        memory::read(pid, at, &mut bytes).ok().filter(|()| at != 0)?;
+        let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap_or_default());
+        word(0).checked_mul(NANOS)?.checked_add(word(8))
+    };
+    match number {
+        libc::SYS_nanosleep => timespec(args[0]),
+        libc::SYS_clock_nanosleep if args[1] == 0 => timespec(args[2]),
+        libc::SYS_poll => u64::try_from(args[2] as i32).ok().map(|ms| ms * 1_000_000),
+        libc::SYS_futex if args[1] & FUTEX_COMMAND == FUTEX_WAIT => timespec(args[3]),
+        _ => None,
+    }
+}
+
+/// What is left of the sleep of a thread that is not stopped yet.
+pub fn remaining_ns(pid: i32, tid: i32) -> Option<u64> {
+    let task = Task::open(pid_of(tid).ok()?).ok()?;
+    let Ok(Syscall::In { number, args, .. }) = task.syscall() else { return None };
+    let limit = limit(pid, number, &args)?;
+    let left_at = exec_start_ns(&task)?;
+    let now = clock_of(task.stat().ok()?.processor as usize)?;
+    Some(limit.saturating_sub(now.saturating_sub(left_at)))
+}
+
+/// When a thread last began to be accounted on its processor, by that
+/// processor's clock (`se.exec_start` of /proc/TID/sched, in milliseconds).
+fn exec_start_ns(task: &Task) -> Option<u64> {
+    let text = String::from_utf8(task.read("sched").ok()?).ok()?;
+    let value = text.lines().find(|l| l.starts_with("se.exec_start"))?.split(':').nth(1)?.trim();
+    let (ms, fraction) = value.split_once('.')?;
+    Some(ms.parse::<u64>().ok()? * 1_000_000 + format!("{fraction:0<6}").get(..6)?.parse::<u64>().ok()?)
+}
+
+/// The clock of one processor: our own start of accounting, just after we came
+/// to run there.
+fn clock_of(cpu: usize) -> Option<u64> {
+    let own = rustix::thread::sched_getaffinity(None).ok()?;
+    let mut one = CpuSet::new();
+    one.set(cpu);
+    rustix::thread::sched_setaffinity(None, &one).ok()?;
+    std::thread::sleep(std::time::Duration::from_micros(1));
+    let me = Task::open(rustix::thread::gettid()).ok();
+    let now = me.and_then(|t| exec_start_ns(&t));
+    let _ = rustix::thread::sched_setaffinity(None, &own);
+    now
+}
+
+/// Makes a held thread enter its call again with what is left of its time, and
+/// interrupts it there. Returns what its result register is to hold.
+pub fn reenter(hand: &Hand, tid: i32, core: &CoreEntry, restart: Restart) -> Result<u64> {
+    let info = core
+        .thread_info
+        .as_ref()
+        .ok_or_else(|| Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture"))?;
+    let regs = arch::registers_of_call(&crate::arch::registers(tid, info)?);
+    let (number, mut args) = regs;
+    if let Some(ns) = restart.remaining_ns {
+        let at = hand.thread_room();
+        let time = [ns / NANOS, ns % NANOS];
+        hand.poke(at, &time.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
+        match number {
+            libc::SYS_nanosleep => args[0] = at,
+            libc::SYS_clock_nanosleep => args[2] = at,
+            libc::SYS_poll => args[2] = ns.div_ceil(1_000_000),
+            libc::SYS_futex => args[3] = at,
+            _ => {}
+        }
+    }
+    Ok(hand.enter_call(tid, number, args)? as u64)
+}
