@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A workload as its source declares it. Lines at the top of the C file that count:
 /// `// flags: --file-locks` (for every engine), `// criu-flags: --link-remap` (for the peer alone, which wants it at
-/// both ends), `// peer: no, REASON` (the peer cannot carry this state), `// refused: TEXT` (a checkpoint must be refused
+/// both ends), `// peer: no, REASON` (the peer cannot carry this state), `// gap: REASON` (known to be lost), `// twice: no, REASON` (known to survive one checkpoint, not yet a second), `// refused: TEXT` (a checkpoint must be refused
 /// with a message that holds TEXT, and the workload must go on unharmed).
 #[derive(Debug, Clone)]
 pub struct Declaration {
@@ -21,6 +21,10 @@ pub struct Declaration {
     pub peer_cannot: Option<String>,
     /// What the refusal of a checkpoint must say, for state that nobody can carry.
     pub refused: Option<String>,
+    /// What of it is known to be lost today. The suite then expects the loss, so that whoever mends it is told.
+    pub gap: Option<String>,
+    /// Why it is carried once only: a second checkpoint of what was restored loses this state.
+    pub once: Option<String>,
 }
 
 /// Every workload, in the order of names.
@@ -79,6 +83,10 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
             .and_then(|v| v.strip_prefix("no, "))
             .map(str::to_owned),
         refused: value("refused").map(str::to_owned),
+        gap: value("gap").map(str::to_owned),
+        once: value("twice")
+            .and_then(|v| v.strip_prefix("no, "))
+            .map(str::to_owned),
     }
 }
 

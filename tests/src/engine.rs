@@ -103,7 +103,8 @@ impl Engine {
                 .arg("restore")
                 .arg(images)
                 .args(["--detach", "--pidfile"])
-                .arg(&pidfile),
+                .arg(&pidfile)
+                .args(&workload.flags),
             Self::Criu(_) => command
                 .args([
                     "restore",

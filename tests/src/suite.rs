@@ -32,11 +32,17 @@ pub fn sound() -> ExitCode {
 pub fn survives(own: &Engine) -> ExitCode {
     let (cannot, all): (Vec<_>, Vec<_>) =
         catalogue().into_iter().partition(|w| w.refused.is_some());
+    let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
     let engines = (own.clone(), own.clone());
-    let mut tests = each("survives", &all, engines.clone(), |start| {
-        round_trips(start, 1)
+    let mut tests = each("gap", &lost, engines.clone(), |start| match round_trips(start, 1) {
+        Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
+        Err(_) => Ok(()),
     });
-    tests.extend(each("twice", &all, engines.clone(), |start| {
+    tests.extend(each("survives", &all, engines.clone(), |start| {
+        round_trips(start, 1)
+    }));
+    let again: Vec<Declaration> = all.iter().filter(|w| w.once.is_none()).cloned().collect();
+    tests.extend(each("twice", &again, engines.clone(), |start| {
         round_trips(start, 2)
     }));
     tests.extend(each("refused", &cannot, engines.clone(), refused));

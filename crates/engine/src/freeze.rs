@@ -5,6 +5,7 @@
 //! there. [`Frozen`] lets everything go when it is dropped, whatever happened
 //! in between.
 
+use crate::attributes::extras::Restart;
 use crate::attributes::restart;
 use crate::{Error, Object, Result};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
@@ -32,8 +33,8 @@ pub struct Thread {
     pub stopped: Stopped,
     /// Its registers, signal mask and extended state.
     pub context: Context,
-    /// What was left of the time limit of the call that it slept in.
-    pub remaining_ns: Option<u64>,
+    /// The call that it slept in, should only a restart block continue it.
+    pub asleep: Option<Restart>,
 }
 
 /// A frozen process, or a zombie, which needs no freezing.
@@ -164,23 +165,23 @@ impl Frozen {
                 .collect();
             let mut taken = Vec::new();
             for tid in fresh {
-                let remaining = restart::remaining_ns(pid, tid);
+                let asleep = restart::asleep(pid, tid);
                 if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
                     self.seized.push((pid, tid));
-                    taken.push((tid, remaining));
+                    taken.push((tid, asleep));
                 }
             }
             if taken.is_empty() {
                 break;
             }
-            for (tid, remaining_ns) in taken {
+            for (tid, asleep) in taken {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
                     let mut context = Context::read(tid)?;
                     cryonaut_puppet::arch::undo_interruption(&mut context.regs);
                     if status.seccomp != Seccomp::Disabled {
                         trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP)?;
                     }
-                    threads.push(Thread { tid, stopped, context, remaining_ns });
+                    threads.push(Thread { tid, stopped, context, asleep });
                 } else {
                     self.seized.retain(|&(_, t)| t != tid);
                 }

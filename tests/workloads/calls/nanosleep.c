@@ -1,3 +1,4 @@
+// twice: no, a restarted call does not tell how long it has slept before
 // peer: no, CRIU 4.2 lets the interruption show (EINTR)
 /* nanosleep goes on with the time that remained. */
 #include "blocked.h"

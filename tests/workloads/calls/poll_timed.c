@@ -1,3 +1,4 @@
+// twice: no, a restarted call does not tell how long it has slept before
 // peer: no, CRIU 4.2 lets the interruption show (EINTR)
 /* poll whose time runs out. */
 #include <poll.h>

@@ -1,3 +1,4 @@
+// refused: AIO rings cannot be carried yet
 /* A ring of asynchronous I/O (io_setup): completed events that nobody has collected, and the context goes on working. */
 #include <linux/aio_abi.h>
 

@@ -1,3 +1,4 @@
+// refused: io_uring
 // peer: no, CRIU 4.2 knows no io_uring
 /* An io_uring with no request in flight: its descriptor, its mapped rings, a collected and an uncollected completion. */
 #include <linux/io_uring.h>

@@ -1,3 +1,4 @@
+// refused: its first thread has ended
 // peer: no, CRIU 4.2 cannot seize a leader that has exited
 /* A process whose first thread has exited while another goes on: the leader is a zombie until the last thread ends. */
 #include <pthread.h>

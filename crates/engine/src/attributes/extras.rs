@@ -34,6 +34,8 @@ pub struct ThreadExtra {
 /// A call with a relative time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restart {
+    /// The call's number.
+    pub number: i64,
     /// What was left of the time, in nanoseconds; `None` for no limit.
     pub remaining_ns: Option<u64>,
 }
@@ -68,7 +70,7 @@ fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
         io_priority: sched::ioprio_get(id).map_err(failed)?,
         timer_slack_ns: slack.unwrap_or(0),
         reset_on_fork: attr.flags & RESET_ON_FORK != 0,
-        restart: arch::has_restart_block(&thread.context.regs).then_some(Restart { remaining_ns: thread.remaining_ns }),
+        restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
     })
 }
 

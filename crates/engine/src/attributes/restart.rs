@@ -38,14 +38,41 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
     }
 }
 
-/// What is left of the sleep of a thread that is not stopped yet.
-pub fn remaining_ns(pid: i32, tid: i32) -> Option<u64> {
+/// The call that a thread, not stopped yet, sleeps in, if it is one of those,
+/// and what is left of its time.
+///
+/// A call that the kernel has already started again once counts from then: it
+/// may last longer than its limit by what had passed before.
+pub fn asleep(pid: i32, tid: i32) -> Option<Restart> {
     let task = Task::open(pid_of(tid).ok()?).ok()?;
     let Ok(Syscall::In { number, args, .. }) = task.syscall() else { return None };
-    let limit = limit(pid, number, &args)?;
-    let left_at = exec_start_ns(&task)?;
-    let now = clock_of(task.stat().ok()?.processor as usize)?;
-    Some(limit.saturating_sub(now.saturating_sub(left_at)))
+    let number = if number == libc::SYS_restart_syscall { call_behind(&task, &args)? } else { number };
+    if !matches!(number, libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex) {
+        return None;
+    }
+    let remaining_ns = limit(pid, number, &args).and_then(|limit| {
+        let left_at = exec_start_ns(&task)?;
+        let now = clock_of(task.stat().ok()?.processor as usize)?;
+        Some(limit.saturating_sub(now.saturating_sub(left_at)))
+    });
+    Some(Restart { number, remaining_ns })
+}
+
+/// Which call a `restart_syscall` continues: the kernel function that it
+/// sleeps in tells. Its arguments are still in the registers.
+fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
+    /// Clock ids are small; the first argument of nanosleep is an address.
+    const HIGHEST_CLOCK: u64 = 16;
+    let place = task.wchan().ok()??;
+    if place.contains("poll") {
+        Some(libc::SYS_poll)
+    } else if place.contains("futex") {
+        Some(libc::SYS_futex)
+    } else if place.contains("nanosleep") {
+        Some(if args[0] <= HIGHEST_CLOCK { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep })
+    } else {
+        None
+    }
 }
 
 /// When a thread last began to be accounted on its processor, by that
@@ -78,8 +105,8 @@ pub fn reenter(hand: &Hand, tid: i32, core: &CoreEntry, restart: Restart) -> Res
         .thread_info
         .as_ref()
         .ok_or_else(|| Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture"))?;
-    let regs = arch::registers_of_call(&crate::arch::registers(tid, info)?);
-    let (number, mut args) = regs;
+    let (_, mut args) = arch::registers_of_call(&crate::arch::registers(tid, info)?);
+    let number = restart.number;
     if let Some(ns) = restart.remaining_ns {
         let at = hand.thread_room();
         let time = [ns / NANOS, ns % NANOS];
