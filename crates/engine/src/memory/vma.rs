@@ -30,6 +30,8 @@ pub mod status {
     pub const VVAR: u32 = 1 << 12;
     /// A ring of the AIO calls.
     pub const AIORING: u32 = 1 << 13;
+    /// A memfd.
+    pub const MEMFD: u32 = 1 << 14;
     /// A guard region, which is no mapping of its own.
     pub const GUARD: u32 = 1 << 16;
 }
@@ -62,9 +64,18 @@ pub fn mappings(
             continue;
         }
         extras.note(vma);
-        out.push(record(cx, shared, process, vma)?);
+        let entry = record(cx, shared, process, vma)?;
+        // Newer kernels map the clock pages beside the other data pages; the format knows one area.
+        match out.last_mut() {
+            Some(last) if both_vvar(last, &entry) && last.end == entry.start => last.end = entry.end,
+            _ => out.push(entry),
+        }
     }
     Ok(out)
+}
+
+fn both_vvar(a: &VmaEntry, b: &VmaEntry) -> bool {
+    a.status & b.status & status::VVAR != 0
 }
 
 fn object(process: &Process, vma: &Vma) -> Object {
@@ -188,6 +199,9 @@ fn with_file(
     let writes = is_shared && vma.perms.contains(Perms::WRITE);
     let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
     entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    if path.starts_with(b"/memfd:") {
+        entry.status |= status::MEMFD;
+    }
     entry.shmid = u64::from(regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?);
     entry.fdflags = Some(flags);
     Ok(())
