@@ -32,6 +32,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
     let stood_still = Instant::now();
     refuse(&frozen, options)?;
+    refuse_shared_memory(&frozen)?;
     frozen.enter_all()?;
     let mut report = CheckpointReport { root_pid: pid, freeze_us: micros(stood_still - freezing), ..CheckpointReport::default() };
     dump(&mut frozen, &images, options, &mut report)?;
@@ -112,6 +113,20 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
                 "its first thread has ended while others go on",
                 "this cannot be built again: the kernel lets no process start without its leader",
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Two processes in one address space would need two hands in it, and a birth
+/// that shares it again.
+fn refuse_shared_memory(frozen: &Frozen) -> Result<()> {
+    let mut sharing = Sharing::default();
+    let mut owners = std::collections::HashMap::new();
+    for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
+        if let Some(other) = owners.insert(sharing.ids(process)?.vm_id, process.pid) {
+            let reason = format!("it shares its memory with process {other} (CLONE_VM without CLONE_THREAD)");
+            return Err(Error::unsupported(Object::Process(process.pid), reason, "this cannot be carried yet"));
         }
     }
     Ok(())

@@ -1,3 +1,4 @@
+// refused: which has been deleted
 // peer: no, CRIU 4.2 leaves events of its own in the queue
 /* An inotify watch on a file that has been deleted while it is open. */
 #include <sys/inotify.h>

@@ -1,3 +1,4 @@
+// gap: unread events of inotify are dropped, with a warning
 // peer: no, CRIU 4.2 drops what is in the queue
 /* inotify events that nobody has read yet. */
 #include <sys/inotify.h>

@@ -1,3 +1,4 @@
+// gap: packet boundaries behind a partly read packet
 // peer: no, CRIU 4.2 refuses packet mode
 /* A pipe in packet mode (O_DIRECT): each write is read by itself, also what was written before the checkpoint. */
 #include "workload.h"

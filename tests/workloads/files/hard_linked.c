@@ -1,3 +1,4 @@
+// refused: --link-remap
 // criu-flags: --link-remap
 /* A file deleted under the name that it was opened by, while another name for it remains: it is that file, not a copy. */
 #include "workload.h"

@@ -1,3 +1,4 @@
+// gap: /proc files of threads cannot be opened before the threads exist
 // peer: no, CRIU 4.2 restores a thread's file before the thread is there
 /* Open files of /proc: of the process itself, of its child, of a thread, and of the system; also with a position. */
 #include <pthread.h>

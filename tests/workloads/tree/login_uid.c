@@ -1,3 +1,4 @@
+// gap: a login uid needs an unset one to be set again
 /* The audit's login uid, which survives every change of user. */
 #include "workload.h"
 
