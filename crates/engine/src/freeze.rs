@@ -147,7 +147,7 @@ impl Frozen {
         if status.tracer_pid != 0 {
             return Err(Error::unsupported(
                 Object::Process(pid),
-                format!("process {} is tracing it", status.tracer_pid),
+                format!("it is traced by process {}", status.tracer_pid),
                 "detach the debugger first",
             ));
         }
