@@ -3,18 +3,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A workload as its source declares it. Lines at the top of the C file that count:
-/// `// flags: --file-locks` (for every engine), `// criu-flags: --link-remap` (for the peer alone, which wants it at
-/// both ends), `// peer: no, REASON` (the peer cannot carry this state), `// gap: REASON` (known to be lost), `// twice: no, REASON` (known to survive one checkpoint, not yet a second), `// refused: TEXT` (a checkpoint must be refused
-/// with a message that holds TEXT, and the workload must go on unharmed).
+/// A workload as its source declares it, by lines at the top of the C file:
+///
+/// - `// flags: --file-locks`: options for every engine, at both ends
+/// - `// checkpoint-flags: --link-remap`: options for every engine's checkpoint alone
+/// - `// criu-flags: --ghost-limit 1G`: options for the peer alone, at both ends
+/// - `// peer: no, REASON`: the peer cannot carry this state
+/// - `// gap: REASON`: known to be lost
+/// - `// twice: no, REASON`: known to survive one checkpoint, not yet a second
+/// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
 #[derive(Debug, Clone)]
 pub struct Declaration {
     /// `AREA/NAME`.
     pub name: String,
     /// The built program.
     pub program: PathBuf,
-    /// Options that the checkpoint needs.
+    /// Options for checkpoint and restore.
     pub flags: Vec<String>,
+    /// Options for the checkpoint alone.
+    pub checkpoint_flags: Vec<String>,
     /// Options that only CRIU needs, for dump and restore alike.
     pub criu_flags: Vec<String>,
     /// Why the peer is not asked to carry it.
@@ -78,6 +85,7 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         name: relative.display().to_string(),
         program: Path::new(env!("WORKLOAD_PROGRAMS")).join(relative),
         flags: words("flags"),
+        checkpoint_flags: words("checkpoint-flags"),
         criu_flags: words("criu-flags"),
         peer_cannot: value("peer")
             .and_then(|v| v.strip_prefix("no, "))

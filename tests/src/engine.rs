@@ -77,7 +77,9 @@ impl Engine {
                 .arg(images)
                 .args(&workload.criu_flags),
         };
-        command.args(&workload.flags);
+        command
+            .args(&workload.flags)
+            .args(&workload.checkpoint_flags);
         if leave_running {
             command.arg("--leave-running");
         }

@@ -9,7 +9,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 
 /// The environment variable that every process of a test carries.
 pub(crate) const MARK: &str = "CRYONAUT_WORKLOAD";
@@ -66,19 +68,22 @@ impl Family {
             .any(|window| window == self.mark)
     }
 
-    /// Kills every member, also those that are being forked meanwhile, and waits until they are gone.
+    /// Kills every member, also those that are being forked meanwhile, and collects those that have come to us.
     pub fn kill(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
+        let mut zombies = Vec::new();
         loop {
             let members = self.members();
+            zombies.extend(self.members_and_zombies());
             if members.is_empty() || Instant::now() > deadline {
-                return;
+                break;
             }
             for pid in members {
                 self.kill_one(pid);
             }
             sleep(Duration::from_millis(2));
         }
+        zombies.into_iter().for_each(collect);
     }
 
     /// The descriptor pins the process: if the pid was reused since it was listed, the second look sees a stranger.
@@ -114,10 +119,24 @@ pub(crate) fn session_members(leader: Pid) -> Vec<Pid> {
     pids.filter(in_session).collect()
 }
 
+/// Makes this process the parent of what its descendants leave behind, restored trees among them: pid 1 of the machine
+/// may take its time to collect the dead, and a pid is free only then. Such children are collected one by one with
+/// [`collect`]; nothing here may wait for just any child.
+pub(crate) fn adopt_orphans() {
+    // Supported since Linux 3.4; without it everything works, but slowly.
+    let _ = rustix::process::set_child_subreaper(Pid::from_raw(1));
+}
+
+/// Collects a child of ours that has ended; anything else is left alone.
+pub(crate) fn collect(pid: Pid) {
+    let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+}
+
 /// Waits until none of `pids` exists, not even as a zombie. Returns those that still do after `limit`.
 pub(crate) fn wait_gone(pids: &[Pid], limit: Duration) -> Vec<Pid> {
     let deadline = Instant::now() + limit;
     loop {
+        pids.iter().copied().for_each(collect);
         let left: Vec<Pid> = pids.iter().copied().filter(|pid| exists(*pid)).collect();
         if left.is_empty() || Instant::now() > deadline {
             return left;

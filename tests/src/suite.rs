@@ -34,9 +34,11 @@ pub fn survives(own: &Engine) -> ExitCode {
         catalogue().into_iter().partition(|w| w.refused.is_some());
     let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
     let engines = (own.clone(), own.clone());
-    let mut tests = each("gap", &lost, engines.clone(), |start| match round_trips(start, 1) {
-        Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
-        Err(_) => Ok(()),
+    let mut tests = each("gap", &lost, engines.clone(), |start| {
+        match round_trips(start, 1) {
+            Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
+            Err(_) => Ok(()),
+        }
     });
     tests.extend(each("survives", &all, engines.clone(), |start| {
         round_trips(start, 1)

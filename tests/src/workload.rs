@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::catalogue::{Declaration, declaration};
 use crate::command::tail;
 use crate::engine::Engine;
-use crate::family::{Family, MARK, session_members, wait_gone};
+use crate::family::{Family, MARK, adopt_orphans, collect, session_members, wait_gone};
 
 const SETUP_LIMIT: Duration = Duration::from_secs(20);
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
@@ -82,6 +82,7 @@ impl Workload {
             what,
             logs: String::new(),
         };
+        adopt_orphans();
         let scratch = TempDir::with_prefix("cryonaut-test-").map_err(|e| fail(e.to_string()))?;
         let directory = scratch.path().join("state");
         let child = launch(&declaration, &directory, lose)
@@ -309,6 +310,9 @@ impl Drop for Workload {
         if let Some(child) = &mut self.child {
             // Killed just now, or ended by itself: either way it only has to be reaped.
             wait_child(child, EXIT_LIMIT);
+        } else {
+            // Restored, and left to us by the engine.
+            collect(self.root);
         }
     }
 }

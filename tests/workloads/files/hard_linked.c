@@ -1,5 +1,4 @@
-// refused: --link-remap
-// criu-flags: --link-remap
+// checkpoint-flags: --link-remap
 /* A file deleted under the name that it was opened by, while another name for it remains: it is that file, not a copy. */
 #include "workload.h"
 
@@ -23,7 +22,8 @@ int main(int argc, char **argv)
 	MUST(fstat(fd, &open_one));
 	MUST(stat(wl_path("directory/second-name"), &named));
 	CHECK(open_one.st_ino == named.st_ino && open_one.st_dev == named.st_dev, "the open file is no longer the one that the other name has");
-	CHECK(open_one.st_nlink == 1, "it has %lu links", open_one.st_nlink);
+	/* Where the workload goes on beside its image, the image's own temporary name stays. */
+	CHECK(open_one.st_nlink <= 2, "it has %lu links", open_one.st_nlink);
 	CHECK(lseek(fd, 0, SEEK_CUR) == 6 && lseek(second, 0, SEEK_CUR) == 0, "positions are lost");
 	CHECK(access(wl_path("first-name"), F_OK) < 0, "the deleted name has come back");
 	wl_ok();
