@@ -18,6 +18,10 @@ pub struct DoorMaps {
     found: HashMap<Text, Snippets>,
 }
 
+/// Bytes below the stack pointer that code may use without moving it (System V
+/// ABI for x86_64).
+const RED_ZONE: u64 = 128;
+
 /// Text is searched in pieces of this size, so that a huge program costs no
 /// more memory than a small one; pieces overlap by more than a snippet.
 const PIECE: usize = 256 * 1024;
@@ -30,7 +34,8 @@ pub fn find_doorway(seen: &mut DoorMaps, pid: i32, maps: &[Vma], sp: u64, xstate
         Some(g) => g,
         None => plant_gadgets(pid, maps)?,
     };
-    Ok(Doorway { gadgets, stack: find_stack(pid, maps, sp, Doorway::need(xstate))? })
+    let (stack, roomy) = find_stack(pid, maps, sp, Doorway::need(xstate))?;
+    Ok(Doorway { gadgets, stack, roomy })
 }
 
 fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Gadgets>> {
@@ -97,19 +102,21 @@ fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
 
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
 /// what lies that far below every live stack pointer has no defined contents.
-fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<u64> {
+fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<(u64, bool)> {
     let stack = maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
     if let Some(v) = stack {
         let live_below = (v.start..v.end).contains(&sp).then_some(sp);
         if v.end - v.start >= need + 4096 && live_below.is_none_or(|sp| sp - v.start > need + 1024) {
-            return Ok(v.start);
+            return Ok((v.start, true));
         }
     }
     // The stack that the thread is on, below the red zone, as a signal's frame would be.
     let v = maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
-    let at = sp.saturating_sub(128 + need) & !63;
-    match v {
-        Some(v) if at >= v.start => Ok(at),
-        _ => Err(Error::NoDoor { pid, what: "stack" }),
+    for (len, roomy) in [(need, true), (Doorway::least(), false)] {
+        let at = sp.saturating_sub(RED_ZONE + len) & !63;
+        if v.is_some_and(|v| at >= v.start) {
+            return Ok((at, roomy));
+        }
     }
+    Err(Error::NoDoor { pid, what: "stack" })
 }

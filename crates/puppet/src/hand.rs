@@ -52,9 +52,18 @@ pub struct Doorway {
     /// Address of unused stack for the chain of frames: [`Doorway::need`]
     /// bytes, far below any live stack pointer.
     pub stack: u64,
+    /// Whether there is room for the extended state too. Without it, a thread
+    /// whose tracer dies gets its floating-point registers back empty.
+    pub roomy: bool,
 }
 
 impl Doorway {
+    /// Bytes of stack without the extended state.
+    #[must_use]
+    pub fn least() -> u64 {
+        (2 * arch::FRAME_HEAD + 16) as u64
+    }
+
     /// Bytes of stack that the chain of frames needs.
     #[must_use]
     pub fn need(xstate: usize) -> u64 {
@@ -123,7 +132,8 @@ impl Hand {
         let mut chain = arch::write_step_frame(door.gadgets.sigreturn, &leave);
         chain.resize((back - unmap) as usize, 0);
         let home = arch::with_call_reissued(&context.regs);
-        chain.extend(arch::write_frame(back, door.gadgets.sigreturn, &home, context.sigmask, &context.xstate));
+        let xstate: &[u8] = if door.roomy { &context.xstate } else { &[] };
+        chain.extend(arch::write_frame(back, door.gadgets.sigreturn, &home, context.sigmask, xstate));
         hand.poke(unmap, &chain)?;
 
         let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
