@@ -49,6 +49,8 @@ pub struct Workload {
     /// The root process while it is our own child, that is until it is checkpointed for the first time.
     child: Option<Child>,
     checkpoints: u32,
+    /// Held while a workload uses what the whole machine has only one of.
+    _turn: Option<File>,
 }
 
 impl Workload {
@@ -83,6 +85,7 @@ impl Workload {
             logs: String::new(),
         };
         adopt_orphans();
+        let turn = take_turn(&declaration.name).map_err(|e| fail(e.to_string()))?;
         let scratch = TempDir::with_prefix("cryonaut-test-").map_err(|e| fail(e.to_string()))?;
         let directory = scratch.path().join("state");
         let child = launch(&declaration, &directory, lose)
@@ -103,6 +106,7 @@ impl Workload {
             root,
             child: Some(child),
             checkpoints: 0,
+            _turn: turn,
         };
         started.await_line("start", SETUP_LIMIT, &["ready"])?;
         Ok(started)
@@ -315,6 +319,17 @@ impl Drop for Workload {
             collect(self.root);
         }
     }
+}
+
+/// Terminals are numbered by the machine: while one is checkpointed and gone, another test's would take its number. So
+/// those workloads go one after the other, also between test processes.
+fn take_turn(workload: &str) -> std::io::Result<Option<File>> {
+    if !workload.starts_with("tty/") {
+        return Ok(None);
+    }
+    let lock = File::create(std::env::temp_dir().join("cryonaut-test-terminals.lock"))?;
+    lock.lock()?;
+    Ok(Some(lock))
 }
 
 /// Starts the program in its own directory, which any user that it turns into may write to.
