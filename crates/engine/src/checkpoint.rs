@@ -32,10 +32,11 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
     let stood_still = Instant::now();
     refuse(&frozen, options)?;
-    refuse_shared_memory(&frozen)?;
+    let mut sharing = Sharing::default();
+    refuse_shared_memory(&frozen, &mut sharing)?;
     frozen.enter_all()?;
     let mut report = CheckpointReport { root_pid: pid, freeze_us: micros(stood_still - freezing), ..CheckpointReport::default() };
-    dump(&mut frozen, &images, options, &mut report)?;
+    dump(&mut frozen, &images, options, sharing, &mut report)?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     match options.afterwards {
@@ -120,11 +121,10 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
 
 /// Two processes in one address space would need two hands in it, and a birth
 /// that shares it again.
-fn refuse_shared_memory(frozen: &Frozen) -> Result<()> {
-    let mut sharing = Sharing::default();
+fn refuse_shared_memory(frozen: &Frozen, sharing: &mut Sharing) -> Result<()> {
     let mut owners = std::collections::HashMap::new();
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
-        if let Some(other) = owners.insert(sharing.ids(process)?.vm_id, process.pid) {
+        if let Some(other) = owners.insert(sharing.address_space(process.pid)?, process.pid) {
             let reason = format!("it shares its memory with process {other} (CLONE_VM without CLONE_THREAD)");
             return Err(Error::unsupported(Object::Process(process.pid), reason, "this cannot be carried yet"));
         }
@@ -133,13 +133,18 @@ fn refuse_shared_memory(frozen: &Frozen) -> Result<()> {
 }
 
 /// Writes everything about a frozen tree.
-fn dump(frozen: &mut Frozen, images: &DumpDir, options: &CheckpointOptions, report: &mut CheckpointReport) -> Result<()> {
+fn dump(
+    frozen: &mut Frozen,
+    images: &DumpDir,
+    options: &CheckpointOptions,
+    mut sharing: Sharing,
+    report: &mut CheckpointReport,
+) -> Result<()> {
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
     let mut shared = SharedDump::default();
     let mut extras = AllExtras::default();
-    let mut sharing = Sharing::default();
     let mut filters = seccomp::Filters::default();
     let mut tables = Vec::new();
     let own = cryonaut_kernel::proc::Task::current()?;

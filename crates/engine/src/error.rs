@@ -96,6 +96,11 @@ fn hint(remedy: &str) -> String {
     if remedy.is_empty() { String::new() } else { format!(" ({remedy})") }
 }
 
+/// The kernel's answer behind an error of std; EIO where std made it up.
+pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
 impl Error {
     /// A refusal by the kernel, without a remedy.
     pub fn kernel(object: Object, action: impl Into<String>, errno: Errno) -> Self {

@@ -19,6 +19,9 @@ pub struct Sharing {
 
 const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sighand];
 
+/// Index of address spaces in [`KINDS`].
+const VM: usize = 0;
+
 impl Sharing {
     /// The ids of a living process.
     pub fn ids(&mut self, process: &Process) -> Result<TaskKobjIdsEntry> {
@@ -29,6 +32,11 @@ impl Sharing {
         let mut entry = self.namespaces_of(&process.task)?;
         [entry.vm_id, entry.files_id, entry.fs_id, entry.sighand_id] = ids;
         Ok(entry)
+    }
+
+    /// The id of a living process's address space alone.
+    pub fn address_space(&mut self, pid: i32) -> Result<u32> {
+        self.id(VM, pid)
     }
 
     fn id(&mut self, kind: usize, pid: i32) -> Result<u32> {

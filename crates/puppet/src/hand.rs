@@ -58,6 +58,11 @@ pub struct Doorway {
 }
 
 impl Doorway {
+    /// Address of the frame that restores everything, the second of the chain.
+    fn home(&self) -> u64 {
+        self.stack + arch::FRAME_HEAD as u64 + 8
+    }
+
     /// Bytes of stack without the extended state.
     #[must_use]
     pub fn least() -> u64 {
@@ -82,7 +87,6 @@ pub struct Hand {
     signal: i32,
     entry: Entry,
     thread_requests: u64,
-    farewell: Vec<[u64; 7]>,
     stop_seen: bool,
     serving: bool,
 }
@@ -121,13 +125,12 @@ impl Hand {
             requests: 0,
             signal: quiet_signal(caught),
             thread_requests: 0,
-            farewell: Vec::new(),
             stop_seen: false,
             serving: false,
             entry: Entry::Built,
         };
         let unmap = door.stack;
-        let back = unmap + arch::FRAME_HEAD as u64 + 8;
+        let back = door.home();
         let leave = arch::for_call(&context.regs, door.gadgets.syscall, back, libc::SYS_munmap as u64, [base, len, 0, 0, 0, 0]);
         let mut chain = arch::write_step_frame(door.gadgets.sigreturn, &leave);
         chain.resize((back - unmap) as usize, 0);
@@ -168,7 +171,6 @@ impl Hand {
             requests: 0,
             signal: libc::SIGSTKFLT,
             thread_requests: 0,
-            farewell: Vec::new(),
             stop_seen: false,
             serving: false,
             entry: Entry::Built,
@@ -193,15 +195,6 @@ impl Hand {
     #[must_use]
     pub fn scratch(&self) -> std::ops::Range<u64> {
         self.base..self.base + self.len
-    }
-
-    /// The state that the thread had when it was stopped, if it had one.
-    #[must_use]
-    pub fn context(&self) -> Option<&Context> {
-        match &self.entry {
-            Entry::Visited { context, .. } => Some(context),
-            Entry::Built => None,
-        }
     }
 
     /// Runs a batch and reads its results. A call of the batch that failed is
@@ -267,16 +260,16 @@ impl Hand {
         let frame_at = self.base + scratch::THREAD_FRAME;
         let home = arch::with_call_reissued(&context.regs);
         let frame = arch::write_frame(frame_at, 0, &home, context.sigmask, &context.xstate);
-        let mut words = [0u64; slot::SIZE / 8];
-        let mut set = |field: usize, v: u64| words[field / 8] = v;
-        set(slot::OPS, self.base + scratch::THREAD_OPS);
-        set(slot::SIGNAL, self.signal as u64);
-        set(slot::LEAVE_SP, frame_at + 8);
-        set(slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64);
-        set(slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset());
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         self.poke(frame_at, &frame)?;
-        self.poke(at, &bytes)?;
+        self.lay_slot(
+            at,
+            &[
+                (slot::OPS, self.base + scratch::THREAD_OPS),
+                (slot::LEAVE_SP, frame_at + 8),
+                (slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64),
+                (slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset()),
+            ],
+        )?;
         self.thread_requests += 1;
         let request = self.thread_requests;
         let place = self.thread_place();
@@ -287,44 +280,6 @@ impl Hand {
         self.fetch(batch, &place, at)?;
         context.write_back(tid)?;
         self.failed(batch)
-    }
-
-    /// Adds a call that the hand makes when nobody stands behind it any more.
-    pub fn on_farewell(&mut self, nr: i64, args: [u64; 6]) -> Result<()> {
-        if self.farewell.len() == scratch::FAREWELL_MAX {
-            return Err(Error::TooLarge { pid: self.pid, what: "farewell" });
-        }
-        let mut words = [0; 7];
-        words[0] = nr as u64;
-        words[1..].copy_from_slice(&args);
-        self.farewell.push(words);
-        self.write_farewell()
-    }
-
-    /// Forgets the farewell calls (what they would undo has been undone).
-    pub fn clear_farewell(&mut self) -> Result<()> {
-        self.farewell.clear();
-        self.write_farewell()
-    }
-
-    fn write_farewell(&self) -> Result<()> {
-        let mut ops = Vec::new();
-        for words in &self.farewell {
-            for w in words {
-                ops.extend_from_slice(&w.to_le_bytes());
-            }
-            for w in [op::MAY_FAIL, 0, 0] {
-                ops.extend_from_slice(&w.to_le_bytes());
-            }
-        }
-        self.poke(self.base + scratch::FAREWELL, &ops)?;
-        let at = self.base + scratch::SLOT + slot::FAREWELL_COUNT as u64;
-        self.poke(at, &(self.farewell.len() as u64).to_le_bytes())
-    }
-
-    /// Tells the hand where the verdict stands that it obeys when alone.
-    pub fn set_verdict_word(&self, at: u64) -> Result<()> {
-        self.poke(self.base + scratch::SLOT + slot::VERDICT as u64, &at.to_le_bytes())
     }
 
     /// Makes one system call outside the trampoline, through a `syscall; ret`
@@ -356,7 +311,7 @@ impl Hand {
     /// still stopped. A target that was built is left as it is.
     pub fn leave(&mut self) -> Result<()> {
         let Entry::Visited { context, door } = &self.entry else { return Ok(()) };
-        let back = door.stack + arch::FRAME_HEAD as u64 + 8;
+        let back = door.home();
         let regs = arch::for_call(
             &context.regs,
             door.gadgets.syscall,
@@ -401,18 +356,29 @@ impl Hand {
     /// Lays the code and the main slot into the scratch mapping.
     fn furnish(&mut self, leave_ip: u64, leave_sp: u64, leave_nr: u64) -> Result<()> {
         self.poke(self.base + scratch::CODE, arch::code())?;
+        self.lay_slot(
+            self.base + scratch::SLOT,
+            &[
+                (slot::OPS, self.base + scratch::OPS),
+                (slot::FAREWELL_OPS, self.base + scratch::FAREWELL),
+                (slot::LEAVE_SP, leave_sp),
+                (slot::LEAVE_ARG0, self.base),
+                (slot::LEAVE_ARG1, self.len),
+                (slot::LEAVE_NR, leave_nr),
+                (slot::LEAVE_IP, leave_ip),
+            ],
+        )
+    }
+
+    /// Writes a slot: these fields, the signal, and zero for the rest.
+    fn lay_slot(&self, at: u64, fields: &[(usize, u64)]) -> Result<()> {
         let mut words = [0u64; slot::SIZE / 8];
-        let mut set = |field: usize, v: u64| words[field / 8] = v;
-        set(slot::OPS, self.base + scratch::OPS);
-        set(slot::FAREWELL_OPS, self.base + scratch::FAREWELL);
-        set(slot::LEAVE_SP, leave_sp);
-        set(slot::LEAVE_ARG0, self.base);
-        set(slot::LEAVE_ARG1, self.len);
-        set(slot::LEAVE_NR, leave_nr);
-        set(slot::LEAVE_IP, leave_ip);
-        set(slot::SIGNAL, self.signal as u64);
+        words[slot::SIGNAL / 8] = self.signal as u64;
+        for &(field, value) in fields {
+            words[field / 8] = value;
+        }
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        self.poke(self.base + scratch::SLOT, &bytes)
+        self.poke(at, &bytes)
     }
 
     /// Points the stopped thread at the trampoline, to serve the batch that

@@ -98,7 +98,7 @@ pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
     let path = format!("/proc/{tid}/timerslack_ns");
     if extra.timer_slack_ns != 0 && std::fs::read_to_string(&path).is_ok_and(|now| now.trim() != extra.timer_slack_ns.to_string()) {
         std::fs::write(&path, extra.timer_slack_ns.to_string())
-            .map_err(|e| failed("set its timer slack")(rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO)))?;
+            .map_err(|e| failed("set its timer slack")(crate::error::errno_of(&e)))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@
 
 use super::extras::Restart;
 use crate::freeze::pid_of;
-use crate::{Error, Result};
+use crate::Result;
 use cryonaut_image::records::CoreEntry;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Syscall;
@@ -101,10 +101,7 @@ fn clock_of(cpu: usize) -> Option<u64> {
 /// Makes a held thread enter its call again with what is left of its time, and
 /// interrupts it there. Returns what its result register is to hold.
 pub fn reenter(hand: &Hand, tid: i32, core: &CoreEntry, restart: Restart) -> Result<u64> {
-    let info = core
-        .thread_info
-        .as_ref()
-        .ok_or_else(|| Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture"))?;
+    let info = crate::arch::info_of(tid, core)?;
     let (_, mut args) = arch::registers_of_call(&crate::arch::registers(tid, info)?);
     let number = restart.number;
     if let Some(ns) = restart.remaining_ns {

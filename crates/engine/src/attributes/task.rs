@@ -8,7 +8,6 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
-use rustix::io::Errno;
 
 /// `task_core_entry.task_state`.
 pub const ALIVE: u32 = 1;
@@ -124,7 +123,7 @@ fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
     std::fs::write(&path, wanted.to_string()).map_err(|e| Error::Kernel {
         object: Object::Process(pid),
         action: format!("set oom_score_adj to {wanted}"),
-        errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+        errno: crate::error::errno_of(&e),
         remedy: "lowering it needs CAP_SYS_RESOURCE",
     })
 }
@@ -138,7 +137,7 @@ fn set_loginuid(pid: i32, core: &TaskCoreEntry) -> Result<()> {
         return Ok(());
     }
     std::fs::write(&path, wanted.to_string()).map_err(|e| {
-        let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        let errno = crate::error::errno_of(&e);
         Error::kernel(Object::Process(pid), format!("set its login uid to {wanted}"), errno)
     })
 }

@@ -114,7 +114,7 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<
         let event = b.bytes(&event);
         let id = b.bytes(&timer.it_id.to_le_bytes());
         b.read_back(id);
-        b.call(libc::SYS_timer_create, [i64::from(timer.clock_id as i32).into_arg(), event.into(), id.into()]);
+        b.call(libc::SYS_timer_create, [(timer.clock_id as i32).into(), event.into(), id.into()]);
         hand.run(&mut b)?;
         let got = b.read_u32(id);
         if got == timer.it_id {
@@ -128,15 +128,6 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<
         }
     }
     Err(Error::unsupported(Object::Process(hand.pid()), format!("POSIX timer {} cannot get its id", timer.it_id), ""))
-}
-
-trait IntoArg {
-    fn into_arg(self) -> Arg;
-}
-impl IntoArg for i64 {
-    fn into_arg(self) -> Arg {
-        Arg::Val(self as u64)
-    }
 }
 
 /// Adds to a batch what starts all timers: the last thing before a process

@@ -149,7 +149,7 @@ fn write_chunks(writer: &EntryWriter, mut file: &File, size: u64, object: &Objec
         }
         writer.append(&GhostChunkEntry { len: end - data, off: data })?;
         file.seek(std::io::SeekFrom::Start(data))
-            .map_err(|e| Error::kernel(object.clone(), "read it", Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+            .map_err(|e| Error::kernel(object.clone(), "read it", crate::error::errno_of(&e)))?;
         writer.append_from(file, end - data)?;
         at = end;
     }

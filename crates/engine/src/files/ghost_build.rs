@@ -108,7 +108,7 @@ fn remap_of(cx: &mut Build<'_>, id: u32) -> Result<Option<(RemapType, u32)>> {
 }
 
 fn kernel_error(reg: &RegFileEntry, action: &str, error: &std::io::Error) -> Error {
-    Error::kernel(object_of(reg), action, Errno::from_io_error(error).unwrap_or(Errno::IO))
+    Error::kernel(object_of(reg), action, crate::error::errno_of(error))
 }
 
 fn read_remaps(cx: &Build<'_>) -> Result<HashMap<u32, (RemapType, u32)>> {

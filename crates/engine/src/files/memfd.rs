@@ -177,7 +177,7 @@ fn build_inode(cx: &Build<'_>, inode: &MemfdInodeEntry) -> Result<OwnedFd> {
             // They do not say where their holes are.
             Some(_) if piece.iter().all(|&byte| byte == 0) => Ok(()),
             Some(page) => cryonaut_kernel::sys::huge::write(&file, page, at, piece),
-            None => file.write_all_at(piece, at).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO)),
+            None => file.write_all_at(piece, at).map_err(|e| crate::error::errno_of(&e)),
         };
         done.map_err(failed("fill it"))
     })?;

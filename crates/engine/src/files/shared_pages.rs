@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 const PIECE: u64 = 1 << 20;
 
 fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Error) -> Error + 'a {
-    move |e| Error::kernel(object.clone(), action, Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    move |e| Error::kernel(object.clone(), action, crate::error::errno_of(&e))
 }
 
 /// Writes what the file holds in its first `size` bytes under `id`. The file's

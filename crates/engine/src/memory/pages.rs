@@ -70,7 +70,7 @@ impl PageWriter {
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| {
-            let errno = rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO);
+            let errno = crate::error::errno_of(&e);
             Error::Kernel {
                 object: Object::Other("pages image".into()),
                 action: "write it".into(),
@@ -174,7 +174,7 @@ fn unreadable(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun
     while at < run.end {
         let take = buffer.len().min((run.end - at) as usize);
         mem.read_exact_at(&mut buffer[..take], at).map_err(|e| {
-            let errno = rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO);
+            let errno = crate::error::errno_of(&e);
             Error::kernel(Object::Mapping(process.pid, at, "memory".into()), "read its contents", errno)
         })?;
         out.bytes(at, &buffer[..take])?;

@@ -72,7 +72,7 @@ fn write_segment(cx: &mut Collect<'_>, id: u64, file: &File, mapping: &FlaggedVm
                 match file.read_at(&mut buffer[got..take], from + got as u64) {
                     Ok(0) => break,
                     Ok(n) => got += n,
-                    Err(e) => return Err(failed("read its contents")(Errno::from_io_error(&e).unwrap_or(Errno::IO))),
+                    Err(e) => return Err(failed("read its contents")(crate::error::errno_of(&e))),
                 }
             }
             // Huge pages do not say where their holes are.
@@ -162,7 +162,7 @@ fn fill(images: &ImageDir, id: u64, file: &File, page: u64) -> Result<()> {
         Error::kernel(
             Object::Other(format!("shared memory {id}")),
             "fill it",
-            Errno::from_io_error(&e).unwrap_or(Errno::IO),
+            crate::error::errno_of(&e),
         )
     };
     let mut buffer = vec![0; PIECE];

@@ -37,15 +37,11 @@ pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options:
     }
     for process in &living {
         nursery.hands.remove(&process.pid());
-        for tid in tids(process) {
+        for (tid, _) in cores(process) {
             trace::detach(tid)?;
         }
     }
     Ok(())
-}
-
-fn tids(process: &ProcessPlan) -> impl Iterator<Item = i32> + '_ {
-    std::iter::once(process.pid()).chain(process.threads.iter().map(|t| t.0))
 }
 
 /// Everything that each thread does itself, the leader last: the actions and
@@ -171,10 +167,7 @@ fn find_syscall(pid: i32, vma: &Vma) -> Option<u64> {
 /// Extended state, signal mask and registers of every thread.
 fn set_state(process: &ProcessPlan, results: &HashMap<i32, u64>) -> Result<()> {
     for (tid, core) in cores(process) {
-        let info = core
-            .thread_info
-            .as_ref()
-            .ok_or_else(|| Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture"))?;
+        let info = arch::info_of(tid, core)?;
         let mut regs = arch::registers(tid, info)?;
         if let Some(result) = results.get(&tid) {
             regs.rax = *result;

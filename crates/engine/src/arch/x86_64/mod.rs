@@ -3,7 +3,7 @@
 mod xsave;
 
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{ThreadInfoX86, UserDescT, UserX86RegsEntry, UserX86RegsMode, core_entry};
+use cryonaut_image::records::{CoreEntry, ThreadInfoX86, UserDescT, UserX86RegsEntry, UserX86RegsMode, core_entry};
 use cryonaut_puppet::Context;
 use cryonaut_puppet::arch::Registers;
 
@@ -76,6 +76,12 @@ pub fn without_restart_block(info: &mut ThreadInfoX86) {
     if info.gpregs.ax as i64 == ERESTART_RESTARTBLOCK {
         info.gpregs.ax = EINTR as u64;
     }
+}
+
+/// This architecture's part of a thread's record.
+pub fn info_of(tid: i32, core: &CoreEntry) -> Result<&ThreadInfoX86> {
+    let none = || Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture");
+    core.thread_info.as_ref().ok_or_else(none)
 }
 
 /// The general registers of a record.
