@@ -28,7 +28,9 @@ impl Pidfile {
     /// # Errors
     /// When it cannot be written.
     pub fn write(mut self, pid: i32) -> Result<()> {
-        let Some((path, mut file)) = self.0.take() else { return Ok(()) };
+        let Some((path, mut file)) = self.0.take() else {
+            return Ok(());
+        };
         file.write_all(pid.to_string().as_bytes())
             .with_context(|| format!("pidfile {}: cannot be written", path.display()))
     }

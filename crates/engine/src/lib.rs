@@ -20,5 +20,5 @@ pub use caller::{Hook, Moment, Progress};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
 pub use options::{Afterwards, CheckpointOptions, RestoreOptions};
-pub use restore::restore;
 pub use report::{CheckpointReport, RestoreReport};
+pub use restore::restore;

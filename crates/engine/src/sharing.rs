@@ -45,8 +45,9 @@ impl Sharing {
         while low < high {
             let middle = usize::midpoint(low, high);
             let (other, id) = self.known[kind][middle];
-            let order = kcmp::resource(pid_of(pid)?, pid_of(other)?, KINDS[kind])
-                .map_err(|e| Error::kernel(Object::Process(pid), "compare it with others (kcmp)", e))?;
+            let order = kcmp::resource(pid_of(pid)?, pid_of(other)?, KINDS[kind]).map_err(|e| {
+                Error::kernel(Object::Process(pid), "compare it with others (kcmp)", e)
+            })?;
             match order {
                 std::cmp::Ordering::Equal => return Ok(id),
                 std::cmp::Ordering::Less => high = middle,
@@ -62,7 +63,9 @@ impl Sharing {
     /// The namespace ids of a process; the four others are 1.
     pub fn namespaces_of(&mut self, task: &Task) -> Result<TaskKobjIdsEntry> {
         let mut id = |kind: Namespace| -> Result<Option<u32>> {
-            let Some(inode) = task.namespace(kind)? else { return Ok(None) };
+            let Some(inode) = task.namespace(kind)? else {
+                return Ok(None);
+            };
             let next = self.namespaces.len() as u32 + 1;
             Ok(Some(*self.namespaces.entry(inode).or_insert(next)))
         };

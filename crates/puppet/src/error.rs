@@ -104,7 +104,9 @@ pub enum Error {
 
 fn birth_hint(errno: Errno) -> &'static str {
     match errno {
-        Errno::EXIST => " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)",
+        Errno::EXIST => {
+            " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)"
+        }
         Errno::PERM => " (choosing a pid needs CAP_CHECKPOINT_RESTORE)",
         _ => "",
     }
@@ -112,7 +114,9 @@ fn birth_hint(errno: Errno) -> &'static str {
 
 fn wait_hint(place: &str) -> &'static str {
     match place {
-        "kernel_clone" | "wait_for_vfork_done" => "it waits for the child of a vfork in progress: try again when that has called execve",
+        "kernel_clone" | "wait_for_vfork_done" => {
+            "it waits for the child of a vfork in progress: try again when that has called execve"
+        }
         _ => "an uninterruptible wait must end first",
     }
 }

@@ -52,5 +52,8 @@ pub fn show_dump(stats: &DumpStatsEntry) -> String {
 
 /// For a person.
 pub fn show_restore(stats: &RestoreStatsEntry) -> String {
-    format!("Displaying restore stats:\nRestore time: {} us\nForking time: {} us\n", stats.restore_time, stats.forking_time)
+    format!(
+        "Displaying restore stats:\nRestore time: {} us\nForking time: {} us\n",
+        stats.restore_time, stats.forking_time
+    )
 }

@@ -14,7 +14,13 @@ use rustix::io::Errno;
 pub fn record(process: &Process) -> Result<TaskRlimitsEntry> {
     let value = |v: Option<u64>| v.unwrap_or(u64::MAX);
     let limits = process.task.limits()?;
-    let rlimits = limits.iter().map(|l| RlimitEntry { cur: value(l.soft), max: value(l.hard) }).collect();
+    let rlimits = limits
+        .iter()
+        .map(|l| RlimitEntry {
+            cur: value(l.soft),
+            max: value(l.hard),
+        })
+        .collect();
     Ok(TaskRlimitsEntry { rlimits })
 }
 
@@ -25,7 +31,10 @@ pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
     let rooms: Vec<_> = (0..limits.rlimits.len())
         .map(|i| {
             let room = b.space(16);
-            b.call(libc::SYS_prlimit64, [Arg::Val(0), i.into(), Arg::Val(0), room.into()]);
+            b.call(
+                libc::SYS_prlimit64,
+                [Arg::Val(0), i.into(), Arg::Val(0), room.into()],
+            );
             room
         })
         .collect();
@@ -38,14 +47,29 @@ pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
         let mut value = limit.cur.to_le_bytes().to_vec();
         value.extend_from_slice(&limit.max.to_le_bytes());
         let value = set.bytes(&value);
-        calls.push((i, set.attempt(libc::SYS_prlimit64, [Arg::Val(0), i.into(), value.into(), Arg::Val(0)])));
+        calls.push((
+            i,
+            set.attempt(
+                libc::SYS_prlimit64,
+                [Arg::Val(0), i.into(), value.into(), Arg::Val(0)],
+            ),
+        ));
     }
     hand.run(&mut set)?;
     for (i, call) in calls {
         if let Err(errno) = set.result(call) {
-            let remedy = if errno == Errno::PERM { "raising a limit needs CAP_SYS_RESOURCE; raise it before the restore" } else { "" };
+            let remedy = if errno == Errno::PERM {
+                "raising a limit needs CAP_SYS_RESOURCE; raise it before the restore"
+            } else {
+                ""
+            };
             let object = Object::Process(hand.pid());
-            return Err(Error::Kernel { object, action: format!("set resource limit {i}"), errno, remedy });
+            return Err(Error::Kernel {
+                object,
+                action: format!("set resource limit {i}"),
+                errno,
+                remedy,
+            });
         }
     }
     Ok(())

@@ -5,13 +5,13 @@
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
 pub mod bpf;
+pub mod creds;
 pub mod epoll;
 pub mod fanotify;
-pub mod creds;
 pub mod fcntl;
 pub mod handle;
-pub mod inotify;
 pub mod huge;
+pub mod inotify;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;
