@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
-    let sources =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo")).join("workloads");
+    let sources = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo")).join("workloads");
     let output = target_dir().join("workloads");
     println!("cargo::rerun-if-changed={}", sources.display());
     println!("cargo::rustc-env=WORKLOAD_SOURCES={}", sources.display());
@@ -20,10 +19,7 @@ fn main() {
         .output();
     match built {
         Ok(out) if out.status.success() => {}
-        Ok(out) => panic!(
-            "the workloads do not build:\n{}",
-            String::from_utf8_lossy(&out.stderr)
-        ),
+        Ok(out) => panic!("the workloads do not build:\n{}", String::from_utf8_lossy(&out.stderr)),
         Err(error) => {
             panic!("cannot run make ({error}): install gcc and make to build the workloads")
         }
@@ -34,8 +30,5 @@ fn main() {
 /// TARGET/PROFILE/build/PACKAGE-HASH/out.
 fn target_dir() -> PathBuf {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    out.ancestors()
-        .nth(4)
-        .map(Path::to_path_buf)
-        .expect("OUT_DIR lies five levels below the target directory")
+    out.ancestors().nth(4).map(Path::to_path_buf).expect("OUT_DIR lies five levels below the target directory")
 }

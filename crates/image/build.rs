@@ -47,11 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .flat_map(|file| &file.message_type)
             .map(|message| format!("&{}", shape_name(message.name())))
             .collect();
-        writeln!(
-            shapes,
-            "#[cfg(test)]\npub(super) static ALL: &[&Shape] = &[{}];",
-            names.join(", ")
-        )?;
+        writeln!(shapes, "#[cfg(test)]\npub(super) static ALL: &[&Shape] = &[{}];", names.join(", "))?;
         std::fs::write(out.join(format!("{package}_shapes.rs")), shapes)?;
 
         prost_build::Config::new().compile_fds(set)?;
@@ -66,12 +62,7 @@ struct FieldLine {
     content: String,
 }
 
-fn shape(
-    out: &mut String,
-    module: &str,
-    message: &str,
-    mut fields: Vec<FieldLine>,
-) -> std::fmt::Result {
+fn shape(out: &mut String, module: &str, message: &str, mut fields: Vec<FieldLine>) -> std::fmt::Result {
     fields.sort_by_key(|field| field.tag);
     let required = fields.iter().filter(|f| f.label == LABEL_REQUIRED).count();
     assert!(required <= 64, "{message}: the walker's mask has 64 bits");
@@ -80,10 +71,7 @@ fn shape(
     let shape = shape_name(message);
     writeln!(out, "static {shape}: Shape = Shape {{")?;
     writeln!(out, "    name: \"{message}\", size: size_of::<{rust}>(),")?;
-    writeln!(
-        out,
-        "    recode: |bytes| <{rust} as prost::Message>::decode(bytes).map(|m| m.encode_to_vec()),"
-    )?;
+    writeln!(out, "    recode: |bytes| <{rust} as prost::Message>::decode(bytes).map(|m| m.encode_to_vec()),")?;
     writeln!(out, "    fields: &[")?;
     let mut bit = 0;
     for field in fields {
@@ -104,10 +92,7 @@ fn shape(
         )?;
     }
     writeln!(out, "    ],\n}};")?;
-    writeln!(
-        out,
-        "impl Record for {rust} {{ const SHAPE: &'static Shape = &{shape}; }}"
-    )
+    writeln!(out, "impl Record for {rust} {{ const SHAPE: &'static Shape = &{shape}; }}")
 }
 
 fn shape_name(message: &str) -> String {

@@ -44,10 +44,7 @@ pub fn catalogue() -> Vec<Declaration> {
     for area in subdirectories(sources) {
         for source in entries(&area) {
             if source.extension().is_some_and(|extension| extension == "c") {
-                let relative = source
-                    .strip_prefix(sources)
-                    .expect("listed below it")
-                    .with_extension("");
+                let relative = source.strip_prefix(sources).expect("listed below it").with_extension("");
                 all.push(parse(&source, &relative));
             }
         }
@@ -58,56 +55,36 @@ pub fn catalogue() -> Vec<Declaration> {
 
 /// The workload called `AREA/NAME`.
 pub fn declaration(name: &str) -> Option<Declaration> {
-    catalogue()
-        .into_iter()
-        .find(|workload| workload.name == name)
+    catalogue().into_iter().find(|workload| workload.name == name)
 }
 
 fn parse(source: &Path, relative: &Path) -> Declaration {
-    let text =
-        fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+    let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     let value = |key: &str| {
         text.lines()
             .take_while(|line| !line.starts_with("int main"))
-            .find_map(|line| {
-                line.strip_prefix("// ")?
-                    .strip_prefix(key)?
-                    .strip_prefix(": ")
-            })
+            .find_map(|line| line.strip_prefix("// ")?.strip_prefix(key)?.strip_prefix(": "))
             .map(str::trim)
     };
-    let words = |key: &str| {
-        value(key)
-            .map(|v| v.split_whitespace().map(str::to_owned).collect())
-            .unwrap_or_default()
-    };
+    let words = |key: &str| value(key).map(|v| v.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
     Declaration {
         name: relative.display().to_string(),
         program: Path::new(env!("WORKLOAD_PROGRAMS")).join(relative),
         flags: words("flags"),
         checkpoint_flags: words("checkpoint-flags"),
         criu_flags: words("criu-flags"),
-        peer_cannot: value("peer")
-            .and_then(|v| v.strip_prefix("no, "))
-            .map(str::to_owned),
+        peer_cannot: value("peer").and_then(|v| v.strip_prefix("no, ")).map(str::to_owned),
         refused: value("refused").map(str::to_owned),
         gap: value("gap").map(str::to_owned),
-        once: value("twice")
-            .and_then(|v| v.strip_prefix("no, "))
-            .map(str::to_owned),
+        once: value("twice").and_then(|v| v.strip_prefix("no, ")).map(str::to_owned),
     }
 }
 
 fn subdirectories(of: &Path) -> Vec<PathBuf> {
-    entries(of)
-        .into_iter()
-        .filter(|path| path.is_dir())
-        .collect()
+    entries(of).into_iter().filter(|path| path.is_dir()).collect()
 }
 
 fn entries(of: &Path) -> Vec<PathBuf> {
     let listed = fs::read_dir(of).unwrap_or_else(|error| panic!("{}: {error}", of.display()));
-    listed
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect()
+    listed.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }

@@ -22,22 +22,11 @@ pub struct CommandFailure {
 ///
 /// # Errors
 /// When it cannot be started, does not exit with 0, or runs longer than `limit`; in the last case it is killed.
-pub fn run_command(
-    command: &mut Command,
-    log: &Path,
-    limit: Duration,
-) -> Result<(), CommandFailure> {
+pub fn run_command(command: &mut Command, log: &Path, limit: Duration) -> Result<(), CommandFailure> {
     let line = format!("{command:?}");
-    let failure = |what: String| CommandFailure {
-        command: line.clone(),
-        what,
-        output: tail(log, 25),
-    };
-    let out = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(|e| failure(format!("{}: {e}", log.display())))?;
+    let failure = |what: String| CommandFailure { command: line.clone(), what, output: tail(log, 25) };
+    let out =
+        File::options().create(true).append(true).open(log).map_err(|e| failure(format!("{}: {e}", log.display())))?;
     let err = out.try_clone().map_err(|e| failure(e.to_string()))?;
     let mut child = command
         .stdin(Stdio::null())
@@ -55,10 +44,7 @@ pub fn run_command(
                 // Both may fail only if it ended by itself just now.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(failure(format!(
-                    "still running after {} s, killed",
-                    limit.as_secs()
-                )));
+                return Err(failure(format!("still running after {} s, killed", limit.as_secs())));
             }
             Err(error) => return Err(failure(error.to_string())),
         }
@@ -73,8 +59,5 @@ pub(crate) fn tail(log: &Path, lines: usize) -> String {
     };
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..]
-        .iter()
-        .map(|line| format!("    {line}\n"))
-        .collect()
+    all[all.len().saturating_sub(lines)..].iter().map(|line| format!("    {line}\n")).collect()
 }

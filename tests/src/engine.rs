@@ -32,10 +32,7 @@ impl Engine {
     pub fn own() -> Self {
         let built = || {
             let test = env::current_exe().expect("a running program has a path");
-            test.ancestors()
-                .nth(2)
-                .expect("tests lie in target/PROFILE/deps")
-                .join("cryonaut")
+            test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("cryonaut")
         };
         Self::Cryonaut(env::var_os("CRYONAUT_BIN").map_or_else(built, PathBuf::from))
     }
@@ -64,22 +61,11 @@ impl Engine {
         match self {
             Self::Cryonaut(_) => command.args(["checkpoint", &pid, "-o"]).arg(images),
             Self::Criu(_) => command
-                .args([
-                    "dump",
-                    "--no-default-config",
-                    "--tree",
-                    &pid,
-                    "-v4",
-                    "--log-file",
-                    "dump.log",
-                    "--images-dir",
-                ])
+                .args(["dump", "--no-default-config", "--tree", &pid, "-v4", "--log-file", "dump.log", "--images-dir"])
                 .arg(images)
                 .args(&workload.criu_flags),
         };
-        command
-            .args(&workload.flags)
-            .args(&workload.checkpoint_flags);
+        command.args(&workload.flags).args(&workload.checkpoint_flags);
         if leave_running {
             command.arg("--leave-running");
         }
@@ -90,32 +76,17 @@ impl Engine {
     ///
     /// # Errors
     /// When the program fails, takes more than a minute, or names another root process than `pid`.
-    pub(crate) fn restore(
-        &self,
-        workload: &Declaration,
-        pid: Pid,
-        images: &Path,
-    ) -> Result<(), CommandFailure> {
+    pub(crate) fn restore(&self, workload: &Declaration, pid: Pid, images: &Path) -> Result<(), CommandFailure> {
         let pidfile = images.with_extension("pid");
         // CRIU creates it exclusively, and an earlier restore from the same images may have left one.
         let _ = fs::remove_file(&pidfile);
         let mut command = self.command(images);
         match self {
-            Self::Cryonaut(_) => command
-                .arg("restore")
-                .arg(images)
-                .args(["--detach", "--pidfile"])
-                .arg(&pidfile)
-                .args(&workload.flags),
+            Self::Cryonaut(_) => {
+                command.arg("restore").arg(images).args(["--detach", "--pidfile"]).arg(&pidfile).args(&workload.flags)
+            }
             Self::Criu(_) => command
-                .args([
-                    "restore",
-                    "--no-default-config",
-                    "--restore-detached",
-                    "-v4",
-                    "--log-file",
-                    "restore.log",
-                ])
+                .args(["restore", "--no-default-config", "--restore-detached", "-v4", "--log-file", "restore.log"])
                 .args(&workload.flags)
                 .args(&workload.criu_flags)
                 .arg("--images-dir")
@@ -130,11 +101,7 @@ impl Engine {
         }
         Err(CommandFailure {
             command: format!("{command:?}"),
-            what: format!(
-                "the pidfile says '{}', the root process was {}",
-                named.trim(),
-                pid.as_raw_nonzero()
-            ),
+            what: format!("the pidfile says '{}', the root process was {}", named.trim(), pid.as_raw_nonzero()),
             output: String::new(),
         })
     }
@@ -143,19 +110,11 @@ impl Engine {
     fn command(&self, images: &Path) -> Command {
         let (Self::Cryonaut(program) | Self::Criu(program)) = self;
         let mut command = Command::new(program);
-        command.env(
-            MARK,
-            images.parent().map_or(OsStr::new(""), Path::as_os_str),
-        );
+        command.env(MARK, images.parent().map_or(OsStr::new(""), Path::as_os_str));
         command
     }
 
-    fn run(
-        &self,
-        command: &mut Command,
-        images: &Path,
-        criu_log: &str,
-    ) -> Result<(), CommandFailure> {
+    fn run(&self, command: &mut Command, images: &Path, criu_log: &str) -> Result<(), CommandFailure> {
         let log = images.with_extension("log");
         run_command(command, &log, TIME_LIMIT).map_err(|mut failure| {
             if let Self::Criu(_) = self {

@@ -9,9 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 /// The environment variable that every process of a test carries.
 pub(crate) const MARK: &str = "CRYONAUT_WORKLOAD";
@@ -36,9 +34,7 @@ impl Family {
             return Vec::new();
         };
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        pids.filter_map(Pid::from_raw)
-            .filter(|pid| self.has_member(*pid))
-            .collect()
+        pids.filter_map(Pid::from_raw).filter(|pid| self.has_member(*pid)).collect()
     }
 
     /// The members and their children, which may be zombies.
@@ -63,9 +59,7 @@ impl Family {
         let Ok(environment) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
             return false;
         };
-        environment
-            .windows(self.mark.len())
-            .any(|window| window == self.mark)
+        environment.windows(self.mark.len()).any(|window| window == self.mark)
     }
 
     /// Kills every member, also those that are being forked meanwhile, and collects those that have come to us.

@@ -18,10 +18,7 @@ pub fn sound() -> ExitCode {
         match start(true)?.finish() {
             Ok(()) => Err("said ok although it had destroyed its own state (--lose)".into()),
             Err(failure) if failure.what.starts_with("FAIL: ") => Ok(()),
-            Err(other) => Err(format!(
-                "destroyed its own state (--lose) and then did not say FAIL: {other}"
-            )
-            .into()),
+            Err(other) => Err(format!("destroyed its own state (--lose) and then did not say FAIL: {other}").into()),
         }
     }))
 }
@@ -30,23 +27,16 @@ pub fn sound() -> ExitCode {
 /// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened. `refused::`: what cannot be
 /// carried is named, and goes on as well.
 pub fn survives(own: &Engine) -> ExitCode {
-    let (cannot, all): (Vec<_>, Vec<_>) =
-        catalogue().into_iter().partition(|w| w.refused.is_some());
+    let (cannot, all): (Vec<_>, Vec<_>) = catalogue().into_iter().partition(|w| w.refused.is_some());
     let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
     let engines = (own.clone(), own.clone());
-    let mut tests = each("gap", &lost, engines.clone(), |start| {
-        match round_trips(start, 1) {
-            Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
-            Err(_) => Ok(()),
-        }
+    let mut tests = each("gap", &lost, engines.clone(), |start| match round_trips(start, 1) {
+        Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
+        Err(_) => Ok(()),
     });
-    tests.extend(each("survives", &all, engines.clone(), |start| {
-        round_trips(start, 1)
-    }));
+    tests.extend(each("survives", &all, engines.clone(), |start| round_trips(start, 1)));
     let again: Vec<Declaration> = all.iter().filter(|w| w.once.is_none()).cloned().collect();
-    tests.extend(each("twice", &again, engines.clone(), |start| {
-        round_trips(start, 2)
-    }));
+    tests.extend(each("twice", &again, engines.clone(), |start| round_trips(start, 2)));
     tests.extend(each("refused", &cannot, engines.clone(), refused));
     tests.extend(each("unharmed", &all, engines, |start| {
         let mut workload = start(false)?;
@@ -65,19 +55,15 @@ pub fn peer(own: &Engine) -> ExitCode {
         return run(Vec::new());
     };
     let everything = std::env::var_os("CRIU_ALL").is_some();
-    let carried: Vec<Declaration> = catalogue()
-        .into_iter()
-        .filter(|w| (everything || w.peer_cannot.is_none()) && w.refused.is_none())
-        .collect();
+    let carried: Vec<Declaration> =
+        catalogue().into_iter().filter(|w| (everything || w.peer_cannot.is_none()) && w.refused.is_none()).collect();
     let mut tests = Vec::new();
     for (group, engines) in [
         ("peer_alone", (peer.clone(), peer.clone())),
         ("ours_to_peer", (own.clone(), peer.clone())),
         ("peer_to_ours", (peer.clone(), own.clone())),
     ] {
-        tests.extend(each(group, &carried, engines, |start| {
-            round_trips(start, 1)
-        }));
+        tests.extend(each(group, &carried, engines, |start| round_trips(start, 1)));
     }
     run(tests)
 }
@@ -113,9 +99,7 @@ fn each(
     let one = |declaration: &Declaration| {
         let name = format!("{group}::{}", declaration.name.replace('/', "::"));
         let (declaration, engines) = (declaration.clone(), engines.clone());
-        Trial::test(name, move || {
-            body(&|lose| Workload::start_with(declaration.clone(), engines.clone(), lose))
-        })
+        Trial::test(name, move || body(&|lose| Workload::start_with(declaration.clone(), engines.clone(), lose)))
     };
     all.iter().map(one).collect()
 }

@@ -73,17 +73,9 @@ impl Workload {
     ///
     /// # Errors
     /// When it does not get ready.
-    pub fn start_with(
-        declaration: Declaration,
-        engines: (Engine, Engine),
-        lose: bool,
-    ) -> Result<Self, Failure> {
-        let fail = |what: String| Failure {
-            workload: declaration.name.clone(),
-            step: "start",
-            what,
-            logs: String::new(),
-        };
+    pub fn start_with(declaration: Declaration, engines: (Engine, Engine), lose: bool) -> Result<Self, Failure> {
+        let fail =
+            |what: String| Failure { workload: declaration.name.clone(), step: "start", what, logs: String::new() };
         adopt_orphans();
         let turn = take_turn(&declaration.name).map_err(|e| fail(e.to_string()))?;
         let scratch = TempDir::with_prefix("cryonaut-test-").map_err(|e| fail(e.to_string()))?;
@@ -124,8 +116,7 @@ impl Workload {
 
     /// The directory of the last checkpoint's images.
     pub fn images(&self) -> PathBuf {
-        self.directory
-            .with_file_name(format!("images{}", self.checkpoints))
+        self.directory.with_file_name(format!("images{}", self.checkpoints))
     }
 
     /// Checkpoints the workload; afterwards no process of it is left.
@@ -147,10 +138,7 @@ impl Workload {
         if left.is_empty() {
             return Ok(());
         }
-        Err(self.failure(
-            "checkpoint",
-            format!("these processes are still there after the checkpoint: {left:?}"),
-        ))
+        Err(self.failure("checkpoint", format!("these processes are still there after the checkpoint: {left:?}")))
     }
 
     /// Checkpoints the workload, which goes on running.
@@ -164,20 +152,14 @@ impl Workload {
     fn dump(&mut self, leave_running: bool) -> Result<(), Failure> {
         self.checkpoints += 1;
         let images = self.images();
-        let done = self
-            .engines
-            .0
-            .checkpoint(&self.declaration, self.root, &images, leave_running);
+        let done = self.engines.0.checkpoint(&self.declaration, self.root, &images, leave_running);
         done.map_err(|failure| self.failure("checkpoint", failure.to_string()))?;
         if images.join("inventory.img").exists() {
             return Ok(());
         }
         Err(self.failure(
             "checkpoint",
-            format!(
-                "the engine reported success, but {} holds no inventory.img",
-                images.display()
-            ),
+            format!("the engine reported success, but {} holds no inventory.img", images.display()),
         ))
     }
 
@@ -186,10 +168,7 @@ impl Workload {
     /// # Errors
     /// When the engine fails.
     pub fn restore(&mut self) -> Result<(), Failure> {
-        let done = self
-            .engines
-            .1
-            .restore(&self.declaration, self.root, &self.images());
+        let done = self.engines.1.restore(&self.declaration, self.root, &self.images());
         done.map_err(|failure| self.failure("restore", failure.to_string()))
     }
 
@@ -199,14 +178,9 @@ impl Workload {
     /// When it says that state was lost, says nothing in time, or does not end.
     pub fn finish(mut self) -> Result<(), Failure> {
         let watch = pidfd_open(self.root, PidfdFlags::empty());
-        let watch = watch.map_err(|e| {
-            self.failure(
-                "check",
-                format!("root process {:?} is not running: {e}", self.root),
-            )
-        })?;
-        File::create(self.directory.join("go"))
-            .map_err(|e| self.failure("check", e.to_string()))?;
+        let watch =
+            watch.map_err(|e| self.failure("check", format!("root process {:?} is not running: {e}", self.root)))?;
+        File::create(self.directory.join("go")).map_err(|e| self.failure("check", e.to_string()))?;
         self.await_line("check", CHECK_LIMIT, &["ok"])?;
         if !wait_end(&watch, EXIT_LIMIT) {
             return Err(self.failure("check", "said ok but did not end".to_owned()));
@@ -215,12 +189,7 @@ impl Workload {
     }
 
     /// Waits until the last line that the workload said is one of `wanted`.
-    fn await_line(
-        &mut self,
-        step: &'static str,
-        limit: Duration,
-        wanted: &[&str],
-    ) -> Result<(), Failure> {
+    fn await_line(&mut self, step: &'static str, limit: Duration, wanted: &[&str]) -> Result<(), Failure> {
         let deadline = Instant::now() + limit;
         loop {
             let ended = self.root_ended();
@@ -228,27 +197,17 @@ impl Workload {
             if let Some(complaint) = said.lines().find(|line| line.starts_with("FAIL")) {
                 return Err(self.failure(step, complaint.to_owned()));
             }
-            if said.ends_with('\n')
-                && said
-                    .lines()
-                    .last()
-                    .is_some_and(|line| wanted.contains(&line))
-            {
+            if said.ends_with('\n') && said.lines().last().is_some_and(|line| wanted.contains(&line)) {
                 return Ok(());
             }
             if ended {
-                return Err(
-                    self.failure(step, format!("ended without a word; it had said {said:?}"))
-                );
+                return Err(self.failure(step, format!("ended without a word; it had said {said:?}")));
             }
             if Instant::now() > deadline {
                 let state = self.describe_members();
                 return Err(self.failure(
                     step,
-                    format!(
-                        "not {wanted:?} within {} s; it had said {said:?}\n{state}",
-                        limit.as_secs()
-                    ),
+                    format!("not {wanted:?} within {} s; it had said {said:?}\n{state}", limit.as_secs()),
                 ));
             }
             sleep(Duration::from_millis(2));
@@ -258,24 +217,17 @@ impl Workload {
     fn root_ended(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(Some(_)) | Err(_)),
-            None => pidfd_open(self.root, PidfdFlags::empty())
-                .map_or(true, |watch| wait_end(&watch, Duration::ZERO)),
+            None => pidfd_open(self.root, PidfdFlags::empty()).map_or(true, |watch| wait_end(&watch, Duration::ZERO)),
         }
     }
 
     /// Where each process of the family hangs, for the message about one that did not answer.
     fn describe_members(&self) -> String {
         let one = |pid: Pid| {
-            let field = |name: &str| {
-                fs::read_to_string(format!("/proc/{}/{name}", pid.as_raw_nonzero()))
-                    .unwrap_or_default()
-            };
+            let field =
+                |name: &str| fs::read_to_string(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
             let stat = field("stat");
-            let state = stat
-                .rsplit(") ")
-                .next()
-                .and_then(|rest| rest.chars().next())
-                .unwrap_or('?');
+            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
             format!(
                 "    pid {} {} state {state} syscall {}",
                 pid.as_raw_nonzero(),
@@ -290,21 +242,10 @@ impl Workload {
         let kept = if self._scratch.is_some() {
             "    (CRYONAUT_KEEP=1 keeps the images and logs)\n".to_owned()
         } else {
-            format!(
-                "    kept: {}\n",
-                self.directory.parent().unwrap_or(Path::new("/")).display()
-            )
+            format!("    kept: {}\n", self.directory.parent().unwrap_or(Path::new("/")).display())
         };
-        let logs = format!(
-            "  log of the workload:\n{}{kept}",
-            tail(&self.directory.join("log"), 20)
-        );
-        Failure {
-            workload: self.declaration.name.clone(),
-            step,
-            what,
-            logs,
-        }
+        let logs = format!("  log of the workload:\n{}{kept}", tail(&self.directory.join("log"), 20));
+        Failure { workload: self.declaration.name.clone(), step, what, logs }
     }
 }
 
@@ -367,10 +308,7 @@ fn wait_child(child: &mut Child, limit: Duration) -> bool {
 
 /// Whether the process ends within `limit` (a zombie has ended).
 fn wait_end(process: &OwnedFd, limit: Duration) -> bool {
-    let limit = Timespec {
-        tv_sec: limit.as_secs().cast_signed(),
-        tv_nsec: limit.subsec_nanos().into(),
-    };
+    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
     let mut watched = [PollFd::new(process, PollFlags::IN)];
     matches!(poll(&mut watched, Some(&limit)), Ok(1))
 }

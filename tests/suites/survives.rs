@@ -6,7 +6,5 @@ use cryonaut_tests::{Engine, suite};
 
 fn main() -> std::process::ExitCode {
     let built = env!("CARGO_BIN_EXE_cryonaut").into();
-    suite::survives(&Engine::Cryonaut(
-        env::var_os("CRYONAUT_BIN").map_or(built, Into::into),
-    ))
+    suite::survives(&Engine::Cryonaut(env::var_os("CRYONAUT_BIN").map_or(built, Into::into)))
 }

@@ -17,11 +17,7 @@ pub fn tell(error: &anyhow::Error, as_json: bool) -> ExitCode {
 
 /// The cause in one line. The engine's errors tell theirs in full; those of the system are told with what was tried.
 pub fn line(error: &anyhow::Error) -> String {
-    if error.is::<Engine>() {
-        error.to_string()
-    } else {
-        format!("{error:#}")
-    }
+    if error.is::<Engine>() { error.to_string() } else { format!("{error:#}") }
 }
 
 fn describe(error: &anyhow::Error) -> Value {
@@ -64,10 +60,9 @@ fn place(error: &cryonaut_image::Error) -> (Option<&Path>, Option<u64>) {
     use cryonaut_image::Error;
     match error {
         Error::Corrupt { path, offset, .. } => (Some(path), Some(*offset)),
-        Error::Io { path, .. }
-        | Error::Missing { path }
-        | Error::Altered { path, .. }
-        | Error::Misuse { path, .. } => (Some(path), None),
+        Error::Io { path, .. } | Error::Missing { path } | Error::Altered { path, .. } | Error::Misuse { path, .. } => {
+            (Some(path), None)
+        }
         _ => (None, None),
     }
 }

@@ -37,10 +37,7 @@ pub struct Found {
 impl Found {
     /// The names of what nothing works without, and is not there.
     pub fn lacking(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.features
-            .iter()
-            .filter(|feature| feature.required && !feature.present)
-            .map(|feature| feature.name)
+        self.features.iter().filter(|feature| feature.required && !feature.present).map(|feature| feature.name)
     }
 }
 
@@ -68,17 +65,9 @@ pub fn probe_all() -> Result<Found, Errno> {
         required: false,
         lost: capability.wanted_for,
         instead: "",
-        reason: if report.may(capability.number) {
-            String::new()
-        } else {
-            "not in the effective set".into()
-        },
+        reason: if report.may(capability.number) { String::new() } else { "not in the effective set".into() },
     });
-    Ok(Found {
-        features: features.collect(),
-        capabilities: capabilities.collect(),
-        kernel: report.release.clone(),
-    })
+    Ok(Found { features: features.collect(), capabilities: capabilities.collect(), kernel: report.release.clone() })
 }
 
 /// An answer to `criu check --feature`.
@@ -113,9 +102,7 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         "seccomp_suspend" => has(Id::SuspendSeccomp),
         "timerfd" => has(Id::TimerfdTicks),
         "ns_pid" => file_contains("/proc/self/status", "\nNSpid:"),
-        "apparmor_stacking" => {
-            file_contains("/sys/kernel/security/apparmor/features/domain/stack", "yes")
-        }
+        "apparmor_stacking" => file_contains("/sys/kernel/security/apparmor/features/domain/stack", "yes"),
         "autofs" => file_contains("/proc/filesystems", "\tautofs\n"),
         "has_ipt_legacy" => Path::new("/usr/sbin/iptables-legacy-save").exists(),
         // Changes of memory, memory on demand, asynchronous input and output, sockets, devices of the network and the
@@ -138,11 +125,7 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         | "pidfd_store" => return CriuAnswer::NotInThisBuild,
         _ => return CriuAnswer::Unknown,
     };
-    if answer {
-        CriuAnswer::Present
-    } else {
-        CriuAnswer::Absent
-    }
+    if answer { CriuAnswer::Present } else { CriuAnswer::Absent }
 }
 
 fn file_contains(path: &str, what: &str) -> bool {
@@ -163,12 +146,7 @@ mod tests {
     fn what_is_not_there_says_why() {
         let found = probe_all().expect("the kernel tells our capabilities");
         for feature in found.features.iter().chain(&found.capabilities) {
-            assert_eq!(
-                feature.present,
-                feature.reason.is_empty(),
-                "{}",
-                feature.name
-            );
+            assert_eq!(feature.present, feature.reason.is_empty(), "{}", feature.name);
             assert!(!feature.lost.is_empty(), "{}", feature.name);
         }
     }

@@ -121,10 +121,7 @@ fn log_to_stderr() {
 }
 
 fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
-    let dir = asked
-        .output
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("checkpoint-{}", asked.pid)));
+    let dir = asked.output.clone().unwrap_or_else(|| PathBuf::from(format!("checkpoint-{}", asked.pid)));
     let options = CheckpointOptions {
         afterwards: match (asked.leave_running, asked.leave_stopped) {
             (true, _) => Afterwards::LeaveRunning,
@@ -183,20 +180,13 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
             milliseconds(report.total_us),
         );
     }
-    if asked.detach {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        root::wait(report.root_pid).map(ExitCode::from)
-    }
+    if asked.detach { Ok(ExitCode::SUCCESS) } else { root::wait(report.root_pid).map(ExitCode::from) }
 }
 
 fn check(as_json: bool) -> Result<ExitCode> {
     let found = features::probe_all().context("the kernel does not tell what it can do")?;
     if as_json {
-        println!(
-            "{}",
-            serde_json::to_string(&found).context("cannot put the answers into JSON")?
-        );
+        println!("{}", serde_json::to_string(&found).context("cannot put the answers into JSON")?);
     } else {
         println!("Linux {}", found.kernel);
         show_features(&found.features);
@@ -219,10 +209,7 @@ fn show_features(features: &[features::Feature]) {
             println!("  {:<30} yes", feature.name);
             continue;
         }
-        println!(
-            "  {:<30} no   {}; lost: {}",
-            feature.name, feature.reason, feature.lost
-        );
+        println!("  {:<30} no   {}; lost: {}", feature.name, feature.reason, feature.lost);
         if !feature.instead.is_empty() {
             println!("  {:<35} instead: {}", "", feature.instead);
         }

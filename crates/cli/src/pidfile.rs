@@ -16,8 +16,8 @@ impl Pidfile {
     /// When it cannot be made, or exists already.
     pub fn claim(path: Option<PathBuf>) -> Result<Self> {
         let claim = |path: PathBuf| {
-            let file = File::create_new(&path)
-                .with_context(|| format!("pidfile {}: cannot be created", path.display()))?;
+            let file =
+                File::create_new(&path).with_context(|| format!("pidfile {}: cannot be created", path.display()))?;
             Ok::<_, anyhow::Error>((path, file))
         };
         Ok(Pidfile(path.map(claim).transpose()?))

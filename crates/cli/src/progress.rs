@@ -21,10 +21,7 @@ impl Bar {
             return Bar(None);
         }
         let (done, waiting) = channel();
-        Bar(Some((
-            done,
-            thread::spawn(move || draw(title, &progress, &waiting)),
-        )))
+        Bar(Some((done, thread::spawn(move || draw(title, &progress, &waiting)))))
     }
 }
 
@@ -44,9 +41,7 @@ fn draw(title: &'static str, progress: &Progress, done: &Receiver<()>) {
         return;
     }
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template(
-        "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}",
-    ) {
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}") {
         bar.set_style(style);
     }
     bar.set_message(title);

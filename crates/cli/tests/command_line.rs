@@ -8,10 +8,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 fn cryonaut(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_cryonaut"))
-        .args(arguments)
-        .output()
-        .expect("the program runs")
+    Command::new(env!("CARGO_BIN_EXE_cryonaut")).args(arguments).output().expect("the program runs")
 }
 
 /// Under the name `criu`, by argv\[0\] alone.
@@ -30,8 +27,7 @@ fn stderr(output: &Output) -> String {
 }
 
 fn text(path: &Path) -> &str {
-    path.to_str()
-        .expect("temporary directories have plain names")
+    path.to_str().expect("temporary directories have plain names")
 }
 
 #[test]
@@ -41,28 +37,18 @@ fn check_tells_every_feature_and_what_it_gives() {
     assert!(stdout(&output).contains("pagemap-scan"));
     let told: Value = serde_json::from_slice(&cryonaut(&["check", "--json"]).stdout).expect("JSON");
     let features = told["features"].as_array().expect("an array");
-    assert!(
-        features
-            .iter()
-            .any(|f| f["name"] == "kcmp" && f["present"].is_boolean())
-    );
+    assert!(features.iter().any(|f| f["name"] == "kcmp" && f["present"].is_boolean()));
 }
 
 #[test]
 fn a_missing_image_is_named_first() {
     let output = cryonaut(&["restore", "/nonexistent/image"]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        stderr(&output).lines().next(),
-        Some("cryonaut: /nonexistent/image: no such directory")
-    );
+    assert_eq!(stderr(&output).lines().next(), Some("cryonaut: /nonexistent/image: no such directory"));
 
     let output = cryonaut(&["restore", "--json", "/nonexistent/image"]);
     let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert_eq!(
-        told["error"]["message"],
-        "/nonexistent/image: no such directory"
-    );
+    assert_eq!(told["error"]["message"], "/nonexistent/image: no such directory");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -73,11 +59,7 @@ fn a_pidfile_that_exists_is_left_alone() {
     fs::write(&pidfile, "1").expect("written");
     let output = cryonaut(&["restore", text(dir.path()), "--pidfile", text(&pidfile)]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("cannot be created: File exists"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("cannot be created: File exists"), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(&pidfile).expect("still there"), "1");
 }
 
@@ -86,11 +68,7 @@ fn a_failed_restore_leaves_no_pidfile() {
     let dir = tempfile::tempdir().expect("a directory");
     let pidfile = dir.path().join("pid");
     let output = cryonaut(&["restore", text(dir.path()), "--pidfile", text(&pidfile)]);
-    assert_eq!(
-        output.status.code(),
-        Some(1),
-        "an empty directory is no image"
-    );
+    assert_eq!(output.status.code(), Some(1), "an empty directory is no image");
     assert!(!pidfile.exists());
 }
 
@@ -102,24 +80,13 @@ fn a_process_that_is_not_there_is_named() {
     let output = cryonaut(&["checkpoint", "4194305", "-o", text(&image), "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(
-        told["error"]["message"]
-            .as_str()
-            .expect("text")
-            .contains("4194305"),
-        "{told}"
-    );
+    assert!(told["error"]["message"].as_str().expect("text").contains("4194305"), "{told}");
     assert!(!image.exists(), "a failed checkpoint leaves no directory");
 }
 
 #[test]
 fn impossible_arguments_are_usage_errors() {
-    for arguments in [
-        &["checkpoint", "0"][..],
-        &["checkpoint", "x"],
-        &["checkpoint", "1", "-R", "-s"],
-        &["thaw"],
-    ] {
+    for arguments in [&["checkpoint", "0"][..], &["checkpoint", "x"], &["checkpoint", "1", "-R", "-s"], &["thaw"]] {
         assert_eq!(cryonaut(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
@@ -137,19 +104,8 @@ fn criu_tells_its_version_in_criu_s_form() {
 
 #[test]
 fn criu_check_answers_with_its_status() {
-    for (feature, is_there) in [
-        ("mnt_id", true),
-        ("userns", true),
-        ("mem_dirty_track", false),
-        ("nonsense", false),
-    ] {
-        let output = criu(&[
-            "check",
-            "--no-default-config",
-            "-verbosity=0",
-            "--feature",
-            feature,
-        ]);
+    for (feature, is_there) in [("mnt_id", true), ("userns", true), ("mem_dirty_track", false), ("nonsense", false)] {
+        let output = criu(&["check", "--no-default-config", "-verbosity=0", "--feature", feature]);
         assert_eq!(output.status.success(), is_there, "{feature}");
         assert_eq!(stderr(&output), "", "level 0 is silence");
     }
@@ -172,20 +128,9 @@ fn criu_refuses_by_name_and_says_so_in_the_log() {
         all.extend(arguments);
         let output = criu(&all);
         assert_eq!(output.status.code(), Some(1), "{all:?}");
-        assert!(
-            stderr(&output)
-                .lines()
-                .next()
-                .is_some_and(|line| line.contains(name)),
-            "{all:?}: {}",
-            stderr(&output)
-        );
-        let log = fs::read_to_string(dir.path().join("x.log"))
-            .expect("the log is there whatever happens");
-        assert!(
-            log.contains(") Error (") && log.contains(name),
-            "{all:?}: {log}"
-        );
+        assert!(stderr(&output).lines().next().is_some_and(|line| line.contains(name)), "{all:?}: {}", stderr(&output));
+        let log = fs::read_to_string(dir.path().join("x.log")).expect("the log is there whatever happens");
+        assert!(log.contains(") Error (") && log.contains(name), "{all:?}: {log}");
         fs::remove_file(dir.path().join("x.log")).expect("removed");
     }
 }
@@ -194,9 +139,5 @@ fn criu_refuses_by_name_and_says_so_in_the_log() {
 fn criu_needs_the_directories_that_it_is_told() {
     let output = criu(&["dump", "-t", "1", "-D", "/nonexistent"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("/nonexistent: no such directory"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("/nonexistent: no such directory"), "{}", stderr(&output));
 }

@@ -51,9 +51,7 @@ pub struct Hook(Option<Arc<Action>>);
 
 impl Hook {
     /// A hook that does this.
-    pub fn new(
-        action: impl Fn(Moment, i32) -> std::result::Result<(), String> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(action: impl Fn(Moment, i32) -> std::result::Result<(), String> + Send + Sync + 'static) -> Self {
         Hook(Some(Arc::new(action)))
     }
 
@@ -69,11 +67,7 @@ impl Hook {
 
 impl fmt::Debug for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() {
-            "Hook(set)"
-        } else {
-            "Hook(none)"
-        })
+        f.write_str(if self.0.is_some() { "Hook(set)" } else { "Hook(none)" })
     }
 }
 
@@ -101,9 +95,6 @@ impl Progress {
     /// Bytes done and bytes in all, as far as known.
     #[must_use]
     pub fn get(&self) -> (u64, u64) {
-        (
-            self.0.done.load(Ordering::Relaxed),
-            self.0.total.load(Ordering::Relaxed),
-        )
+        (self.0.done.load(Ordering::Relaxed), self.0.total.load(Ordering::Relaxed))
     }
 }

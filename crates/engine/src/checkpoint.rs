@@ -4,9 +4,7 @@ use crate::attributes::extras as thread_extras;
 use crate::attributes::{limits, seccomp, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
-use crate::memory::{
-    AllExtras, ExtrasAsk, MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record,
-};
+use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
@@ -37,18 +35,11 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let mut sharing = Sharing::default();
     refuse_shared_memory(&frozen, &mut sharing)?;
     frozen.enter_all()?;
-    let mut report = CheckpointReport {
-        root_pid: pid,
-        freeze_us: micros(stood_still - freezing),
-        ..CheckpointReport::default()
-    };
+    let mut report =
+        CheckpointReport { root_pid: pid, freeze_us: micros(stood_still - freezing), ..CheckpointReport::default() };
     dump(&mut frozen, &images, options, sharing, &mut report)?;
     options.hook.call(Moment::PostDump, pid)?;
-    let durability = if options.sync {
-        Durability::Synced
-    } else {
-        Durability::Relaxed
-    };
+    let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     match options.afterwards {
         Afterwards::LeaveRunning => {
             frozen.release()?;
@@ -72,10 +63,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
 }
 
 fn commit(images: DumpDir, durability: Durability) -> Result<()> {
-    Ok(images.commit(CommitOptions {
-        durability,
-        ..CommitOptions::default()
-    })?)
+    Ok(images.commit(CommitOptions { durability, ..CommitOptions::default() })?)
 }
 
 fn micros(d: Duration) -> u64 {
@@ -104,19 +92,12 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
     let in_tree = |pid: i32| frozen.processes.iter().any(|p| p.pid == pid);
     let root = &frozen.processes[0];
     if root.is_zombie() {
-        return Err(Error::unsupported(
-            Object::Process(root.pid),
-            "it has ended and waits for its parent",
-            "",
-        ));
+        return Err(Error::unsupported(Object::Process(root.pid), "it has ended and waits for its parent", ""));
     }
     if !options.shell_job && !in_tree(root.stat.session) {
         return Err(Error::unsupported(
             Object::Process(root.pid),
-            format!(
-                "its session {} has its leader outside of the tree",
-                root.stat.session
-            ),
+            format!("its session {} has its leader outside of the tree", root.stat.session),
             "use --shell-job if it was started from a terminal, or start it with setsid",
         ));
     }
@@ -130,11 +111,7 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
             ));
         }
         if process.status.core_dumping {
-            return Err(Error::unsupported(
-                Object::Process(process.pid),
-                "it is dumping core",
-                "",
-            ));
+            return Err(Error::unsupported(Object::Process(process.pid), "it is dumping core", ""));
         }
         if process.threads[0].tid != process.pid {
             return Err(Error::unsupported(
@@ -153,14 +130,8 @@ fn refuse_shared_memory(frozen: &Frozen, sharing: &mut Sharing) -> Result<()> {
     let mut owners = std::collections::HashMap::new();
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
         if let Some(other) = owners.insert(sharing.address_space(process.pid)?, process.pid) {
-            let reason = format!(
-                "it shares its memory with process {other} (CLONE_VM without CLONE_THREAD)"
-            );
-            return Err(Error::unsupported(
-                Object::Process(process.pid),
-                reason,
-                "this cannot be carried yet",
-            ));
+            let reason = format!("it shares its memory with process {other} (CLONE_VM without CLONE_THREAD)");
+            return Err(Error::unsupported(Object::Process(process.pid), reason, "this cannot be carried yet"));
         }
     }
     Ok(())
@@ -252,14 +223,10 @@ fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
 /// The descriptor table: every open file, and the numbers under which it is.
 fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result<()> {
     let failed = |e| Error::kernel(Object::Process(process.pid), "duplicate its descriptors", e);
-    let pidfd =
-        rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
-    let writer = cx
-        .images
-        .entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
+    let pidfd = rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
+    let writer = cx.images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
     for fd in process.task.fds()? {
-        let file =
-            rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+        let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
         let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
         writer.append(&entry)?;
     }
@@ -293,8 +260,7 @@ fn dump_process(
     tc.blk_sigset = process.threads[0].context.sigmask;
     let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, filters)?;
     core.tc = Some(tc);
-    cx.images
-        .write_one(ImageKind::Core, process.pid as u64, &core)?;
+    cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
     for index in 1..process.threads.len() {
         dump_thread(cx, filters, process, index)?;
     }
@@ -304,23 +270,14 @@ fn dump_process(
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas)?;
     let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;
-    cx.images
-        .write_one(ImageKind::Mm, process.pid as u64, &mm)?;
+    cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
     Ok(count)
 }
 
-fn dump_thread(
-    cx: &Collect<'_>,
-    filters: &mut seccomp::Filters,
-    process: &mut Process,
-    index: usize,
-) -> Result<()> {
+fn dump_thread(cx: &Collect<'_>, filters: &mut seccomp::Filters, process: &mut Process, index: usize) -> Result<()> {
     let mut b = Batch::new();
     let ask = thread::Ask::new(&mut b);
-    let (tid, context) = (
-        process.threads[index].tid,
-        process.threads[index].context.clone(),
-    );
+    let (tid, context) = (process.threads[index].tid, process.threads[index].context.clone());
     process.hand()?.run_in_thread(tid, &context, &mut b)?;
     let core = thread::record(process, &process.threads[index], &ask, &b, filters)?;
     Ok(cx.images.write_one(ImageKind::Core, tid as u64, &core)?)
@@ -330,15 +287,9 @@ fn dump_thread(
 fn clocks() -> TimensEntry {
     let now = |clock| {
         let t = clock_gettime(clock);
-        Timespec {
-            tv_sec: t.tv_sec as u64,
-            tv_nsec: t.tv_nsec as u64,
-        }
+        Timespec { tv_sec: t.tv_sec as u64, tv_nsec: t.tv_nsec as u64 }
     };
-    TimensEntry {
-        monotonic: now(ClockId::Monotonic),
-        boottime: now(ClockId::Boottime),
-    }
+    TimensEntry { monotonic: now(ClockId::Monotonic), boottime: now(ClockId::Boottime) }
 }
 
 /// Time since boot in clock ticks, as /proc/PID/stat counts start times.

@@ -97,11 +97,7 @@ pub enum Error {
 }
 
 fn hint(remedy: &str) -> String {
-    if remedy.is_empty() {
-        String::new()
-    } else {
-        format!(" ({remedy})")
-    }
+    if remedy.is_empty() { String::new() } else { format!(" ({remedy})") }
 }
 
 /// The kernel's answer behind an error of std; EIO where std made it up.
@@ -112,29 +108,17 @@ pub(crate) fn errno_of(error: &std::io::Error) -> Errno {
 impl Error {
     /// A refusal by the kernel, without a remedy.
     pub fn kernel(object: Object, action: impl Into<String>, errno: Errno) -> Self {
-        Error::Kernel {
-            object,
-            action: action.into(),
-            errno,
-            remedy: "",
-        }
+        Error::Kernel { object, action: action.into(), errno, remedy: "" }
     }
 
     /// Something that cannot be carried, and what can be done about it.
     pub fn unsupported(object: Object, reason: impl Into<String>, remedy: &'static str) -> Self {
-        Error::Unsupported {
-            object,
-            reason: reason.into(),
-            remedy,
-        }
+        Error::Unsupported { object, reason: reason.into(), remedy }
     }
 
     /// An image that contradicts itself.
     pub fn bad_image(file: impl Into<String>, problem: impl Into<String>) -> Self {
-        Error::BadImage {
-            file: file.into(),
-            problem: problem.into(),
-        }
+        Error::BadImage { file: file.into(), problem: problem.into() }
     }
 
     /// The kernel's answer, where it was the kernel that refused.

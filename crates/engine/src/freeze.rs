@@ -77,9 +77,7 @@ impl Process {
     /// The hand; an error if the process is a zombie.
     pub fn hand(&mut self) -> Result<&mut Hand> {
         let pid = self.pid;
-        self.hand
-            .as_mut()
-            .ok_or_else(|| Error::kernel(Object::Process(pid), "enter it", Errno::SRCH))
+        self.hand.as_mut().ok_or_else(|| Error::kernel(Object::Process(pid), "enter it", Errno::SRCH))
     }
 }
 
@@ -96,11 +94,7 @@ impl Frozen {
     /// Freezes `root` and everything below it. Waits at most `limit` for each
     /// thread.
     pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
-        let mut frozen = Frozen {
-            processes: Vec::new(),
-            seized: Vec::new(),
-            doors: DoorMaps::default(),
-        };
+        let mut frozen = Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default() };
         frozen.take(root, 0, limit)?;
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.
@@ -158,11 +152,7 @@ impl Frozen {
             ));
         }
         if status.kernel_thread {
-            return Err(Error::unsupported(
-                Object::Process(pid),
-                "it is a kernel thread",
-                "",
-            ));
+            return Err(Error::unsupported(Object::Process(pid), "it is a kernel thread", ""));
         }
         let mut threads: Vec<Thread> = Vec::new();
         // Threads may create threads until all are held.
@@ -191,28 +181,14 @@ impl Frozen {
                     if status.seccomp != Seccomp::Disabled {
                         trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP)?;
                     }
-                    threads.push(Thread {
-                        tid,
-                        stopped,
-                        context,
-                        asleep,
-                    });
+                    threads.push(Thread { tid, stopped, context, asleep });
                 } else {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));
-        self.processes.push(Process {
-            pid,
-            ppid,
-            task,
-            stat,
-            status,
-            threads,
-            maps: Vec::new(),
-            hand: None,
-        });
+        self.processes.push(Process { pid, ppid, task, stat, status, threads, maps: Vec::new(), hand: None });
         Ok(())
     }
 
@@ -235,29 +211,12 @@ impl Frozen {
         for process in &mut self.processes {
             if let Some(thread) = process.threads.first() {
                 let context = thread.context.clone();
-                let door = find_doorway(
-                    &mut self.doors,
-                    process.pid,
-                    &process.maps,
-                    context.regs.rsp,
-                    context.xstate.len(),
-                )?;
-                let base = free_range(&process.maps, scratch::LEN).ok_or_else(|| {
-                    Error::unsupported(
-                        Object::Process(process.pid),
-                        "its address space is full",
-                        "",
-                    )
-                })?;
+                let door =
+                    find_doorway(&mut self.doors, process.pid, &process.maps, context.regs.rsp, context.xstate.len())?;
+                let base = free_range(&process.maps, scratch::LEN)
+                    .ok_or_else(|| Error::unsupported(Object::Process(process.pid), "its address space is full", ""))?;
                 let caught = process.status.sig_caught;
-                process.hand = Some(Hand::enter(
-                    process.pid,
-                    thread.tid,
-                    context,
-                    door,
-                    base,
-                    caught,
-                )?);
+                process.hand = Some(Hand::enter(process.pid, thread.tid, context, door, base, caught)?);
             }
         }
         Ok(())
@@ -272,8 +231,7 @@ impl Frozen {
     pub fn stop(&mut self) -> Result<()> {
         for process in self.processes.iter().filter(|p| !p.is_zombie()) {
             let failed = |e| Error::kernel(Object::Process(process.pid), "stop it", e);
-            rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::STOP)
-                .map_err(failed)?;
+            rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::STOP).map_err(failed)?;
         }
         Ok(())
     }
@@ -282,8 +240,7 @@ impl Frozen {
     pub fn kill(mut self) -> Result<()> {
         let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());
         for process in zombies_last {
-            let _ =
-                rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
         }
         for process in self.processes.iter().filter(|p| !p.is_zombie()) {
             stops::reap_process(process.pid);
@@ -335,11 +292,7 @@ impl Process {
         self.stat = self.task.stat()?;
         self.status = self.task.status()?;
         if self.is_zombie() && !matches!(self.stat.state, State::Zombie | State::Dead) {
-            return Err(Error::kernel(
-                Object::Process(self.pid),
-                "hold any of its threads",
-                Errno::SRCH,
-            ));
+            return Err(Error::kernel(Object::Process(self.pid), "hold any of its threads", Errno::SRCH));
         }
         if !self.is_zombie() {
             self.maps = self.task.maps()?;
@@ -354,11 +307,7 @@ impl Process {
 pub fn free_range(maps: &[Vma], len: u64) -> Option<u64> {
     const LOWEST: u64 = 0x1_0000;
     const HIGHEST: u64 = 0x7fff_0000_0000;
-    let mut ends: Vec<(u64, u64)> = maps
-        .iter()
-        .map(|v| (v.start, v.end))
-        .filter(|v| v.0 < HIGHEST)
-        .collect();
+    let mut ends: Vec<(u64, u64)> = maps.iter().map(|v| (v.start, v.end)).filter(|v| v.0 < HIGHEST).collect();
     ends.sort_unstable();
     // Leave a megabyte around, so that a stack or a heap beside it can grow.
     const CLEAR: u64 = 1 << 20;
@@ -374,9 +323,7 @@ pub fn free_range(maps: &[Vma], len: u64) -> Option<u64> {
 
 fn explain_seize(pid: i32, e: cryonaut_puppet::Error) -> Error {
     match e {
-        cryonaut_puppet::Error::Ptrace {
-            errno: Errno::PERM, ..
-        } => Error::Kernel {
+        cryonaut_puppet::Error::Ptrace { errno: Errno::PERM, .. } => Error::Kernel {
             object: Object::Process(pid),
             action: "attach to it".into(),
             errno: Errno::PERM,

@@ -3,8 +3,7 @@
 
 use crate::{Error, Result};
 use cryonaut_image::records::{
-    CoreEntry, FdinfoEntry, FileEntry, FsEntry, MmEntry, PstreeEntry, SeccompEntry,
-    TaskKobjIdsEntry,
+    CoreEntry, FdinfoEntry, FileEntry, FsEntry, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
 };
 use cryonaut_image::{ImageDir, ImageKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,20 +38,13 @@ impl ProcessPlan {
     /// Whether it has ended and waits for its parent.
     #[must_use]
     pub fn is_zombie(&self) -> bool {
-        self.core
-            .tc
-            .as_ref()
-            .is_some_and(|tc| tc.task_state == task::DEAD)
+        self.core.tc.as_ref().is_some_and(|tc| tc.task_state == task::DEAD)
     }
 
     /// The signal that stopped it, if job control had.
     #[must_use]
     pub fn job_stop(&self) -> Option<i32> {
-        let tc = self
-            .core
-            .tc
-            .as_ref()
-            .filter(|tc| tc.task_state == task::STOPPED)?;
+        let tc = self.core.tc.as_ref().filter(|tc| tc.task_state == task::STOPPED)?;
         Some(tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32))
     }
 }
@@ -106,37 +98,24 @@ impl Plan {
     pub fn read(images: &ImageDir) -> Result<Plan> {
         images.inventory()?;
         let tree: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, None)?;
-        let root = tree
-            .first()
-            .map(|t| t.pid as i32)
-            .ok_or_else(|| bad("pstree.img", "it has no process"))?;
+        let root = tree.first().map(|t| t.pid as i32).ok_or_else(|| bad("pstree.img", "it has no process"))?;
         let mut processes = BTreeMap::new();
         for entry in tree {
             let pid = entry.pid as i32;
             let duplicate = processes.insert(pid, read_process(images, entry)?);
             if pid <= 0 || duplicate.is_some() {
-                return Err(bad(
-                    "pstree.img",
-                    &format!("process {pid} is there twice or has no valid id"),
-                ));
+                return Err(bad("pstree.img", &format!("process {pid} is there twice or has no valid id")));
             }
         }
         let mut tables = BTreeMap::new();
         for process in processes.values() {
-            if let Some(id) = process
-                .ids
-                .as_ref()
-                .map(|i| i.files_id)
-                .filter(|id| !tables.contains_key(id))
-            {
+            if let Some(id) = process.ids.as_ref().map(|i| i.files_id).filter(|id| !tables.contains_key(id)) {
                 tables.insert(id, images.read_all(ImageKind::Fdinfo, u64::from(id))?);
             }
         }
         let files: Vec<FileEntry> = images.read_all(ImageKind::Files, None)?;
         let files = files.into_iter().map(|f| (f.id, f)).collect();
-        let seccomp = images
-            .read_optional(ImageKind::Seccomp, None)?
-            .unwrap_or_default();
+        let seccomp = images.read_optional(ImageKind::Seccomp, None)?.unwrap_or_default();
         let mut plan = Plan {
             processes,
             root,
@@ -156,10 +135,7 @@ impl Plan {
         for process in self.processes.values() {
             let (pid, ppid) = (process.pid(), process.tree.ppid as i32);
             if pid != self.root && (ppid == pid || !self.processes.contains_key(&ppid)) {
-                return Err(bad(
-                    "pstree.img",
-                    &format!("process {pid} has a parent {ppid} that is not in the tree"),
-                ));
+                return Err(bad("pstree.img", &format!("process {pid} has a parent {ppid} that is not in the tree")));
             }
         }
         // Every chain of parents must end at the root.
@@ -169,10 +145,7 @@ impl Plan {
                 pid = self.processes[&pid].tree.ppid as i32;
                 steps += 1;
                 if steps > self.processes.len() {
-                    return Err(bad(
-                        "pstree.img",
-                        &format!("process {start} is its own ancestor"),
-                    ));
+                    return Err(bad("pstree.img", &format!("process {start} is its own ancestor")));
                 }
             }
         }
@@ -181,11 +154,7 @@ impl Plan {
 
     fn children(&self, pid: i32) -> Vec<i32> {
         let is_child = |p: &&ProcessPlan| p.pid() != self.root && p.tree.ppid as i32 == pid;
-        self.processes
-            .values()
-            .filter(is_child)
-            .map(ProcessPlan::pid)
-            .collect()
+        self.processes.values().filter(is_child).map(ProcessPlan::pid).collect()
     }
 
     fn sid(&self, pid: i32) -> i32 {
@@ -197,10 +166,7 @@ impl Plan {
         if self.sid(pid) != pid {
             return Some(self.sid(pid));
         }
-        self.children(pid)
-            .into_iter()
-            .filter_map(|c| self.birth_session(c))
-            .find(|s| *s != pid)
+        self.children(pid).into_iter().filter_map(|c| self.birth_session(c)).find(|s| *s != pid)
     }
 
     /// Finds the order of creation: a process has children before it becomes
@@ -208,24 +174,16 @@ impl Plan {
     fn arrange(&mut self) -> Result<()> {
         let root = self.root;
         let outside = self.sid(root);
-        self.steps.push(Step::Create(Birth {
-            pid: root,
-            creator: 0,
-            sibling: false,
-            helper: false,
-        }));
+        self.steps.push(Step::Create(Birth { pid: root, creator: 0, sibling: false, helper: false }));
         self.arrange_children(root, outside)
     }
 
     fn arrange_children(&mut self, pid: i32, born_in: i32) -> Result<()> {
         let leads = self.sid(pid) == pid;
         let children = self.children(pid);
-        let (early, late): (Vec<i32>, Vec<i32>) = children.into_iter().partition(|c| {
-            leads
-                && self
-                    .birth_session(*c)
-                    .is_some_and(|s| s == born_in && s != pid)
-        });
+        let (early, late): (Vec<i32>, Vec<i32>) = children
+            .into_iter()
+            .partition(|c| leads && self.birth_session(*c).is_some_and(|s| s == born_in && s != pid));
         for child in early {
             self.create(child, pid, false);
             self.arrange_children(child, born_in)?;
@@ -256,12 +214,7 @@ impl Plan {
     fn adopt_strays(&mut self, parent: i32, session: i32, children: &[i32]) -> Result<()> {
         match self.processes.get(&session) {
             None => {
-                self.steps.push(Step::Create(Birth {
-                    pid: session,
-                    creator: parent,
-                    sibling: false,
-                    helper: true,
-                }));
+                self.steps.push(Step::Create(Birth { pid: session, creator: parent, sibling: false, helper: true }));
                 self.steps.push(Step::NewSession(session));
                 self.helpers.push((session, parent));
             }
@@ -269,10 +222,7 @@ impl Plan {
             Some(_) => {
                 return Err(bad(
                     "pstree.img",
-                    &format!(
-                        "process {} is in session {session}, of which its parent was never a member",
-                        children[0]
-                    ),
+                    &format!("process {} is in session {session}, of which its parent was never a member", children[0]),
                 ));
             }
         }
@@ -284,12 +234,7 @@ impl Plan {
     }
 
     fn create(&mut self, pid: i32, creator: i32, sibling: bool) {
-        self.steps.push(Step::Create(Birth {
-            pid,
-            creator,
-            sibling,
-            helper: false,
-        }));
+        self.steps.push(Step::Create(Birth { pid, creator, sibling, helper: false }));
     }
 
     /// Process groups whose leader is not in the tree, with the member in
@@ -305,11 +250,7 @@ impl Plan {
             if group == outside && self.sid(self.root) != self.root {
                 continue;
             }
-            if !self.processes.contains_key(&group)
-                && !helped
-                && !p.is_zombie()
-                && seen.insert(group)
-            {
+            if !self.processes.contains_key(&group) && !helped && !p.is_zombie() && seen.insert(group) {
                 out.push((group, p.pid()));
             }
         }
@@ -325,27 +266,14 @@ fn read_process(images: &ImageDir, tree: PstreeEntry) -> Result<ProcessPlan> {
     let pid = u64::from(tree.pid);
     let core: CoreEntry = images.read_one(ImageKind::Core, pid)?;
     let Some(tc) = &core.tc else {
-        return Err(bad(
-            &format!("core-{pid}.img"),
-            "it is not that of a process",
-        ));
+        return Err(bad(&format!("core-{pid}.img"), "it is not that of a process"));
     };
     if tc.task_state == task::DEAD {
-        return Ok(ProcessPlan {
-            tree,
-            core,
-            threads: Vec::new(),
-            mm: None,
-            fs: None,
-            ids: None,
-        });
+        return Ok(ProcessPlan { tree, core, threads: Vec::new(), mm: None, fs: None, ids: None });
     }
     let mut threads = Vec::new();
     for tid in tree.threads.iter().filter(|t| **t != tree.pid) {
-        threads.push((
-            *tid as i32,
-            images.read_one(ImageKind::Core, u64::from(*tid))?,
-        ));
+        threads.push((*tid as i32, images.read_one(ImageKind::Core, u64::from(*tid))?));
     }
     let ids = match core.ids {
         Some(ids) => ids,

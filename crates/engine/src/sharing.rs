@@ -45,9 +45,8 @@ impl Sharing {
         while low < high {
             let middle = usize::midpoint(low, high);
             let (other, id) = self.known[kind][middle];
-            let order = kcmp::resource(pid_of(pid)?, pid_of(other)?, KINDS[kind]).map_err(|e| {
-                Error::kernel(Object::Process(pid), "compare it with others (kcmp)", e)
-            })?;
+            let order = kcmp::resource(pid_of(pid)?, pid_of(other)?, KINDS[kind])
+                .map_err(|e| Error::kernel(Object::Process(pid), "compare it with others (kcmp)", e))?;
             match order {
                 std::cmp::Ordering::Equal => return Ok(id),
                 std::cmp::Ordering::Less => high = middle,

@@ -50,12 +50,7 @@ impl Dir {
         self.path.join(name)
     }
 
-    fn wrap<T>(
-        &self,
-        action: &'static str,
-        name: &str,
-        result: rustix::io::Result<T>,
-    ) -> Result<T> {
+    fn wrap<T>(&self, action: &'static str, name: &str, result: rustix::io::Result<T>) -> Result<T> {
         result.map_err(|errno| Error::io(action, self.path_of(name), errno.into()))
     }
 
@@ -72,13 +67,7 @@ impl Dir {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
             let found = format!("{kind:?}");
-            return Err(Error::corrupt(
-                &self.path_of(name),
-                0,
-                "a regular file",
-                found,
-                DAMAGED,
-            ));
+            return Err(Error::corrupt(&self.path_of(name), 0, "a regular file", found, DAMAGED));
         }
         let size = u64::try_from(stat.st_size).unwrap_or(0);
         Ok(Some((File::from(fd), size)))
@@ -92,13 +81,7 @@ impl Dir {
         let path = self.path_of(name);
         if size > limit {
             let expected = format!("a file of at most {limit} bytes");
-            return Err(Error::corrupt(
-                &path,
-                0,
-                expected,
-                format!("{size}"),
-                DAMAGED,
-            ));
+            return Err(Error::corrupt(&path, 0, expected, format!("{size}"), DAMAGED));
         }
         let mut bytes = Vec::new();
         let read = file.take(limit).read_to_end(&mut bytes);
@@ -109,59 +92,39 @@ impl Dir {
     /// Makes a new file, open for reading and writing.
     pub(crate) fn create_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        self.wrap("create", name, fs::openat(&self.fd, name, flags, FILE_MODE))
-            .map(File::from)
+        self.wrap("create", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
     }
 
     /// Opens a file for appending, making it if need be.
     pub(crate) fn append_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        self.wrap("write", name, fs::openat(&self.fd, name, flags, FILE_MODE))
-            .map(File::from)
+        self.wrap("write", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
     }
 
     /// Makes a directory; `false` if the name is taken.
     pub(crate) fn create_dir(&self, name: &str) -> Result<bool> {
         match fs::mkdirat(&self.fd, name, DIR_MODE) {
             Err(rustix::io::Errno::EXIST) => Ok(false),
-            other => self
-                .wrap("create the directory", name, other)
-                .map(|()| true),
+            other => self.wrap("create the directory", name, other).map(|()| true),
         }
     }
 
     pub(crate) fn create_link(&self, name: &str, target: &Path) -> Result<()> {
-        self.wrap(
-            "create the link",
-            name,
-            fs::symlinkat(target, &self.fd, name),
-        )
+        self.wrap("create the link", name, fs::symlinkat(target, &self.fd, name))
     }
 
     /// Moves `name` from this directory into another one on the same filesystem.
     pub(crate) fn move_to(&self, name: &str, to: &Dir) -> Result<()> {
-        to.wrap(
-            "move a file to",
-            name,
-            fs::renameat(&self.fd, name, &to.fd, name),
-        )
+        to.wrap("move a file to", name, fs::renameat(&self.fd, name, &to.fd, name))
     }
 
     /// Renames within this directory, over what has the new name.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<()> {
-        self.wrap(
-            "rename a file to",
-            to,
-            fs::renameat(&self.fd, from, &self.fd, to),
-        )
+        self.wrap("rename a file to", to, fs::renameat(&self.fd, from, &self.fd, to))
     }
 
     pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
-        self.wrap(
-            "remove",
-            name,
-            fs::unlinkat(&self.fd, name, AtFlags::empty()),
-        )
+        self.wrap("remove", name, fs::unlinkat(&self.fd, name, AtFlags::empty()))
     }
 
     /// Names in the directory. Those that are not UTF-8 are not ours; left out.
@@ -191,12 +154,7 @@ impl Dir {
         let file = self.wrap(
             "open",
             name,
-            fs::openat(
-                &self.fd,
-                name,
-                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            ),
+            fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()),
         )?;
         self.wrap("sync", name, fs::fsync(&file))
     }
@@ -226,15 +184,8 @@ impl Dir {
     pub(crate) fn remove_tree(&self, name: &OsStr) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if let Ok(fd) = fs::openat(&self.fd, name, flags, Mode::empty()) {
-            let inner = Self {
-                fd,
-                path: self.path.join(name),
-            };
-            for entry in fs::Dir::read_from(&inner.fd)
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
+            let inner = Self { fd, path: self.path.join(name) };
+            for entry in fs::Dir::read_from(&inner.fd).into_iter().flatten().flatten() {
                 let entry = OsStr::from_bytes(entry.file_name().to_bytes());
                 if entry == "." || entry == ".." {
                     continue;

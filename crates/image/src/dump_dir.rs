@@ -77,10 +77,7 @@ impl DumpDir {
             Err(source) => return Err(Error::io("create the directory", path, source)),
         };
         let staging = Staging::create(Dir::open(path)?, made)?;
-        Ok(Self {
-            staging,
-            files: Mutex::default(),
-        })
+        Ok(Self { staging, files: Mutex::default() })
     }
 
     /// The directory as it was named to [`DumpDir::create`].
@@ -142,26 +139,17 @@ impl DumpDir {
         message: &M,
         raw: Option<&[u8]>,
     ) -> Result<()> {
-        self.entry_file(kind, id)?
-            .append_with(message, raw.unwrap_or_default())
+        self.entry_file(kind, id)?.append_with(message, raw.unwrap_or_default())
     }
 
     /// Writes a file that holds one message.
     ///
     /// # Errors
     /// As for [`DumpDir::append`]; also if the file has been written already.
-    pub fn write_one<M: Record>(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-        message: &M,
-    ) -> Result<()> {
+    pub fn write_one<M: Record>(&self, kind: ImageKind, id: impl Into<Option<u64>>, message: &M) -> Result<()> {
         let id = id.into();
         if self.files().contains_key(&kind.file_name(id)?) {
-            return Err(Error::misuse(
-                self.path_of(&kind.file_name(id)?),
-                "written twice",
-            ));
+            return Err(Error::misuse(self.path_of(&kind.file_name(id)?), "written twice"));
         }
         self.entry_file(kind, id)?.append(message)
     }
@@ -177,12 +165,7 @@ impl DumpDir {
         if !kind.is_raw() {
             return Err(Error::misuse(self.path_of(&name), "not a file of raw data"));
         }
-        self.claim(
-            &name,
-            Content::Raw {
-                pages: kind.is_pages(),
-            },
-        )?;
+        self.claim(&name, Content::Raw { pages: kind.is_pages() })?;
         self.staging.dir().create_file(&name)
     }
 
@@ -195,8 +178,7 @@ impl DumpDir {
     pub fn write_json(&self, name: &str, value: &(impl Serialize + ?Sized)) -> Result<()> {
         let name = json_name(name)?;
         let path = self.path_of(&name);
-        let mut text = serde_json::to_vec_pretty(value)
-            .map_err(|error| Error::misuse(&path, error.to_string()))?;
+        let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::misuse(&path, error.to_string()))?;
         text.push(b'\n');
         if text.len() as u64 > JSON_LIMIT {
             let reason = format!("{} bytes, over {JSON_LIMIT}", text.len());
@@ -209,8 +191,7 @@ impl DumpDir {
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let mut file = self.staging.dir().create_file(name)?;
-        file.write_all(bytes)
-            .map_err(|source| Error::io("write", self.path_of(name), source))
+        file.write_all(bytes).map_err(|source| Error::io("write", self.path_of(name), source))
     }
 
     /// Names the image that pages marked as the parent's lie in. A relative
@@ -233,10 +214,7 @@ impl DumpDir {
         let contents = std::mem::take(&mut *self.files());
         let inventory = ImageKind::Inventory.file_name(None)?;
         if !contents.contains_key(&inventory) {
-            return Err(Error::misuse(
-                self.path_of(&inventory),
-                "an image needs an inventory",
-            ));
+            return Err(Error::misuse(self.path_of(&inventory), "an image needs an inventory"));
         }
 
         let mut sums = BTreeMap::new();
@@ -257,20 +235,15 @@ impl DumpDir {
         self.write_whole(MANIFEST_NAME, text.as_bytes())?;
         names.push(MANIFEST_NAME.to_owned());
 
-        self.staging
-            .install(names, options.durability == Durability::Synced)
+        self.staging.install(names, options.durability == Durability::Synced)
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {
         let Some((file, size)) = self.staging.dir().open_file(name)? else {
-            return Err(Error::Missing {
-                path: self.path_of(name),
-            });
+            return Err(Error::Missing { path: self.path_of(name) });
         };
         let hash = match hash {
-            true => Some(
-                dir::hash(file).map_err(|source| Error::io("read", self.path_of(name), source))?,
-            ),
+            true => Some(dir::hash(file).map_err(|source| Error::io("read", self.path_of(name), source))?),
             false => None,
         };
         Ok(FileSum::new(size, hash))

@@ -32,13 +32,7 @@ impl EntryReader {
     /// Begins at the start of `file`, of `size` bytes, and checks the header.
     pub(crate) fn new(kind: ImageKind, path: PathBuf, file: File, size: u64) -> Result<Self> {
         let file = BufReader::with_capacity(64 << 10, file);
-        let mut reader = Self {
-            kind,
-            path,
-            file,
-            size,
-            pos: 0,
-        };
+        let mut reader = Self { kind, path, file, size, pos: 0 };
         reader.header()?;
         Ok(reader)
     }
@@ -59,13 +53,7 @@ impl EntryReader {
                 _ => ("this kind of image file", DAMAGED),
             };
             let expected = format!("magic number {want:#010x} of {expected}");
-            return Err(Error::corrupt(
-                &self.path,
-                at,
-                expected,
-                format!("{found:#010x}"),
-                remedy,
-            ));
+            return Err(Error::corrupt(&self.path, at, expected, format!("{found:#010x}"), remedy));
         }
         Ok(())
     }
@@ -93,12 +81,7 @@ impl EntryReader {
 
     /// An error that says what is wrong at `offset` of this file, for readers
     /// who check more than this crate does.
-    pub fn corrupt(
-        &self,
-        offset: u64,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Error {
+    pub fn corrupt(&self, offset: u64, expected: impl Into<String>, found: impl Into<String>) -> Error {
         Error::corrupt(&self.path, offset, expected, found, DAMAGED)
     }
 
@@ -113,13 +96,7 @@ impl EntryReader {
         let left = self.remaining();
         if left < bytes {
             let expected = format!("{expected} of {bytes} bytes");
-            return Err(Error::corrupt(
-                &self.path,
-                self.pos,
-                expected,
-                format!("{left} bytes"),
-                CUT_SHORT,
-            ));
+            return Err(Error::corrupt(&self.path, self.pos, expected, format!("{left} bytes"), CUT_SHORT));
         }
         Ok(())
     }
@@ -163,9 +140,7 @@ impl EntryReader {
         let Some((bytes, start)) = self.message(M::SHAPE)? else {
             return Ok(None);
         };
-        shape::decode(&bytes)
-            .map(Some)
-            .map_err(|fault| self.wire(start, fault))
+        shape::decode(&bytes).map(Some).map_err(|fault| self.wire(start, fault))
     }
 
     /// Reads a message that must be there.
@@ -177,13 +152,7 @@ impl EntryReader {
             Some(message) => Ok(message),
             None => {
                 let expected = format!("one {}", M::SHAPE.name());
-                Err(Error::corrupt(
-                    &self.path,
-                    self.pos,
-                    expected,
-                    "the file's end",
-                    CUT_SHORT,
-                ))
+                Err(Error::corrupt(&self.path, self.pos, expected, "the file's end", CUT_SHORT))
             }
         }
     }
@@ -220,11 +189,7 @@ impl EntryReader {
     pub fn data(&mut self, len: u64) -> Result<Vec<u8>> {
         self.need(len, "data")?;
         if len > MAX_TAIL {
-            return Err(self.corrupt(
-                self.pos,
-                format!("data of at most {MAX_TAIL} bytes"),
-                format!("{len}"),
-            ));
+            return Err(self.corrupt(self.pos, format!("data of at most {MAX_TAIL} bytes"), format!("{len}")));
         }
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
@@ -242,11 +207,7 @@ impl EntryReader {
         self.pos += copied;
         match copied == len {
             true => Ok(()),
-            false => Err(Error::io(
-                "read",
-                &self.path,
-                io::ErrorKind::UnexpectedEof.into(),
-            )),
+            false => Err(Error::io("read", &self.path, io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
@@ -258,9 +219,7 @@ impl EntryReader {
         self.need(len, "data")?;
         self.pos += len;
         let sought = self.file.seek(SeekFrom::Start(self.pos));
-        sought
-            .map(drop)
-            .map_err(|source| Error::io("read", &self.path, source))
+        sought.map(drop).map_err(|source| Error::io("read", &self.path, source))
     }
 
     /// Reads the next message and the data that belong to it; `None` at the end.

@@ -44,19 +44,9 @@ struct EntryFile {
 impl EntryWriter {
     /// Begins a file; `path` is where it will be after the commit.
     pub(crate) fn new(kind: ImageKind, dir: Arc<Dir>, name: String, path: PathBuf) -> Self {
-        let file = EntryFile {
-            name,
-            path,
-            pending: kind.header().bytes(),
-            written: 0,
-            hasher: Box::default(),
-            closed: None,
-        };
-        Self {
-            kind,
-            dir,
-            file: Arc::new(Mutex::new(file)),
-        }
+        let file =
+            EntryFile { name, path, pending: kind.header().bytes(), written: 0, hasher: Box::default(), closed: None };
+        Self { kind, dir, file: Arc::new(Mutex::new(file)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, EntryFile> {
@@ -156,24 +146,15 @@ impl EntryFile {
     fn check_open(&self) -> Result<()> {
         match self.closed {
             None => Ok(()),
-            Some(why) => Err(Error::misuse(
-                &self.path,
-                format!("cannot take more: {why}"),
-            )),
+            Some(why) => Err(Error::misuse(&self.path, format!("cannot take more: {why}"))),
         }
     }
 
     fn put_message(&mut self, kind: ImageKind, shape: &Shape, bytes: &[u8]) -> Result<()> {
         kind.expect_record(&self.path, shape)?;
-        let len = u32::try_from(bytes.len())
-            .ok()
-            .filter(|&len| u64::from(len) <= MAX_ENTRY);
+        let len = u32::try_from(bytes.len()).ok().filter(|&len| u64::from(len) <= MAX_ENTRY);
         let Some(len) = len else {
-            let reason = format!(
-                "a {} of {} bytes, over {MAX_ENTRY}",
-                shape.name(),
-                bytes.len()
-            );
+            let reason = format!("a {} of {} bytes, over {MAX_ENTRY}", shape.name(), bytes.len());
             return Err(Error::misuse(&self.path, reason));
         };
         self.pending.extend_from_slice(&len.to_le_bytes());

@@ -44,11 +44,7 @@ pub enum Error {
         "{} differs from what was dumped: expected {expected}, found {found}; copy the image again, or, if you changed it on purpose, delete {MANIFEST} beside it",
         path.display()
     )]
-    Altered {
-        path: PathBuf,
-        expected: String,
-        found: String,
-    },
+    Altered { path: PathBuf, expected: String, found: String },
 
     /// The crate was asked for something that the format cannot express, or
     /// that would make the image contradict itself.
@@ -64,16 +60,13 @@ pub(crate) const CUT_SHORT: &str = "the file was cut short: copy the image again
 /// For a file whose bytes make no sense.
 pub(crate) const DAMAGED: &str = "the file is damaged: copy the image again, or dump again";
 /// For a file that may be whole but is not what it is taken for.
-pub(crate) const NOT_CRIU: &str = "check that this is an image of CRIU's format, version 2 or later, written on a little-endian machine";
+pub(crate) const NOT_CRIU: &str =
+    "check that this is an image of CRIU's format, version 2 or later, written on a little-endian machine";
 
 impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
-        Self::Io {
-            action,
-            path,
-            source,
-        }
+        Self::Io { action, path, source }
     }
 
     pub(crate) fn corrupt(
@@ -83,20 +76,11 @@ impl Error {
         found: impl Into<String>,
         remedy: &'static str,
     ) -> Self {
-        Self::Corrupt {
-            path: path.to_owned(),
-            offset,
-            expected: expected.into(),
-            found: found.into(),
-            remedy,
-        }
+        Self::Corrupt { path: path.to_owned(), offset, expected: expected.into(), found: found.into(), remedy }
     }
 
     pub(crate) fn misuse(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Self::Misuse {
-            path: path.into(),
-            reason: reason.into(),
-        }
+        Self::Misuse { path: path.into(), reason: reason.into() }
     }
 
     /// The file (or directory) that the error is about.

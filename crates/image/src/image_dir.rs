@@ -82,10 +82,7 @@ impl ImageDir {
     /// [`Error::Io`].
     pub fn files(&self) -> Result<Vec<(ImageKind, Option<u64>)>> {
         let names = self.dir.names()?;
-        let mut files: Vec<_> = names
-            .iter()
-            .filter_map(|name| ImageKind::from_file_name(name))
-            .collect();
+        let mut files: Vec<_> = names.iter().filter_map(|name| ImageKind::from_file_name(name)).collect();
         files.sort_unstable();
         Ok(files)
     }
@@ -96,10 +93,7 @@ impl ImageDir {
     /// [`Error::Io`].
     pub fn ids(&self, kind: ImageKind) -> Result<Vec<u64>> {
         let files = self.files()?;
-        Ok(files
-            .into_iter()
-            .filter_map(|(k, id)| id.filter(|_| k == kind))
-            .collect())
+        Ok(files.into_iter().filter_map(|(k, id)| id.filter(|_| k == kind)).collect())
     }
 
     /// The image that pages marked as the parent's lie in, if there is one.
@@ -124,20 +118,14 @@ impl ImageDir {
         let path = self.dir.path_of(name);
         let Some(sum) = manifest.files.get(name) else {
             let (expected, found) = ("no such file".to_owned(), "one".to_owned());
-            return Err(Error::Altered {
-                path,
-                expected,
-                found,
-            });
+            return Err(Error::Altered { path, expected, found });
         };
         compare_sum(sum, &file, size, compare, path)?;
         Ok(Some((file, size)))
     }
 
     fn missing(&self, name: &str) -> Error {
-        Error::Missing {
-            path: self.dir.path_of(name),
-        }
+        Error::Missing { path: self.dir.path_of(name) }
     }
 
     /// Opens a file of messages; `None` if there is none.
@@ -145,16 +133,10 @@ impl ImageDir {
     /// # Errors
     /// [`Error::Io`]; [`Error::Altered`]; [`Error::Corrupt`] if the header is
     /// not this kind's; [`Error::Misuse`].
-    pub fn entries_optional(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Option<EntryReader>> {
+    pub fn entries_optional(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Option<EntryReader>> {
         let name = kind.file_name(id)?;
         match self.open_name(&name, Compare::All)? {
-            Some((file, size)) => {
-                EntryReader::new(kind, self.dir.path_of(&name), file, size).map(Some)
-            }
+            Some((file, size)) => EntryReader::new(kind, self.dir.path_of(&name), file, size).map(Some),
             None => Ok(None),
         }
     }
@@ -176,11 +158,7 @@ impl ImageDir {
     /// # Errors
     /// As for [`ImageDir::entries_optional`]; also [`Error::Corrupt`] if the file
     /// holds no message or more than one.
-    pub fn read_optional<M: Record>(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Option<M>> {
+    pub fn read_optional<M: Record>(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Option<M>> {
         let Some(mut reader) = self.entries_optional(kind, id)? else {
             return Ok(None);
         };
@@ -210,11 +188,7 @@ impl ImageDir {
     /// # Errors
     /// As for [`ImageDir::entries_optional`]; also [`Error::Corrupt`] if the
     /// messages would occupy more than 2 GiB of memory.
-    pub fn read_all_optional<M: Record>(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Vec<M>> {
+    pub fn read_all_optional<M: Record>(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Vec<M>> {
         match self.entries_optional(kind, id)? {
             Some(reader) => collect(reader, EntryReader::next_record::<M>),
             None => Ok(vec![]),
@@ -225,11 +199,7 @@ impl ImageDir {
     ///
     /// # Errors
     /// As for [`ImageDir::read_all_optional`], and [`Error::Missing`].
-    pub fn read_all<M: Record>(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Vec<M>> {
+    pub fn read_all<M: Record>(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Vec<M>> {
         collect(self.entries(kind, id)?, EntryReader::next_record::<M>)
     }
 
@@ -238,11 +208,7 @@ impl ImageDir {
     ///
     /// # Errors
     /// As for [`ImageDir::read_all_optional`].
-    pub fn read_tailed<M: Tailed>(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Vec<(M, Vec<u8>)>> {
+    pub fn read_tailed<M: Tailed>(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Vec<(M, Vec<u8>)>> {
         match self.entries_optional(kind, id)? {
             Some(reader) => collect(reader, EntryReader::next_tailed::<M>),
             None => Ok(vec![]),
@@ -255,23 +221,12 @@ impl ImageDir {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Altered`]; [`Error::Misuse`] if the kind is not raw.
-    pub fn open_raw_optional(
-        &self,
-        kind: ImageKind,
-        id: impl Into<Option<u64>>,
-    ) -> Result<Option<File>> {
+    pub fn open_raw_optional(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Option<File>> {
         let name = kind.file_name(id)?;
         if !kind.is_raw() {
-            return Err(Error::misuse(
-                self.dir.path_of(&name),
-                "not a file of raw data",
-            ));
+            return Err(Error::misuse(self.dir.path_of(&name), "not a file of raw data"));
         }
-        let compare = if kind.is_pages() {
-            Compare::Size
-        } else {
-            Compare::All
-        };
+        let compare = if kind.is_pages() { Compare::Size } else { Compare::All };
         Ok(self.open_name(&name, compare)?.map(|(file, _)| file))
     }
 
@@ -297,21 +252,14 @@ impl ImageDir {
         if self.open_name(&name, Compare::All)?.is_none() {
             return Ok(None);
         }
-        let text = self
-            .dir
-            .read_small(&name, JSON_LIMIT)?
-            .ok_or_else(|| self.missing(&name))?;
+        let text = self.dir.read_small(&name, JSON_LIMIT)?.ok_or_else(|| self.missing(&name))?;
         from_json(&self.dir.path_of(&name), &text).map(Some)
     }
 
     /// Compares one file of the manifest, pages too if `pages`.
     pub(crate) fn compare(&self, name: &str, pages: bool) -> Result<()> {
         let is_pages = ImageKind::from_file_name(name).is_some_and(|(kind, _)| kind.is_pages());
-        let compare = if is_pages && !pages {
-            Compare::Size
-        } else {
-            Compare::All
-        };
+        let compare = if is_pages && !pages { Compare::Size } else { Compare::All };
         match self.open_name(name, compare)? {
             Some(_) => Ok(()),
             None => Err(self.missing(name)),
@@ -326,20 +274,10 @@ enum Compare {
     All,
 }
 
-fn compare_sum(
-    sum: &FileSum,
-    mut file: &File,
-    size: u64,
-    compare: Compare,
-    path: PathBuf,
-) -> Result<()> {
+fn compare_sum(sum: &FileSum, mut file: &File, size: u64, compare: Compare, path: PathBuf) -> Result<()> {
     if size != sum.size {
         let (expected, found) = (format!("{} bytes", sum.size), format!("{size}"));
-        return Err(Error::Altered {
-            path,
-            expected,
-            found,
-        });
+        return Err(Error::Altered { path, expected, found });
     }
     let Some(expected) = sum.blake3.as_ref().filter(|_| compare == Compare::All) else {
         return Ok(());
@@ -351,19 +289,12 @@ fn compare_sum(
     };
     if found.as_str() != expected {
         let expected = format!("BLAKE3 {}", expected.escape_debug());
-        return Err(Error::Altered {
-            path,
-            expected,
-            found: found.to_string(),
-        });
+        return Err(Error::Altered { path, expected, found: found.to_string() });
     }
     Ok(())
 }
 
-fn collect<T>(
-    mut reader: EntryReader,
-    mut next: impl FnMut(&mut EntryReader) -> Result<Option<T>>,
-) -> Result<Vec<T>> {
+fn collect<T>(mut reader: EntryReader, mut next: impl FnMut(&mut EntryReader) -> Result<Option<T>>) -> Result<Vec<T>> {
     let mut items = Vec::new();
     let mut bytes = 0_usize;
     let mut at = reader.position();

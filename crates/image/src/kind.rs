@@ -36,10 +36,7 @@ impl Header {
     }
 
     pub(crate) fn bytes(self) -> Vec<u8> {
-        self.words()
-            .into_iter()
-            .flat_map(u32::to_le_bytes)
-            .collect()
+        self.words().into_iter().flat_map(u32::to_le_bytes).collect()
     }
 }
 
@@ -214,10 +211,7 @@ impl ImageKind {
             (Some((head, 16, tail)), Some(id)) => Ok(format!("{head}{id:x}{tail}")),
             (Some((head, _, tail)), Some(id)) => Ok(format!("{head}{id}{tail}")),
             (Some(_), None) => Err(Error::misuse(pattern, "this file's name needs a number")),
-            (None, Some(id)) => Err(Error::misuse(
-                pattern,
-                format!("this file's name takes no number such as {id}"),
-            )),
+            (None, Some(id)) => Err(Error::misuse(pattern, format!("this file's name takes no number such as {id}"))),
         }
     }
 
@@ -240,16 +234,9 @@ impl ImageKind {
 
     /// Refuses a message that does not belong into files of this kind.
     pub(crate) fn expect_record(self, path: &Path, shape: &Shape) -> Result<()> {
-        match self
-            .records()
-            .iter()
-            .any(|known| known.name() == shape.name())
-        {
+        match self.records().iter().any(|known| known.name() == shape.name()) {
             true => Ok(()),
-            false => Err(Error::misuse(
-                path,
-                format!("{} does not belong into this file", shape.name()),
-            )),
+            false => Err(Error::misuse(path, format!("{} does not belong into this file", shape.name()))),
         }
     }
 }
@@ -272,15 +259,9 @@ mod tests {
             let name = kind.file_name(id).unwrap();
             let (back, number) = ImageKind::from_file_name(&name).unwrap();
             assert_eq!(number, id, "{name}");
-            assert!(
-                back == kind || kind == ImageKind::PagesOld,
-                "{name}: {back:?}"
-            );
+            assert!(back == kind || kind == ImageKind::PagesOld, "{name}: {back:?}");
         }
-        assert_eq!(
-            ImageKind::GhostFile.file_name(0x1f).unwrap(),
-            "ghost-file-1f.img"
-        );
+        assert_eq!(ImageKind::GhostFile.file_name(0x1f).unwrap(), "ghost-file-1f.img");
         assert_eq!(ImageKind::Tmpfs.file_name(3).unwrap(), "tmpfs-3.tar.gz.img");
     }
 
@@ -310,18 +291,9 @@ mod tests {
 
     #[test]
     fn headers() {
-        assert_eq!(
-            ImageKind::Inventory.header().bytes(),
-            [0x16, 0x31, 0x31, 0x58]
-        );
-        assert_eq!(
-            ImageKind::Core.header().bytes(),
-            [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55]
-        );
-        assert_eq!(
-            ImageKind::StatsDump.header().bytes()[..4],
-            [0x40, 0x59, 0x10, 0x55]
-        );
+        assert_eq!(ImageKind::Inventory.header().bytes(), [0x16, 0x31, 0x31, 0x58]);
+        assert_eq!(ImageKind::Core.header().bytes(), [0x19, 0x43, 0x56, 0x54, 0x47, 0x38, 0x05, 0x55]);
+        assert_eq!(ImageKind::StatsDump.header().bytes()[..4], [0x40, 0x59, 0x10, 0x55]);
         assert!(ImageKind::Pages.header().bytes().is_empty());
     }
 }

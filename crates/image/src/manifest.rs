@@ -51,10 +51,7 @@ pub struct FileSum {
 
 impl FileSum {
     pub(crate) fn new(size: u64, hash: Option<blake3::Hash>) -> Self {
-        Self {
-            size,
-            blake3: hash.map(|hash| hash.to_hex().to_string()),
-        }
+        Self { size, blake3: hash.map(|hash| hash.to_hex().to_string()) }
     }
 }
 
@@ -72,20 +69,12 @@ pub struct Manifest {
 
 impl Manifest {
     pub(crate) fn new(provenance: Provenance, files: BTreeMap<String, FileSum>) -> Self {
-        Self {
-            seal: "0".repeat(SEAL_LEN),
-            format: FORMAT,
-            provenance,
-            files,
-        }
+        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, files }
     }
 
     /// The file's text, sealed.
     pub(crate) fn to_text(&self) -> serde_json::Result<String> {
-        let open = Self {
-            seal: "0".repeat(SEAL_LEN),
-            ..self.clone()
-        };
+        let open = Self { seal: "0".repeat(SEAL_LEN), ..self.clone() };
         let mut text = serde_json::to_string_pretty(&open)?;
         text.push('\n');
         let seal = blake3::hash(text.as_bytes()).to_hex();
@@ -98,22 +87,10 @@ impl Manifest {
         let seal_place = SEAL_HEAD.len()..SEAL_HEAD.len() + SEAL_LEN;
         if text.len() < seal_place.end {
             let found = format!("{} bytes", text.len());
-            return Err(Error::corrupt(
-                path,
-                0,
-                "a sealed manifest",
-                found,
-                CUT_SHORT,
-            ));
+            return Err(Error::corrupt(path, 0, "a sealed manifest", found, CUT_SHORT));
         }
         if !text.starts_with(SEAL_HEAD.as_bytes()) {
-            return Err(Error::corrupt(
-                path,
-                0,
-                "a sealed manifest",
-                "other text",
-                DAMAGED,
-            ));
+            return Err(Error::corrupt(path, 0, "a sealed manifest", "other text", DAMAGED));
         }
         let seal = text[seal_place.clone()].to_vec();
         text[seal_place].fill(b'0');
@@ -147,13 +124,7 @@ pub(crate) fn from_json<T: serde::de::DeserializeOwned>(path: &Path, text: &[u8]
             .sum::<usize>();
         let offset = (before + error.column().saturating_sub(1)) as u64;
         let remedy = if error.is_eof() { CUT_SHORT } else { DAMAGED };
-        Error::corrupt(
-            path,
-            offset,
-            "JSON of the expected form",
-            error.to_string(),
-            remedy,
-        )
+        Error::corrupt(path, offset, "JSON of the expected form", error.to_string(), remedy)
     })
 }
 
@@ -162,10 +133,7 @@ pub(crate) fn json_name(name: &str) -> Result<String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     match !name.is_empty() && name != "manifest" && name.bytes().all(plain) {
         true => Ok(format!("cryonaut-{name}.json")),
-        false => Err(Error::misuse(
-            name,
-            "not a name for a JSON file: use a-z, 0-9 and dashes",
-        )),
+        false => Err(Error::misuse(name, "not a name for a JSON file: use a-z, 0-9 and dashes")),
     }
 }
 
@@ -205,10 +173,7 @@ mod tests {
         for bit in 0..text.len() * 8 {
             let mut text = text.clone();
             text[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                Manifest::from_text(Path::new("m"), text).is_err(),
-                "bit {bit}"
-            );
+            assert!(Manifest::from_text(Path::new("m"), text).is_err(), "bit {bit}");
         }
     }
 
@@ -216,10 +181,7 @@ mod tests {
     fn every_cut_is_seen() {
         let text = sample().to_text().unwrap().into_bytes();
         for len in 0..text.len() {
-            assert!(
-                Manifest::from_text(Path::new("m"), text[..len].to_vec()).is_err(),
-                "{len}"
-            );
+            assert!(Manifest::from_text(Path::new("m"), text[..len].to_vec()).is_err(), "{len}");
         }
     }
 }

@@ -111,10 +111,7 @@ impl Pagemap {
             }
             runs.push(run);
         }
-        let map = Self {
-            pages_id: head.pages_id,
-            runs,
-        };
+        let map = Self { pages_id: head.pages_id, runs };
         map.check_pages_file(image)?;
         Ok(map)
     }
@@ -124,11 +121,7 @@ impl Pagemap {
         let want = self.present_len();
         let path = image.path_of(ImageKind::Pages, id)?;
         let Some(file) = image.open_raw_optional(ImageKind::Pages, id)? else {
-            return if want == 0 {
-                Ok(())
-            } else {
-                Err(Error::Missing { path })
-            };
+            return if want == 0 { Ok(()) } else { Err(Error::Missing { path }) };
         };
         let size = match file.metadata() {
             Ok(metadata) => metadata.len(),
@@ -138,13 +131,7 @@ impl Pagemap {
             return Ok(());
         }
         let expected = format!("{want} bytes of pages, as the pagemap says");
-        Err(Error::corrupt(
-            &path,
-            size.min(want),
-            expected,
-            format!("{size} bytes"),
-            CUT_SHORT,
-        ))
+        Err(Error::corrupt(&path, size.min(want), expected, format!("{size} bytes"), CUT_SHORT))
     }
 
     /// The number of the pages file, `pages-N.img`.
@@ -159,11 +146,7 @@ impl Pagemap {
 
     /// Bytes of the pages file.
     pub fn present_len(&self) -> u64 {
-        self.runs
-            .iter()
-            .filter(|run| run.offset.is_some())
-            .map(Run::len)
-            .sum()
+        self.runs.iter().filter(|run| run.offset.is_some()).map(Run::len).sum()
     }
 
     /// The run that holds the page of an address.
@@ -174,13 +157,7 @@ impl Pagemap {
 }
 
 /// Checks one entry, whose length word is at `at`.
-fn run(
-    reader: &EntryReader,
-    at: u64,
-    entry: &PagemapEntry,
-    floor: u64,
-    offset: u64,
-) -> Result<Run> {
+fn run(reader: &EntryReader, at: u64, entry: &PagemapEntry, floor: u64, offset: u64) -> Result<Run> {
     let vaddr = entry.vaddr;
     let pages = entry.nr_pages.unwrap_or(u64::from(entry.compat_nr_pages));
     // Images from before there were flags say it in two ways only.
@@ -195,15 +172,9 @@ fn run(
         return Err(reader.corrupt(at, "the address of a page", format!("{vaddr:#x}")));
     }
     if vaddr < floor {
-        return Err(reader.corrupt(
-            at,
-            format!("an address from {floor:#x} on"),
-            format!("{vaddr:#x}"),
-        ));
+        return Err(reader.corrupt(at, format!("an address from {floor:#x} on"), format!("{vaddr:#x}")));
     }
-    let end = pages
-        .checked_mul(PAGE_SIZE)
-        .and_then(|len| vaddr.checked_add(len));
+    let end = pages.checked_mul(PAGE_SIZE).and_then(|len| vaddr.checked_add(len));
     if pages == 0 || end.is_none_or(|end| end > ADDRESS_END) {
         let expected = "a number of pages that fit into memory";
         return Err(reader.corrupt(at, expected, format!("{pages} at {vaddr:#x}")));
@@ -214,12 +185,7 @@ fn run(
         let expected = "flags that say where the pages are";
         return Err(reader.corrupt(at, expected, format!("{bits:#x}")));
     }
-    Ok(Run {
-        vaddr,
-        pages,
-        flags,
-        offset: present.then_some(offset),
-    })
+    Ok(Run { vaddr, pages, flags, offset: present.then_some(offset) })
 }
 
 /// Writes a pagemap; runs that follow one another become one entry.
@@ -242,12 +208,7 @@ impl PagemapWriter {
     pub fn create(dump: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
         dump.write_one(kind, id, &PagemapHead { pages_id })?;
         let path = dump.path().join(kind.file_name(id)?);
-        Ok(Self {
-            writer: dump.entry_file(kind, id)?,
-            path,
-            last: None,
-            offset: 0,
-        })
+        Ok(Self { writer: dump.entry_file(kind, id)?, path, last: None, offset: 0 })
     }
 
     /// Adds pages; addresses must ascend. Returns where present pages belong in
@@ -258,9 +219,7 @@ impl PagemapWriter {
     /// pages; otherwise as for [`EntryWriter::append`].
     pub fn push(&mut self, vaddr: u64, pages: u64, flags: PageFlags) -> Result<u64> {
         let floor = self.last.map_or(0, |run| run.end());
-        let end = pages
-            .checked_mul(PAGE_SIZE)
-            .and_then(|len| vaddr.checked_add(len));
+        let end = pages.checked_mul(PAGE_SIZE).and_then(|len| vaddr.checked_add(len));
         let fits = pages > 0 && end.is_some_and(|end| end <= ADDRESS_END);
         if !vaddr.is_multiple_of(PAGE_SIZE) || vaddr < floor || !fits {
             let reason = format!("{pages} pages at {vaddr:#x} cannot follow {floor:#x}");
@@ -268,12 +227,7 @@ impl PagemapWriter {
         }
         let present = flags.contains(PageFlags::PRESENT);
         let offset = self.offset;
-        let run = Run {
-            vaddr,
-            pages,
-            flags,
-            offset: present.then_some(offset),
-        };
+        let run = Run { vaddr, pages, flags, offset: present.then_some(offset) };
         if present {
             self.offset += run.len();
         }

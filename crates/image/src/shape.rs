@@ -110,27 +110,17 @@ pub fn decode<M: Record>(bytes: &[u8]) -> Result<M, WireFault> {
 /// [`decode`] for a message whose type is known at run time only, and thrown away.
 pub(crate) fn check(bytes: &[u8], shape: &Shape) -> Result<(), WireFault> {
     walk(bytes, shape)?;
-    (shape.recode)(bytes)
-        .map(drop)
-        .map_err(|error| undecodable(shape, &error))
+    (shape.recode)(bytes).map(drop).map_err(|error| undecodable(shape, &error))
 }
 
 /// For what prost refuses although the walk found nothing; the tests know no case.
 fn undecodable(shape: &Shape, error: &prost::DecodeError) -> WireFault {
-    WireFault {
-        offset: 0,
-        expected: format!("one {}", shape.name),
-        found: error.to_string(),
-    }
+    WireFault { offset: 0, expected: format!("one {}", shape.name), found: error.to_string() }
 }
 
 /// The walk alone, without decoding.
 fn walk(bytes: &[u8], shape: &Shape) -> Result<(), WireFault> {
-    let mut walk = Walk {
-        bytes,
-        pos: 0,
-        decoded: 0,
-    };
+    let mut walk = Walk { bytes, pos: 0, decoded: 0 };
     walk.charge(0, shape.size)?;
     walk.message(shape, bytes.len(), 0)
 }
@@ -148,27 +138,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn fault<T>(
-        &self,
-        offset: usize,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> Result<T, WireFault> {
-        Err(WireFault {
-            offset,
-            expected: expected.into(),
-            found: found.into(),
-        })
+    fn fault<T>(&self, offset: usize, expected: impl Into<String>, found: impl Into<String>) -> Result<T, WireFault> {
+        Err(WireFault { offset, expected: expected.into(), found: found.into() })
     }
 
     fn charge(&mut self, offset: usize, bytes: usize) -> Result<(), WireFault> {
         self.decoded = self.decoded.saturating_add(bytes);
         if self.decoded > MAX_DECODED {
-            return self.fault(
-                offset,
-                format!("a message that decodes to at most {MAX_DECODED} bytes"),
-                "more",
-            );
+            return self.fault(offset, format!("a message that decodes to at most {MAX_DECODED} bytes"), "more");
         }
         Ok(())
     }
@@ -177,11 +154,7 @@ impl Walk<'_> {
     fn message(&mut self, shape: &Shape, end: usize, depth: usize) -> Result<(), WireFault> {
         let start = self.pos;
         if depth > MAX_DEPTH {
-            return self.fault(
-                start,
-                format!("messages nested at most {MAX_DEPTH} deep"),
-                "deeper",
-            );
+            return self.fault(start, format!("messages nested at most {MAX_DEPTH} deep"), "deeper");
         }
         let mut seen = 0_u64;
         while self.pos < end {
@@ -189,16 +162,9 @@ impl Walk<'_> {
             let key = self.varint(end)?;
             let (tag, wire) = (key >> 3, key & 7);
             if tag == 0 || tag > 0x1fff_ffff {
-                return self.fault(
-                    at,
-                    format!("a field of {}", shape.name),
-                    format!("tag {tag}"),
-                );
+                return self.fault(at, format!("a field of {}", shape.name), format!("tag {tag}"));
             }
-            match shape
-                .fields
-                .binary_search_by_key(&tag, |field| u64::from(field.tag))
-            {
+            match shape.fields.binary_search_by_key(&tag, |field| u64::from(field.tag)) {
                 Ok(index) => {
                     let field = &shape.fields[index];
                     if let Some(bit) = field.required {
@@ -209,11 +175,7 @@ impl Walk<'_> {
                 Err(_) => self.unknown(shape, tag, at, wire, end)?,
             }
         }
-        match shape
-            .fields
-            .iter()
-            .find(|field| field.required.is_some_and(|bit| seen >> bit & 1 == 0))
-        {
+        match shape.fields.iter().find(|field| field.required.is_some_and(|bit| seen >> bit & 1 == 0)) {
             Some(field) => {
                 let expected = format!("field \"{}\" of {}", field.name, shape.name);
                 self.fault(start, expected, "a message without it")
@@ -239,10 +201,7 @@ impl Walk<'_> {
         };
         let packed = field.repeated && wire == LENGTH && expected != LENGTH;
         if wire != expected && !packed {
-            let expected = format!(
-                "field \"{}\" of {} in wire type {expected}",
-                field.name, shape.name
-            );
+            let expected = format!("field \"{}\" of {} in wire type {expected}", field.name, shape.name);
             return self.fault(at, expected, format!("wire type {wire}"));
         }
         if wire != LENGTH {
@@ -276,14 +235,7 @@ impl Walk<'_> {
     }
 
     /// Steps over a field that this version of the format does not know.
-    fn unknown(
-        &mut self,
-        shape: &Shape,
-        tag: u64,
-        at: usize,
-        wire: u64,
-        end: usize,
-    ) -> Result<(), WireFault> {
+    fn unknown(&mut self, shape: &Shape, tag: u64, at: usize, wire: u64, end: usize) -> Result<(), WireFault> {
         match wire {
             VARINT | FIXED32 | FIXED64 => self.scalar(wire, end),
             LENGTH => {
@@ -304,11 +256,7 @@ impl Walk<'_> {
             _ => 8,
         };
         if end - self.pos < bytes {
-            return self.fault(
-                self.pos,
-                format!("{bytes} bytes"),
-                format!("{}", end - self.pos),
-            );
+            return self.fault(self.pos, format!("{bytes} bytes"), format!("{}", end - self.pos));
         }
         self.pos += bytes;
         Ok(())
@@ -320,11 +268,7 @@ impl Walk<'_> {
         let left = end - self.pos;
         match usize::try_from(length) {
             Ok(length) if length <= left => Ok(self.pos + length),
-            _ => self.fault(
-                at,
-                format!("a field of at most {left} bytes"),
-                format!("{length}"),
-            ),
+            _ => self.fault(at, format!("a field of at most {left} bytes"), format!("{length}")),
         }
     }
 

@@ -42,17 +42,9 @@ impl Staging {
             if dir.try_lock() == Lock::HeldByAnother || dir.is_removed() {
                 continue;
             }
-            return Ok(Self {
-                target,
-                dir: Arc::new(dir),
-                name,
-                made_target,
-            });
+            return Ok(Self { target, dir: Arc::new(dir), name, made_target });
         }
-        Err(Error::misuse(
-            target.path(),
-            "no name is left for a hidden directory",
-        ))
+        Err(Error::misuse(target.path(), "no name is left for a hidden directory"))
     }
 
     pub(crate) fn target(&self) -> &Dir {
@@ -74,13 +66,7 @@ impl Staging {
         }
         self.dir.create_dir(OLD)?;
         let old = self.dir.subdir(OLD)?;
-        let mut moves = Moves {
-            staging: &self.dir,
-            target: &self.target,
-            old,
-            out: vec![],
-            r#in: vec![],
-        };
+        let mut moves = Moves { staging: &self.dir, target: &self.target, old, out: vec![], r#in: vec![] };
         match moves.run(names, sync) {
             Ok(()) => {
                 self.made_target = false;
@@ -153,9 +139,7 @@ impl Moves<'_> {
 
 /// Whether a file in the target is part of an image that was dumped there.
 fn belongs_to_image(name: &str) -> bool {
-    name == PARENT
-        || is_json_name(name)
-        || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
+    name == PARENT || is_json_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
 }
 
 fn is_inventory(name: &str) -> bool {
@@ -164,15 +148,8 @@ fn is_inventory(name: &str) -> bool {
 
 /// Removes the hidden directories of writers that are no more.
 fn remove_abandoned(target: &Dir) -> Result<()> {
-    for name in target
-        .names()?
-        .iter()
-        .filter(|name| name.starts_with(PREFIX))
-    {
-        if target
-            .subdir(name)
-            .is_ok_and(|dir| dir.try_lock() == Lock::Taken)
-        {
+    for name in target.names()?.iter().filter(|name| name.starts_with(PREFIX)) {
+        if target.subdir(name).is_ok_and(|dir| dir.try_lock() == Lock::Taken) {
             target.remove_tree(OsStr::new(name));
         }
     }

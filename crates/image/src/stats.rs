@@ -19,10 +19,7 @@ use crate::records::{DumpStatsEntry, RestoreStatsEntry, StatsEntry};
 /// # Errors
 /// [`Error::Io`].
 pub fn write_dump_stats(dir: impl AsRef<Path>, stats: DumpStatsEntry) -> Result<()> {
-    let entry = StatsEntry {
-        dump: Some(stats),
-        restore: None,
-    };
+    let entry = StatsEntry { dump: Some(stats), restore: None };
     write(dir.as_ref(), ImageKind::StatsDump, &entry)
 }
 
@@ -31,10 +28,7 @@ pub fn write_dump_stats(dir: impl AsRef<Path>, stats: DumpStatsEntry) -> Result<
 /// # Errors
 /// [`Error::Io`].
 pub fn write_restore_stats(dir: impl AsRef<Path>, stats: RestoreStatsEntry) -> Result<()> {
-    let entry = StatsEntry {
-        dump: None,
-        restore: Some(stats),
-    };
+    let entry = StatsEntry { dump: None, restore: Some(stats) };
     write(dir.as_ref(), ImageKind::StatsRestore, &entry)
 }
 
@@ -86,12 +80,6 @@ fn read<T>(dir: &Path, kind: ImageKind, part: impl Fn(StatsEntry) -> Option<T>) 
     let at = reader.position();
     match part(reader.require()?) {
         Some(part) => Ok(part),
-        None => Err(Error::corrupt(
-            &path,
-            at,
-            "statistics of this sort",
-            "none",
-            CUT_SHORT,
-        )),
+        None => Err(Error::corrupt(&path, at, "statistics of this sort", "none", CUT_SHORT)),
     }
 }

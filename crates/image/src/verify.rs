@@ -36,10 +36,7 @@ impl ImageDir {
             for (name, sum) in &manifest.files {
                 if ImageKind::from_file_name(name).is_none() && !is_json_name(name) {
                     let path = self.path().join(name.escape_debug().to_string());
-                    return Err(Error::misuse(
-                        path,
-                        "the manifest names a file that no image has",
-                    ));
+                    return Err(Error::misuse(path, "the manifest names a file that no image has"));
                 }
                 self.compare(name, pages)?;
                 let is_pages = ImageKind::from_file_name(name).is_some_and(|(k, _)| k.is_pages());
@@ -66,9 +63,7 @@ impl ImageDir {
         if kind.is_raw() {
             return match self.open_raw_optional(kind, id)? {
                 Some(_) => Ok(0),
-                None => Err(Error::Missing {
-                    path: self.path_of(kind, id)?,
-                }),
+                None => Err(Error::Missing { path: self.path_of(kind, id)? }),
             };
         }
         if let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) {

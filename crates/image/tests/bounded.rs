@@ -14,22 +14,13 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 fn limit_memory() {
     let limit = Some(2 << 30);
-    setrlimit(
-        Resource::As,
-        Rlimit {
-            current: limit,
-            maximum: limit,
-        },
-    )
-    .unwrap();
+    setrlimit(Resource::As, Rlimit { current: limit, maximum: limit }).unwrap();
 }
 
 /// A file with a right header, then `bytes`, then a hole up to `size`.
 fn sparse(dir: &Path, kind: ImageKind, bytes: &[u8], size: u64) -> ImageDir {
     let id = kind.has_id().then_some(1);
-    let Header::Common(own) = kind.header() else {
-        panic!("a common kind")
-    };
+    let Header::Common(own) = kind.header() else { panic!("a common kind") };
     let mut file = File::create(dir.join(kind.file_name(id).unwrap())).unwrap();
     file.write_all(&0x5456_4319_u32.to_le_bytes()).unwrap();
     file.write_all(&own.to_le_bytes()).unwrap();
@@ -54,24 +45,16 @@ fn memory_is_bounded() {
 
     // A message that says it is 4 GiB long, in a file that is longer still.
     let image = sparse(dir.path(), ImageKind::Pstree, &[0xff; 4], TIB);
-    let error = image
-        .read_all::<PstreeEntry>(ImageKind::Pstree, None)
-        .unwrap_err();
+    let error = image.read_all::<PstreeEntry>(ImageKind::Pstree, None).unwrap_err();
     assert_eq!(error.offset(), Some(8), "{error}");
 
     // The same in a file that ends there.
     let image = sparse(dir.path(), ImageKind::Pstree, &[0, 0, 0, 1], 0);
-    let error = image
-        .read_all::<PstreeEntry>(ImageKind::Pstree, None)
-        .unwrap_err();
+    let error = image.read_all::<PstreeEntry>(ImageKind::Pstree, None).unwrap_err();
     assert!(error.to_string().contains("cut short"), "{error}");
 
     // Data that say they have 3 GiB.
-    let pipe = PipeDataEntry {
-        pipe_id: 1,
-        bytes: 3 << 30,
-        size: None,
-    };
+    let pipe = PipeDataEntry { pipe_id: 1, bytes: 3 << 30, size: None };
     for size in [0, TIB] {
         let image = sparse(dir.path(), ImageKind::PipesData, &framed(&pipe), size);
         let result = image.read_tailed::<PipeDataEntry>(ImageKind::PipesData, None);
@@ -79,10 +62,7 @@ fn memory_is_bounded() {
     }
 
     // Sums of lengths that overflow, and filling behind a length near the end.
-    let shm = IpcShmEntry {
-        size: u64::MAX,
-        ..Default::default()
-    };
+    let shm = IpcShmEntry { size: u64::MAX, ..Default::default() };
     let image = sparse(dir.path(), ImageKind::IpcnsShm, &framed(&shm), 0);
     assert!(image.check_file(ImageKind::IpcnsShm, 1).is_err());
 
@@ -90,32 +70,17 @@ fn memory_is_bounded() {
     let mut bytes = (48_u32 << 20).to_le_bytes().to_vec();
     bytes.extend([18, 0].repeat(24 << 20));
     let image = sparse(dir.path(), ImageKind::Cgroup, &bytes, 0);
-    let error = image
-        .read_one::<CgroupEntry>(ImageKind::Cgroup, None)
-        .unwrap_err();
+    let error = image.read_one::<CgroupEntry>(ImageKind::Cgroup, None).unwrap_err();
     assert!(error.offset().is_some_and(|offset| offset > 12), "{error}");
 
     // A queue that says it has 4 billion messages.
-    let queue = IpcMsgEntry {
-        qnum: u32::MAX,
-        ..Default::default()
-    };
+    let queue = IpcMsgEntry { qnum: u32::MAX, ..Default::default() };
     let image = sparse(dir.path(), ImageKind::IpcnsMsg, &framed(&queue), 0);
     assert!(image.check_file(ImageKind::IpcnsMsg, 1).is_err());
 
     // Pages beyond the end of the address space, and more pages than there are.
-    for (vaddr, pages) in [
-        (0x1000, u64::MAX),
-        (u64::MAX - 4095, 1),
-        (1 << 62, 1 << 51),
-        (0, 1 << 50),
-    ] {
-        let entry = PagemapEntry {
-            vaddr,
-            nr_pages: Some(pages),
-            flags: Some(4),
-            ..Default::default()
-        };
+    for (vaddr, pages) in [(0x1000, u64::MAX), (u64::MAX - 4095, 1), (1 << 62, 1 << 51), (0, 1 << 50)] {
+        let entry = PagemapEntry { vaddr, nr_pages: Some(pages), flags: Some(4), ..Default::default() };
         let bytes = [framed(&PagemapHead { pages_id: 1 }), framed(&entry)].concat();
         let image = sparse(dir.path(), ImageKind::Pagemap, &bytes, 0);
         File::create(dir.path().join("pages-1.img")).unwrap();
@@ -127,17 +92,11 @@ fn memory_is_bounded() {
     let json = File::create(dir.path().join("cryonaut-big.json")).unwrap();
     json.set_len(TIB).unwrap();
     let image = ImageDir::open(dir.path()).unwrap();
-    assert!(matches!(
-        image.read_json::<Vec<u8>>("big"),
-        Err(Error::Corrupt { .. })
-    ));
+    assert!(matches!(image.read_json::<Vec<u8>>("big"), Err(Error::Corrupt { .. })));
     let manifest = File::create(dir.path().join(MANIFEST_NAME)).unwrap();
     manifest.write_all_at(b"{", 0).unwrap();
     manifest.set_len(TIB).unwrap();
-    assert!(matches!(
-        ImageDir::open(dir.path()),
-        Err(Error::Corrupt { .. })
-    ));
+    assert!(matches!(ImageDir::open(dir.path()), Err(Error::Corrupt { .. })));
     fs::remove_file(dir.path().join(MANIFEST_NAME)).unwrap();
 
     // Many small records are many bytes in memory; the limit is below that.

@@ -16,34 +16,14 @@ const TARGET: &str = "CRYONAUT_TEST_CRASH_TARGET";
 fn replace(dir: &Path, files: u64) {
     let dump = DumpDir::create(dir).unwrap();
     for pid in 1..=files {
-        let entry = FsEntry {
-            cwd_id: files as u32,
-            root_id: 0,
-            umask: None,
-        };
+        let entry = FsEntry { cwd_id: files as u32, root_id: 0, umask: None };
         dump.write_one(ImageKind::Fs, pid, &entry).unwrap();
     }
-    dump.raw_file(ImageKind::Pages, 1)
-        .unwrap()
-        .write_all(&vec![1; 1 << 20])
-        .unwrap();
-    let inventory = InventoryEntry {
-        img_version: 2,
-        root_cg_set: Some(files as u32),
-        ..Default::default()
-    };
-    dump.write_one(ImageKind::Inventory, None, &inventory)
-        .unwrap();
-    let durability = if files.is_multiple_of(2) {
-        Durability::Synced
-    } else {
-        Durability::Relaxed
-    };
-    dump.commit(CommitOptions {
-        durability,
-        ..Default::default()
-    })
-    .unwrap();
+    dump.raw_file(ImageKind::Pages, 1).unwrap().write_all(&vec![1; 1 << 20]).unwrap();
+    let inventory = InventoryEntry { img_version: 2, root_cg_set: Some(files as u32), ..Default::default() };
+    dump.write_one(ImageKind::Inventory, None, &inventory).unwrap();
+    let durability = if files.is_multiple_of(2) { Durability::Synced } else { Durability::Relaxed };
+    dump.commit(CommitOptions { durability, ..Default::default() }).unwrap();
 }
 
 /// Not a test of its own: what the killed process runs.
@@ -73,11 +53,7 @@ fn check(dir: &Path) -> bool {
     assert_eq!(ids.len() as u32, inventory.root_cg_set.unwrap());
     for id in ids {
         let entry: FsEntry = image.read_one(ImageKind::Fs, id).unwrap();
-        assert_eq!(
-            Some(entry.cwd_id),
-            inventory.root_cg_set,
-            "files of two dumps are mixed"
-        );
+        assert_eq!(Some(entry.cwd_id), inventory.root_cg_set, "files of two dumps are mixed");
     }
     true
 }
@@ -101,11 +77,7 @@ fn killed_at_any_moment() {
         // Spread over the process's start and some dozens of dumps.
         std::thread::sleep(Duration::from_micros(5_000 + round * 7_919 % 90_000));
         writer.kill().unwrap();
-        assert_eq!(
-            writer.wait().unwrap().signal(),
-            Some(9),
-            "the writer ended by itself"
-        );
+        assert_eq!(writer.wait().unwrap().signal(), Some(9), "the writer ended by itself");
         if target.exists() {
             match check(&target) {
                 true => images += 1,
@@ -118,12 +90,7 @@ fn killed_at_any_moment() {
     // The next dump clears away what the killed ones left.
     replace(&target, 3);
     assert!(check(&target));
-    let hidden = |entry: std::io::Result<std::fs::DirEntry>| {
-        entry
-            .unwrap()
-            .file_name()
-            .to_string_lossy()
-            .starts_with('.')
-    };
+    let hidden =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().starts_with('.');
     assert!(!std::fs::read_dir(&target).unwrap().any(hidden));
 }

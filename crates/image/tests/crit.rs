@@ -28,13 +28,8 @@ fn crit(path: &Path) -> Value {
 }
 
 /// Kinds that came after CRIU 3.17 or that its crit never learned.
-const UNKNOWN_TO_CRIT: &[ImageKind] = &[
-    ImageKind::Signal,
-    ImageKind::Psignal,
-    ImageKind::BinfmtMisc,
-    ImageKind::BinfmtMiscOld,
-    ImageKind::Pidfd,
-];
+const UNKNOWN_TO_CRIT: &[ImageKind] =
+    &[ImageKind::Signal, ImageKind::Psignal, ImageKind::BinfmtMisc, ImageKind::BinfmtMiscOld, ImageKind::Pidfd];
 
 /// Kinds of long-gone versions, which we do not write.
 fn is_old(kind: ImageKind) -> bool {
@@ -80,182 +75,82 @@ fn write_plain(dump: &DumpDir) {
 fn write_tailed(dump: &DumpDir) {
     for data in [&b"some bytes"[..], b""] {
         let len = data.len() as u32;
-        let pipe = PipeDataEntry {
-            pipe_id: 7,
-            bytes: len,
-            size: Some(4096),
-        };
+        let pipe = PipeDataEntry { pipe_id: 7, bytes: len, size: Some(4096) };
         for kind in [ImageKind::PipesData, ImageKind::FifoData] {
-            dump.entry_file(kind, None)
-                .unwrap()
-                .append_tailed(&pipe, data)
-                .unwrap();
+            dump.entry_file(kind, None).unwrap().append_tailed(&pipe, data).unwrap();
         }
-        let packet = SkPacketEntry {
-            id_for: 3,
-            length: len,
-            scm: vec![],
-        };
+        let packet = SkPacketEntry { id_for: 3, length: len, scm: vec![] };
         let file = dump.entry_file(ImageKind::SkQueues, None).unwrap();
         file.append_tailed(&packet, data).unwrap();
-        let bpf = BpfmapDataEntry {
-            map_id: 1,
-            keys_bytes: len,
-            values_bytes: 0,
-            count: 1,
-        };
+        let bpf = BpfmapDataEntry { map_id: 1, keys_bytes: len, values_bytes: 0, count: 1 };
         let file = dump.entry_file(ImageKind::BpfmapData, None).unwrap();
         file.append_tailed(&bpf, data).unwrap();
-        let shm = IpcShmEntry {
-            size: data.len() as u64,
-            ..Default::default()
-        };
+        let shm = IpcShmEntry { size: data.len() as u64, ..Default::default() };
         let file = dump.entry_file(ImageKind::IpcnsShm, 1).unwrap();
         file.append_tailed(&shm, data).unwrap();
-        let sem = IpcSemEntry {
-            nsems: len / 2,
-            ..Default::default()
-        };
+        let sem = IpcSemEntry { nsems: len / 2, ..Default::default() };
         let file = dump.entry_file(ImageKind::IpcnsSem, 1).unwrap();
         file.append_tailed(&sem, data).unwrap();
         let file = dump.entry_file(ImageKind::IpcnsMsg, 1).unwrap();
-        file.append(&IpcMsgEntry {
-            qnum: 1,
-            ..Default::default()
-        })
-        .unwrap();
-        file.append_tailed(
-            &IpcMsg {
-                mtype: 5,
-                msize: len,
-            },
-            data,
-        )
-        .unwrap();
-        let tcp = TcpStreamEntry {
-            inq_len: len,
-            outq_len: 0,
-            ..Default::default()
-        };
+        file.append(&IpcMsgEntry { qnum: 1, ..Default::default() }).unwrap();
+        file.append_tailed(&IpcMsg { mtype: 5, msize: len }, data).unwrap();
+        let tcp = TcpStreamEntry { inq_len: len, outq_len: 0, ..Default::default() };
         let file = dump.entry_file(ImageKind::TcpStream, 1).unwrap();
         file.append_tailed(&tcp, data).unwrap();
     }
     let ghost = dump.entry_file(ImageKind::GhostFile, 1).unwrap();
-    ghost
-        .append(&GhostFileEntry {
-            chunks: Some(true),
-            ..Default::default()
-        })
-        .unwrap();
-    ghost
-        .append_tailed(&GhostChunkEntry { len: 4, off: 8192 }, b"tail")
-        .unwrap();
+    ghost.append(&GhostFileEntry { chunks: Some(true), ..Default::default() }).unwrap();
+    ghost.append_tailed(&GhostChunkEntry { len: 4, off: 8192 }, b"tail").unwrap();
 
     for (kind, pages_id) in [(ImageKind::Pagemap, 1), (ImageKind::ShmemPagemap, 2)] {
         let mut map = PagemapWriter::create(dump, kind, 1, pages_id).unwrap();
         map.push(0x40_0000, 3, PageFlags::PRESENT).unwrap();
         let len = map.finish().unwrap();
-        let pages = dump
-            .raw_file(ImageKind::Pages, u64::from(pages_id))
-            .unwrap();
+        let pages = dump.raw_file(ImageKind::Pages, u64::from(pages_id)).unwrap();
         pages.set_len(len).unwrap();
     }
 }
 
 /// The kinds that a dump always has, filled in as a dump does.
 fn write_full(dump: &DumpDir) {
-    let process = PstreeEntry {
-        pid: 17,
-        ppid: 1,
-        pgid: 17,
-        sid: 1,
-        threads: vec![17, 18],
-    };
+    let process = PstreeEntry { pid: 17, ppid: 1, pgid: 17, sid: 1, threads: vec![17, 18] };
     write(dump, ImageKind::Pstree, &process);
     write(dump, ImageKind::Pstree, &PstreeEntry::default());
     let core = CoreEntry {
         mtype: core_entry::March::X8664.into(),
         thread_info: Some(ThreadInfoX86 {
-            gpregs: UserX86RegsEntry {
-                ip: 0x7fff_1234_5678,
-                ..Default::default()
-            },
+            gpregs: UserX86RegsEntry { ip: 0x7fff_1234_5678, ..Default::default() },
             fpregs: UserX86FpregsEntry {
                 st_space: vec![1; 32],
-                xsave: Some(UserX86XsaveEntry {
-                    ymmh_space: vec![2; 64],
-                    ..Default::default()
-                }),
+                xsave: Some(UserX86XsaveEntry { ymmh_space: vec![2; 64], ..Default::default() }),
                 ..Default::default()
             },
             ..Default::default()
         }),
-        tc: Some(TaskCoreEntry {
-            comm: b"sleep".to_vec(),
-            ..Default::default()
-        }),
-        thread_core: Some(ThreadCoreEntry {
-            sched_nice: Some(-5),
-            ..Default::default()
-        }),
+        tc: Some(TaskCoreEntry { comm: b"sleep".to_vec(), ..Default::default() }),
+        thread_core: Some(ThreadCoreEntry { sched_nice: Some(-5), ..Default::default() }),
         ..Default::default()
     };
     write(dump, ImageKind::Core, &core);
     write(dump, ImageKind::Core, &core);
-    let vma = VmaEntry {
-        start: 0x40_0000,
-        end: 0x40_1000,
-        fd: -1,
-        ..Default::default()
-    };
-    let mm = MmEntry {
-        vmas: vec![vma, vma],
-        mm_saved_auxv: vec![6, 4096],
-        ..Default::default()
-    };
+    let vma = VmaEntry { start: 0x40_0000, end: 0x40_1000, fd: -1, ..Default::default() };
+    let mm = MmEntry { vmas: vec![vma, vma], mm_saved_auxv: vec![6, 4096], ..Default::default() };
     write(dump, ImageKind::Mm, &mm);
     write(dump, ImageKind::Mm, &mm);
-    let reg = RegFileEntry {
-        id: 5,
-        name: b"/bin/sleep".to_vec(),
-        mnt_id: Some(-1),
-        ..Default::default()
-    };
+    let reg = RegFileEntry { id: 5, name: b"/bin/sleep".to_vec(), mnt_id: Some(-1), ..Default::default() };
     write(dump, ImageKind::RegFiles, &reg);
     write(dump, ImageKind::RegFiles, &reg);
-    let inet = InetSkEntry {
-        family: 2,
-        src_addr: vec![0x0100_007f],
-        dst_addr: vec![0],
-        ..Default::default()
-    };
+    let inet = InetSkEntry { family: 2, src_addr: vec![0x0100_007f], dst_addr: vec![0], ..Default::default() };
     write(dump, ImageKind::Inetsk, &inet);
     write(dump, ImageKind::Inetsk, &inet);
-    let uts = UtsnsEntry {
-        nodename: b"here".to_vec(),
-        domainname: b"(none)".to_vec(),
-    };
+    let uts = UtsnsEntry { nodename: b"here".to_vec(), domainname: b"(none)".to_vec() };
     write(dump, ImageKind::Utsns, &uts);
     write(dump, ImageKind::Utsns, &uts);
-    let file = FileEntry {
-        r#type: FdTypes::Reg.into(),
-        id: 5,
-        reg: Some(reg),
-        ..Default::default()
-    };
+    let file = FileEntry { r#type: FdTypes::Reg.into(), id: 5, reg: Some(reg), ..Default::default() };
     write(dump, ImageKind::Files, &file);
-    let file = FileEntry {
-        r#type: FdTypes::Inetsk.into(),
-        id: 6,
-        isk: Some(inet),
-        ..Default::default()
-    };
+    let file = FileEntry { r#type: FdTypes::Inetsk.into(), id: 6, isk: Some(inet), ..Default::default() };
     write(dump, ImageKind::Files, &file);
-    let inventory = InventoryEntry {
-        img_version: 2,
-        fdinfo_per_id: Some(true),
-        ..Default::default()
-    };
+    let inventory = InventoryEntry { img_version: 2, fdinfo_per_id: Some(true), ..Default::default() };
     write(dump, ImageKind::Inventory, &inventory);
     write(dump, ImageKind::Inventory, &inventory);
 }
@@ -267,10 +162,7 @@ fn crit_reads_every_kind() {
     write_plain(&dump);
     write_tailed(&dump);
     write_full(&dump);
-    dump.raw_file(ImageKind::Ifaddr, 1)
-        .unwrap()
-        .write_all(b"raw")
-        .unwrap();
+    dump.raw_file(ImageKind::Ifaddr, 1).unwrap().write_all(b"raw").unwrap();
     dump.commit(CommitOptions::default()).unwrap();
 
     let image = ImageDir::open(dir.path()).unwrap();
@@ -279,20 +171,12 @@ fn crit_reads_every_kind() {
             continue;
         }
         let id = kind.has_id().then_some(1);
-        assert_eq!(
-            image.check_file(kind, id).unwrap(),
-            2,
-            "{kind:?} was written"
-        );
+        assert_eq!(image.check_file(kind, id).unwrap(), 2, "{kind:?} was written");
         if UNKNOWN_TO_CRIT.contains(&kind) {
             continue;
         }
         let decoded = crit(&image.path_of(kind, id).unwrap());
-        assert_eq!(
-            decoded["entries"].as_array().unwrap().len(),
-            2,
-            "{kind:?}: {decoded}"
-        );
+        assert_eq!(decoded["entries"].as_array().unwrap().len(), 2, "{kind:?}: {decoded}");
     }
 }
 
@@ -316,32 +200,17 @@ fn crit_reads_the_values_that_were_written() {
     assert_eq!(first("files.img", 1)["type"], "INETSK");
     assert_eq!(first("pagemap-1.img", 1)["nr_pages"], 3);
     assert_eq!(first("pipes-data.img", 0)["extra"], "c29tZSBieXRlcw==\n");
-    assert_eq!(
-        first("ipcns-sem-1.img", 0)["extra"]
-            .as_array()
-            .unwrap()
-            .len(),
-        5
-    );
-    assert_eq!(
-        first("ipcns-msg-1.img", 0)["extra"][1],
-        "c29tZSBieXRlcw==\n"
-    );
+    assert_eq!(first("ipcns-sem-1.img", 0)["extra"].as_array().unwrap().len(), 5);
+    assert_eq!(first("ipcns-msg-1.img", 0)["extra"][1], "c29tZSBieXRlcw==\n");
     assert_eq!(first("ghost-file-1.img", 1)["extra"], "dGFpbA==\n");
 }
 
 #[test]
 fn crit_reads_statistics() {
     let dir = tempfile::tempdir().unwrap();
-    let dump = DumpStatsEntry {
-        frozen_time: 1234,
-        ..Default::default()
-    };
+    let dump = DumpStatsEntry { frozen_time: 1234, ..Default::default() };
     stats::write_dump_stats(dir.path(), dump).unwrap();
-    let restore = RestoreStatsEntry {
-        restore_time: 99,
-        ..Default::default()
-    };
+    let restore = RestoreStatsEntry { restore_time: 99, ..Default::default() };
     stats::write_restore_stats(dir.path(), restore).unwrap();
     let decoded = crit(&dir.path().join("stats-dump"));
     assert_eq!(decoded["magic"], "STATS");
@@ -379,10 +248,6 @@ fn what_crit_writes_is_what_we_write() {
             .status()
             .unwrap();
         assert!(status.success(), "{name}");
-        assert_eq!(
-            std::fs::read(&again).unwrap(),
-            std::fs::read(&path).unwrap(),
-            "{name}"
-        );
+        assert_eq!(std::fs::read(&again).unwrap(), std::fs::read(&path).unwrap(), "{name}");
     }
 }

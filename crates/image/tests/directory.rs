@@ -8,27 +8,16 @@ use cryonaut_image::records::*;
 use cryonaut_image::*;
 
 fn pstree(pid: u32) -> PstreeEntry {
-    PstreeEntry {
-        pid,
-        ppid: 0,
-        pgid: pid,
-        sid: pid,
-        threads: vec![pid],
-    }
+    PstreeEntry { pid, ppid: 0, pgid: pid, sid: pid, threads: vec![pid] }
 }
 
 fn inventory() -> InventoryEntry {
-    InventoryEntry {
-        img_version: 2,
-        ..Default::default()
-    }
+    InventoryEntry { img_version: 2, ..Default::default() }
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -36,40 +25,22 @@ fn names(dir: &Path) -> Vec<String> {
 /// An image with one file of each sort.
 fn write_sample(dir: &Path, pid: u32) {
     let dump = DumpDir::create(dir).unwrap();
-    dump.append(ImageKind::Pstree, None, &pstree(pid), None)
-        .unwrap();
-    dump.append(ImageKind::Pstree, None, &pstree(pid + 1), None)
-        .unwrap();
+    dump.append(ImageKind::Pstree, None, &pstree(pid), None).unwrap();
+    dump.append(ImageKind::Pstree, None, &pstree(pid + 1), None).unwrap();
     for (pipe_id, data) in [(1, &b"in the pipe"[..]), (2, b"")] {
-        let entry = PipeDataEntry {
-            pipe_id,
-            bytes: data.len() as u32,
-            size: Some(65536),
-        };
-        dump.append(ImageKind::PipesData, None, &entry, Some(data))
-            .unwrap();
+        let entry = PipeDataEntry { pipe_id, bytes: data.len() as u32, size: Some(65536) };
+        dump.append(ImageKind::PipesData, None, &entry, Some(data)).unwrap();
     }
-    dump.raw_file(ImageKind::Pages, 1)
-        .unwrap()
-        .write_all(&[7; 8192])
-        .unwrap();
-    dump.raw_file(ImageKind::Ifaddr, 9)
-        .unwrap()
-        .write_all(b"addresses")
-        .unwrap();
+    dump.raw_file(ImageKind::Pages, 1).unwrap().write_all(&[7; 8192]).unwrap();
+    dump.raw_file(ImageKind::Ifaddr, 9).unwrap().write_all(b"addresses").unwrap();
     let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, u64::from(pid), 1).unwrap();
     assert_eq!(map.push(0x1000, 1, PageFlags::PRESENT).unwrap(), 0);
     assert_eq!(map.push(0x2000, 1, PageFlags::PRESENT).unwrap(), 4096);
     map.push(0x9000, 3, PageFlags::PARENT).unwrap();
     assert_eq!(map.finish().unwrap(), 8192);
     dump.write_json("extra", &[1, 2, 3]).unwrap();
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
-    dump.commit(CommitOptions {
-        sum_pages: true,
-        ..Default::default()
-    })
-    .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
+    dump.commit(CommitOptions { sum_pages: true, ..Default::default() }).unwrap();
 }
 
 #[test]
@@ -81,14 +52,10 @@ fn what_was_written_is_read() {
     assert_eq!(image.inventory().unwrap(), inventory());
     let tree: Vec<PstreeEntry> = image.read_all(ImageKind::Pstree, None).unwrap();
     assert_eq!(tree, [pstree(10), pstree(11)]);
-    let pipes: Vec<(PipeDataEntry, Vec<u8>)> =
-        image.read_tailed(ImageKind::PipesData, None).unwrap();
+    let pipes: Vec<(PipeDataEntry, Vec<u8>)> = image.read_tailed(ImageKind::PipesData, None).unwrap();
     assert_eq!(pipes[0].1, b"in the pipe");
     assert_eq!(pipes[1].1, b"");
-    assert_eq!(
-        image.read_json::<Vec<u32>>("extra").unwrap(),
-        Some(vec![1, 2, 3])
-    );
+    assert_eq!(image.read_json::<Vec<u32>>("extra").unwrap(), Some(vec![1, 2, 3]));
     assert_eq!(image.read_json::<Vec<u32>>("other").unwrap(), None);
 
     let map = Pagemap::read(&image, ImageKind::Pagemap, 10).unwrap();
@@ -101,11 +68,7 @@ fn what_was_written_is_read() {
     assert_eq!(map.find(0xbfff), Some(&map.runs()[1]));
 
     let mut text = String::new();
-    image
-        .open_raw(ImageKind::Ifaddr, 9)
-        .unwrap()
-        .read_to_string(&mut text)
-        .unwrap();
+    image.open_raw(ImageKind::Ifaddr, 9).unwrap().read_to_string(&mut text).unwrap();
     assert_eq!(text, "addresses");
     assert_eq!(image.ids(ImageKind::Pagemap).unwrap(), [10]);
     let report = image.verify(true).unwrap();
@@ -144,20 +107,15 @@ fn a_dropped_dump_leaves_nothing() {
     let new = dir.path().join("new");
     let dump = DumpDir::create(&new).unwrap();
     dump.raw_file(ImageKind::Pages, 1).unwrap();
-    dump.append(ImageKind::Pstree, None, &pstree(1), None)
-        .unwrap();
+    dump.append(ImageKind::Pstree, None, &pstree(1), None).unwrap();
     drop(dump);
     assert!(!new.exists());
 
     write_sample(dir.path(), 10);
     let before = names(dir.path());
     let dump = DumpDir::create(dir.path()).unwrap();
-    dump.append(ImageKind::Pstree, None, &pstree(1), None)
-        .unwrap();
-    assert!(matches!(
-        dump.commit(CommitOptions::default()),
-        Err(Error::Misuse { .. })
-    ));
+    dump.append(ImageKind::Pstree, None, &pstree(1), None).unwrap();
+    assert!(matches!(dump.commit(CommitOptions::default()), Err(Error::Misuse { .. })));
     assert_eq!(names(dir.path()), before);
     ImageDir::open(dir.path()).unwrap().verify(true).unwrap();
 }
@@ -171,11 +129,9 @@ fn a_commit_that_fails_half_way_restores_the_older_image() {
     let before = names(dir.path());
 
     let dump = DumpDir::create(dir.path()).unwrap();
-    dump.append(ImageKind::Pstree, None, &pstree(99), None)
-        .unwrap();
+    dump.append(ImageKind::Pstree, None, &pstree(99), None).unwrap();
     dump.entry_file(ImageKind::SkQueues, None).unwrap();
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     let error = dump.commit(CommitOptions::default()).unwrap_err();
     assert!(error.path().ends_with("sk-queues.img"), "{error}");
 
@@ -183,13 +139,7 @@ fn a_commit_that_fails_half_way_restores_the_older_image() {
     fs::remove_dir(dir.path().join("sk-queues.img")).unwrap();
     let image = ImageDir::open(dir.path()).unwrap();
     image.verify(true).unwrap();
-    assert_eq!(
-        image
-            .read_all::<PstreeEntry>(ImageKind::Pstree, None)
-            .unwrap()[0]
-            .pid,
-        10
-    );
+    assert_eq!(image.read_all::<PstreeEntry>(ImageKind::Pstree, None).unwrap()[0].pid, 10);
 }
 
 #[test]
@@ -201,14 +151,9 @@ fn leftovers_of_the_dead_go_and_those_of_the_living_stay() {
     let living = DumpDir::create(dir.path()).unwrap();
     assert!(!abandoned.exists());
     write_sample(dir.path(), 10);
-    living
-        .write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    living.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     living.commit(CommitOptions::default()).unwrap();
-    assert_eq!(
-        names(dir.path()),
-        ["cryonaut-manifest.json", "inventory.img"]
-    );
+    assert_eq!(names(dir.path()), ["cryonaut-manifest.json", "inventory.img"]);
 }
 
 #[test]
@@ -217,8 +162,7 @@ fn parents_are_followed() {
     write_sample(&dir.path().join("first"), 10);
     let dump = DumpDir::create(dir.path().join("second")).unwrap();
     dump.set_parent("../first").unwrap();
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     dump.commit(CommitOptions::default()).unwrap();
     let image = ImageDir::open(dir.path().join("second")).unwrap();
     image.verify(true).unwrap();
@@ -237,17 +181,12 @@ fn mistakes_of_the_caller_are_told() {
     misuse(dump.raw_file(ImageKind::Pstree, None).map(drop));
     dump.raw_file(ImageKind::Pages, 1).unwrap();
     misuse(dump.raw_file(ImageKind::Pages, 1).map(drop));
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     misuse(dump.write_one(ImageKind::Inventory, None, &inventory()));
     misuse(dump.write_json("../x", &1));
     misuse(dump.write_json("manifest", &1));
     let pipes = dump.entry_file(ImageKind::PipesData, None).unwrap();
-    let entry = PipeDataEntry {
-        pipe_id: 1,
-        bytes: 3,
-        size: None,
-    };
+    let entry = PipeDataEntry { pipe_id: 1, bytes: 3, size: None };
     misuse(pipes.append_tailed(&entry, b"four"));
     let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, 1, 1).unwrap();
     map.push(0x5000, 2, PageFlags::PRESENT).unwrap();
@@ -264,18 +203,12 @@ fn large_data_stream_through() {
     let dump = DumpDir::create(dir.path()).unwrap();
     let data: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
     let ghost = dump.entry_file(ImageKind::GhostFile, 0x1f).unwrap();
-    let head = GhostFileEntry {
-        uid: 0,
-        gid: 0,
-        mode: 0o100600,
-        ..Default::default()
-    };
+    let head = GhostFileEntry { uid: 0, gid: 0, mode: 0o100600, ..Default::default() };
     ghost.append(&head).unwrap();
     ghost.append_from(&data[..], 1_000_000).unwrap();
     ghost.append_raw(&data[1_000_000..]).unwrap();
     let failing = ghost.position();
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     dump.commit(CommitOptions::default()).unwrap();
 
     let image = ImageDir::open(dir.path()).unwrap();
@@ -293,8 +226,7 @@ fn large_data_stream_through() {
 fn data_that_run_out_fail_the_dump() {
     let dir = tempfile::tempdir().unwrap();
     let dump = DumpDir::create(dir.path()).unwrap();
-    dump.write_one(ImageKind::Inventory, None, &inventory())
-        .unwrap();
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     let ghost = dump.entry_file(ImageKind::GhostFile, 1).unwrap();
     assert!(ghost.append_from(&b"ab"[..], 3).is_err());
     assert!(dump.commit(CommitOptions::default()).is_err());
@@ -304,22 +236,12 @@ fn data_that_run_out_fail_the_dump() {
 #[test]
 fn statistics_go_both_ways() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        stats::read_dump_stats(dir.path()),
-        Err(Error::Missing { .. })
-    ));
-    let dump = DumpStatsEntry {
-        frozen_time: 1234,
-        pages_written: 5,
-        ..Default::default()
-    };
+    assert!(matches!(stats::read_dump_stats(dir.path()), Err(Error::Missing { .. })));
+    let dump = DumpStatsEntry { frozen_time: 1234, pages_written: 5, ..Default::default() };
     stats::write_dump_stats(dir.path(), dump).unwrap();
     stats::write_dump_stats(dir.path(), dump).unwrap();
     assert_eq!(stats::read_dump_stats(dir.path()).unwrap(), dump);
-    let restore = RestoreStatsEntry {
-        restore_time: 7,
-        ..Default::default()
-    };
+    let restore = RestoreStatsEntry { restore_time: 7, ..Default::default() };
     stats::write_restore_stats(dir.path(), restore).unwrap();
     assert_eq!(stats::read_restore_stats(dir.path()).unwrap(), restore);
     assert_eq!(names(dir.path()), ["stats-dump", "stats-restore"]);
@@ -331,18 +253,10 @@ fn a_pages_file_of_the_wrong_size_is_found() {
         let dir = tempfile::tempdir().unwrap();
         write_sample(dir.path(), 10);
         fs::remove_file(dir.path().join(MANIFEST_NAME)).unwrap();
-        fs::File::options()
-            .write(true)
-            .open(dir.path().join("pages-1.img"))
-            .unwrap()
-            .set_len(size)
-            .unwrap();
+        fs::File::options().write(true).open(dir.path().join("pages-1.img")).unwrap().set_len(size).unwrap();
         let image = ImageDir::open(dir.path()).unwrap();
         let error = Pagemap::read(&image, ImageKind::Pagemap, 10).unwrap_err();
-        assert!(
-            error.path().ends_with("pages-1.img") && error.offset() == Some(size.min(8192)),
-            "{error}"
-        );
+        assert!(error.path().ends_with("pages-1.img") && error.offset() == Some(size.min(8192)), "{error}");
     }
 }
 
@@ -350,17 +264,8 @@ fn a_pages_file_of_the_wrong_size_is_found() {
 fn a_fifo_in_the_place_of_a_file_does_not_hang() {
     let dir = tempfile::tempdir().unwrap();
     let mode = rustix::fs::Mode::RUSR;
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        dir.path().join("pstree.img"),
-        rustix::fs::FileType::Fifo,
-        mode,
-        0,
-    )
-    .unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, dir.path().join("pstree.img"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
     let image = ImageDir::open(dir.path()).unwrap();
-    let error = image
-        .read_all::<PstreeEntry>(ImageKind::Pstree, None)
-        .unwrap_err();
+    let error = image.read_all::<PstreeEntry>(ImageKind::Pstree, None).unwrap_err();
     assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 }

@@ -11,95 +11,43 @@ use proptest::prelude::*;
 fn write_image(dir: &Path) -> Vec<String> {
     let dump = DumpDir::create(dir).unwrap();
     for pid in 1..4 {
-        let entry = PstreeEntry {
-            pid,
-            ppid: pid - 1,
-            pgid: 1,
-            sid: 1,
-            threads: vec![pid, 300],
-        };
+        let entry = PstreeEntry { pid, ppid: pid - 1, pgid: 1, sid: 1, threads: vec![pid, 300] };
         dump.append(ImageKind::Pstree, None, &entry, None).unwrap();
         let ids = u64::from(pid);
-        let fs = FsEntry {
-            cwd_id: 1,
-            root_id: 2,
-            umask: Some(0o22),
-        };
+        let fs = FsEntry { cwd_id: 1, root_id: 2, umask: Some(0o22) };
         dump.write_one(ImageKind::Fs, ids, &fs).unwrap();
     }
-    let pipe = PipeDataEntry {
-        pipe_id: 1,
-        bytes: 5,
-        size: Some(4096),
-    };
-    dump.append(ImageKind::PipesData, None, &pipe, Some(b"hello"))
-        .unwrap();
-    let sem = IpcSemEntry {
-        nsems: 3,
-        ..Default::default()
-    };
+    let pipe = PipeDataEntry { pipe_id: 1, bytes: 5, size: Some(4096) };
+    dump.append(ImageKind::PipesData, None, &pipe, Some(b"hello")).unwrap();
+    let sem = IpcSemEntry { nsems: 3, ..Default::default() };
     let sems = dump.entry_file(ImageKind::IpcnsSem, 1).unwrap();
     sems.append_tailed(&sem, &[1, 0, 2, 0, 3, 0]).unwrap();
     let queue = dump.entry_file(ImageKind::IpcnsMsg, 1).unwrap();
-    queue
-        .append(&IpcMsgEntry {
-            qnum: 2,
-            ..Default::default()
-        })
-        .unwrap();
-    queue
-        .append_tailed(&IpcMsg { mtype: 1, msize: 3 }, b"abc")
-        .unwrap();
-    queue
-        .append_tailed(&IpcMsg { mtype: 2, msize: 8 }, b"abcdefgh")
-        .unwrap();
+    queue.append(&IpcMsgEntry { qnum: 2, ..Default::default() }).unwrap();
+    queue.append_tailed(&IpcMsg { mtype: 1, msize: 3 }, b"abc").unwrap();
+    queue.append_tailed(&IpcMsg { mtype: 2, msize: 8 }, b"abcdefgh").unwrap();
     let ghost = dump.entry_file(ImageKind::GhostFile, 1).unwrap();
-    ghost
-        .append(&GhostFileEntry {
-            chunks: Some(true),
-            ..Default::default()
-        })
-        .unwrap();
-    ghost
-        .append_tailed(&GhostChunkEntry { len: 4, off: 0 }, b"abcd")
-        .unwrap();
-    ghost
-        .append_tailed(&GhostChunkEntry { len: 2, off: 99 }, b"ef")
-        .unwrap();
+    ghost.append(&GhostFileEntry { chunks: Some(true), ..Default::default() }).unwrap();
+    ghost.append_tailed(&GhostChunkEntry { len: 4, off: 0 }, b"abcd").unwrap();
+    ghost.append_tailed(&GhostChunkEntry { len: 2, off: 99 }, b"ef").unwrap();
     let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, 1, 1).unwrap();
     map.push(0x1000, 1, PageFlags::PRESENT).unwrap();
     map.push(0x4000, 2, PageFlags::PARENT).unwrap();
     map.finish().unwrap();
-    dump.raw_file(ImageKind::Pages, 1)
-        .unwrap()
-        .set_len(4096)
-        .unwrap();
+    dump.raw_file(ImageKind::Pages, 1).unwrap().set_len(4096).unwrap();
     dump.write_json("notes", &["one", "two"]).unwrap();
-    let inventory = InventoryEntry {
-        img_version: 2,
-        ..Default::default()
-    };
-    dump.write_one(ImageKind::Inventory, None, &inventory)
-        .unwrap();
-    let options = CommitOptions {
-        durability: Durability::Relaxed,
-        sum_pages: true,
-        ..Default::default()
-    };
+    let inventory = InventoryEntry { img_version: 2, ..Default::default() };
+    dump.write_one(ImageKind::Inventory, None, &inventory).unwrap();
+    let options = CommitOptions { durability: Durability::Relaxed, sum_pages: true, ..Default::default() };
     dump.commit(options).unwrap();
     let entries = fs::read_dir(dir).unwrap();
-    entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect()
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 /// An error must name the file it is about, and the byte if it has to do with one.
 fn says_where(error: &Error, path: &Path) {
     assert_eq!(error.path(), path, "{error}");
-    assert!(
-        error.to_string().contains(&path.display().to_string()),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     if let Error::Corrupt { offset, .. } = error {
         assert!(*offset <= fs::metadata(path).unwrap().len(), "{error}");
     }
@@ -169,10 +117,7 @@ fn without_a_manifest_cuts_inside_records_are_found() {
     let dir = tempfile::tempdir().unwrap();
     let names = write_image(dir.path());
     fs::remove_file(dir.path().join(MANIFEST_NAME)).unwrap();
-    for name in names
-        .iter()
-        .filter(|name| name.ends_with(".img") && !name.starts_with("pages"))
-    {
+    for name in names.iter().filter(|name| name.ends_with(".img") && !name.starts_with("pages")) {
         let path = dir.path().join(name);
         let (kind, id) = ImageKind::from_file_name(name).unwrap();
         let whole = fs::read(&path).unwrap();
@@ -194,22 +139,12 @@ fn without_a_manifest_cuts_inside_records_are_found() {
 #[test]
 fn an_image_needs_an_inventory() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(
-        dir.path().join("inventory.img"),
-        0x5831_3116_u32.to_le_bytes(),
-    )
-    .unwrap();
+    fs::write(dir.path().join("inventory.img"), 0x5831_3116_u32.to_le_bytes()).unwrap();
     let error = ImageDir::open(dir.path()).unwrap().inventory().unwrap_err();
     assert_eq!(error.offset(), Some(4), "{error}");
-    assert!(
-        error.to_string().contains("expected one inventory_entry"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("expected one inventory_entry"), "{error}");
     let empty = tempfile::tempdir().unwrap();
-    let error = ImageDir::open(empty.path())
-        .unwrap()
-        .inventory()
-        .unwrap_err();
+    let error = ImageDir::open(empty.path()).unwrap().inventory().unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
 }
 
@@ -220,10 +155,7 @@ fn other_files_are_told_from_images() {
     for (bytes, text) in [
         (&b"\x7fELF\x02\x01\x01\0"[..], "check that this is an image"),
         (&[0x40, 0x59, 0x10, 0x55, 0, 0, 0, 0], "the other sort"),
-        (
-            &[0x19, 0x43, 0x56, 0x54, 0, 0, 0, 0],
-            "this kind of image file",
-        ),
+        (&[0x19, 0x43, 0x56, 0x54, 0, 0, 0, 0], "this kind of image file"),
         (&[0x19, 0x43, 0x56, 0x54, 0], "cut short"),
     ] {
         fs::write(&path, bytes).unwrap();
@@ -256,10 +188,7 @@ fn record_like() -> impl Strategy<Value = Vec<u8>> {
         for (tag, wire, value) in fields {
             bytes.push((tag << 3 | wire) & 0x7f);
             bytes.push(value & if wire == 2 { 3 } else { 0x7f });
-            bytes.resize(
-                bytes.len() + if wire == 2 { usize::from(value & 3) } else { 0 },
-                8,
-            );
+            bytes.resize(bytes.len() + if wire == 2 { usize::from(value & 3) } else { 0 }, 8);
         }
         let mut record = (bytes.len() as u32).to_le_bytes().to_vec();
         record.extend(bytes);

@@ -67,13 +67,7 @@ impl Query {
     /// Pages with contents: in memory or in swap.
     pub fn populated(start: u64, end: u64) -> Self {
         let any = Categories::PRESENT | Categories::SWAPPED;
-        Self {
-            start,
-            end,
-            any,
-            tell: any,
-            ..Self::default()
-        }
+        Self { start, end, any, tell: any, ..Self::default() }
     }
 
     fn matches(&self, page: Categories) -> bool {
@@ -93,8 +87,7 @@ pub struct PageRun {
     pub categories: Categories,
 }
 
-const PAGEMAP_SCAN: rustix::ioctl::Opcode =
-    rustix::ioctl::opcode::read_write::<uapi::pm_scan_arg>(b'f', 16);
+const PAGEMAP_SCAN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<uapi::pm_scan_arg>(b'f', 16);
 const _: () = assert!(size_of::<uapi::pm_scan_arg>() == 96 && PAGEMAP_SCAN == 0xc060_6610);
 const _: () = assert!(size_of::<PageRun>() == size_of::<uapi::page_region>());
 const _: () = assert!(size_of::<PageRun>() == 24);
@@ -103,22 +96,14 @@ const _: () = assert!(size_of::<PageRun>() == 24);
 /// stopped: `query.end`, or less when `runs` was full. ENOTTY before Linux 6.7.
 ///
 /// With an empty `runs` nothing is told, but `WP_MATCHING` is done.
-pub fn scan(
-    pagemap: impl AsFd,
-    query: &Query,
-    runs: &mut [PageRun],
-) -> Result<(usize, u64), Errno> {
+pub fn scan(pagemap: impl AsFd, query: &Query, runs: &mut [PageRun]) -> Result<(usize, u64), Errno> {
     let mut arg = uapi::pm_scan_arg {
         size: size_of::<uapi::pm_scan_arg>() as u64,
         flags: query.flags.bits(),
         start: query.start,
         end: query.end,
         walk_end: 0,
-        vec: if runs.is_empty() {
-            0
-        } else {
-            runs.as_mut_ptr() as u64
-        },
+        vec: if runs.is_empty() { 0 } else { runs.as_mut_ptr() as u64 },
         vec_len: runs.len() as u64,
         max_pages: 0,
         category_inverted: query.inverted.bits(),
@@ -165,11 +150,7 @@ pub struct Entry(pub u64);
 impl Entry {
     /// Page frame number; 0 without CAP_SYS_ADMIN, and for pages that are not present.
     pub fn frame(self) -> u64 {
-        if self.has(63) {
-            self.0 & ((1 << 55) - 1)
-        } else {
-            0
-        }
+        if self.has(63) { self.0 & ((1 << 55) - 1) } else { 0 }
     }
 
     /// Mapped by this process alone.
@@ -252,26 +233,12 @@ impl<'fd> PageRuns<'fd> {
     /// Through the file. `query.flags` must be empty.
     pub fn from_file(pagemap: BorrowedFd<'fd>, query: Query) -> Self {
         debug_assert!(query.flags.is_empty(), "the file only tells");
-        Self::new(
-            pagemap,
-            query,
-            Source::File {
-                entries: vec![Entry::default(); BATCH],
-            },
-        )
+        Self::new(pagemap, query, Source::File { entries: vec![Entry::default(); BATCH] })
     }
 
     fn new(pagemap: BorrowedFd<'fd>, query: Query, source: Source) -> Self {
         let batch = vec![PageRun::default(); BATCH];
-        Self {
-            pagemap,
-            query,
-            source,
-            batch,
-            ready: 0..0,
-            held: None,
-            failed: false,
-        }
+        Self { pagemap, query, source, batch, ready: 0..0, held: None, failed: false }
     }
 
     /// The next run as the source tells it; neighbours may be equal where a batch ends.
@@ -282,9 +249,7 @@ impl<'fd> PageRuns<'fd> {
             }
             let (count, reached) = match &mut self.source {
                 Source::Scan => scan(self.pagemap, &self.query, &mut self.batch)?,
-                Source::File { entries } => {
-                    read_runs(self.pagemap, &self.query, entries, &mut self.batch)?
-                }
+                Source::File { entries } => read_runs(self.pagemap, &self.query, entries, &mut self.batch)?,
             };
             // A walk that does not get on would go on for ever.
             if reached <= self.query.start {
@@ -300,9 +265,7 @@ impl<'fd> PageRuns<'fd> {
         loop {
             let next = self.raw()?;
             match (&mut self.held, next) {
-                (Some(held), Some(run))
-                    if held.end == run.start && held.categories == run.categories =>
-                {
+                (Some(held), Some(run)) if held.end == run.start && held.categories == run.categories => {
                     held.end = run.end;
                 }
                 (None, None) => return Ok(None),
@@ -351,16 +314,10 @@ fn read_runs(
         let start = query.start + index as u64 * PAGE_SIZE;
         let categories = page & query.tell;
         match runs[..count].last_mut() {
-            Some(last) if last.end == start && last.categories == categories => {
-                last.end += PAGE_SIZE
-            }
+            Some(last) if last.end == start && last.categories == categories => last.end += PAGE_SIZE,
             // There are at least as many runs as entries: a page makes at most one.
             _ => {
-                runs[count] = PageRun {
-                    start,
-                    end: start + PAGE_SIZE,
-                    categories,
-                };
+                runs[count] = PageRun { start, end: start + PAGE_SIZE, categories };
                 count += 1;
             }
         }
@@ -383,25 +340,14 @@ mod tests {
         // SAFETY: a new anonymous mapping at the kernel's choice of address overlaps nothing of ours; the bytes
         // written lie in it.
         let start = unsafe {
-            let base = mmap_anonymous(
-                std::ptr::null_mut(),
-                size,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )
-            .unwrap();
+            let base = mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags).unwrap();
             rustix::mm::madvise(base, size, rustix::mm::Advice::LinuxNoHugepage).unwrap();
             for page in touch {
-                base.cast::<u8>()
-                    .add(page * PAGE_SIZE as usize)
-                    .write_volatile(1);
+                base.cast::<u8>().add(page * PAGE_SIZE as usize).write_volatile(1);
             }
             base as u64
         };
-        let pagemap = Task::current()
-            .unwrap()
-            .open_file("pagemap", OFlags::RDONLY)
-            .unwrap();
+        let pagemap = Task::current().unwrap().open_file("pagemap", OFlags::RDONLY).unwrap();
         (pagemap, start, start + size as u64)
     }
 
@@ -412,37 +358,23 @@ mod tests {
 
     fn pages(runs: PageRuns<'_>, base: u64) -> Vec<(u64, u64)> {
         let page = |address: u64| (address - base) / PAGE_SIZE;
-        runs.map(Result::unwrap)
-            .map(|run| (page(run.start), page(run.end)))
-            .collect()
+        runs.map(Result::unwrap).map(|run| (page(run.start), page(run.end))).collect()
     }
 
     #[test]
     fn both_sources_tell_the_same_runs() {
         // More runs than a batch holds, and one that crosses the end of a batch of entries.
-        let touch = (0..3000)
-            .filter(|page| page % 2 == 0)
-            .chain(4000..4200)
-            .chain([5999]);
+        let touch = (0..3000).filter(|page| page % 2 == 0).chain(4000..4200).chain([5999]);
         let (pagemap, start, end) = touched(6000, touch);
-        let mut expected: Vec<_> = (0..3000)
-            .filter(|page| page % 2 == 0)
-            .map(|page| (page, page + 1))
-            .collect();
+        let mut expected: Vec<_> = (0..3000).filter(|page| page % 2 == 0).map(|page| (page, page + 1)).collect();
         expected.extend([(4000, 4200), (5999, 6000)]);
         let query = Query::populated(start, end);
-        assert_eq!(
-            pages(PageRuns::from_file(pagemap.as_fd(), query), start),
-            expected
-        );
+        assert_eq!(pages(PageRuns::from_file(pagemap.as_fd(), query), start), expected);
         match scan(&pagemap, &query, &mut []) {
             Err(errno) => assert_eq!(errno, Errno::NOTTY),
             Ok((0, reached)) => {
                 assert_eq!(reached, end);
-                assert_eq!(
-                    pages(PageRuns::scan(pagemap.as_fd(), query), start),
-                    expected
-                );
+                assert_eq!(pages(PageRuns::scan(pagemap.as_fd(), query), start), expected);
             }
             Ok(other) => panic!("{other:?}"),
         }
@@ -469,10 +401,7 @@ mod tests {
         assert_eq!(entry.categories(), Categories::PRESENT | Categories::FILE);
         assert_eq!((entry.frame(), entry.exclusive()), (0x1234, true));
         assert_eq!(Entry(1 << 62 | 0x99).frame(), 0);
-        assert_eq!(
-            Entry(1 << 58).categories(),
-            Categories::GUARD | Categories::WRITTEN
-        );
+        assert_eq!(Entry(1 << 58).categories(), Categories::GUARD | Categories::WRITTEN);
     }
 
     #[test]

@@ -16,8 +16,7 @@ use rustix::mm::UserfaultfdFlags;
 pub mod raw {
     use super::{Opcode, opcode, uapi};
     pub use uapi::{
-        uffdio_api, uffdio_copy, uffdio_move, uffdio_range, uffdio_register, uffdio_writeprotect,
-        uffdio_zeropage,
+        uffdio_api, uffdio_copy, uffdio_move, uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
     };
 
     pub const UFFDIO_API: Opcode = opcode::read_write::<uffdio_api>(0xaa, 0x3f);
@@ -155,11 +154,7 @@ impl Uffd {
     /// The handshake that must come first and only once: asks for `wanted`, answers with what the kernel can do.
     /// EINVAL when it cannot do all that is wanted.
     pub fn api(&self, wanted: Features) -> Result<Features, Errno> {
-        let mut arg = uapi::uffdio_api {
-            api: u64::from(uapi::UFFD_API),
-            features: wanted.bits(),
-            ioctls: 0,
-        };
+        let mut arg = uapi::uffdio_api { api: u64::from(uapi::UFFD_API), features: wanted.bits(), ioctls: 0 };
         // SAFETY: UFFDIO_API reads and writes one uffdio_api.
         unsafe { ioctl(&self.fd, Updater::<{ raw::UFFDIO_API }, _>::new(&mut arg)) }?;
         Ok(Features::from_bits_retain(arg.features))
@@ -168,19 +163,10 @@ impl Uffd {
     /// Registers a range. Answers with the ioctls that its memory allows: bit n for the one numbered n.
     pub fn register(&self, start: u64, len: u64, mode: Mode) -> Result<u64, Errno> {
         let range = uapi::uffdio_range { start, len };
-        let mut arg = uapi::uffdio_register {
-            range,
-            mode: mode.bits(),
-            ioctls: 0,
-        };
+        let mut arg = uapi::uffdio_register { range, mode: mode.bits(), ioctls: 0 };
         // SAFETY: UFFDIO_REGISTER reads and writes one uffdio_register; what it does to the range is this type's
         // contract.
-        unsafe {
-            ioctl(
-                &self.fd,
-                Updater::<{ raw::UFFDIO_REGISTER }, _>::new(&mut arg),
-            )
-        }?;
+        unsafe { ioctl(&self.fd, Updater::<{ raw::UFFDIO_REGISTER }, _>::new(&mut arg)) }?;
         Ok(arg.ioctls)
     }
 
@@ -188,12 +174,7 @@ impl Uffd {
     pub fn unregister(&self, start: u64, len: u64) -> Result<(), Errno> {
         let range = uapi::uffdio_range { start, len };
         // SAFETY: UFFDIO_UNREGISTER reads one uffdio_range.
-        unsafe {
-            ioctl(
-                &self.fd,
-                Setter::<{ raw::UFFDIO_UNREGISTER }, _>::new(range),
-            )
-        }
+        unsafe { ioctl(&self.fd, Setter::<{ raw::UFFDIO_UNREGISTER }, _>::new(range)) }
     }
 
     /// Wakes who waits for pages of a range.
@@ -206,18 +187,10 @@ impl Uffd {
     /// Write-protects a range, or lifts it and wakes the waiters. ENOENT where it is not registered for it.
     pub fn write_protect(&self, start: u64, len: u64, protect: bool) -> Result<(), Errno> {
         let range = uapi::uffdio_range { start, len };
-        let mut arg = uapi::uffdio_writeprotect {
-            range,
-            mode: u64::from(protect),
-        };
+        let mut arg = uapi::uffdio_writeprotect { range, mode: u64::from(protect) };
         // SAFETY: UFFDIO_WRITEPROTECT reads one uffdio_writeprotect; it takes access away or gives it back, contents
         // stay.
-        unsafe {
-            ioctl(
-                &self.fd,
-                Updater::<{ raw::UFFDIO_WRITEPROTECT }, _>::new(&mut arg),
-            )
-        }
+        unsafe { ioctl(&self.fd, Updater::<{ raw::UFFDIO_WRITEPROTECT }, _>::new(&mut arg)) }
     }
 
     /// Puts pages that do not exist yet at `target`, with contents from the caller's memory. Returns the bytes done,
@@ -240,23 +213,10 @@ impl Uffd {
     /// Puts pages of zeros that do not exist yet; as [`Uffd::copy`].
     pub fn zeropage(&self, start: u64, len: u64, wake: bool) -> Result<usize, Errno> {
         let range = uapi::uffdio_range { start, len };
-        let mode = if wake {
-            0
-        } else {
-            u64::from(uapi::UFFDIO_ZEROPAGE_MODE_DONTWAKE)
-        };
-        let mut arg = uapi::uffdio_zeropage {
-            range,
-            mode,
-            zeropage: 0,
-        };
+        let mode = if wake { 0 } else { u64::from(uapi::UFFDIO_ZEROPAGE_MODE_DONTWAKE) };
+        let mut arg = uapi::uffdio_zeropage { range, mode, zeropage: 0 };
         // SAFETY: UFFDIO_ZEROPAGE reads and writes one uffdio_zeropage.
-        let answer = unsafe {
-            ioctl(
-                &self.fd,
-                Updater::<{ raw::UFFDIO_ZEROPAGE }, _>::new(&mut arg),
-            )
-        };
+        let answer = unsafe { ioctl(&self.fd, Updater::<{ raw::UFFDIO_ZEROPAGE }, _>::new(&mut arg)) };
         done(answer, arg.zeropage)
     }
 
@@ -287,24 +247,13 @@ pub fn features() -> Result<Features, Errno> {
 fn create_by_device() -> Result<OwnedFd, Errno> {
     const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
     use rustix::fs::{Mode, OFlags};
-    let device = rustix::fs::open(
-        "/dev/userfaultfd",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| {
-        if errno == Errno::NOENT {
-            Errno::PERM
-        } else {
-            errno
-        }
-    })?;
+    let device =
+        rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| if errno == Errno::NOENT { Errno::PERM } else { errno })?;
     let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
     // SAFETY: USERFAULTFD_IOC_NEW takes an integer and returns a descriptor.
-    let new = crate::sys::check(unsafe {
-        libc::ioctl(fd, u64::from(USERFAULTFD_IOC_NEW), u64::from(flags))
-    })?;
+    let new = crate::sys::check(unsafe { libc::ioctl(fd, u64::from(USERFAULTFD_IOC_NEW), u64::from(flags)) })?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
@@ -350,19 +299,9 @@ fn event(message: &[u8; MESSAGE]) -> Option<Event> {
             let fd = unsafe { OwnedFd::from_raw_fd(half(8) as i32) };
             Event::Fork(Uffd { fd })
         }
-        uapi::UFFD_EVENT_REMAP => Event::Remap {
-            from: word(8),
-            to: word(16),
-            len: word(24),
-        },
-        uapi::UFFD_EVENT_REMOVE => Event::Remove {
-            start: word(8),
-            end: word(16),
-        },
-        uapi::UFFD_EVENT_UNMAP => Event::Unmap {
-            start: word(8),
-            end: word(16),
-        },
+        uapi::UFFD_EVENT_REMAP => Event::Remap { from: word(8), to: word(16), len: word(24) },
+        uapi::UFFD_EVENT_REMOVE => Event::Remove { start: word(8), end: word(16) },
+        uapi::UFFD_EVENT_UNMAP => Event::Unmap { start: word(8), end: word(16) },
         _ => return None,
     })
 }
@@ -383,13 +322,8 @@ mod tests {
             let len = (pages * PAGE_SIZE) as usize;
             let prot = ProtFlags::READ | ProtFlags::WRITE;
             // SAFETY: a new mapping at the kernel's choice of address overlaps nothing of ours.
-            let base =
-                unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE) }
-                    .unwrap();
-            Self {
-                base: base.cast(),
-                len,
-            }
+            let base = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE) }.unwrap();
+            Self { base: base.cast(), len }
         }
 
         fn start(&self) -> u64 {
@@ -399,11 +333,7 @@ mod tests {
         fn write(&self, page: usize, value: u8) {
             assert!(page * (PAGE_SIZE as usize) < self.len);
             // SAFETY: the page lies in the mapping, to which no reference exists.
-            unsafe {
-                self.base
-                    .add(page * PAGE_SIZE as usize)
-                    .write_volatile(value)
-            }
+            unsafe { self.base.add(page * PAGE_SIZE as usize).write_volatile(value) }
         }
 
         fn read(&self, page: usize) -> u8 {
@@ -434,21 +364,11 @@ mod tests {
             return;
         };
         let area = Area::new(4);
-        uffd.register(area.start(), area.len as u64, Mode::MISSING)
-            .unwrap();
+        uffd.register(area.start(), area.len as u64, Mode::MISSING).unwrap();
         let page = [7u8; PAGE_SIZE as usize];
-        assert_eq!(
-            uffd.copy(area.start(), &page, CopyMode::empty()),
-            Ok(page.len())
-        );
-        assert_eq!(
-            uffd.copy(area.start(), &page, CopyMode::empty()),
-            Err(Errno::EXIST)
-        );
-        assert_eq!(
-            uffd.zeropage(area.start() + PAGE_SIZE, PAGE_SIZE, true),
-            Ok(page.len())
-        );
+        assert_eq!(uffd.copy(area.start(), &page, CopyMode::empty()), Ok(page.len()));
+        assert_eq!(uffd.copy(area.start(), &page, CopyMode::empty()), Err(Errno::EXIST));
+        assert_eq!(uffd.zeropage(area.start() + PAGE_SIZE, PAGE_SIZE, true), Ok(page.len()));
         assert_eq!((area.read(0), area.read(1)), (7, 0));
         let mut events = Vec::new();
         assert_eq!(uffd.read_events(&mut events), Err(Errno::AGAIN));
@@ -459,11 +379,8 @@ mod tests {
             while uffd.read_events(&mut events).is_err() {
                 std::thread::yield_now();
             }
-            assert!(
-                matches!(events[0], Event::Pagefault { address: at, write: false, .. } if at == address)
-            );
-            uffd.copy(address, &[9; PAGE_SIZE as usize], CopyMode::empty())
-                .unwrap();
+            assert!(matches!(events[0], Event::Pagefault { address: at, write: false, .. } if at == address));
+            uffd.copy(address, &[9; PAGE_SIZE as usize], CopyMode::empty()).unwrap();
             assert_eq!(reader.join().unwrap(), 9);
         });
         uffd.unregister(area.start(), area.len as u64).unwrap();
@@ -477,16 +394,11 @@ mod tests {
         };
         let area = Area::new(64);
         (0..32).for_each(|page| area.write(page, 1));
-        uffd.register(area.start(), area.len as u64, Mode::WP)
-            .unwrap();
-        uffd.write_protect(area.start(), area.len as u64, true)
-            .unwrap();
+        uffd.register(area.start(), area.len as u64, Mode::WP).unwrap();
+        uffd.write_protect(area.start(), area.len as u64, true).unwrap();
         area.write(3, 2);
         area.write(40, 2);
-        let pagemap = crate::proc::Task::current()
-            .unwrap()
-            .open_file("pagemap", rustix::fs::OFlags::RDONLY)
-            .unwrap();
+        let pagemap = crate::proc::Task::current().unwrap().open_file("pagemap", rustix::fs::OFlags::RDONLY).unwrap();
         let query = Query {
             start: area.start(),
             end: area.start() + area.len as u64,
@@ -497,8 +409,7 @@ mod tests {
         };
         let written = || {
             let runs = PageRuns::scan(pagemap.as_fd(), query).map(Result::unwrap);
-            runs.map(|run| (run.start - query.start) / PAGE_SIZE)
-                .collect::<Vec<_>>()
+            runs.map(|run| (run.start - query.start) / PAGE_SIZE).collect::<Vec<_>>()
         };
         assert_eq!(written(), [3, 40]);
         assert_eq!(written(), []);
@@ -513,27 +424,11 @@ mod tests {
         message[8] = 1;
         message[16] = 2;
         message[24] = 3;
-        assert!(matches!(
-            event(&message),
-            Some(Event::Remap {
-                from: 1,
-                to: 2,
-                len: 3
-            })
-        ));
+        assert!(matches!(event(&message), Some(Event::Remap { from: 1, to: 2, len: 3 })));
         message[0] = uapi::UFFD_EVENT_PAGEFAULT as u8;
         message[8] = (uapi::UFFD_PAGEFAULT_FLAG_WP | uapi::UFFD_PAGEFAULT_FLAG_WRITE) as u8;
-        let fault = Event::Pagefault {
-            address: 2,
-            write: true,
-            protected: true,
-            minor: false,
-            thread: 3,
-        };
-        assert_eq!(
-            format!("{:?}", event(&message).unwrap()),
-            format!("{fault:?}")
-        );
+        let fault = Event::Pagefault { address: 2, write: true, protected: true, minor: false, thread: 3 };
+        assert_eq!(format!("{:?}", event(&message).unwrap()), format!("{fault:?}"));
         message[0] = 99;
         assert!(event(&message).is_none());
     }

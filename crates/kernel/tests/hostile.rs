@@ -18,22 +18,12 @@ fn feed(text: &[u8]) {
 /// Texts as the kernel writes them, to be damaged.
 fn samples() -> Vec<Vec<u8>> {
     let task = Task::current().unwrap();
-    let mut samples: Vec<Vec<u8>> = [
-        "maps",
-        "smaps",
-        "stat",
-        "status",
-        "mountinfo",
-        "limits",
-        "fdinfo/0",
-    ]
-    .into_iter()
-    .map(|name| task.read(name).unwrap())
-    .collect();
+    let mut samples: Vec<Vec<u8>> = ["maps", "smaps", "stat", "status", "mountinfo", "limits", "fdinfo/0"]
+        .into_iter()
+        .map(|name| task.read(name).unwrap())
+        .collect();
     samples.push(b"1: -> POSIX  ADVISORY  WRITE 3568 fd:00:2531452 0 EOF\n".to_vec());
-    samples.push(
-        b"ID: 2\nsignal: 34/0000000000001234\nnotify: signal/tid.10863\nClockID: 1\n".to_vec(),
-    );
+    samples.push(b"ID: 2\nsignal: 34/0000000000001234\nnotify: signal/tid.10863\nClockID: 1\n".to_vec());
     let kinds = [
         "eventfd-count:  1f\neventfd-id: 1\n",
         "clockid: 7\nticks: 3\nsettime flags: 01\nit_value: (2, 999963085)\nit_interval: (1, 2)\n",
@@ -42,8 +32,7 @@ fn samples() -> Vec<Vec<u8>> {
         "fanotify flags:4 event-flags:8000\nfanotify mnt_id:1b mflags:0 mask:8 ignored_mask:0\n",
         "pending:\t1\ntotal:\t2\nAPI:\taa:0:80000000000001ff\n",
     ];
-    samples
-        .extend(kinds.map(|kind| format!("pos:\t7\nflags:\t02\nmnt_id:\t17\n{kind}").into_bytes()));
+    samples.extend(kinds.map(|kind| format!("pos:\t7\nflags:\t02\nmnt_id:\t17\n{kind}").into_bytes()));
     samples
 }
 

@@ -64,10 +64,7 @@ impl Data {
     /// The part that begins `by` bytes further on.
     #[must_use]
     pub fn at(self, by: usize) -> Data {
-        Data {
-            off: self.off + by as u32,
-            len: self.len.saturating_sub(by as u32),
-        }
+        Data { off: self.off + by as u32, len: self.len.saturating_sub(by as u32) }
     }
     /// Length in bytes.
     #[must_use]
@@ -133,13 +130,7 @@ impl Batch {
     fn push(&mut self, nr: i64, args: &[Arg], may_fail: bool) -> Call {
         let mut six = [Arg::Val(0); 6];
         six[..args.len()].copy_from_slice(args);
-        self.ops.push(Op {
-            nr: nr as u64,
-            args: six,
-            may_fail,
-            result: 0,
-            reached: false,
-        });
+        self.ops.push(Op { nr: nr as u64, args: six, may_fail, result: 0, reached: false });
         Call(self.ops.len() as u32 - 1)
     }
 
@@ -148,10 +139,7 @@ impl Batch {
         while !self.data.len().is_multiple_of(8) {
             self.data.push(0);
         }
-        let d = Data {
-            off: self.data.len() as u32,
-            len: bytes.len() as u32,
-        };
+        let d = Data { off: self.data.len() as u32, len: bytes.len() as u32 };
         self.data.extend_from_slice(bytes);
         d
     }
@@ -309,12 +297,7 @@ impl Batch {
 mod tests {
     use super::*;
 
-    const PLACE: Place = Place {
-        ops: 0x1000,
-        data: 0x8000,
-        ops_max: 8,
-        data_max: 256,
-    };
+    const PLACE: Place = Place { ops: 0x1000, data: 0x8000, ops_max: 8, data_max: 256 };
 
     #[test]
     fn symbolic_arguments_become_addresses() {

@@ -29,38 +29,20 @@ const OVERLAP: usize = 16;
 
 /// Finds a way into process `pid` with the mappings `maps`. `xstate` is the
 /// size of its extended state, `sp` the stack pointer of the thread to enter.
-pub fn find_doorway(
-    seen: &mut DoorMaps,
-    pid: i32,
-    maps: &[Vma],
-    sp: u64,
-    xstate: usize,
-) -> Result<Doorway> {
+pub fn find_doorway(seen: &mut DoorMaps, pid: i32, maps: &[Vma], sp: u64, xstate: usize) -> Result<Doorway> {
     let gadgets = match find_gadgets(seen, pid, maps)? {
         Some(g) => g,
         None => plant_gadgets(pid, maps)?,
     };
     let (stack, roomy) = find_stack(pid, maps, sp, Doorway::need(xstate))?;
-    Ok(Doorway {
-        gadgets,
-        stack,
-        roomy,
-    })
+    Ok(Doorway { gadgets, stack, roomy })
 }
 
 fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Gadgets>> {
     let (mut call, mut ret) = (None, None);
     // The C library comes late in the address space and has both.
-    for vma in maps
-        .iter()
-        .rev()
-        .filter(|v| v.perms.contains(Perms::EXEC) && v.end < 1 << 47)
-    {
-        let key = (
-            u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1),
-            vma.inode,
-            vma.offset,
-        );
+    for vma in maps.iter().rev().filter(|v| v.perms.contains(Perms::EXEC) && v.end < 1 << 47) {
+        let key = (u64::from(vma.dev.0) << 32 | u64::from(vma.dev.1), vma.inode, vma.offset);
         let (c, r) = match seen.found.get(&key) {
             Some(known) if vma.inode != 0 => *known,
             _ => {
@@ -91,11 +73,7 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
         let (c, r) = arch::find_gadgets(&buf[..len]);
         call = call.or(c.map(|o| at + o as u64 - vma.start));
         ret = ret.or(r.map(|o| at + o as u64 - vma.start));
-        at += if len == PIECE {
-            (PIECE - OVERLAP) as u64
-        } else {
-            len as u64
-        };
+        at += if len == PIECE { (PIECE - OVERLAP) as u64 } else { len as u64 };
     }
     Ok((call, ret))
 }
@@ -103,29 +81,15 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
 /// For a program that has neither snippet: the zero padding behind the vdso's
 /// code, which nothing executes.
 fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
-    let none = Error::NoDoor {
-        pid,
-        what: "executable padding",
-    };
-    let vdso = maps
-        .iter()
-        .find(|v| v.special() == Some(b"vdso"))
-        .ok_or(none)?;
+    let none = Error::NoDoor { pid, what: "executable padding" };
+    let vdso = maps.iter().find(|v| v.special() == Some(b"vdso")).ok_or(none)?;
     let spare = arch::spare_gadgets();
     let at = vdso.end - spare.len() as u64;
     let mut there = [0u8; 16];
-    memory::read(pid, at, &mut there).map_err(|errno| Error::Memory {
-        pid,
-        at,
-        op: "read",
-        errno,
-    })?;
+    memory::read(pid, at, &mut there).map_err(|errno| Error::Memory { pid, at, op: "read", errno })?;
     if there != spare {
         if there != [0; 16] {
-            return Err(Error::NoDoor {
-                pid,
-                what: "executable padding",
-            });
+            return Err(Error::NoDoor { pid, what: "executable padding" });
         }
         for (i, word) in spare.chunks_exact(8).enumerate() {
             let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
@@ -137,29 +101,21 @@ fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
             })?;
         }
     }
-    Ok(Gadgets {
-        syscall: at,
-        sigreturn: at + 4,
-    })
+    Ok(Gadgets { syscall: at, sigreturn: at + 4 })
 }
 
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
 /// what lies that far below every live stack pointer has no defined contents.
 fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<(u64, bool)> {
-    let stack = maps
-        .iter()
-        .find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
+    let stack = maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
     if let Some(v) = stack {
         let live_below = (v.start..v.end).contains(&sp).then_some(sp);
-        if v.end - v.start >= need + 4096 && live_below.is_none_or(|sp| sp - v.start > need + 1024)
-        {
+        if v.end - v.start >= need + 4096 && live_below.is_none_or(|sp| sp - v.start > need + 1024) {
             return Ok((v.start, true));
         }
     }
     // The stack that the thread is on, below the red zone, as a signal's frame would be.
-    let v = maps
-        .iter()
-        .find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
+    let v = maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
     for (len, roomy) in [(need, true), (Doorway::least(), false)] {
         let at = sp.saturating_sub(RED_ZONE + len) & !63;
         if v.is_some_and(|v| at >= v.start) {

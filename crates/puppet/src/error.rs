@@ -104,9 +104,7 @@ pub enum Error {
 
 fn birth_hint(errno: Errno) -> &'static str {
     match errno {
-        Errno::EXIST => {
-            " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)"
-        }
+        Errno::EXIST => " (the pid is taken; wait until it is free, or restore into a pid namespace of its own)",
         Errno::PERM => " (choosing a pid needs CAP_CHECKPOINT_RESTORE)",
         _ => "",
     }

@@ -32,11 +32,7 @@ pub struct Context {
 impl Context {
     /// Reads the state of a stopped thread.
     pub fn read(tid: i32) -> Result<Self> {
-        Ok(Context {
-            regs: trace::registers(tid)?,
-            sigmask: trace::sigmask(tid)?,
-            xstate: trace::xstate(tid)?,
-        })
+        Ok(Context { regs: trace::registers(tid)?, sigmask: trace::sigmask(tid)?, xstate: trace::xstate(tid)? })
     }
 
     /// Gives a stopped thread its registers and signal mask back. The mask
@@ -98,10 +94,7 @@ pub struct Hand {
 #[derive(Debug)]
 enum Entry {
     /// A target that existed before and goes back to what it did.
-    Visited {
-        context: Box<Context>,
-        door: Doorway,
-    },
+    Visited { context: Box<Context>, door: Doorway },
     /// A target that we are building.
     Built,
 }
@@ -115,24 +108,14 @@ const QUIET_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 
 /// The quiet signal for a program that catches `caught` (bit n-1 for signal n).
 fn quiet_signal(caught: u64) -> i32 {
-    QUIET_SIGNALS
-        .into_iter()
-        .find(|s| caught & (1 << (s - 1)) == 0)
-        .unwrap_or(libc::SIGURG)
+    QUIET_SIGNALS.into_iter().find(|s| caught & (1 << (s - 1)) == 0).unwrap_or(libc::SIGURG)
 }
 
 impl Hand {
     /// Makes the stopped thread `tid` of `pid` a hand. `base` is the address
     /// for its scratch mapping, free in the target; `caught` the signals that
     /// the program handles.
-    pub fn enter(
-        pid: i32,
-        tid: i32,
-        context: Context,
-        door: Doorway,
-        base: u64,
-        caught: u64,
-    ) -> Result<Hand> {
+    pub fn enter(pid: i32, tid: i32, context: Context, door: Doorway, base: u64, caught: u64) -> Result<Hand> {
         let len = scratch::LEN;
         let mut hand = Hand {
             pid,
@@ -148,24 +131,13 @@ impl Hand {
         };
         let unmap = door.stack;
         let back = door.home();
-        let leave = arch::for_call(
-            &context.regs,
-            door.gadgets.syscall,
-            back,
-            libc::SYS_munmap as u64,
-            [base, len, 0, 0, 0, 0],
-        );
+        let leave =
+            arch::for_call(&context.regs, door.gadgets.syscall, back, libc::SYS_munmap as u64, [base, len, 0, 0, 0, 0]);
         let mut chain = arch::write_step_frame(door.gadgets.sigreturn, &leave);
         chain.resize((back - unmap) as usize, 0);
         let home = arch::with_call_reissued(&context.regs);
         let xstate: &[u8] = if door.roomy { &context.xstate } else { &[] };
-        chain.extend(arch::write_frame(
-            back,
-            door.gadgets.sigreturn,
-            &home,
-            context.sigmask,
-            xstate,
-        ));
+        chain.extend(arch::write_frame(back, door.gadgets.sigreturn, &home, context.sigmask, xstate));
         hand.poke(unmap, &chain)?;
 
         let prot = (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC) as u64;
@@ -182,15 +154,9 @@ impl Hand {
         let got = crate::stops::run_one_call(tid)?;
         if got != base as i64 {
             context.write_back(tid)?;
-            return Err(Error::Scratch {
-                pid,
-                errno: rustix::io::Errno::from_raw_os_error(-got as i32),
-            });
+            return Err(Error::Scratch { pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
         }
-        hand.entry = Entry::Visited {
-            context: Box::new(context),
-            door,
-        };
+        hand.entry = Entry::Visited { context: Box::new(context), door };
         hand.furnish(door.gadgets.syscall, back, libc::SYS_munmap as u64)?;
         Ok(hand)
     }
@@ -210,11 +176,7 @@ impl Hand {
             serving: false,
             entry: Entry::Built,
         };
-        hand.furnish(
-            base + scratch::CODE + arch::die_offset(),
-            base + scratch::STACK_TOP - 16,
-            0,
-        )?;
+        hand.furnish(base + scratch::CODE + arch::die_offset(), base + scratch::STACK_TOP - 16, 0)?;
         Ok(hand)
     }
 
@@ -246,23 +208,13 @@ impl Hand {
     /// Starts a batch without waiting, so that many hands work at once.
     pub fn start(&mut self, batch: &Batch) -> Result<()> {
         self.requests += 1;
-        self.submit(
-            batch,
-            &self.place(),
-            self.base + scratch::SLOT,
-            self.requests,
-        )?;
+        self.submit(batch, &self.place(), self.base + scratch::SLOT, self.requests)?;
         if !self.serving {
             let regs = match &self.entry {
                 Entry::Visited { context, .. } => context.regs,
                 Entry::Built => trace::registers(self.tid)?,
             };
-            self.send_in(
-                self.tid,
-                &regs,
-                self.base + scratch::SLOT,
-                self.base + scratch::STACK_TOP - 64,
-            )?;
+            self.send_in(self.tid, &regs, self.base + scratch::SLOT, self.base + scratch::STACK_TOP - 64)?;
             self.serving = true;
         }
         trace::resume(self.tid, 0)
@@ -278,11 +230,7 @@ impl Hand {
     fn failed(&self, batch: &Batch) -> Result<()> {
         match batch.failure() {
             None => Ok(()),
-            Some((_, nr, errno)) => Err(Error::Call {
-                pid: self.pid,
-                call: crate::names::syscall_name(nr),
-                errno,
-            }),
+            Some((_, nr, errno)) => Err(Error::Call { pid: self.pid, call: crate::names::syscall_name(nr), errno }),
         }
     }
 
@@ -298,16 +246,10 @@ impl Hand {
         b.set(data.at(8 * CLONE_ARGS_SET_TID + 8), &1u64.to_le_bytes());
         let call = b.call(libc::SYS_clone3, [data.into(), bytes.len().into()]);
         self.run(&mut b).map_err(|e| match e {
-            Error::Call { errno, .. } => Error::Birth {
-                pid: set_tid,
-                errno,
-            },
+            Error::Call { errno, .. } => Error::Birth { pid: set_tid, errno },
             other => other,
         })?;
-        let child = b.result(call).map_err(|errno| Error::Birth {
-            pid: set_tid,
-            errno,
-        })? as i32;
+        let child = b.result(call).map_err(|errno| Error::Birth { pid: set_tid, errno })? as i32;
         crate::stops::wait_newborn(child)?;
         Ok(child)
     }
@@ -326,22 +268,14 @@ impl Hand {
                 (slot::OPS, self.base + scratch::THREAD_OPS),
                 (slot::LEAVE_SP, frame_at + 8),
                 (slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64),
-                (
-                    slot::LEAVE_IP,
-                    self.base + scratch::CODE + arch::syscall_offset(),
-                ),
+                (slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset()),
             ],
         )?;
         self.thread_requests += 1;
         let request = self.thread_requests;
         let place = self.thread_place();
         self.submit(batch, &place, at, request)?;
-        self.send_in(
-            tid,
-            &context.regs,
-            at,
-            self.base + scratch::THREAD_STACK_TOP - 64,
-        )?;
+        self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
         trace::resume(tid, 0)?;
         self.wait_announcement(tid)?;
         self.fetch(batch, &place, at)?;
@@ -354,13 +288,7 @@ impl Hand {
     pub fn call_bare(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
         let base = trace::registers(self.tid)?;
         self.serving = false;
-        self.set_regs(&arch::for_call(
-            &base,
-            gadget,
-            self.base + scratch::STACK_TOP - 64,
-            nr as u64,
-            args,
-        ))?;
+        self.set_regs(&arch::for_call(&base, gadget, self.base + scratch::STACK_TOP - 64, nr as u64, args))?;
         crate::stops::run_one_call(self.tid)
     }
 
@@ -371,13 +299,7 @@ impl Hand {
         let base = trace::registers(tid)?;
         trace::set_registers(
             tid,
-            &arch::for_call(
-                &base,
-                at,
-                self.base + scratch::THREAD_STACK_TOP - 64,
-                nr as u64,
-                args,
-            ),
+            &arch::for_call(&base, at, self.base + scratch::THREAD_STACK_TOP - 64, nr as u64, args),
         )?;
         self.block_all_in(tid)?;
         crate::stops::run_until_asleep(tid)
@@ -407,10 +329,7 @@ impl Hand {
         let got = crate::stops::run_one_call(self.tid)?;
         context.write_back(self.tid)?;
         if got != 0 {
-            return Err(Error::Scratch {
-                pid: self.pid,
-                errno: rustix::io::Errno::from_raw_os_error(-got as i32),
-            });
+            return Err(Error::Scratch { pid: self.pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
         }
         Ok(())
     }
@@ -472,40 +391,26 @@ impl Hand {
     /// lies in the slot at `slot_at`. The registers before the mask: see
     /// [`Context::write_back`].
     fn send_in(&self, tid: i32, base: &Registers, slot_at: u64, stack: u64) -> Result<()> {
-        let regs = arch::for_trampoline(
-            base,
-            self.base + scratch::CODE + arch::serve_offset(),
-            slot_at,
-            stack,
-        );
+        let regs = arch::for_trampoline(base, self.base + scratch::CODE + arch::serve_offset(), slot_at, stack);
         trace::set_registers(tid, &regs)?;
         self.block_all_in(tid)
     }
 
     fn submit(&self, batch: &Batch, place: &Place, slot_at: u64, request: u64) -> Result<()> {
         if !batch.fits(place) {
-            return Err(Error::TooLarge {
-                pid: self.pid,
-                what: "batch",
-            });
+            return Err(Error::TooLarge { pid: self.pid, what: "batch" });
         }
         let (ops, data) = batch.encode(place);
         self.poke(place.ops, &ops)?;
         self.poke(place.data, &data)?;
-        self.poke(
-            slot_at + slot::COUNT as u64,
-            &(batch.len() as u64).to_le_bytes(),
-        )?;
+        self.poke(slot_at + slot::COUNT as u64, &(batch.len() as u64).to_le_bytes())?;
         self.poke(slot_at + slot::REQUEST as u64, &request.to_le_bytes())
     }
 
     fn fetch(&self, batch: &mut Batch, place: &Place, slot_at: u64) -> Result<()> {
         let left = self.peek(slot_at + slot::LEFT as u64, 8)?;
         let ops = self.peek(place.ops, batch.len() * op::SIZE)?;
-        batch.take_results(
-            &ops,
-            u64::from_le_bytes(left[..8].try_into().unwrap_or_default()),
-        );
+        batch.take_results(&ops, u64::from_le_bytes(left[..8].try_into().unwrap_or_default()));
         if let Some(range) = batch.output_range() {
             let got = self.peek(place.data + range.start as u64, range.len())?;
             batch.data_mut()[range].copy_from_slice(&got);
@@ -536,12 +441,7 @@ impl Hand {
         if bytes.is_empty() {
             return Ok(());
         }
-        memory::write(self.pid, at, bytes).map_err(|errno| Error::Memory {
-            pid: self.pid,
-            at,
-            op: "write",
-            errno,
-        })
+        memory::write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Reads from the target's memory.

@@ -7,8 +7,7 @@
 
 use crate::{Arg, Batch, Error, Hand, Result};
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    socketpair,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
 };
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -29,21 +28,9 @@ impl Service {
     /// A new pair. `number` is the descriptor number that the receiving end
     /// gets in every process: above all that the processes use.
     pub fn new(number: i32) -> Result<Self> {
-        let (sender, receiver) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(|errno| Error::Own {
-            what: "make the socket that passes files",
-            errno,
-        })?;
-        Ok(Service {
-            sender,
-            receiver: Some(receiver),
-            number,
-        })
+        let (sender, receiver) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| Error::Own { what: "make the socket that passes files", errno })?;
+        Ok(Service { sender, receiver: Some(receiver), number })
     }
 
     /// The number of the receiving end.
@@ -60,22 +47,9 @@ impl Service {
         };
         let mut b = Batch::new();
         let from = std::os::fd::AsRawFd::as_raw_fd(&receiver);
-        b.call(
-            libc::SYS_dup3,
-            [from.into(), self.number.into(), libc::O_CLOEXEC.into()],
-        );
-        b.call(
-            libc::SYS_close_range,
-            [Arg::Val(0), (self.number - 1).into(), Arg::Val(0)],
-        );
-        b.call(
-            libc::SYS_close_range,
-            [
-                (self.number + 1).into(),
-                Arg::Val(u64::from(u32::MAX)),
-                Arg::Val(0),
-            ],
-        );
+        b.call(libc::SYS_dup3, [from.into(), self.number.into(), libc::O_CLOEXEC.into()]);
+        b.call(libc::SYS_close_range, [Arg::Val(0), (self.number - 1).into(), Arg::Val(0)]);
+        b.call(libc::SYS_close_range, [(self.number + 1).into(), Arg::Val(u64::from(u32::MAX)), Arg::Val(0)]);
         hand.run(&mut b)
     }
 
@@ -94,16 +68,8 @@ impl Service {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(files));
-        rustix::net::sendmsg(
-            &self.sender,
-            &[IoSlice::new(b"f")],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )
-        .map_err(|errno| Error::Own {
-            what: "send files to a process",
-            errno,
-        })?;
+        rustix::net::sendmsg(&self.sender, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
+            .map_err(|errno| Error::Own { what: "send files to a process", errno })?;
         Ok(())
     }
 
@@ -122,14 +88,7 @@ impl Service {
         b.point(message.at(16), iov);
         b.point(message.at(32), control);
         b.set(iov.at(8), &1u64.to_le_bytes());
-        b.call(
-            libc::SYS_recvmsg,
-            [
-                self.number.into(),
-                message.into(),
-                libc::MSG_CMSG_CLOEXEC.into(),
-            ],
-        );
+        b.call(libc::SYS_recvmsg, [self.number.into(), message.into(), libc::MSG_CMSG_CLOEXEC.into()]);
         hand.run(&mut b)?;
         let got = b.read(control);
         Ok(got[HEAD..]

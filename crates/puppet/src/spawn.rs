@@ -22,10 +22,7 @@ fn map_scratch(base: u64) -> Result<()> {
     let got = unsafe { libc::mmap(base as *mut _, scratch::LEN as usize, prot, flags, -1, 0) };
     if got == libc::MAP_FAILED {
         let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOMEM);
-        return Err(Error::Own {
-            what: "map working memory for the first process",
-            errno,
-        });
+        return Err(Error::Own { what: "map working memory for the first process", errno });
     }
     Ok(())
 }
@@ -40,25 +37,13 @@ fn unmap_scratch(base: u64) {
 /// CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) for the choice of the pid.
 pub fn first(pid: i32, sibling: bool, base: u64) -> Result<Hand> {
     map_scratch(base)?;
-    let flags = if sibling {
-        CloneFlags::PARENT
-    } else {
-        CloneFlags::empty()
-    };
+    let flags = if sibling { CloneFlags::PARENT } else { CloneFlags::empty() };
     let exit_signal = if sibling { 0 } else { libc::SIGCHLD };
-    let born = spawn_idle(&Spawn {
-        flags,
-        exit_signal,
-        set_tid: &[pid],
-        cgroup: None,
-    });
+    let born = spawn_idle(&Spawn { flags, exit_signal, set_tid: &[pid], cgroup: None });
     unmap_scratch(base);
     born.map_err(|errno| Error::Birth { pid, errno })?;
     if !stops::seize(pid, BUILD)? || stops::wait_stopped(pid, Duration::from_secs(10))?.is_none() {
-        return Err(Error::Died {
-            tid: pid,
-            how: "right after its birth".into(),
-        });
+        return Err(Error::Died { tid: pid, how: "right after its birth".into() });
     }
     let mut hand = Hand::adopt(pid, base)?;
     forget_rseq(&mut hand)?;
@@ -69,25 +54,15 @@ pub fn first(pid: i32, sibling: bool, base: u64) -> Result<Hand> {
 /// about to lose; the kernel would end it at the next preemption.
 fn forget_rseq(hand: &mut Hand) -> Result<()> {
     const UNREGISTER: i32 = 1;
-    let area = trace::id(hand.tid())
-        .and_then(cryonaut_kernel::sys::ptrace::rseq)
-        .map_err(|errno| Error::Ptrace {
-            tid: hand.tid(),
-            op: "read the rseq area of",
-            errno,
-        })?;
+    let area = trace::id(hand.tid()).and_then(cryonaut_kernel::sys::ptrace::rseq).map_err(|errno| Error::Ptrace {
+        tid: hand.tid(),
+        op: "read the rseq area of",
+        errno,
+    })?;
     if area.pointer == 0 {
         return Ok(());
     }
     let mut b = Batch::new();
-    b.call(
-        libc::SYS_rseq,
-        [
-            area.pointer.into(),
-            area.size.into(),
-            UNREGISTER.into(),
-            area.signature.into(),
-        ],
-    );
+    b.call(libc::SYS_rseq, [area.pointer.into(), area.size.into(), UNREGISTER.into(), area.signature.into()]);
     hand.run(&mut b)
 }

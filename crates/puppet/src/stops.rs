@@ -41,28 +41,18 @@ pub fn seize(tid: i32, options: Options) -> Result<bool> {
         Err(Errno::SRCH) => return Ok(false),
         Err(Errno::PERM) if is_dead(tid) => return Ok(false),
         Err(errno) => {
-            return Err(Error::Ptrace {
-                tid,
-                op: "attach to",
-                errno,
-            });
+            return Err(Error::Ptrace { tid, op: "attach to", errno });
         }
     }
     match trace::interrupt(tid) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH) => Ok(false),
-        Err(errno) => Err(Error::Ptrace {
-            tid,
-            op: "interrupt",
-            errno,
-        }),
+        Err(errno) => Err(Error::Ptrace { tid, op: "interrupt", errno }),
     }
 }
 
 fn is_dead(tid: i32) -> bool {
-    let stat = trace::id(tid)
-        .ok()
-        .and_then(|t| Task::open(t).ok()?.stat().ok());
+    let stat = trace::id(tid).ok().and_then(|t| Task::open(t).ok()?.stat().ok());
     stat.is_none_or(|s| matches!(s.state, State::Zombie | State::Dead))
 }
 
@@ -80,9 +70,7 @@ pub fn wait_stopped(tid: i32, limit: Duration) -> Result<Option<Stopped>> {
             WaitStatus::Event(PtraceEvent::Stop) => return Ok(Some(Stopped::Interrupted)),
             WaitStatus::GroupStop(signal) => return Ok(Some(Stopped::ByJobControl(signal))),
             WaitStatus::SignalStop(signal) => trace::resume(tid, signal)?,
-            WaitStatus::SyscallStop | WaitStatus::Event(_) | WaitStatus::Continued => {
-                trace::resume(tid, 0)?
-            }
+            WaitStatus::SyscallStop | WaitStatus::Event(_) | WaitStatus::Continued => trace::resume(tid, 0)?,
             WaitStatus::Exited(_) | WaitStatus::Killed { .. } => return Ok(None),
         }
     }
@@ -97,11 +85,7 @@ fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>>
             Ok(None) => {}
             Err(Errno::CHILD) => return Ok(None),
             Err(errno) => {
-                return Err(Error::Ptrace {
-                    tid,
-                    op: "wait for",
-                    errno,
-                });
+                return Err(Error::Ptrace { tid, op: "wait for", errno });
             }
         }
         if spins < 20 {
@@ -119,32 +103,18 @@ fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>>
 
 fn wont_stop(tid: i32, limit: Duration) -> Error {
     let task = trace::id(tid).ok().and_then(|t| Task::open(t).ok());
-    let state = task
-        .as_ref()
-        .and_then(|t| t.stat().ok())
-        .map_or_else(|| "unknown".into(), |s| format!("{:?}", s.state));
-    let place = task
-        .and_then(|t| t.read("wchan").ok())
-        .map_or_else(String::new, |w| String::from_utf8_lossy(&w).into());
-    Error::WontStop {
-        tid,
-        seconds: limit.as_secs(),
-        state,
-        place,
-    }
+    let state =
+        task.as_ref().and_then(|t| t.stat().ok()).map_or_else(|| "unknown".into(), |s| format!("{:?}", s.state));
+    let place =
+        task.and_then(|t| t.read("wchan").ok()).map_or_else(String::new, |w| String::from_utf8_lossy(&w).into());
+    Error::WontStop { tid, seconds: limit.as_secs(), state, place }
 }
 
 /// Waits for the next status of a held thread.
 fn next(tid: i32) -> Result<WaitStatus> {
     match trace::wait(tid)? {
-        WaitStatus::Exited(code) => Err(Error::Died {
-            tid,
-            how: format!("exit status {code}"),
-        }),
-        WaitStatus::Killed { signal, .. } => Err(Error::Died {
-            tid,
-            how: format!("signal {signal}"),
-        }),
+        WaitStatus::Exited(code) => Err(Error::Died { tid, how: format!("exit status {code}") }),
+        WaitStatus::Killed { signal, .. } => Err(Error::Died { tid, how: format!("signal {signal}") }),
         status => Ok(status),
     }
 }
@@ -176,26 +146,15 @@ pub fn run_until_asleep(tid: i32) -> Result<i64> {
     let task = trace::id(tid).ok().and_then(|t| Task::open(t).ok());
     let mut interrupted = false;
     loop {
-        match trace::try_wait(tid).map_err(|errno| Error::Ptrace {
-            tid,
-            op: "wait for",
-            errno,
-        })? {
+        match trace::try_wait(tid).map_err(|errno| Error::Ptrace { tid, op: "wait for", errno })? {
             Some(WaitStatus::SyscallStop) => {
                 return Ok(crate::arch::result(&trace::registers(tid)?));
             }
             Some(_) => trace::resume_to_syscall(tid)?,
             None => {
-                let asleep = task
-                    .as_ref()
-                    .and_then(|t| t.stat().ok())
-                    .is_some_and(|s| s.state == State::Sleeping);
+                let asleep = task.as_ref().and_then(|t| t.stat().ok()).is_some_and(|s| s.state == State::Sleeping);
                 if asleep && !interrupted {
-                    trace::interrupt(tid).map_err(|errno| Error::Ptrace {
-                        tid,
-                        op: "interrupt",
-                        errno,
-                    })?;
+                    trace::interrupt(tid).map_err(|errno| Error::Ptrace { tid, op: "interrupt", errno })?;
                     interrupted = true;
                 }
                 std::thread::sleep(Duration::from_micros(20));
@@ -214,10 +173,7 @@ pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {
                 return Ok(stop_seen);
             }
             WaitStatus::SignalStop(s) if is_fault(s) => {
-                return Err(Error::Died {
-                    tid,
-                    how: format!("signal {s} in the trampoline"),
-                });
+                return Err(Error::Died { tid, how: format!("signal {s} in the trampoline") });
             }
             WaitStatus::SignalStop(s) => {
                 stop_seen |= s == libc::SIGSTOP;
@@ -229,10 +185,7 @@ pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {
 }
 
 fn is_fault(signal: i32) -> bool {
-    matches!(
-        signal,
-        libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS | libc::SIGTRAP
-    )
+    matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS | libc::SIGTRAP)
 }
 
 /// The trampoline's own announcement comes by `tgkill`.
@@ -265,10 +218,7 @@ pub fn reap(tid: i32) {
 /// The same for a whole process: a leader's end is not told before that of
 /// all other threads.
 pub fn reap_process(pid: i32) {
-    let tids = trace::id(pid)
-        .ok()
-        .and_then(|p| Task::open(p).ok()?.tids().ok())
-        .unwrap_or_default();
+    let tids = trace::id(pid).ok().and_then(|p| Task::open(p).ok()?.tids().ok()).unwrap_or_default();
     for tid in tids {
         let tid = tid.as_raw_nonzero().get();
         if tid != pid {
@@ -280,11 +230,7 @@ pub fn reap_process(pid: i32) {
 
 /// Sends a signal to a process.
 pub fn send(pid: i32, signal: i32) -> Result<()> {
-    let failed = |errno| Error::Ptrace {
-        tid: pid,
-        op: "send a signal to",
-        errno,
-    };
+    let failed = |errno| Error::Ptrace { tid: pid, op: "send a signal to", errno };
     let target = trace::id(pid).map_err(failed)?;
     cryonaut_kernel::sys::signal::kill(target, signal).map_err(failed)
 }

@@ -12,14 +12,8 @@ pub(crate) fn id(tid: i32) -> std::result::Result<Pid, Errno> {
     Pid::from_raw(tid).filter(|_| tid > 0).ok_or(Errno::SRCH)
 }
 
-fn on<T>(
-    tid: i32,
-    op: &'static str,
-    call: impl FnOnce(Pid) -> std::result::Result<T, Errno>,
-) -> Result<T> {
-    id(tid)
-        .and_then(call)
-        .map_err(|errno| Error::Ptrace { tid, op, errno })
+fn on<T>(tid: i32, op: &'static str, call: impl FnOnce(Pid) -> std::result::Result<T, Errno>) -> Result<T> {
+    id(tid).and_then(call).map_err(|errno| Error::Ptrace { tid, op, errno })
 }
 
 pub(crate) fn seize(tid: i32, options: Options) -> std::result::Result<(), Errno> {
@@ -45,9 +39,7 @@ pub fn detach(tid: i32) -> Result<()> {
 
 /// Changes a held thread's options.
 pub fn set_options(tid: i32, options: Options) -> Result<()> {
-    on(tid, "set the tracing options of", |t| {
-        ptrace::set_options(t, options)
-    })
+    on(tid, "set the tracing options of", |t| ptrace::set_options(t, options))
 }
 
 /// General registers of a held thread.
@@ -67,9 +59,7 @@ pub fn xstate(tid: i32) -> Result<Vec<u8>> {
 
 /// Sets the extended state of a held thread.
 pub fn set_xstate(tid: i32, area: &[u8]) -> Result<()> {
-    on(tid, "set the extended state of", |t| {
-        ptrace::set_regset(t, ptrace::regset::X86_XSTATE, area)
-    })
+    on(tid, "set the extended state of", |t| ptrace::set_regset(t, ptrace::regset::X86_XSTATE, area))
 }
 
 /// Blocked signals of a held thread.
@@ -79,17 +69,12 @@ pub fn sigmask(tid: i32) -> Result<u64> {
 
 /// Sets the blocked signals of a held thread.
 pub fn set_sigmask(tid: i32, mask: u64) -> Result<()> {
-    on(tid, "set the signal mask of", |t| {
-        ptrace::set_sigmask(t, mask)
-    })
+    on(tid, "set the signal mask of", |t| ptrace::set_sigmask(t, mask))
 }
 
 /// Who sent the signal that a held thread is about to get (`si_code`).
 pub(crate) fn signal_code(tid: i32) -> Option<i32> {
-    id(tid)
-        .and_then(ptrace::get_siginfo)
-        .ok()
-        .map(|info| info.code())
+    id(tid).and_then(ptrace::get_siginfo).ok().map(|info| info.code())
 }
 
 pub(crate) fn poke_data(tid: i32, at: u64, word: u64) -> std::result::Result<(), Errno> {
@@ -103,11 +88,7 @@ pub(crate) fn wait(tid: i32) -> Result<WaitStatus> {
             Ok((_, status)) => return Ok(status),
             Err(Errno::INTR) => {}
             Err(errno) => {
-                return Err(Error::Ptrace {
-                    tid,
-                    op: "wait for",
-                    errno,
-                });
+                return Err(Error::Ptrace { tid, op: "wait for", errno });
             }
         }
     }
@@ -115,7 +96,5 @@ pub(crate) fn wait(tid: i32) -> Result<WaitStatus> {
 
 /// The thread's next report if there is one.
 pub(crate) fn try_wait(tid: i32) -> std::result::Result<Option<WaitStatus>, Errno> {
-    Ok(id(tid)
-        .and_then(|t| wait::try_wait(Who::One(t)))?
-        .map(|(_, status)| status))
+    Ok(id(tid).and_then(|t| wait::try_wait(Who::One(t)))?.map(|(_, status)| status))
 }

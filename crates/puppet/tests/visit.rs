@@ -10,47 +10,22 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn child(script: &str) -> Child {
-    Command::new("sh")
-        .args(["-c", script])
-        .stdout(Stdio::piped())
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("sh starts")
+    Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).stdin(Stdio::piped()).spawn().expect("sh starts")
 }
 
 fn visit(pid: i32) -> Hand {
     assert!(stops::seize(pid, stops::VISIT).expect("seize"));
-    assert_eq!(
-        stops::wait_stopped(pid, LIMIT).expect("stop"),
-        Some(stops::Stopped::Interrupted)
-    );
+    assert_eq!(stops::wait_stopped(pid, LIMIT).expect("stop"), Some(stops::Stopped::Interrupted));
     let task = Task::open(Pid::from_raw(pid).expect("pid")).expect("task");
     let maps = task.maps().expect("maps");
     let context = Context::read(pid).expect("context");
-    let door = find_doorway(
-        &mut DoorMaps::default(),
-        pid,
-        &maps,
-        context.regs.rsp,
-        context.xstate.len(),
-    )
-    .expect("doorway");
+    let door =
+        find_doorway(&mut DoorMaps::default(), pid, &maps, context.regs.rsp, context.xstate.len()).expect("doorway");
     let base = (0x1_0000_0000..)
         .step_by(1 << 24)
-        .find(|b| {
-            maps.iter()
-                .all(|v| v.end <= *b || v.start >= b + scratch::LEN)
-        })
+        .find(|b| maps.iter().all(|v| v.end <= *b || v.start >= b + scratch::LEN))
         .expect("room");
-    Hand::enter(
-        pid,
-        pid,
-        context,
-        door,
-        base,
-        task.status().expect("status").sig_caught,
-    )
-    .expect("enter")
+    Hand::enter(pid, pid, context, door, base, task.status().expect("status").sig_caught).expect("enter")
 }
 
 fn maps_of(pid: i32) -> String {

@@ -12,10 +12,7 @@ use std::path::{Path, PathBuf};
 pub fn default_files() -> Vec<PathBuf> {
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".criu/default.conf"));
     let named = env::var_os("CRIU_CONFIG_FILE").map(PathBuf::from);
-    [Some(PathBuf::from("/etc/criu/default.conf")), home, named]
-        .into_iter()
-        .flatten()
-        .collect()
+    [Some(PathBuf::from("/etc/criu/default.conf")), home, named].into_iter().flatten().collect()
 }
 
 /// The options in a file, in the form of command line arguments.
@@ -24,10 +21,7 @@ pub fn default_files() -> Vec<PathBuf> {
 /// When it cannot be read, or does not exist and must.
 pub fn arguments(file: &Path, must_exist: bool) -> Result<Vec<OsString>, String> {
     match fs::read(file) {
-        Ok(text) => Ok(text
-            .split(|byte| *byte == b'\n')
-            .filter_map(argument)
-            .collect()),
+        Ok(text) => Ok(text.split(|byte| *byte == b'\n').filter_map(argument).collect()),
         Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => Ok(Vec::new()),
         Err(error) => Err(format!("{}: cannot be read: {error}", file.display())),
     }
@@ -39,10 +33,7 @@ fn argument(line: &[u8]) -> Option<OsString> {
     if line.is_empty() {
         return None;
     }
-    let end = line
-        .iter()
-        .position(|byte| byte.is_ascii_whitespace() || *byte == b'=')
-        .unwrap_or(line.len());
+    let end = line.iter().position(|byte| byte.is_ascii_whitespace() || *byte == b'=').unwrap_or(line.len());
     let (name, rest) = line.split_at(end);
     let mut argument = [b"--", name].concat();
     let value = rest.strip_prefix(b"=").unwrap_or(rest).trim_ascii();
@@ -66,8 +57,5 @@ fn without_comment(line: &[u8]) -> &[u8] {
 }
 
 fn unquoted(value: &[u8]) -> &[u8] {
-    value
-        .strip_prefix(b"\"")
-        .and_then(|rest| rest.strip_suffix(b"\""))
-        .unwrap_or(value)
+    value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value)
 }

@@ -21,15 +21,8 @@ pub fn start(path: Option<&Path>, verbosity: u8) -> io::Result<()> {
         Some(path) => Box::new(File::create(path)?),
         None => Box::new(io::stderr()),
     };
-    let layer = LogLayer {
-        start: Instant::now(),
-        verbosity,
-        out: Mutex::new(out),
-    };
-    tracing_subscriber::registry()
-        .with(layer)
-        .try_init()
-        .map_err(io::Error::other)
+    let layer = LogLayer { start: Instant::now(), verbosity, out: Mutex::new(out) };
+    tracing_subscriber::registry().with(layer).try_init().map_err(io::Error::other)
 }
 
 struct LogLayer {
@@ -48,12 +41,7 @@ impl<S: Subscriber> Layer<S> for LogLayer {
         let mut text = Text::default();
         event.record(&mut text);
         let module = event.metadata().module_path().unwrap_or("cryonaut");
-        let line = line(
-            self.start.elapsed(),
-            *event.metadata().level(),
-            module,
-            &text,
-        );
+        let line = line(self.start.elapsed(), *event.metadata().level(), module, &text);
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         // A full disk must not end a checkpoint that needs nothing more of it than a log.
         let _ = out.write_all(line.as_bytes());
@@ -110,24 +98,14 @@ mod tests {
 
     #[test]
     fn lines_have_the_form_that_readers_look_for() {
-        let text = Text {
-            pid: Some("42".into()),
-            message: "no\nway".into(),
-            fields: " fd=3".into(),
-        };
+        let text = Text { pid: Some("42".into()), message: "no\nway".into(), fields: " fd=3".into() };
         let since = Duration::from_micros(1_234);
         assert_eq!(
             line(since, Level::ERROR, "cryonaut_engine::freeze", &text),
             "(00.001234) 42: Error (engine/freeze): no way fd=3\n"
         );
-        let text = Text {
-            message: "well".into(),
-            ..Text::default()
-        };
-        assert_eq!(
-            line(since, Level::WARN, "cryonaut_engine", &text),
-            "(00.001234) Warn  (engine): well\n"
-        );
+        let text = Text { message: "well".into(), ..Text::default() };
+        assert_eq!(line(since, Level::WARN, "cryonaut_engine", &text), "(00.001234) Warn  (engine): well\n");
         assert_eq!(line(since, Level::DEBUG, "x", &text), "(00.001234) well\n");
     }
 }

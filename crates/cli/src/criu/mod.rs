@@ -37,10 +37,7 @@ The options are those of criu(8) 4.2; one whose feature is not in this build is 
 pub fn run(arguments: &[OsString]) -> ExitCode {
     let (settings, outcome) = settings::read(arguments, &config::default_files());
     if settings.version {
-        println!(
-            "Version: {CRIU_VERSION}\nGitID: cryonaut-{}",
-            env!("CARGO_PKG_VERSION")
-        );
+        println!("Version: {CRIU_VERSION}\nGitID: cryonaut-{}", env!("CARGO_PKG_VERSION"));
         return ExitCode::SUCCESS;
     }
     if settings.help {
@@ -49,20 +46,11 @@ pub fn run(arguments: &[OsString]) -> ExitCode {
     }
     let place = Place::of(&settings);
     let log = settings.log_file.as_ref().map(|file| place.work.join(file));
-    if let Err(error) = log::start(
-        log.as_deref(),
-        settings.verbosity.unwrap_or(settings::DEFAULT_VERBOSITY),
-    ) {
-        eprintln!(
-            "criu: {}: cannot be made: {error}",
-            log.unwrap_or_default().display()
-        );
+    if let Err(error) = log::start(log.as_deref(), settings.verbosity.unwrap_or(settings::DEFAULT_VERBOSITY)) {
+        eprintln!("criu: {}: cannot be made: {error}", log.unwrap_or_default().display());
         return ExitCode::FAILURE;
     }
-    match outcome
-        .map_err(|problem| anyhow!(problem))
-        .and_then(|()| act(settings, &place))
-    {
+    match outcome.map_err(|problem| anyhow!(problem)).and_then(|()| act(settings, &place)) {
         Ok(status) => status,
         Err(error) => {
             let line = failure::line(&error);
@@ -84,10 +72,7 @@ struct Place {
 
 impl Place {
     fn of(settings: &Settings) -> Self {
-        let images = settings
-            .images_dir
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("."));
+        let images = settings.images_dir.clone().unwrap_or_else(|| PathBuf::from("."));
         let work = settings.work_dir.clone().unwrap_or_else(|| images.clone());
         Place { images, work }
     }
@@ -101,9 +86,7 @@ impl Place {
     }
 
     fn absolute_images(&self) -> Result<PathBuf> {
-        self.images
-            .canonicalize()
-            .with_context(|| format!("{}: cannot be found", self.images.display()))
+        self.images.canonicalize().with_context(|| format!("{}: cannot be found", self.images.display()))
     }
 }
 
@@ -116,8 +99,7 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
         Some("restore") => restore(settings, place),
         Some("check") => check(&settings),
         Some(
-            action @ ("pre-dump" | "lazy-pages" | "page-server" | "dedup" | "swrk" | "service"
-            | "cpuinfo" | "exec"),
+            action @ ("pre-dump" | "lazy-pages" | "page-server" | "dedup" | "swrk" | "service" | "cpuinfo" | "exec"),
         ) => {
             bail!("the action {action} is not in this build")
         }
@@ -127,20 +109,11 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
 }
 
 fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
-    let pid = settings
-        .tree
-        .context("the option --tree is missing: which process is to be dumped?")?;
+    let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
     note_cgroups(settings.manage_cgroups.as_deref())?;
-    if let Some(root) = settings
-        .root
-        .as_deref()
-        .filter(|root| *root != Path::new("/"))
-    {
-        bail!(
-            "--root {} is not in this build for dump, which lacks mount namespaces",
-            root.display()
-        );
+    if let Some(root) = settings.root.as_deref().filter(|root| *root != Path::new("/")) {
+        bail!("--root {} is not in this build for dump, which lacks mount namespaces", root.display());
     }
     let mut options = CheckpointOptions {
         afterwards: match (settings.leave_running, settings.leave_stopped) {
@@ -161,8 +134,7 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
     }
     let report = cryonaut_engine::checkpoint(pid, &place.images, &options)?;
     let stats = stats::of_dump(&report);
-    cryonaut_image::stats::write_dump_stats(&place.work, stats)
-        .map_err(cryonaut_engine::Error::from)?;
+    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
     if settings.display_stats {
         print!("{}", stats::show_dump(&stats));
     }
@@ -174,10 +146,7 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
 fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     place.check()?;
     note_cgroups(settings.manage_cgroups.as_deref())?;
-    ensure!(
-        !settings.exec_cmd || !settings.operands.is_empty(),
-        "--exec-cmd: the command to run must stand behind --"
-    );
+    ensure!(!settings.exec_cmd || !settings.operands.is_empty(), "--exec-cmd: the command to run must stand behind --");
     let options = RestoreOptions {
         shell_job: settings.shell_job,
         leave_stopped: settings.leave_stopped,
@@ -192,19 +161,15 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     let report = cryonaut_engine::restore(&place.images, &options)?;
     pidfile.write(report.root_pid)?;
     let stats = stats::of_restore(&report);
-    cryonaut_image::stats::write_restore_stats(&place.work, stats)
-        .map_err(cryonaut_engine::Error::from)?;
+    cryonaut_image::stats::write_restore_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
     if settings.display_stats {
         print!("{}", stats::show_restore(&stats));
     }
     tell_ready(settings.status_fd)?;
     tracing::info!("Restore finished successfully. Tasks resumed.");
     if settings.exec_cmd {
-        let error = Command::new(&settings.operands[0])
-            .args(&settings.operands[1..])
-            .exec();
-        return Err(error)
-            .with_context(|| format!("{}: cannot be run", settings.operands[0].display()));
+        let error = Command::new(&settings.operands[0]).args(&settings.operands[1..]).exec();
+        return Err(error).with_context(|| format!("{}: cannot be run", settings.operands[0].display()));
     }
     if !settings.detached && !settings.sibling {
         // How it ends is its own affair: the restore went well.
@@ -235,9 +200,7 @@ fn note_cgroups(mode: Option<&str>) -> Result<()> {
     match mode {
         None | Some("none" | "ignore" | "soft") => {}
         Some(mode @ ("props" | "full" | "strict")) => {
-            tracing::warn!(
-                "--manage-cgroups={mode}: cgroups are not in this build, tasks stay in those of the caller"
-            );
+            tracing::warn!("--manage-cgroups={mode}: cgroups are not in this build, tasks stay in those of the caller");
         }
         Some(other) => bail!("--manage-cgroups: there is no mode '{other}'"),
     }
@@ -255,9 +218,7 @@ fn tell_ready(fd: Option<i32>) -> Result<()> {
     let Some(fd) = fd else { return Ok(()) };
     // Opened anew by its name under /proc: the number belongs to the caller, and no owned descriptor is to be had
     // from it without trusting him.
-    let told = File::options()
-        .write(true)
-        .open(format!("/proc/self/fd/{fd}"))
-        .and_then(|mut file| file.write_all(&[0]));
+    let told =
+        File::options().write(true).open(format!("/proc/self/fd/{fd}")).and_then(|mut file| file.write_all(&[0]));
     told.with_context(|| format!("--status-fd {fd}: cannot be written to"))
 }

@@ -11,32 +11,20 @@ pub fn hook(scripts: Vec<OsString>, images: PathBuf) -> Hook {
     if scripts.is_empty() {
         return Hook::default();
     }
-    Hook::new(move |moment, pid| {
-        scripts
-            .iter()
-            .try_for_each(|script| run(script, &images, moment, pid))
-    })
+    Hook::new(move |moment, pid| scripts.iter().try_for_each(|script| run(script, &images, moment, pid)))
 }
 
 fn run(script: &OsString, images: &PathBuf, moment: Moment, pid: i32) -> Result<(), String> {
     // A shell reads it, so that callers may put arguments behind the path.
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(script).stdin(Stdio::null());
-    command
-        .env("CRTOOLS_SCRIPT_ACTION", moment.name())
-        .env("CRTOOLS_IMAGE_DIR", images);
+    command.env("CRTOOLS_SCRIPT_ACTION", moment.name()).env("CRTOOLS_IMAGE_DIR", images);
     if pid > 0 {
         command.env("CRTOOLS_INIT_PID", pid.to_string());
     }
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!(
-            "the action script {} failed, {status}",
-            script.display()
-        )),
-        Err(error) => Err(format!(
-            "the action script {} cannot be run: {error}",
-            script.display()
-        )),
+        Ok(status) => Err(format!("the action script {} failed, {status}", script.display())),
+        Err(error) => Err(format!("the action script {} cannot be run: {error}", script.display())),
     }
 }

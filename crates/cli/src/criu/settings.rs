@@ -49,28 +49,18 @@ pub struct Settings {
 /// the log can be written where it was asked for.
 pub fn read(arguments: &[OsString], defaults: &[PathBuf]) -> (Settings, Result<(), String>) {
     let mut settings = Settings::default();
-    let mut wanted = ConfigWanted {
-        defaults: true,
-        named: None,
-    };
+    let mut wanted = ConfigWanted { defaults: true, named: None };
     // A dry run over the command line first: it says which files come before it.
     let dry = walk(arguments, &mut |given| {
         match given {
-            Given::Option(spec, on, value) if spec.name == "config" && on => {
-                wanted.named = value.map(PathBuf::from)
-            }
+            Given::Option(spec, on, value) if spec.name == "config" && on => wanted.named = value.map(PathBuf::from),
             Given::Option(spec, ..) if spec.name == "no-default-config" => wanted.defaults = false,
             _ => {}
         }
         Ok(())
     });
     let outcome = dry
-        .and_then(|()| {
-            wanted
-                .files(defaults)
-                .iter()
-                .try_for_each(|(file, must)| read_file(file, *must, &mut settings))
-        })
+        .and_then(|()| wanted.files(defaults).iter().try_for_each(|(file, must)| read_file(file, *must, &mut settings)))
         .and(Ok(()));
     let line = walk(arguments, &mut |given| settings.take(given));
     (settings, outcome.and(line))
@@ -92,11 +82,7 @@ impl ConfigWanted {
     }
 }
 
-fn read_file(
-    file: &std::path::Path,
-    must_exist: bool,
-    settings: &mut Settings,
-) -> Result<(), String> {
+fn read_file(file: &std::path::Path, must_exist: bool, settings: &mut Settings) -> Result<(), String> {
     let arguments = config::arguments(file, must_exist)?;
     walk(&arguments, &mut |given| match given {
         Given::Operand(word) => Err(format!("{}: {word:?} is no option", file.display())),
@@ -112,10 +98,7 @@ enum Given {
 }
 
 /// Goes through arguments with the habits of getopt_long.
-fn walk(
-    arguments: &[OsString],
-    each: &mut dyn FnMut(Given) -> Result<(), String>,
-) -> Result<(), String> {
+fn walk(arguments: &[OsString], each: &mut dyn FnMut(Given) -> Result<(), String>) -> Result<(), String> {
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
         let (spec, is_on, shown) = match argument {
@@ -124,8 +107,7 @@ fn walk(
                 continue;
             }
             Arg::Short(letter) => {
-                let spec = table::by_letter(letter)
-                    .ok_or_else(|| format!("invalid option -- '{letter}'"))?;
+                let spec = table::by_letter(letter).ok_or_else(|| format!("invalid option -- '{letter}'"))?;
                 (spec, true, format!("-{letter}"))
             }
             Arg::Long(name) => {
@@ -137,11 +119,7 @@ fn walk(
             // An attached value is an error for the parser itself at its next step; after a letter there are more letters.
             Takes::Nothing => None,
             Takes::Maybe => parser.optional_value(),
-            Takes::Value => Some(
-                parser
-                    .value()
-                    .map_err(|_| format!("option '{shown}' requires an argument"))?,
-            ),
+            Takes::Value => Some(parser.value().map_err(|_| format!("option '{shown}' requires an argument"))?),
         };
         each(Given::Option(spec, is_on, value))?;
     }
@@ -155,20 +133,10 @@ impl Settings {
                 self.action = Some(word.string().map_err(|e| e.to_string())?)
             }
             Given::Operand(word) => self.operands.push(word),
-            Given::Option(
-                Spec {
-                    name,
-                    lacks: Some(lacks),
-                    ..
-                },
-                is_on,
-                _,
-            ) => {
+            Given::Option(Spec { name, lacks: Some(lacks), .. }, is_on, _) => {
                 // The negative form asks for what is the case.
                 if is_on {
-                    self.refused.push(format!(
-                        "--{name} is not in this build, which lacks {lacks}"
-                    ));
+                    self.refused.push(format!("--{name} is not in this build, which lacks {lacks}"));
                 }
             }
             Given::Option(spec, is_on, None) => self.switch(spec.name, is_on),
@@ -179,13 +147,7 @@ impl Settings {
 
     fn switch(&mut self, name: &str, is_on: bool) {
         match name {
-            "verbosity" => {
-                self.verbosity = Some(
-                    self.verbosity
-                        .unwrap_or(DEFAULT_VERBOSITY)
-                        .saturating_add(1),
-                )
-            }
+            "verbosity" => self.verbosity = Some(self.verbosity.unwrap_or(DEFAULT_VERBOSITY).saturating_add(1)),
             "manage-cgroups" => self.manage_cgroups = Some("soft".into()),
             "version" => self.version = is_on,
             "help" => self.help = is_on,
@@ -216,13 +178,11 @@ impl Settings {
             "inherit-fd" => self.inherit_fds.push(inherited(&text(name, &value)?)?),
             "external" => {
                 let resource = text(name, &value)?;
-                if ["tty[", "file["]
-                    .iter()
-                    .any(|kind| resource.starts_with(kind))
-                {
+                if ["tty[", "file["].iter().any(|kind| resource.starts_with(kind)) {
                     self.external.push(resource);
                 } else {
-                    self.refused.push(format!("--external {resource} is not in this build, which has tty[...] and file[...]"));
+                    self.refused
+                        .push(format!("--external {resource} is not in this build, which has tty[...] and file[...]"));
                 }
             }
             "action-script" => self.scripts.push(value),
@@ -241,26 +201,17 @@ impl Settings {
 pub const DEFAULT_VERBOSITY: u8 = 2;
 
 fn text(name: &str, value: &OsStr) -> Result<String, String> {
-    value
-        .to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| format!("--{name}: {value:?} is not UTF-8"))
+    value.to_str().map(str::to_owned).ok_or_else(|| format!("--{name}: {value:?} is not UTF-8"))
 }
 
 fn number(name: &str, value: &OsStr) -> Result<u64, String> {
     let given = text(name, value)?;
-    given
-        .parse()
-        .map_err(|_| format!("--{name}: '{given}' is not a number"))
+    given.parse().map_err(|_| format!("--{name}: '{given}' is not a number"))
 }
 
 fn positive(name: &str, value: &OsStr) -> Result<i32, String> {
     let given = text(name, value)?;
-    given
-        .parse()
-        .ok()
-        .filter(|n| *n > 0)
-        .ok_or_else(|| format!("--{name}: '{given}' is not a pid"))
+    given.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("--{name}: '{given}' is not a pid"))
 }
 
 /// `4` of `-v4`, `vvv` of `-vvvv`; anything else, such as what is left of `-verbosity=0`, is level 0, as atoi has it.
@@ -283,25 +234,17 @@ fn size(given: &str) -> Result<u64, String> {
         "M" => 20,
         "G" => 30,
         _ => {
-            return Err(format!(
-                "--ghost-limit: '{given}' is not a size such as 512K, 16M or 1G"
-            ));
+            return Err(format!("--ghost-limit: '{given}' is not a size such as 512K, 16M or 1G"));
         }
     };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift));
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
     bytes.ok_or_else(|| format!("--ghost-limit: '{given}' is not a size such as 512K, 16M or 1G"))
 }
 
 /// `fd[N]:KEY`.
 fn inherited(given: &str) -> Result<(i32, String), String> {
-    let parts = given
-        .strip_prefix("fd[")
-        .and_then(|rest| rest.split_once("]:"));
-    let parts = parts
-        .and_then(|(number, key)| Some((number.parse().ok().filter(|n| *n >= 0)?, key.to_owned())));
+    let parts = given.strip_prefix("fd[").and_then(|rest| rest.split_once("]:"));
+    let parts = parts.and_then(|(number, key)| Some((number.parse().ok().filter(|n| *n >= 0)?, key.to_owned())));
     parts
         .filter(|(_, key)| !key.is_empty())
         .ok_or_else(|| format!("--inherit-fd: '{given}' is not of the form fd[NUMBER]:RESOURCE"))

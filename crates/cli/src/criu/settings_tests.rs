@@ -9,10 +9,8 @@ fn parse(line: &str) -> Result<Settings, String> {
 
 #[test]
 fn a_dump_as_scripts_write_it() {
-    let got = parse(
-        "dump --no-default-config -o dump.log -D /img -v4 -t 42 -j --action-script /x --timeout=10",
-    )
-    .unwrap();
+    let got =
+        parse("dump --no-default-config -o dump.log -D /img -v4 -t 42 -j --action-script /x --timeout=10").unwrap();
     let expected = Settings {
         action: Some("dump".into()),
         log_file: Some("dump.log".into()),
@@ -29,17 +27,10 @@ fn a_dump_as_scripts_write_it() {
 
 #[test]
 fn values_stand_beside_or_behind_and_letters_together() {
-    for line in [
-        "dump -t7 -RjD/x",
-        "dump -t 7 -R -j -D /x",
-        "-R dump --tree=7 --shell-job --leave-run --images-dir /x",
-    ] {
+    for line in ["dump -t7 -RjD/x", "dump -t 7 -R -j -D /x", "-R dump --tree=7 --shell-job --leave-run --images-dir /x"]
+    {
         let got = parse(line).unwrap();
-        assert_eq!(
-            (got.tree, got.leave_running, got.shell_job),
-            (Some(7), true, true),
-            "{line}"
-        );
+        assert_eq!((got.tree, got.leave_running, got.shell_job), (Some(7), true, true), "{line}");
         assert_eq!(got.images_dir, Some("/x".into()), "{line}");
         assert_eq!(got.action.as_deref(), Some("dump"), "{line}");
     }
@@ -64,16 +55,8 @@ fn verbosity_in_all_its_forms() {
 
 #[test]
 fn the_last_of_two_contrary_options_counts() {
-    assert!(
-        !parse("dump --leave-running --no-leave-running")
-            .unwrap()
-            .leave_running
-    );
-    assert!(
-        parse("dump --no-leave-running --leave-running")
-            .unwrap()
-            .leave_running
-    );
+    assert!(!parse("dump --leave-running --no-leave-running").unwrap().leave_running);
+    assert!(parse("dump --no-leave-running --leave-running").unwrap().leave_running);
 }
 
 #[test]
@@ -83,57 +66,30 @@ fn options_of_features_that_are_not_here_are_refused_by_name() {
         ("dump --prev-images-dir ../1", "--prev-images-dir"),
         ("restore --lazy-pages", "--lazy-pages"),
         ("restore -J net:/x", "--join-ns"),
-        (
-            "dump --page-server --address 127.0.0.1 --port 12345",
-            "--page-server",
-        ),
+        ("dump --page-server --address 127.0.0.1 --port 12345", "--page-server"),
         ("restore --external mnt[a]:b", "--external mnt[a]:b"),
         ("dump --external dev[8/1]:x", "--external dev[8/1]:x"),
     ] {
         let refused = parse(line).unwrap().refused;
         assert!(refused[0].starts_with(name), "{line}: {refused:?}");
     }
-    assert!(
-        parse("dump --no-track-mem --no-lazy-pages")
-            .unwrap()
-            .refused
-            .is_empty()
-    );
+    assert!(parse("dump --no-track-mem --no-lazy-pages").unwrap().refused.is_empty());
 }
 
 #[test]
 fn lists_hold_all_and_keys_stay_as_they_are() {
-    let got = parse(
-        "restore --inherit-fd fd[3]:pipe:[123] --inherit-fd fd[4]:/a/b --external tty[8801:5]",
-    )
-    .unwrap();
-    assert_eq!(
-        got.inherit_fds,
-        [(3, "pipe:[123]".into()), (4, "/a/b".into())]
-    );
+    let got = parse("restore --inherit-fd fd[3]:pipe:[123] --inherit-fd fd[4]:/a/b --external tty[8801:5]").unwrap();
+    assert_eq!(got.inherit_fds, [(3, "pipe:[123]".into()), (4, "/a/b".into())]);
     assert_eq!(got.external, ["tty[8801:5]"]);
 }
 
 #[test]
 fn sizes_have_units() {
-    for (line, bytes) in [
-        ("512", 512),
-        ("4K", 4096),
-        ("16M", 16 << 20),
-        ("2g", 2 << 30),
-    ] {
-        assert_eq!(
-            parse(&format!("dump --ghost-limit {line}"))
-                .unwrap()
-                .ghost_limit,
-            Some(bytes)
-        );
+    for (line, bytes) in [("512", 512), ("4K", 4096), ("16M", 16 << 20), ("2g", 2 << 30)] {
+        assert_eq!(parse(&format!("dump --ghost-limit {line}")).unwrap().ghost_limit, Some(bytes));
     }
     for bad in ["M", "4T", "-1", "99999999999G"] {
-        assert!(
-            parse(&format!("dump --ghost-limit={bad}")).is_err(),
-            "{bad}"
-        );
+        assert!(parse(&format!("dump --ghost-limit={bad}")).is_err(), "{bad}");
     }
 }
 
@@ -145,10 +101,7 @@ fn what_is_wrong_is_named() {
         ("dump --tree", "option '--tree' requires an argument"),
         ("dump -q", "invalid option -- 'q'"),
         ("dump --warp", "unrecognized option '--warp'"),
-        (
-            "restore --inherit-fd 3:x",
-            "--inherit-fd: '3:x' is not of the form fd[NUMBER]:RESOURCE",
-        ),
+        ("restore --inherit-fd 3:x", "--inherit-fd: '3:x' is not of the form fd[NUMBER]:RESOURCE"),
     ] {
         assert_eq!(parse(line).unwrap_err(), problem, "{line}");
     }
@@ -157,15 +110,10 @@ fn what_is_wrong_is_named() {
 
 #[test]
 fn the_log_is_known_even_when_an_option_is_not() {
-    let arguments: Vec<OsString> = ["dump", "-o", "d.log", "-D", "/i", "--warp"]
-        .map(OsString::from)
-        .into();
+    let arguments: Vec<OsString> = ["dump", "-o", "d.log", "-D", "/i", "--warp"].map(OsString::from).into();
     let (settings, outcome) = read(&arguments, &[]);
     assert!(outcome.is_err());
-    assert_eq!(
-        (settings.log_file, settings.images_dir),
-        (Some("d.log".into()), Some("/i".into()))
-    );
+    assert_eq!((settings.log_file, settings.images_dir), (Some("d.log".into()), Some("/i".into())));
 }
 
 #[test]
@@ -178,44 +126,24 @@ fn a_command_to_run_stands_behind_two_dashes() {
 #[test]
 fn the_command_line_has_the_last_word_over_files() {
     let dir = tempfile::tempdir().unwrap();
-    let (default, named) = (
-        dir.path().join("default.conf"),
-        dir.path().join("named.conf"),
-    );
-    fs::write(
-        &default,
-        "# all\nlog-file default.log\n  shell-job\n\nverbosity 4 # loud\n",
-    )
-    .unwrap();
+    let (default, named) = (dir.path().join("default.conf"), dir.path().join("named.conf"));
+    fs::write(&default, "# all\nlog-file default.log\n  shell-job\n\nverbosity 4 # loud\n").unwrap();
     fs::write(&named, "--log-file \"with space.log\"\nimages-dir=/img\n").unwrap();
     let read = |line: String| {
         let arguments: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-        let (settings, outcome) = read(
-            &arguments,
-            &[dir.path().join("absent.conf"), default.clone()],
-        );
+        let (settings, outcome) = read(&arguments, &[dir.path().join("absent.conf"), default.clone()]);
         outcome.map(|()| settings)
     };
 
     let got = read("dump -v1".into()).unwrap();
-    assert_eq!(
-        (got.log_file, got.shell_job, got.verbosity),
-        (Some("default.log".into()), true, Some(1))
-    );
+    assert_eq!((got.log_file, got.shell_job, got.verbosity), (Some("default.log".into()), true, Some(1)));
 
     let got = read("dump --no-default-config".into()).unwrap();
     assert_eq!((got.log_file, got.shell_job), (None, false));
 
     let got = read(format!("dump --config {}", named.display())).unwrap();
     assert_eq!(got.log_file, Some("with space.log".into()));
-    assert_eq!(
-        (got.images_dir, got.shell_job),
-        (Some("/img".into()), false)
-    );
+    assert_eq!((got.images_dir, got.shell_job), (Some("/img".into()), false));
 
-    assert!(
-        read("dump --config /nonexistent".into())
-            .unwrap_err()
-            .contains("/nonexistent")
-    );
+    assert!(read("dump --config /nonexistent".into()).unwrap_err().contains("/nonexistent"));
 }

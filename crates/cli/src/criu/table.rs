@@ -27,30 +27,15 @@ pub struct Spec {
 }
 
 const fn here(name: &'static str, short: Option<char>, takes: Takes) -> Spec {
-    Spec {
-        name,
-        short,
-        takes,
-        lacks: None,
-    }
+    Spec { name, short, takes, lacks: None }
 }
 
 const fn later(name: &'static str, takes: Takes, lacks: &'static str) -> Spec {
-    Spec {
-        name,
-        short: None,
-        takes,
-        lacks: Some(lacks),
-    }
+    Spec { name, short: None, takes, lacks: Some(lacks) }
 }
 
 const fn later_short(name: &'static str, short: char, takes: Takes, lacks: &'static str) -> Spec {
-    Spec {
-        name,
-        short: Some(short),
-        takes,
-        lacks: Some(lacks),
-    }
+    Spec { name, short: Some(short), takes, lacks: Some(lacks) }
 }
 
 use Takes::{Maybe, Nothing, Value};
@@ -196,8 +181,7 @@ pub fn by_name(name: &str) -> Result<(&'static Spec, bool), String> {
 }
 
 fn forms(spec: &Spec) -> impl Iterator<Item = (String, bool)> {
-    let has_negative =
-        spec.takes == Nothing && !matches!(spec.name, "no-default-config" | "version" | "help");
+    let has_negative = spec.takes == Nothing && !matches!(spec.name, "no-default-config" | "version" | "help");
     let negative = has_negative.then(|| (format!("no-{}", spec.name), true));
     std::iter::once((spec.name.to_owned(), false)).chain(negative)
 }
@@ -211,12 +195,7 @@ mod tests {
         for (i, one) in OPTIONS.iter().enumerate() {
             for other in &OPTIONS[i + 1..] {
                 assert_ne!(one.name, other.name);
-                assert!(
-                    one.short.is_none() || one.short != other.short,
-                    "{} {}",
-                    one.name,
-                    other.name
-                );
+                assert!(one.short.is_none() || one.short != other.short, "{} {}", one.name, other.name);
             }
         }
     }
@@ -243,14 +222,8 @@ mod tests {
     #[test]
     fn an_unclear_name_says_what_it_could_be() {
         let problem = by_name("leave").unwrap_err();
-        assert!(
-            problem.contains("ambiguous") && problem.contains("'--leave-stopped'"),
-            "{problem}"
-        );
+        assert!(problem.contains("ambiguous") && problem.contains("'--leave-stopped'"), "{problem}");
         assert_eq!(by_name("warp").unwrap_err(), "unrecognized option '--warp'");
-        assert!(
-            by_name("no-tree").is_err(),
-            "only what takes no value has a --no- form"
-        );
+        assert!(by_name("no-tree").is_err(), "only what takes no value has a --no- form");
     }
 }

@@ -21,9 +21,7 @@ pub struct Ask {
 impl Ask {
     /// Adds the question to a batch for the thread.
     pub fn new(b: &mut Batch) -> Self {
-        Ask {
-            securebits: b.call(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()]),
-        }
+        Ask { securebits: b.call(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()]) }
     }
 
     /// The record, from the answer and the thread's status.
@@ -43,26 +41,19 @@ impl Ask {
             cap_prm: halves(status.caps.permitted),
             cap_eff: halves(status.caps.effective),
             cap_bnd: halves(status.caps.bounding),
-            secbits: answers
-                .result(self.securebits)
-                .map_err(unanswered(tid, "securebits"))? as u32,
+            secbits: answers.result(self.securebits).map_err(unanswered(tid, "securebits"))? as u32,
             groups: status.groups.clone(),
             lsm_profile: None,
             lsm_sockcreate: None,
             apparmor_data: None,
             no_new_privs: status.no_new_privs.then_some(1),
-            cap_amb: if ambient == 0 {
-                Vec::new()
-            } else {
-                halves(ambient)
-            },
+            cap_amb: if ambient == 0 { Vec::new() } else { halves(ambient) },
         })
     }
 }
 
 fn set(halves: &[u32]) -> u64 {
-    u64::from(halves.first().copied().unwrap_or(0))
-        | u64::from(halves.get(1).copied().unwrap_or(0)) << 32
+    u64::from(halves.first().copied().unwrap_or(0)) | u64::from(halves.get(1).copied().unwrap_or(0)) << 32
 }
 
 /// Adds to a batch what gives the thread these credentials. `have` are the
@@ -70,27 +61,15 @@ fn set(halves: &[u32]) -> u64 {
 /// be dropped again.
 pub fn build(b: &mut Batch, creds: &CredsEntry, have: u64) {
     let prctl = |b: &mut Batch, option: i32, arg: u64| {
-        b.call(
-            libc::SYS_prctl,
-            [option.into(), arg.into(), 0.into(), 0.into(), 0.into()],
-        );
+        b.call(libc::SYS_prctl, [option.into(), arg.into(), 0.into(), 0.into(), 0.into()]);
     };
     prctl(b, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
     let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     let list = b.bytes(&groups);
-    b.call(
-        libc::SYS_setgroups,
-        [creds.groups.len().into(), list.into()],
-    );
-    b.call(
-        libc::SYS_setresgid,
-        [creds.gid.into(), creds.egid.into(), creds.sgid.into()],
-    );
+    b.call(libc::SYS_setgroups, [creds.groups.len().into(), list.into()]);
+    b.call(libc::SYS_setresgid, [creds.gid.into(), creds.egid.into(), creds.sgid.into()]);
     b.call(libc::SYS_setfsgid, [creds.fsgid.into()]);
-    b.call(
-        libc::SYS_setresuid,
-        [creds.uid.into(), creds.euid.into(), creds.suid.into()],
-    );
+    b.call(libc::SYS_setresuid, [creds.uid.into(), creds.euid.into(), creds.suid.into()]);
     b.call(libc::SYS_setfsuid, [creds.fsuid.into()]);
     let bounding = set(&creds.cap_bnd);
     for cap in 0..=LAST_CAP {
@@ -116,13 +95,7 @@ pub fn build(b: &mut Batch, creds: &CredsEntry, have: u64) {
     for cap in (0..=LAST_CAP).filter(|c| ambient & 1 << c != 0) {
         b.call(
             libc::SYS_prctl,
-            [
-                libc::PR_CAP_AMBIENT.into(),
-                libc::PR_CAP_AMBIENT_RAISE.into(),
-                cap.into(),
-                0.into(),
-                0.into(),
-            ],
+            [libc::PR_CAP_AMBIENT.into(), libc::PR_CAP_AMBIENT_RAISE.into(), cap.into(), 0.into(), 0.into()],
         );
     }
     if creds.no_new_privs.unwrap_or(0) != 0 {

@@ -64,19 +64,13 @@ fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
     let failed = |e| Error::kernel(Object::Thread(thread.tid), "ask about its scheduling", e);
     let cpus = rustix::thread::sched_getaffinity(Some(id)).map_err(failed)?;
     let attr = sched::sched_getattr(id).map_err(failed)?;
-    let slack = Task::open(id)
-        .and_then(|t| t.timerslack_ns())
-        .or_else(|_| process.timerslack_ns());
+    let slack = Task::open(id).and_then(|t| t.timerslack_ns()).or_else(|_| process.timerslack_ns());
     Ok(ThreadExtra {
-        affinity: (0..CpuSet::MAX_CPU)
-            .filter(|cpu| cpus.is_set(*cpu))
-            .collect(),
+        affinity: (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect(),
         io_priority: sched::ioprio_get(id).map_err(failed)?,
         timer_slack_ns: slack.unwrap_or(0),
         reset_on_fork: attr.flags & RESET_ON_FORK != 0,
-        restart: thread
-            .asleep
-            .filter(|_| arch::has_restart_block(&thread.context.regs)),
+        restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
     })
 }
 
@@ -85,15 +79,13 @@ pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
     let id = pid_of(tid)?;
     let failed = |what: &'static str| move |e| Error::kernel(Object::Thread(tid), what, e);
     let mut cpus = CpuSet::new();
-    let there =
-        rustix::thread::sched_getaffinity(None).map_err(failed("ask for our processors"))?;
+    let there = rustix::thread::sched_getaffinity(None).map_err(failed("ask for our processors"))?;
     for cpu in extra.affinity.iter().filter(|c| **c < CpuSet::MAX_CPU) {
         cpus.set(*cpu);
     }
     // A machine with none of these processors lets it run anywhere.
     if (0..CpuSet::MAX_CPU).any(|c| cpus.is_set(c) && there.is_set(c)) {
-        rustix::thread::sched_setaffinity(Some(id), &cpus)
-            .map_err(failed("bind it to its processors"))?;
+        rustix::thread::sched_setaffinity(Some(id), &cpus).map_err(failed("bind it to its processors"))?;
     }
     if sched::ioprio_get(id) != Ok(extra.io_priority) {
         sched::ioprio_set(id, extra.io_priority).map_err(failed("set its I/O priority"))?;
@@ -105,8 +97,7 @@ pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
     }
     let path = format!("/proc/{tid}/timerslack_ns");
     if extra.timer_slack_ns != 0
-        && std::fs::read_to_string(&path)
-            .is_ok_and(|now| now.trim() != extra.timer_slack_ns.to_string())
+        && std::fs::read_to_string(&path).is_ok_and(|now| now.trim() != extra.timer_slack_ns.to_string())
     {
         std::fs::write(&path, extra.timer_slack_ns.to_string())
             .map_err(|e| failed("set its timer slack")(crate::error::errno_of(&e)))?;

@@ -14,13 +14,7 @@ use rustix::io::Errno;
 pub fn record(process: &Process) -> Result<TaskRlimitsEntry> {
     let value = |v: Option<u64>| v.unwrap_or(u64::MAX);
     let limits = process.task.limits()?;
-    let rlimits = limits
-        .iter()
-        .map(|l| RlimitEntry {
-            cur: value(l.soft),
-            max: value(l.hard),
-        })
-        .collect();
+    let rlimits = limits.iter().map(|l| RlimitEntry { cur: value(l.soft), max: value(l.hard) }).collect();
     Ok(TaskRlimitsEntry { rlimits })
 }
 
@@ -31,10 +25,7 @@ pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
     let rooms: Vec<_> = (0..limits.rlimits.len())
         .map(|i| {
             let room = b.space(16);
-            b.call(
-                libc::SYS_prlimit64,
-                [Arg::Val(0), i.into(), Arg::Val(0), room.into()],
-            );
+            b.call(libc::SYS_prlimit64, [Arg::Val(0), i.into(), Arg::Val(0), room.into()]);
             room
         })
         .collect();
@@ -47,13 +38,7 @@ pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
         let mut value = limit.cur.to_le_bytes().to_vec();
         value.extend_from_slice(&limit.max.to_le_bytes());
         let value = set.bytes(&value);
-        calls.push((
-            i,
-            set.attempt(
-                libc::SYS_prlimit64,
-                [Arg::Val(0), i.into(), value.into(), Arg::Val(0)],
-            ),
-        ));
+        calls.push((i, set.attempt(libc::SYS_prlimit64, [Arg::Val(0), i.into(), value.into(), Arg::Val(0)])));
     }
     hand.run(&mut set)?;
     for (i, call) in calls {
@@ -64,12 +49,7 @@ pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
                 ""
             };
             let object = Object::Process(hand.pid());
-            return Err(Error::Kernel {
-                object,
-                action: format!("set resource limit {i}"),
-                errno,
-                remedy,
-            });
+            return Err(Error::Kernel { object, action: format!("set resource limit {i}"), errno, remedy });
         }
     }
     Ok(())

@@ -25,9 +25,7 @@ const NANOS: u64 = 1_000_000_000;
 fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
     let timespec = |at: u64| {
         let mut bytes = [0; 16];
-        memory::read(pid, at, &mut bytes)
-            .ok()
-            .filter(|()| at != 0)?;
+        memory::read(pid, at, &mut bytes).ok().filter(|()| at != 0)?;
         let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap_or_default());
         word(0).checked_mul(NANOS)?.checked_add(word(8))
     };
@@ -50,15 +48,8 @@ pub fn asleep(pid: i32, tid: i32) -> Option<Restart> {
     let Ok(Syscall::In { number, args, .. }) = task.syscall() else {
         return None;
     };
-    let number = if number == libc::SYS_restart_syscall {
-        call_behind(&task, &args)?
-    } else {
-        number
-    };
-    if !matches!(
-        number,
-        libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex
-    ) {
+    let number = if number == libc::SYS_restart_syscall { call_behind(&task, &args)? } else { number };
+    if !matches!(number, libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex) {
         return None;
     }
     let remaining_ns = limit(pid, number, &args).and_then(|limit| {
@@ -66,10 +57,7 @@ pub fn asleep(pid: i32, tid: i32) -> Option<Restart> {
         let now = clock_of(task.stat().ok()?.processor as usize)?;
         Some(limit.saturating_sub(now.saturating_sub(left_at)))
     });
-    Some(Restart {
-        number,
-        remaining_ns,
-    })
+    Some(Restart { number, remaining_ns })
 }
 
 /// Which call a `restart_syscall` continues: the kernel function that it
@@ -83,11 +71,7 @@ fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
     } else if place.contains("futex") {
         Some(libc::SYS_futex)
     } else if place.contains("nanosleep") {
-        Some(if args[0] <= HIGHEST_CLOCK {
-            libc::SYS_clock_nanosleep
-        } else {
-            libc::SYS_nanosleep
-        })
+        Some(if args[0] <= HIGHEST_CLOCK { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep })
     } else {
         None
     }
@@ -97,17 +81,9 @@ fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
 /// processor's clock (`se.exec_start` of /proc/TID/sched, in milliseconds).
 fn exec_start_ns(task: &Task) -> Option<u64> {
     let text = String::from_utf8(task.read("sched").ok()?).ok()?;
-    let value = text
-        .lines()
-        .find(|l| l.starts_with("se.exec_start"))?
-        .split(':')
-        .nth(1)?
-        .trim();
+    let value = text.lines().find(|l| l.starts_with("se.exec_start"))?.split(':').nth(1)?.trim();
     let (ms, fraction) = value.split_once('.')?;
-    Some(
-        ms.parse::<u64>().ok()? * 1_000_000
-            + format!("{fraction:0<6}").get(..6)?.parse::<u64>().ok()?,
-    )
+    Some(ms.parse::<u64>().ok()? * 1_000_000 + format!("{fraction:0<6}").get(..6)?.parse::<u64>().ok()?)
 }
 
 /// The clock of one processor: our own start of accounting, just after we came
@@ -133,13 +109,7 @@ pub fn reenter(hand: &Hand, tid: i32, core: &CoreEntry, restart: Restart) -> Res
     if let Some(ns) = restart.remaining_ns {
         let at = hand.thread_room();
         let time = [ns / NANOS, ns % NANOS];
-        hand.poke(
-            at,
-            &time
-                .iter()
-                .flat_map(|w| w.to_le_bytes())
-                .collect::<Vec<u8>>(),
-        )?;
+        hand.poke(at, &time.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>())?;
         match number {
             libc::SYS_nanosleep => args[0] = at,
             libc::SYS_clock_nanosleep => args[2] = at,

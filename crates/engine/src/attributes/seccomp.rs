@@ -41,15 +41,8 @@ impl Filters {
                 filter.extend_from_slice(&[i.jt, i.jf]);
                 filter.extend_from_slice(&i.k.to_le_bytes());
             }
-            let flags = ptrace::seccomp_flags(pid_of(tid)?, index as u64)
-                .ok()
-                .filter(|f| *f != 0)
-                .map(|f| f as u32);
-            last = Some(self.intern(SeccompFilter {
-                filter,
-                prev: last,
-                flags,
-            }));
+            let flags = ptrace::seccomp_flags(pid_of(tid)?, index as u64).ok().filter(|f| *f != 0).map(|f| f as u32);
+            last = Some(self.intern(SeccompFilter { filter, prev: last, flags }));
         }
         Ok(last)
     }
@@ -76,21 +69,14 @@ pub fn build(b: &mut Batch, all: &SeccompEntry, mode: i32, newest: Option<u32>) 
     const SET_FILTER: u64 = 1;
     const FLAG_TSYNC: u32 = 1;
     if mode == SeccompMode::Strict as i32 {
-        b.call(
-            libc::SYS_seccomp,
-            [SET_STRICT.into(), Arg::Val(0), Arg::Val(0)],
-        );
+        b.call(libc::SYS_seccomp, [SET_STRICT.into(), Arg::Val(0), Arg::Val(0)]);
         return Ok(());
     }
     let mut chain = Vec::new();
     let mut next = newest;
     while let Some(index) = next {
-        let filter = all
-            .seccomp_filters
-            .get(index as usize)
-            .filter(|_| chain.len() < all.seccomp_filters.len());
-        let filter =
-            filter.ok_or_else(|| Error::bad_image("seccomp.img", format!("no filter {index}")))?;
+        let filter = all.seccomp_filters.get(index as usize).filter(|_| chain.len() < all.seccomp_filters.len());
+        let filter = filter.ok_or_else(|| Error::bad_image("seccomp.img", format!("no filter {index}")))?;
         chain.push(filter);
         next = filter.prev;
     }
@@ -100,10 +86,7 @@ pub fn build(b: &mut Batch, all: &SeccompEntry, mode: i32, newest: Option<u32>) 
         let pointer = b.bytes(&[0; 8]);
         b.point(pointer, program);
         let flags = filter.flags.unwrap_or(0) & !FLAG_TSYNC;
-        b.call(
-            libc::SYS_seccomp,
-            [SET_FILTER.into(), flags.into(), head.into()],
-        );
+        b.call(libc::SYS_seccomp, [SET_FILTER.into(), flags.into(), head.into()]);
     }
     Ok(())
 }
@@ -115,44 +98,16 @@ mod tests {
     #[test]
     fn equal_chains_are_kept_once() {
         let mut filters = Filters::default();
-        let base = filters.intern(SeccompFilter {
-            filter: vec![1; 8],
-            prev: None,
-            flags: None,
-        });
-        let top = filters.intern(SeccompFilter {
-            filter: vec![2; 8],
-            prev: Some(base),
-            flags: None,
-        });
-        assert_eq!(
-            filters.intern(SeccompFilter {
-                filter: vec![2; 8],
-                prev: Some(base),
-                flags: None
-            }),
-            top
-        );
+        let base = filters.intern(SeccompFilter { filter: vec![1; 8], prev: None, flags: None });
+        let top = filters.intern(SeccompFilter { filter: vec![2; 8], prev: Some(base), flags: None });
+        assert_eq!(filters.intern(SeccompFilter { filter: vec![2; 8], prev: Some(base), flags: None }), top);
         assert_eq!(filters.record().seccomp_filters.len(), 2);
     }
 
     #[test]
     fn a_chain_that_bites_its_tail_is_refused() {
-        let looped = SeccompEntry {
-            seccomp_filters: vec![SeccompFilter {
-                filter: vec![0; 8],
-                prev: Some(0),
-                flags: None,
-            }],
-        };
-        assert!(
-            build(
-                &mut Batch::new(),
-                &looped,
-                SeccompMode::Filter as i32,
-                Some(0)
-            )
-            .is_err()
-        );
+        let looped =
+            SeccompEntry { seccomp_filters: vec![SeccompFilter { filter: vec![0; 8], prev: Some(0), flags: None }] };
+        assert!(build(&mut Batch::new(), &looped, SeccompMode::Filter as i32, Some(0)).is_err());
     }
 }

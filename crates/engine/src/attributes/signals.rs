@@ -28,10 +28,7 @@ impl Ask {
         let actions = signals()
             .map(|signal| {
                 let room = b.space(SIGACTION);
-                b.call(
-                    libc::SYS_rt_sigaction,
-                    [signal.into(), Arg::Val(0), room.into(), SIGSET.into()],
-                );
+                b.call(libc::SYS_rt_sigaction, [signal.into(), Arg::Val(0), room.into(), SIGSET.into()]);
                 room
             })
             .collect();
@@ -57,32 +54,19 @@ impl Ask {
 /// Signals that wait, of the thread or (`shared`) of its whole process.
 pub fn queued(tid: i32, shared: bool) -> Result<SignalQueueEntry> {
     let infos = peek_siginfo(pid_of(tid)?, shared).map_err(unanswered(tid, "queued signals"))?;
-    Ok(SignalQueueEntry {
-        signals: infos
-            .iter()
-            .map(|i| SiginfoEntry {
-                siginfo: i.as_bytes().to_vec(),
-            })
-            .collect(),
-    })
+    Ok(SignalQueueEntry { signals: infos.iter().map(|i| SiginfoEntry { siginfo: i.as_bytes().to_vec() }).collect() })
 }
 
 /// Adds the actions of a record to a batch.
 pub fn build_actions(pid: i32, b: &mut Batch, actions: &[SaEntry]) -> Result<()> {
     if actions.len() != signals().count() {
-        return Err(Error::bad_image(
-            format!("core-{pid}.img"),
-            format!("{} signal actions", actions.len()),
-        ));
+        return Err(Error::bad_image(format!("core-{pid}.img"), format!("{} signal actions", actions.len())));
     }
     for (signal, sa) in signals().zip(actions) {
         let words = [sa.sigaction, sa.flags, sa.restorer, sa.mask];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let action = b.bytes(&bytes);
-        b.call(
-            libc::SYS_rt_sigaction,
-            [signal.into(), action.into(), Arg::Val(0), SIGSET.into()],
-        );
+        b.call(libc::SYS_rt_sigaction, [signal.into(), action.into(), Arg::Val(0), SIGSET.into()]);
     }
     Ok(())
 }
@@ -95,37 +79,21 @@ const SENT_AT_ONCE: usize = 16;
 /// timer sent. `tid` is 0 for those of the whole process.
 pub fn build_queue(pid: i32, tid: i32, queue: Option<&SignalQueueEntry>) -> Result<Vec<Batch>> {
     let waiting = queue.map_or(&[][..], |queue| &queue.signals);
-    waiting
-        .chunks(SENT_AT_ONCE)
-        .map(|entries| send(pid, tid, entries))
-        .collect()
+    waiting.chunks(SENT_AT_ONCE).map(|entries| send(pid, tid, entries)).collect()
 }
 
 fn send(pid: i32, tid: i32, entries: &[SiginfoEntry]) -> Result<Batch> {
     let mut b = Batch::new();
     for entry in entries {
-        let Some(signal) = entry
-            .siginfo
-            .get(..4)
-            .filter(|_| entry.siginfo.len() == 128)
-        else {
-            return Err(Error::bad_image(
-                format!("core-{pid}.img"),
-                "a queued signal has no siginfo",
-            ));
+        let Some(signal) = entry.siginfo.get(..4).filter(|_| entry.siginfo.len() == 128) else {
+            return Err(Error::bad_image(format!("core-{pid}.img"), "a queued signal has no siginfo"));
         };
         let signal = i32::from_le_bytes(signal.try_into().unwrap_or_default());
         let info = b.bytes(&entry.siginfo);
         if tid == 0 {
-            b.call(
-                libc::SYS_rt_sigqueueinfo,
-                [pid.into(), signal.into(), info.into()],
-            );
+            b.call(libc::SYS_rt_sigqueueinfo, [pid.into(), signal.into(), info.into()]);
         } else {
-            b.call(
-                libc::SYS_rt_tgsigqueueinfo,
-                [pid.into(), tid.into(), signal.into(), info.into()],
-            );
+            b.call(libc::SYS_rt_tgsigqueueinfo, [pid.into(), tid.into(), signal.into(), info.into()]);
         }
     }
     Ok(b)

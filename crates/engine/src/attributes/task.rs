@@ -29,33 +29,17 @@ impl Ask {
     /// Adds the questions to a batch for the process.
     pub fn new(b: &mut Batch) -> Self {
         let subreaper = b.space(8);
-        b.call(
-            libc::SYS_prctl,
-            [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()],
-        );
-        let membarrier = b.attempt(
-            libc::SYS_membarrier,
-            [
-                MEMBARRIER_GET_REGISTRATIONS.into(),
-                Arg::Val(0),
-                Arg::Val(0),
-            ],
-        );
-        Ask {
-            subreaper,
-            membarrier,
-        }
+        b.call(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
+        let membarrier =
+            b.attempt(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS.into(), Arg::Val(0), Arg::Val(0)]);
+        Ask { subreaper, membarrier }
     }
 
     /// The record, without signals, timers and limits.
     pub fn record(&self, process: &Process, answers: &Batch) -> Result<TaskCoreEntry> {
         let mut entry = base_record(process)?;
         entry.child_subreaper = Some(answers.read_u32(self.subreaper) != 0);
-        entry.membarrier_registration_mask = answers
-            .result(self.membarrier)
-            .ok()
-            .filter(|m| *m != 0)
-            .map(|m| m as u32);
+        entry.membarrier_registration_mask = answers.result(self.membarrier).ok().filter(|m| *m != 0).map(|m| m as u32);
         entry.personality = process.task.personality()?;
         entry.loginuid = process.task.loginuid()?;
         entry.oom_score_adj = Some(process.task.oom_score_adj()?);
@@ -72,11 +56,7 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
             (false, Some(_)) => STOPPED,
             (false, None) => ALIVE,
         },
-        exit_code: if process.is_zombie() {
-            process.stat.exit_code as u32
-        } else {
-            0
-        },
+        exit_code: if process.is_zombie() { process.stat.exit_code as u32 } else { 0 },
         flags: process.stat.flags,
         comm: process.stat.comm.clone(),
         stop_signo: stopped.map(|s| s as u32),
@@ -87,35 +67,20 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
 /// The record of working directory, root and umask.
 pub fn fs_record(cx: &mut Collect<'_>, process: &Process) -> Result<FsEntry> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
-    let dir = |cx: &mut Collect<'_>, link: &str| {
-        regular::collect_path(cx, &process.task, process.pid, link, flags)
-    };
+    let dir = |cx: &mut Collect<'_>, link: &str| regular::collect_path(cx, &process.task, process.pid, link, flags);
     let cwd_id = dir(cx, "cwd")?;
-    Ok(FsEntry {
-        cwd_id,
-        root_id: dir(cx, "root")?,
-        umask: process.status.umask,
-    })
+    Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask: process.status.umask })
 }
 
 /// Gives the process its working directory, root and umask.
-pub fn build_fs(
-    hand: &mut Hand,
-    service: &Service,
-    files: &mut Build<'_>,
-    fs: &FsEntry,
-) -> Result<()> {
+pub fn build_fs(hand: &mut Hand, service: &Service, files: &mut Build<'_>, fs: &FsEntry) -> Result<()> {
     let root = files.file(fs.root_id)?;
     let same_root = {
         let ours = rustix::fs::stat("/").map_err(unanswered(hand.pid(), "root directory"))?;
         let theirs = rustix::fs::fstat(root).map_err(unanswered(hand.pid(), "root directory"))?;
         (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
     };
-    let root_number = if same_root {
-        None
-    } else {
-        Some(service.give(hand, &[root])?[0])
-    };
+    let root_number = if same_root { None } else { Some(service.give(hand, &[root])?[0]) };
     let cwd = service.give(hand, &[files.file(fs.cwd_id)?])?[0];
     let mut b = Batch::new();
     if let Some(number) = root_number {
@@ -137,23 +102,11 @@ pub fn build(hand: &mut Hand, core: &TaskCoreEntry) -> Result<()> {
     let mut b = Batch::new();
     b.call(libc::SYS_personality, [core.personality.into()]);
     if core.child_subreaper.unwrap_or(false) {
-        b.call(
-            libc::SYS_prctl,
-            [
-                libc::PR_SET_CHILD_SUBREAPER.into(),
-                1.into(),
-                0.into(),
-                0.into(),
-                0.into(),
-            ],
-        );
+        b.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into(), 0.into(), 0.into(), 0.into()]);
     }
     if let Some(mask) = core.membarrier_registration_mask {
         for command in (0..32).filter(|c| mask & 1 << c != 0) {
-            b.attempt(
-                libc::SYS_membarrier,
-                [(1u64 << command).into(), Arg::Val(0), Arg::Val(0)],
-            );
+            b.attempt(libc::SYS_membarrier, [(1u64 << command).into(), Arg::Val(0), Arg::Val(0)]);
         }
     }
     hand.run(&mut b)?;
@@ -190,11 +143,7 @@ fn set_loginuid(pid: i32, core: &TaskCoreEntry) -> Result<()> {
     }
     std::fs::write(&path, wanted.to_string()).map_err(|e| {
         let errno = crate::error::errno_of(&e);
-        Error::kernel(
-            Object::Process(pid),
-            format!("set its login uid to {wanted}"),
-            errno,
-        )
+        Error::kernel(Object::Process(pid), format!("set its login uid to {wanted}"), errno)
     })
 }
 
@@ -204,27 +153,9 @@ pub fn build_after_credentials(b: &mut Batch, mm: Option<&MmEntry>, pdeath_sig: 
     if let Some(dumpable) = mm.and_then(|m| m.dumpable) {
         // 2 (SUID_DUMP_ROOT) cannot be set, only arise; it arises again from the credentials.
         if dumpable < 2 {
-            b.call(
-                libc::SYS_prctl,
-                [
-                    libc::PR_SET_DUMPABLE.into(),
-                    dumpable.into(),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                ],
-            );
+            b.call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), dumpable.into(), 0.into(), 0.into(), 0.into()]);
         }
     }
     let signal = pdeath_sig.unwrap_or(0);
-    b.call(
-        libc::SYS_prctl,
-        [
-            libc::PR_SET_PDEATHSIG.into(),
-            signal.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ],
-    );
+    b.call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), signal.into(), 0.into(), 0.into(), 0.into()]);
 }

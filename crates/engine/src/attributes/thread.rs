@@ -25,22 +25,10 @@ impl Ask {
     pub fn new(b: &mut Batch) -> Self {
         let (altstack, tid_address, pdeath) = (b.space(24), b.space(8), b.space(8));
         let stack = b.call(libc::SYS_sigaltstack, [Arg::Val(0), altstack.into()]);
-        let address = b.call(
-            libc::SYS_prctl,
-            [libc::PR_GET_TID_ADDRESS.into(), tid_address.into()],
-        );
-        b.call(
-            libc::SYS_prctl,
-            [libc::PR_GET_PDEATHSIG.into(), pdeath.into()],
-        );
+        let address = b.call(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS.into(), tid_address.into()]);
+        b.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), pdeath.into()]);
         let creds = credentials::Ask::new(b);
-        Ask {
-            altstack,
-            tid_address: Some(tid_address),
-            pdeath,
-            creds,
-            _calls: [stack, address],
-        }
+        Ask { altstack, tid_address: Some(tid_address), pdeath, creds, _calls: [stack, address] }
     }
 }
 
@@ -135,10 +123,7 @@ pub fn build(b: &mut Batch, core: &CoreEntry) {
     }
     let Some(t) = &core.thread_core else { return };
     if t.futex_rla_len != 0 {
-        b.call(
-            libc::SYS_set_robust_list,
-            [t.futex_rla.into(), t.futex_rla_len.into()],
-        );
+        b.call(libc::SYS_set_robust_list, [t.futex_rla.into(), t.futex_rla_len.into()]);
     }
     if let Some(comm) = t.comm.as_ref().or(core.tc.as_ref().map(|tc| &tc.comm)) {
         let name = b.cstr(comm);
@@ -154,15 +139,7 @@ pub fn build(b: &mut Batch, core: &CoreEntry) {
         b.call(libc::SYS_sigaltstack, [stack.into(), Arg::Val(0)]);
     }
     if let Some(r) = t.rseq_entry.filter(|r| r.rseq_abi_pointer != 0) {
-        b.call(
-            libc::SYS_rseq,
-            [
-                r.rseq_abi_pointer.into(),
-                r.rseq_abi_size.into(),
-                Arg::Val(0),
-                r.signature.into(),
-            ],
-        );
+        b.call(libc::SYS_rseq, [r.rseq_abi_pointer.into(), r.rseq_abi_size.into(), Arg::Val(0), r.signature.into()]);
     }
 }
 
@@ -172,11 +149,7 @@ pub fn build_scheduling(tid: i32, core: &ThreadCoreEntry) -> Result<()> {
     let id = pid_of(tid)?;
     let failed = |e| Error::kernel(Object::Thread(tid), "set its scheduling", e);
     let mut attr = sched::sched_getattr(id).map_err(failed)?;
-    let wanted = (
-        core.sched_policy.unwrap_or(0),
-        core.sched_nice.unwrap_or(0),
-        core.sched_prio.unwrap_or(0),
-    );
+    let wanted = (core.sched_policy.unwrap_or(0), core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0));
     if wanted != (attr.policy, attr.nice, attr.priority) {
         (attr.policy, attr.nice, attr.priority) = wanted;
         sched::sched_setattr(id, &attr).map_err(failed)?;

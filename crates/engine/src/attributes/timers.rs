@@ -61,9 +61,7 @@ impl Ask {
                     (Notify::Thread, _) => SIGEV_THREAD,
                 },
                 sival_ptr: timer.value,
-                overrun: answers
-                    .result(*overrun)
-                    .map_err(unanswered(pid, "POSIX timers"))? as u32,
+                overrun: answers.result(*overrun).map_err(unanswered(pid, "POSIX timers"))? as u32,
                 isec: answers.read_u64(*room),
                 insec: answers.read_u64(room.at(8)),
                 vsec: answers.read_u64(room.at(16)),
@@ -71,12 +69,7 @@ impl Ask {
                 notify_thread_id: timer.thread.then_some(timer.target),
             });
         }
-        Ok(TaskTimersEntry {
-            real,
-            virt,
-            prof,
-            posix,
-        })
+        Ok(TaskTimersEntry { real, virt, prof, posix })
     }
 }
 
@@ -99,13 +92,7 @@ fn set_restore_ids(hand: &mut Hand, on: bool) -> Result<bool> {
     let mut b = Batch::new();
     let how = b.attempt(
         libc::SYS_prctl,
-        [
-            PR_TIMER_CREATE_RESTORE_IDS.into(),
-            i32::from(on).into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ],
+        [PR_TIMER_CREATE_RESTORE_IDS.into(), i32::from(on).into(), 0.into(), 0.into(), 0.into()],
     );
     hand.run(&mut b)?;
     Ok(b.result(how).is_ok())
@@ -127,10 +114,7 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<
         let event = b.bytes(&event);
         let id = b.bytes(&timer.it_id.to_le_bytes());
         b.read_back(id);
-        b.call(
-            libc::SYS_timer_create,
-            [(timer.clock_id as i32).into(), event.into(), id.into()],
-        );
+        b.call(libc::SYS_timer_create, [(timer.clock_id as i32).into(), event.into(), id.into()]);
         hand.run(&mut b)?;
         let got = b.read_u32(id);
         if got == timer.it_id {
@@ -143,21 +127,14 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<
             break;
         }
     }
-    Err(Error::unsupported(
-        Object::Process(hand.pid()),
-        format!("POSIX timer {} cannot get its id", timer.it_id),
-        "",
-    ))
+    Err(Error::unsupported(Object::Process(hand.pid()), format!("POSIX timer {} cannot get its id", timer.it_id), ""))
 }
 
 /// Adds to a batch what starts all timers: the last thing before a process
 /// goes on.
 pub fn start(b: &mut Batch, timers: &TaskTimersEntry) {
-    let interval = [
-        (libc::ITIMER_REAL, &timers.real),
-        (libc::ITIMER_VIRTUAL, &timers.virt),
-        (libc::ITIMER_PROF, &timers.prof),
-    ];
+    let interval =
+        [(libc::ITIMER_REAL, &timers.real), (libc::ITIMER_VIRTUAL, &timers.virt), (libc::ITIMER_PROF, &timers.prof)];
     for (which, t) in interval {
         if t.vsec | t.vusec | t.isec | t.iusec == 0 {
             continue;
@@ -168,20 +145,14 @@ pub fn start(b: &mut Batch, timers: &TaskTimersEntry) {
         // merges with the one that waits.
         let micros = if t.vsec | t.vusec == 0 { 1 } else { t.vusec };
         let value = b.bytes(&words([t.isec, t.iusec, t.vsec, micros]));
-        b.call(
-            libc::SYS_setitimer,
-            [Arg::Val(which as u64), value.into(), Arg::Val(0)],
-        );
+        b.call(libc::SYS_setitimer, [Arg::Val(which as u64), value.into(), Arg::Val(0)]);
     }
     for t in &timers.posix {
         if t.vsec | t.vnsec | t.isec | t.insec == 0 {
             continue;
         }
         let value = b.bytes(&words([t.isec, t.insec, t.vsec, t.vnsec]));
-        b.call(
-            libc::SYS_timer_settime,
-            [t.it_id.into(), Arg::Val(0), value.into(), Arg::Val(0)],
-        );
+        b.call(libc::SYS_timer_settime, [t.it_id.into(), Arg::Val(0), value.into(), Arg::Val(0)]);
     }
 }
 

@@ -20,11 +20,7 @@ impl Bench {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let dump = DumpDir::create(dir.path()).unwrap();
-        Bench {
-            options: CheckpointOptions::default(),
-            dir,
-            dump,
-        }
+        Bench { options: CheckpointOptions::default(), dir, dump }
     }
 
     /// Runs a collection.
@@ -54,28 +50,13 @@ impl Bench {
     }
 
     pub fn commit(self) -> Image {
-        let inventory = InventoryEntry {
-            img_version: 2,
-            ..InventoryEntry::default()
-        };
-        self.dump
-            .write_one(ImageKind::Inventory, None, &inventory)
-            .unwrap();
-        self.dump
-            .commit(CommitOptions {
-                durability: Durability::Relaxed,
-                ..CommitOptions::default()
-            })
-            .unwrap();
+        let inventory = InventoryEntry { img_version: 2, ..InventoryEntry::default() };
+        self.dump.write_one(ImageKind::Inventory, None, &inventory).unwrap();
+        self.dump.commit(CommitOptions { durability: Durability::Relaxed, ..CommitOptions::default() }).unwrap();
         let images = ImageDir::open(self.dir.path()).unwrap();
         let records: Vec<FileEntry> = images.read_all_optional(ImageKind::Files, None).unwrap();
         let records = records.into_iter().map(|r| (r.id, r)).collect();
-        Image {
-            images,
-            options: RestoreOptions::default(),
-            records,
-            _dir: self.dir,
-        }
+        Image { images, options: RestoreOptions::default(), records, _dir: self.dir }
     }
 }
 
@@ -91,10 +72,7 @@ impl Image {
     /// Builds files as one restore.
     pub fn build_all(&self, ids: &[u32]) -> Result<Vec<OwnedFd>> {
         let mut cx = Build::new(&self.images, &self.options, &self.records);
-        let files: Result<Vec<_>> = ids
-            .iter()
-            .map(|&id| Ok(cx.file(id)?.try_clone_to_owned().unwrap()))
-            .collect();
+        let files: Result<Vec<_>> = ids.iter().map(|&id| Ok(cx.file(id)?.try_clone_to_owned().unwrap())).collect();
         cx.remove_links();
         let files = files?;
         let (mut hands, places) = (BTreeMap::new(), HashMap::new());

@@ -46,40 +46,21 @@ impl FileKind for BpfMap {
             return Err(file.unexpected(self.name()));
         };
         if !PLAIN.contains(&told.map_type) {
-            let reason = format!(
-                "BPF maps of type {} hold more than keys and values",
-                told.map_type
-            );
-            return Err(Error::unsupported(
-                file.object(),
-                reason,
-                "close it before the checkpoint",
-            ));
+            let reason = format!("BPF maps of type {} hold more than keys and values", told.map_type);
+            return Err(Error::unsupported(file.object(), reason, "close it before the checkpoint"));
         }
         let failed = |errno| Error::kernel(file.object(), "read the map", errno);
         // The process's own descriptor may be for writing alone.
         let map = Map::by_id(told.map_id).map_err(failed)?;
         let info = *map.info();
         if info.btf_id != 0 {
-            tracing::warn!(
-                "{}: its type information (BTF) is not carried",
-                file.object()
-            );
+            tracing::warn!("{}: its type information (BTF) is not carried", file.object());
         }
-        if cx
-            .notes
-            .insert(("bpfmap", u64::from(told.map_id)), id)
-            .is_none()
-        {
+        if cx.notes.insert(("bpfmap", u64::from(told.map_id)), id).is_none() {
             let contents = read(&map).map_err(failed)?;
-            cx.images
-                .append(ImageKind::BpfmapData, None, &contents.0, Some(&contents.1))?;
+            cx.images.append(ImageKind::BpfmapData, None, &contents.0, Some(&contents.1))?;
         }
-        let name_len = info
-            .name
-            .iter()
-            .position(|&byte| byte == 0)
-            .unwrap_or(info.name.len());
+        let name_len = info.name.iter().position(|&byte| byte == 0).unwrap_or(info.name.len());
         let bpf = BpfmapFileEntry {
             id,
             flags: file.flags(),
@@ -98,19 +79,11 @@ impl FileKind for BpfMap {
             mnt_id: Some(-1),
             map_extra: Some(told.map_extra),
         };
-        Ok(FileEntry {
-            r#type: FdTypes::Bpfmap as i32,
-            id,
-            bpf: Some(bpf),
-            ..FileEntry::default()
-        })
+        Ok(FileEntry { r#type: FdTypes::Bpfmap as i32, id, bpf: Some(bpf), ..FileEntry::default() })
     }
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
-        let bpf = entry
-            .bpf
-            .as_ref()
-            .ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let bpf = entry.bpf.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
         let key = ("bpfmap", u64::from(bpf.map_id));
         if !cx.kept.contains_key(&key) {
             let map = build_map(cx, bpf)?;
@@ -137,17 +110,10 @@ impl FileKind for BpfMap {
 
 fn failed(bpf: &BpfmapFileEntry, action: &str, errno: Errno) -> Error {
     Error::Kernel {
-        object: Object::File(
-            bpf.id,
-            format!("BPF map {}", String::from_utf8_lossy(&bpf.map_name)),
-        ),
+        object: Object::File(bpf.id, format!("BPF map {}", String::from_utf8_lossy(&bpf.map_name))),
         action: action.into(),
         errno,
-        remedy: if errno == Errno::PERM {
-            "BPF maps need CAP_SYS_ADMIN, or CAP_BPF"
-        } else {
-            ""
-        },
+        remedy: if errno == Errno::PERM { "BPF maps need CAP_SYS_ADMIN, or CAP_BPF" } else { "" },
     }
 }
 
@@ -223,18 +189,14 @@ fn write(map: &Map, bpf: &BpfmapFileEntry, data: &BpfmapDataEntry, bytes: &[u8])
     let (keys, values) = bytes.split_at(data.keys_bytes as usize);
     let (count, stride) = (data.count as usize, stride(map));
     if keys.len() != count * map.key_len() || values.len() != count * stride {
-        let problem = format!(
-            "{count} elements of BPF map {} have other sizes than the map has here",
-            bpf.map_id
-        );
+        let problem = format!("{count} elements of BPF map {} have other sizes than the map has here", bpf.map_id);
         return Err(Error::bad_image("bpfmap-data.img", problem));
     }
     let mut room = vec![0; map.value_len()];
     for at in 0..count {
         let key = &keys[at * map.key_len()..][..map.key_len()];
         room[..stride].copy_from_slice(&values[at * stride..][..stride]);
-        map.update(key, &room, 0)
-            .map_err(|e| failed(bpf, "fill it", e))?;
+        map.update(key, &room, 0).map_err(|e| failed(bpf, "fill it", e))?;
     }
     Ok(())
 }
@@ -247,15 +209,8 @@ mod tests {
 
     fn make(map_type: u32, value_size: u32) -> Map {
         let name = *b"carried\0\0\0\0\0\0\0\0\0";
-        Map::create(&MapSpec {
-            map_type,
-            key_size: 4,
-            value_size,
-            max_entries: 50,
-            name,
-            ..MapSpec::default()
-        })
-        .unwrap()
+        Map::create(&MapSpec { map_type, key_size: 4, value_size, max_entries: 50, name, ..MapSpec::default() })
+            .unwrap()
     }
 
     #[test]
@@ -266,16 +221,13 @@ mod tests {
         }
         array.update(&[7, 0, 0, 0], &[9; 4], 0).unwrap();
         array.freeze().unwrap();
-        cpus.update(&[3, 0, 0, 0], &vec![5; cpus.value_len()], 0)
-            .unwrap();
+        cpus.update(&[3, 0, 0, 0], &vec![5; cpus.value_len()], 0).unwrap();
         let reading = Map::by_id_as(hash.info().id, BPF_F_RDONLY).unwrap();
-        let carried =
-            Carried::collect(&[&hash, &array, &cpus, &reading]).build(RestoreOptions::default());
+        let carried = Carried::collect(&[&hash, &array, &cpus, &reading]).build(RestoreOptions::default());
         let [new_hash, new_array, new_cpus, new_reading] =
             [0, 1, 2, 3].map(|n| Map::from_fd(carried.file(n).try_clone().unwrap()).unwrap());
         for (old, new) in [(&hash, &new_hash), (&array, &new_array), (&cpus, &new_cpus)] {
-            let ((mut one, mut contents), (mut other, mut again)) =
-                (read(old).unwrap(), read(new).unwrap());
+            let ((mut one, mut contents), (mut other, mut again)) = (read(old).unwrap(), read(new).unwrap());
             (one.map_id, other.map_id) = (0, 0);
             contents.sort_unstable();
             again.sort_unstable();

@@ -29,11 +29,7 @@ pub struct Build<'a> {
 
 impl<'a> Build<'a> {
     /// Starts with nothing built.
-    pub fn new(
-        images: &'a ImageDir,
-        options: &'a RestoreOptions,
-        records: &'a BTreeMap<u32, FileEntry>,
-    ) -> Self {
+    pub fn new(images: &'a ImageDir, options: &'a RestoreOptions, records: &'a BTreeMap<u32, FileEntry>) -> Self {
         Build {
             images,
             options,
@@ -54,9 +50,7 @@ impl<'a> Build<'a> {
 
     /// The record with this id.
     pub fn record(&self, id: u32) -> Result<&'a FileEntry> {
-        self.records
-            .get(&id)
-            .ok_or_else(|| Error::bad_image("files.img", format!("no file has the id {id:#x}")))
+        self.records.get(&id).ok_or_else(|| Error::bad_image("files.img", format!("no file has the id {id:#x}")))
     }
 
     /// All records, by id.
@@ -81,10 +75,7 @@ impl<'a> Build<'a> {
         if !self.built.contains_key(&id) {
             let entry = self.record(id)?;
             if self.underway.contains(&id) {
-                return Err(Error::bad_image(
-                    "files.img",
-                    format!("file {id:#x} needs itself to be built"),
-                ));
+                return Err(Error::bad_image("files.img", format!("file {id:#x} needs itself to be built")));
             }
             self.underway.push(id);
             let file = Self::kind(entry)?.build(self, entry)?;
@@ -102,38 +93,18 @@ impl<'a> Build<'a> {
 
     /// For a record without what its type calls for.
     pub(super) fn lacks(entry: &FileEntry, kind: &str) -> Error {
-        Error::bad_image(
-            "files.img",
-            format!(
-                "file {:#x} is said to be {kind} and has no record of one",
-                entry.id
-            ),
-        )
+        Error::bad_image("files.img", format!("file {:#x} is said to be {kind} and has no record of one", entry.id))
     }
 
     /// The descriptor of ours that the user named for a key such as
     /// `pipe:[1234]`, duplicated; `None` if there is none.
     pub fn inherited(&self, key: &str) -> Result<Option<OwnedFd>> {
-        let Some((number, _)) = self
-            .options
-            .inherit_fds
-            .iter()
-            .find(|(_, name)| name == key)
-        else {
+        let Some((number, _)) = self.options.inherit_fds.iter().find(|(_, name)| name == key) else {
             return Ok(None);
         };
-        let failed = |e| {
-            Error::kernel(
-                Object::Other(key.into()),
-                format!("take descriptor {number} in its place"),
-                e,
-            )
-        };
-        let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-            .map_err(failed)?;
-        rustix::process::pidfd_getfd(&me, *number, PidfdGetfdFlags::empty())
-            .map(Some)
-            .map_err(failed)
+        let failed = |e| Error::kernel(Object::Other(key.into()), format!("take descriptor {number} in its place"), e);
+        let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
+        rustix::process::pidfd_getfd(&me, *number, PidfdGetfdFlags::empty()).map(Some).map_err(failed)
     }
 
     /// The built files, for keeps. What kinds have kept is closed.
@@ -182,30 +153,22 @@ impl Settle<'_> {
 
     /// Runs a batch in a process.
     pub fn run_in(&mut self, pid: i32, batch: &mut Batch) -> Result<()> {
-        let hand = self.hands.get_mut(&pid).ok_or_else(|| {
-            Error::bad_image("pstree.img", format!("no process {pid} in the image"))
-        })?;
+        let hand = self
+            .hands
+            .get_mut(&pid)
+            .ok_or_else(|| Error::bad_image("pstree.img", format!("no process {pid} in the image")))?;
         Ok(hand.run(batch)?)
     }
 }
 
 /// Status flags that `F_SETFL` can change (fcntl(2)); the rest is settled at `open`.
-const SETTABLE: OFlags = OFlags::APPEND
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::DIRECT)
-    .union(OFlags::NOATIME);
+const SETTABLE: OFlags = OFlags::APPEND.union(OFlags::NONBLOCK).union(OFlags::DIRECT).union(OFlags::NOATIME);
 
 /// Gives a built file the status flags of its record. `O_ASYNC` is not set
 /// here: it needs the owner first.
 pub fn apply_status_flags(file: BorrowedFd<'_>, id: u32, flags: u32) -> Result<()> {
     let wanted = OFlags::from_bits_retain(flags) & SETTABLE;
-    let failed = |e| {
-        Error::kernel(
-            Object::File(id, "status flags".into()),
-            "set its status flags",
-            e,
-        )
-    };
+    let failed = |e| Error::kernel(Object::File(id, "status flags".into()), "set its status flags", e);
     let has = rustix::fs::fcntl_getfl(file).map_err(failed)?;
     if has & SETTABLE != wanted {
         rustix::fs::fcntl_setfl(file, (has - SETTABLE) | wanted).map_err(failed)?;

@@ -55,11 +55,7 @@ impl OpenFile<'_> {
     #[must_use]
     pub fn anon_inode(&self) -> Option<&[u8]> {
         let name = self.link_bytes().strip_prefix(b"anon_inode:")?;
-        Some(
-            name.strip_prefix(b"[")
-                .and_then(|n| n.strip_suffix(b"]"))
-                .unwrap_or(name),
-        )
+        Some(name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]")).unwrap_or(name))
     }
 
     /// The open flags without close-on-exec, which belongs to the descriptor.
@@ -83,10 +79,7 @@ impl OpenFile<'_> {
             return Ok(FownEntry::default());
         }
         let owner = fcntl::getown_ex(self.file).map_err(failed)?;
-        let mut entry = FownEntry {
-            signum: fcntl::getsig(self.file).map_err(failed)? as u32,
-            ..FownEntry::default()
-        };
+        let mut entry = FownEntry { signum: fcntl::getsig(self.file).map_err(failed)? as u32, ..FownEntry::default() };
         if owner.pid != 0 {
             let (uid, euid) = fcntl::getowner_uids(self.file).map_err(failed)?;
             entry.uid = uid;
@@ -169,32 +162,13 @@ impl<'a> Collect<'a> {
 
     /// Collects one descriptor of a process and returns its line for the
     /// process's descriptor table.
-    pub fn descriptor(
-        &mut self,
-        task: &proc::Task,
-        pid: i32,
-        fd: i32,
-        file: &OwnedFd,
-    ) -> Result<FdinfoEntry> {
+    pub fn descriptor(&mut self, task: &proc::Task, pid: i32, fd: i32, file: &OwnedFd) -> Result<FdinfoEntry> {
         let info = task.fdinfo(fd)?;
         let link = task.link(&format!("fd/{fd}"))?.into_os_string();
-        let stat = rustix::fs::fstat(file).map_err(|e| {
-            Error::kernel(
-                Object::Descriptor(pid, fd, link.to_string_lossy().into()),
-                "stat it",
-                e,
-            )
-        })?;
+        let stat = rustix::fs::fstat(file)
+            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, link.to_string_lossy().into()), "stat it", e))?;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let open = OpenFile {
-            pid,
-            fd,
-            file: file.as_fd(),
-            stat,
-            link,
-            info,
-            task,
-        };
+        let open = OpenFile { pid, fd, file: file.as_fd(), stat, link, info, task };
         let (id, fd_type) = match self.find_seen(&open)? {
             Some(known) => known,
             None => self.collect_new(&open)?,
@@ -210,12 +184,7 @@ impl<'a> Collect<'a> {
     }
 
     fn key(open: &OpenFile<'_>) -> (u64, u64, u64, u32) {
-        (
-            open.stat.st_dev,
-            open.stat.st_ino,
-            open.info.pos as u64,
-            open.flags(),
-        )
+        (open.stat.st_dev, open.stat.st_ino, open.info.pos as u64, open.flags())
     }
 
     /// Whether the same open file description was seen under another number
@@ -223,9 +192,7 @@ impl<'a> Collect<'a> {
     fn find_seen(&self, open: &OpenFile<'_>) -> Result<Option<(u32, FdTypes)>> {
         for seen in self.seen.get(&Self::key(open)).into_iter().flatten() {
             let order = kcmp::file(pid_of(seen.pid)?, seen.fd, pid_of(open.pid)?, open.fd)
-                .map_err(|e| {
-                    Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e)
-                })?;
+                .map_err(|e| Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e))?;
             if order.is_eq() {
                 return Ok(Some((seen.id, seen.fd_type)));
             }
@@ -245,12 +212,7 @@ impl<'a> Collect<'a> {
         let entry = kind.collect(self, open, id)?;
         self.images.append(ImageKind::Files, None, &entry, None)?;
         let fd_type = kind.fd_type();
-        self.seen.entry(Self::key(open)).or_default().push(Seen {
-            pid: open.pid,
-            fd: open.fd,
-            id,
-            fd_type,
-        });
+        self.seen.entry(Self::key(open)).or_default().push(Seen { pid: open.pid, fd: open.fd, id, fd_type });
         Ok((id, fd_type))
     }
 }

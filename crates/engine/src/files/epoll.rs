@@ -13,9 +13,7 @@
 use super::{Build, Collect, FileKind, OpenFile, Settle};
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{
-    EventpollFileEntry, EventpollTfdEntry, FdTypes, FileEntry, FownEntry,
-};
+use cryonaut_image::records::{EventpollFileEntry, EventpollTfdEntry, FdTypes, FileEntry, FownEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::fdinfo::{Details, EpollTarget};
 use cryonaut_kernel::sys::{epoll, kcmp};
@@ -71,25 +69,12 @@ impl FileKind for Epoll {
             cx.images.write_json(&elsewhere_name(id), &elsewhere)?;
         }
         let tfd = targets.iter().map(|target| record(id, target)).collect();
-        let epfd = EventpollFileEntry {
-            id,
-            flags: file.flags(),
-            fown: file.owner()?,
-            tfd,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Eventpoll as i32,
-            id,
-            epfd: Some(epfd),
-            ..FileEntry::default()
-        })
+        let epfd = EventpollFileEntry { id, flags: file.flags(), fown: file.owner()?, tfd };
+        Ok(FileEntry { r#type: FdTypes::Eventpoll as i32, id, epfd: Some(epfd), ..FileEntry::default() })
     }
 
     fn build(&self, _cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
-        let epfd = entry
-            .epfd
-            .as_ref()
-            .ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let epfd = entry.epfd.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
         let file = rustix::event::epoll::create(CreateFlags::CLOEXEC)
             .map_err(|e| Error::kernel(object(entry.id), "make an event poll", e))?;
         super::apply_status_flags(file.as_fd(), entry.id, epfd.flags)?;
@@ -104,30 +89,15 @@ impl FileKind for Epoll {
         let Some(epfd) = entry.epfd.as_ref().filter(|epfd| !epfd.tfd.is_empty()) else {
             return Ok(());
         };
-        let elsewhere: Vec<Elsewhere> = cx
-            .images
-            .read_json(&elsewhere_name(entry.id))?
-            .unwrap_or_default();
+        let elsewhere: Vec<Elsewhere> = cx.images.read_json(&elsewhere_name(entry.id))?.unwrap_or_default();
         let ids = watched(entry.id, &epfd.tfd, &elsewhere, cx.places)?;
         let mut watches = Vec::with_capacity(ids.len());
         for (tfd, id) in epfd.tfd.iter().zip(ids) {
-            let file = cx
-                .built
-                .get(&id)
-                .ok_or_else(|| nowhere(entry.id, tfd))?
-                .as_fd();
-            watches.push(epoll::Watch {
-                number: tfd.tfd as i32,
-                file,
-                events: tfd.events,
-                data: tfd.data,
-            });
+            let file = cx.built.get(&id).ok_or_else(|| nowhere(entry.id, tfd))?.as_fd();
+            watches.push(epoll::Watch { number: tfd.tfd as i32, file, events: tfd.events, data: tfd.data });
         }
         epoll::fill(file, &watches).map_err(|(at, errno)| {
-            let what = epfd
-                .tfd
-                .get(at)
-                .map_or("its files".into(), |tfd| format!("descriptor {}", tfd.tfd));
+            let what = epfd.tfd.get(at).map_or("its files".into(), |tfd| format!("descriptor {}", tfd.tfd));
             Error::kernel(object(entry.id), format!("make it watch {what}"), errno)
         })
     }
@@ -155,28 +125,14 @@ fn record(id: u32, target: &EpollTarget) -> EventpollTfdEntry {
 
 /// Finds the file that is watched under a number, the `nth` with it; `None` if
 /// the process has it under that number, else which process has it where.
-fn find(
-    cx: &Collect<'_>,
-    file: &OpenFile<'_>,
-    target: &EpollTarget,
-    nth: u32,
-) -> Result<Option<(i32, i32)>> {
+fn find(cx: &Collect<'_>, file: &OpenFile<'_>, target: &EpollTarget, nth: u32) -> Result<Option<(i32, i32)>> {
     let owner = pid_of(file.pid)?;
-    let is = |pid: i32, fd: i32| match kcmp::epoll_target(
-        pid_of(pid)?,
-        fd,
-        owner,
-        file.fd,
-        target.fd,
-        nth,
-    ) {
+    let is = |pid: i32, fd: i32| match kcmp::epoll_target(pid_of(pid)?, fd, owner, file.fd, target.fd, nth) {
         Ok(order) => Ok(order.is_eq()),
         Err(Errno::BADF) => Ok(false),
-        Err(e) => Err(Error::kernel(
-            file.object(),
-            format!("see what it watches as descriptor {} (kcmp)", target.fd),
-            e,
-        )),
+        Err(e) => {
+            Err(Error::kernel(file.object(), format!("see what it watches as descriptor {} (kcmp)", target.fd), e))
+        }
     };
     if is(file.pid, target.fd)? {
         return Ok(None);
@@ -193,22 +149,13 @@ fn find(
     }
     Err(Error::unsupported(
         file.object(),
-        format!(
-            "it watches a file, added as descriptor {}, that no process of the tree has open",
-            target.fd
-        ),
+        format!("it watches a file, added as descriptor {}, that no process of the tree has open", target.fd),
         "let the workload remove it from the set, or keep it open",
     ))
 }
 
 fn nowhere(id: u32, tfd: &EventpollTfdEntry) -> Error {
-    Error::bad_image(
-        "files.img",
-        format!(
-            "event poll {id:#x} watches descriptor {}, which no process has",
-            tfd.tfd
-        ),
-    )
+    Error::bad_image("files.img", format!("event poll {id:#x} watches descriptor {}, which no process has", tfd.tfd))
 }
 
 /// The ids of the watched files, one for each watch. A number means what it
@@ -220,24 +167,14 @@ fn watched(
     elsewhere: &[Elsewhere],
     places: &HashMap<u32, Vec<(i32, i32)>>,
 ) -> Result<Vec<u32>> {
-    let holders: Vec<i32> = places
-        .get(&id)
-        .into_iter()
-        .flatten()
-        .map(|place| place.0)
-        .collect();
-    let all: HashMap<(i32, i32), u32> = places
-        .iter()
-        .flat_map(|(&id, at)| at.iter().map(move |&place| (place, id)))
-        .collect();
-    let moved: HashMap<usize, (i32, i32)> =
-        elsewhere.iter().map(|e| (e.watch, (e.pid, e.fd))).collect();
+    let holders: Vec<i32> = places.get(&id).into_iter().flatten().map(|place| place.0).collect();
+    let all: HashMap<(i32, i32), u32> =
+        places.iter().flat_map(|(&id, at)| at.iter().map(move |&place| (place, id))).collect();
+    let moved: HashMap<usize, (i32, i32)> = elsewhere.iter().map(|e| (e.watch, (e.pid, e.fd))).collect();
     let find = |(at, tfd): (usize, &EventpollTfdEntry)| {
         let found = match moved.get(&at) {
             Some(place) => all.get(place),
-            None => holders
-                .iter()
-                .find_map(|&pid| all.get(&(pid, tfd.tfd as i32))),
+            None => holders.iter().find_map(|&pid| all.get(&(pid, tfd.tfd as i32))),
         };
         found.copied().ok_or_else(|| nowhere(id, tfd))
     };
@@ -260,33 +197,19 @@ mod tests {
         let event = eventfd(1, EventfdFlags::empty()).unwrap();
         let moved = eventfd(0, EventfdFlags::empty()).unwrap();
         let twin = moved.try_clone().unwrap();
-        epoll::add(
-            &set,
-            &event,
-            EventData::new_u64(7),
-            EventFlags::IN | EventFlags::ET,
-        )
-        .unwrap();
+        epoll::add(&set, &event, EventData::new_u64(7), EventFlags::IN | EventFlags::ET).unwrap();
         epoll::add(&set, &twin, EventData::new_u64(8), EventFlags::IN).unwrap();
         epoll::add(&outer, &set, EventData::new_u64(9), EventFlags::IN).unwrap();
         let gone = twin.as_raw_fd();
         drop(twin);
         let originals: [&OwnedFd; 4] = [&event, &set, &moved, &outer];
-        let carried =
-            Carried::collect(&originals.map(|fd| fd as &dyn AsFd)).build(RestoreOptions::default());
+        let carried = Carried::collect(&originals.map(|fd| fd as &dyn AsFd)).build(RestoreOptions::default());
         carried.settle(&originals.map(|fd| fd.as_raw_fd()));
 
-        let targets = |fd: &OwnedFd| match Task::current()
-            .unwrap()
-            .fdinfo(fd.as_raw_fd())
-            .unwrap()
-            .details
-        {
+        let targets = |fd: &OwnedFd| match Task::current().unwrap().fdinfo(fd.as_raw_fd()).unwrap().details {
             Details::Epoll(mut all) => {
                 all.sort_by_key(|t| t.data);
-                all.iter()
-                    .map(|t| (t.fd, t.events, t.data))
-                    .collect::<Vec<_>>()
+                all.iter().map(|t| (t.fd, t.events, t.data)).collect::<Vec<_>>()
             }
             other => panic!("{other:?}"),
         };
@@ -295,12 +218,7 @@ mod tests {
         assert_eq!(targets(&set).last().unwrap().0, gone);
         rustix::io::write(carried.file(2), &1u64.to_ne_bytes()).unwrap();
         let mut ready = Vec::with_capacity(8);
-        epoll::wait(
-            carried.file(1),
-            rustix::buffer::spare_capacity(&mut ready),
-            None,
-        )
-        .unwrap();
+        epoll::wait(carried.file(1), rustix::buffer::spare_capacity(&mut ready), None).unwrap();
         let mut data: Vec<u64> = ready.iter().map(|e: &epoll::Event| e.data.u64()).collect();
         data.sort_unstable();
         assert_eq!(data, [7, 8]);
@@ -321,11 +239,6 @@ mod tests {
         rustix::net::sendmsg(&one, &io, &mut control, rustix::net::SendFlags::empty()).unwrap();
         drop(event);
         let error = Carried::try_collect(&[&set]).err().unwrap();
-        assert!(
-            error
-                .to_string()
-                .contains("no process of the tree has open"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("no process of the tree has open"), "{error}");
     }
 }

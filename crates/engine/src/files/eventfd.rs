@@ -35,10 +35,7 @@ impl FileKind for EventFd {
     }
 
     fn collect(&self, _cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
-        let Details::EventFd {
-            count, semaphore, ..
-        } = file.info.details
-        else {
+        let Details::EventFd { count, semaphore, .. } = file.info.details else {
             return Err(file.unexpected(self.name()));
         };
         if semaphore.is_none() {
@@ -47,37 +44,19 @@ impl FileKind for EventFd {
                 file.object()
             );
         }
-        let mode = if semaphore == Some(true) {
-            SEMAPHORE
-        } else {
-            0
-        };
-        let efd = EventfdFileEntry {
-            id,
-            flags: file.flags() | mode,
-            fown: file.owner()?,
-            counter: count,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Eventfd as i32,
-            id,
-            efd: Some(efd),
-            ..FileEntry::default()
-        })
+        let mode = if semaphore == Some(true) { SEMAPHORE } else { 0 };
+        let efd = EventfdFileEntry { id, flags: file.flags() | mode, fown: file.owner()?, counter: count };
+        Ok(FileEntry { r#type: FdTypes::Eventfd as i32, id, efd: Some(efd), ..FileEntry::default() })
     }
 
     fn build(&self, _cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let efd = entry.efd.ok_or_else(|| Build::lacks(entry, self.name()))?;
-        let failed = |action: &str, errno| {
-            Error::kernel(Object::File(entry.id, "eventfd".into()), action, errno)
-        };
+        let failed = |action: &str, errno| Error::kernel(Object::File(entry.id, "eventfd".into()), action, errno);
         let mode = EventfdFlags::from_bits_retain(efd.flags & SEMAPHORE);
-        let file = rustix::event::eventfd(0, mode | EventfdFlags::CLOEXEC)
-            .map_err(|e| failed("make an eventfd", e))?;
+        let file = rustix::event::eventfd(0, mode | EventfdFlags::CLOEXEC).map_err(|e| failed("make an eventfd", e))?;
         if efd.counter > 0 {
             let count = efd.counter.min(MAX_COUNT);
-            rustix::io::write(&file, &count.to_ne_bytes())
-                .map_err(|e| failed("set its count", e))?;
+            rustix::io::write(&file, &count.to_ne_bytes()).map_err(|e| failed("set its count", e))?;
         }
         apply_status_flags(file.as_fd(), entry.id, efd.flags)?;
         Ok(file)
@@ -97,26 +76,17 @@ mod tests {
     #[test]
     fn count_mode_and_flags_come_back() {
         let plain = rustix::event::eventfd(7, EventfdFlags::NONBLOCK).unwrap();
-        let semaphore =
-            rustix::event::eventfd(2, EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK).unwrap();
+        let semaphore = rustix::event::eventfd(2, EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK).unwrap();
         let full = rustix::event::eventfd(0, EventfdFlags::empty()).unwrap();
         rustix::io::write(&full, &MAX_COUNT.to_ne_bytes()).unwrap();
-        let carried =
-            Carried::collect(&[&plain, &semaphore, &full]).build(RestoreOptions::default());
+        let carried = Carried::collect(&[&plain, &semaphore, &full]).build(RestoreOptions::default());
         let read = |n: usize| {
             let mut count = [0; 8];
             rustix::io::read(carried.file(n), &mut count).map(|_| u64::from_ne_bytes(count))
         };
         assert_eq!((read(0), read(0)), (Ok(7), Err(rustix::io::Errno::AGAIN)));
-        assert_eq!(
-            (read(1), read(1), read(1)),
-            (Ok(1), Ok(1), Err(rustix::io::Errno::AGAIN))
-        );
+        assert_eq!((read(1), read(1), read(1)), (Ok(1), Ok(1), Err(rustix::io::Errno::AGAIN)));
         assert_eq!(read(2), Ok(MAX_COUNT));
-        assert!(
-            !rustix::fs::fcntl_getfl(carried.file(2))
-                .unwrap()
-                .contains(rustix::fs::OFlags::NONBLOCK)
-        );
+        assert!(!rustix::fs::fcntl_getfl(carried.file(2)).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
     }
 }

@@ -4,9 +4,7 @@
 //! are the same pipe, and what stands in it. They are opened through a
 //! descriptor that has both ends, so that no opening waits for the other side.
 
-use super::{
-    Build, Collect, FileKind, OpenFile, apply_status_flags, pipe_data, regular, regular_path,
-};
+use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, pipe_data, regular, regular_path};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FifoEntry, FileEntry, PipeDataEntry, RegFileEntry};
@@ -41,36 +39,15 @@ impl FileKind for Fifo {
         let pipe_id = match cx.notes.get(&("fifo", key)) {
             Some(&known) => known,
             None => {
-                pipe_data::collect(
-                    cx.images,
-                    ImageKind::FifoData,
-                    id,
-                    file.file,
-                    &file.object(),
-                )?;
+                pipe_data::collect(cx.images, ImageKind::FifoData, id, file.file, &file.object())?;
                 cx.notes.insert(("fifo", key), id);
                 id
             }
         };
         let link = format!("fd/{}", file.fd);
-        let regf_id = Some(regular::collect_path(
-            cx,
-            file.task,
-            file.pid,
-            &link,
-            file.flags(),
-        )?);
-        let fifo = FifoEntry {
-            id,
-            pipe_id,
-            regf_id,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Fifo as i32,
-            id,
-            fifo: Some(fifo),
-            ..FileEntry::default()
-        })
+        let regf_id = Some(regular::collect_path(cx, file.task, file.pid, &link, file.flags())?);
+        let fifo = FifoEntry { id, pipe_id, regf_id };
+        Ok(FileEntry { r#type: FdTypes::Fifo as i32, id, fifo: Some(fifo), ..FileEntry::default() })
     }
 
     /// Builds all FIFOs of the image at once: their contents lie in one file.
@@ -116,38 +93,21 @@ fn path_of(cx: &Build<'_>, fifo: &FifoEntry) -> Result<RegFileEntry> {
         None => cx.record(fifo.id)?.reg.as_ref(),
         Some(id) => cx.record(id)?.reg.as_ref(),
     };
-    path.cloned().ok_or_else(|| {
-        Error::bad_image(
-            "files.img",
-            format!("fifo {:#x} has no record of a path", fifo.id),
-        )
-    })
+    path.cloned().ok_or_else(|| Error::bad_image("files.img", format!("fifo {:#x} has no record of a path", fifo.id)))
 }
 
 fn open_both_ends(cx: &mut Build<'_>, fifo: &FifoEntry) -> Result<OwnedFd> {
     let path = path_of(cx, fifo)?;
-    let place = regular_path::open_recorded(
-        cx,
-        &RegFileEntry {
-            flags: libc::O_PATH as u32,
-            ..path.clone()
-        },
-    )?;
+    let place = regular_path::open_recorded(cx, &RegFileEntry { flags: libc::O_PATH as u32, ..path.clone() })?;
     pipe_data::reopen(place.as_fd(), OFlags::RDWR | OFlags::NONBLOCK)
         .map_err(|e| Error::kernel(regular_path::object_of(&path), "open both ends of it", e))
 }
 
 fn open_like(cx: &Build<'_>, both_ends: &OwnedFd, fifo: &FifoEntry) -> Result<OwnedFd> {
     let path = path_of(cx, fifo)?;
-    let flags =
-        OFlags::from_bits_retain(path.flags) & (OFlags::ACCMODE | OFlags::APPEND | OFlags::DIRECT);
-    let file = pipe_data::reopen(both_ends.as_fd(), flags | OFlags::NONBLOCK).map_err(|e| {
-        Error::kernel(
-            Object::File(fifo.id, String::from_utf8_lossy(&path.name).into()),
-            "open it",
-            e,
-        )
-    })?;
+    let flags = OFlags::from_bits_retain(path.flags) & (OFlags::ACCMODE | OFlags::APPEND | OFlags::DIRECT);
+    let file = pipe_data::reopen(both_ends.as_fd(), flags | OFlags::NONBLOCK)
+        .map_err(|e| Error::kernel(Object::File(fifo.id, String::from_utf8_lossy(&path.name).into()), "open it", e))?;
     apply_status_flags(file.as_fd(), fifo.id, path.flags)?;
     Ok(file)
 }
@@ -169,8 +129,7 @@ mod tests {
     #[test]
     fn ends_and_contents_come_back() {
         let (_dir, path) = make("fifo");
-        let open =
-            |flags| rustix::fs::open(&path, flags | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        let open = |flags| rustix::fs::open(&path, flags | OFlags::NONBLOCK, Mode::empty()).unwrap();
         let (reader, writer) = (open(OFlags::RDONLY), open(OFlags::WRONLY));
         let second = open(OFlags::WRONLY);
         rustix::fs::fcntl_setfl(&writer, OFlags::empty()).unwrap();
@@ -192,8 +151,7 @@ mod tests {
     #[test]
     fn a_lone_writer_has_no_reader_afterwards_either() {
         let (_dir, path) = make("lone");
-        let reader =
-            rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        let reader = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
         let writer = rustix::fs::open(&path, OFlags::WRONLY, Mode::empty()).unwrap();
         drop(reader);
         let collected = Carried::collect(&[&writer]);

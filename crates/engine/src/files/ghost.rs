@@ -7,8 +7,7 @@ use super::Collect;
 use super::regular_path::{Subject, open_as_seen_by, pid_in, reopen};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
-    FdTypes, FileEntry, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry,
-    RemapType, Timeval,
+    FdTypes, FileEntry, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
 };
 use cryonaut_image::{EntryWriter, ImageKind};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom};
@@ -47,14 +46,8 @@ impl Drop for Carried {
 }
 
 fn remap(cx: &Collect<'_>, orig_id: u32, remap_id: u32, kind: RemapType) -> Result<()> {
-    let entry = RemapFilePathEntry {
-        orig_id,
-        remap_id,
-        remap_type: Some(kind as i32),
-    };
-    Ok(cx
-        .images
-        .append(ImageKind::RemapFpath, None, &entry, None)?)
+    let entry = RemapFilePathEntry { orig_id, remap_id, remap_type: Some(kind as i32) };
+    Ok(cx.images.append(ImageKind::RemapFpath, None, &entry, None)?)
 }
 
 /// Puts a deleted file into the image, once for all that have it open, as what
@@ -74,17 +67,10 @@ pub(super) fn carry(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32) -> Res
 }
 
 /// Notes that the record `id` stands for a file of a process that has ended.
-pub(super) fn stand_for_dead(
-    cx: &Collect<'_>,
-    subject: &Subject<'_>,
-    id: u32,
-    name: &[u8],
-) -> Result<()> {
+pub(super) fn stand_for_dead(cx: &Collect<'_>, subject: &Subject<'_>, id: u32, name: &[u8]) -> Result<()> {
     let threads = format!("/proc/{}/task/", pid_in(name).unwrap_or(0));
     match pid_in(name) {
-        Some(pid) if !name.starts_with(threads.as_bytes()) => {
-            remap(cx, id, pid as u32, RemapType::Procfs)
-        }
+        Some(pid) if !name.starts_with(threads.as_bytes()) => remap(cx, id, pid as u32, RemapType::Procfs),
         _ => Err(Error::unsupported(
             subject.object.clone(),
             "it is a file of /proc that is no more",
@@ -102,14 +88,8 @@ fn write(cx: &Collect<'_>, subject: &Subject<'_>, ghost: u32) -> Result<()> {
         mode: stat.st_mode,
         dev: Some(kernel_dev(stat.st_dev)),
         ino: Some(stat.st_ino),
-        atim: Some(Timeval {
-            tv_sec: stat.st_atime as u64,
-            tv_usec: stat.st_atime_nsec / 1000,
-        }),
-        mtim: Some(Timeval {
-            tv_sec: stat.st_mtime as u64,
-            tv_usec: stat.st_mtime_nsec / 1000,
-        }),
+        atim: Some(Timeval { tv_sec: stat.st_atime as u64, tv_usec: stat.st_atime_nsec / 1000 }),
+        mtim: Some(Timeval { tv_sec: stat.st_mtime as u64, tv_usec: stat.st_mtime_nsec / 1000 }),
         ..GhostFileEntry::default()
     };
     match FileType::from_raw_mode(stat.st_mode) {
@@ -120,26 +100,18 @@ fn write(cx: &Collect<'_>, subject: &Subject<'_>, ghost: u32) -> Result<()> {
         }
         FileType::CharacterDevice | FileType::BlockDevice => entry.rdev = Some(stat.st_rdev as u32),
         FileType::Symlink => {
-            let target = rustix::fs::readlinkat(subject.file, "", Vec::new())
-                .map_err(failed("read the link"))?;
+            let target = rustix::fs::readlinkat(subject.file, "", Vec::new()).map_err(failed("read the link"))?;
             entry.symlnk_target = Some(target.into_bytes());
         }
         _ => {}
     }
-    let writer = cx
-        .images
-        .entry_file(ImageKind::GhostFile, u64::from(ghost))?;
+    let writer = cx.images.entry_file(ImageKind::GhostFile, u64::from(ghost))?;
     writer.append(&entry)?;
     if entry.chunks.is_some() {
         // Its own open file: looking for data moves the position.
         let flags = OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK;
         let file = reopen(subject.file, flags).map_err(failed("open it for reading"))?;
-        write_chunks(
-            &writer,
-            &File::from(file),
-            stat.st_size as u64,
-            &subject.object,
-        )?;
+        write_chunks(&writer, &File::from(file), stat.st_size as u64, &subject.object)?;
     }
     Ok(())
 }
@@ -171,16 +143,11 @@ fn write_chunks(writer: &EntryWriter, mut file: &File, size: u64, object: &Objec
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(Error::kernel(object.clone(), "find its data", errno)),
         };
-        let end = seek(SeekFrom::Hole(data))
-            .map_err(|e| Error::kernel(object.clone(), "find its holes", e))?
-            .min(size);
+        let end = seek(SeekFrom::Hole(data)).map_err(|e| Error::kernel(object.clone(), "find its holes", e))?.min(size);
         if data >= end {
             break;
         }
-        writer.append(&GhostChunkEntry {
-            len: end - data,
-            off: data,
-        })?;
+        writer.append(&GhostChunkEntry { len: end - data, off: data })?;
         file.seek(std::io::SeekFrom::Start(data))
             .map_err(|e| Error::kernel(object.clone(), "read it", crate::error::errno_of(&e)))?;
         writer.append_from(file, end - data)?;
@@ -191,12 +158,7 @@ fn write_chunks(writer: &EntryWriter, mut file: &File, size: u64, object: &Objec
 
 /// Gives a file that lives under other names one beside the path by which it
 /// was opened, as what the record `id` stands for.
-pub(super) fn link(
-    cx: &mut Collect<'_>,
-    subject: &Subject<'_>,
-    id: u32,
-    name: &[u8],
-) -> Result<()> {
+pub(super) fn link(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, name: &[u8]) -> Result<()> {
     if !cx.options.link_remap {
         return Err(Error::unsupported(
             subject.object.clone(),
@@ -218,12 +180,7 @@ pub(super) fn link(
                 mode: Some(subject.stat.st_mode),
                 ..RegFileEntry::default()
             };
-            let entry = FileEntry {
-                r#type: FdTypes::Reg as i32,
-                id: linked,
-                reg: Some(reg),
-                ..FileEntry::default()
-            };
+            let entry = FileEntry { r#type: FdTypes::Reg as i32, id: linked, reg: Some(reg), ..FileEntry::default() };
             cx.images.append(ImageKind::Files, None, &entry, None)?;
             cx.regular.ghosts.linked.insert(key, linked);
             linked
@@ -233,28 +190,12 @@ pub(super) fn link(
 }
 
 /// Makes the link, and returns its path as the process sees it.
-fn make_link(
-    cx: &mut Collect<'_>,
-    subject: &Subject<'_>,
-    name: &[u8],
-    linked: u32,
-) -> Result<Vec<u8>> {
+fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u32) -> Result<Vec<u8>> {
     let directory = &name[..name.iter().rposition(|&b| b == b'/').unwrap_or(0)];
     let shown = String::from_utf8_lossy(directory).into_owned();
-    let failed = |e| {
-        Error::kernel(
-            subject.object.clone(),
-            format!("make a temporary link in {shown}"),
-            e,
-        )
-    };
-    let at = if directory.is_empty() {
-        b"/"
-    } else {
-        directory
-    };
-    let parent =
-        open_as_seen_by(subject.task, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let failed = |e| Error::kernel(subject.object.clone(), format!("make a temporary link in {shown}"), e);
+    let at = if directory.is_empty() { b"/" } else { directory };
+    let parent = open_as_seen_by(subject.task, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
     for attempt in 0..64u32 {
         let base = format!("link_remap.{}", linked + attempt * 1000);

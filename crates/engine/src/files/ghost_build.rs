@@ -9,9 +9,7 @@
 use super::Build;
 use super::regular_path::{object_of, reopen};
 use crate::{Error, Result};
-use cryonaut_image::records::{
-    GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
-};
+use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
 use cryonaut_kernel::sys::process::{Child, Spawn, spawn_idle};
 use cryonaut_kernel::sys::wait::{Who, wait};
@@ -63,10 +61,7 @@ impl Haunted {
     pub(in crate::files) fn remove_links(&mut self) {
         for link in self.links.drain(..) {
             if let Err(errno) = rustix::fs::unlink(&link) {
-                tracing::warn!(
-                    "{}: cannot remove the temporary link: {errno}",
-                    link.display()
-                );
+                tracing::warn!("{}: cannot remove the temporary link: {errno}", link.display());
             }
         }
     }
@@ -86,10 +81,7 @@ pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
         };
         cx.ghosts.made.insert(key, made);
     }
-    cx.ghosts.made[&key]
-        .try_clone()
-        .map(Some)
-        .map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
+    cx.ghosts.made[&key].try_clone().map(Some).map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
 }
 
 /// If a record stands for a file of a process that has ended: makes a process
@@ -98,20 +90,12 @@ pub(in crate::files) fn revive(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
     let Some((RemapType::Procfs, pid)) = remap_of(cx, reg.id)? else {
         return Ok(());
     };
-    let born = spawn_idle(&Spawn {
-        exit_signal: 0,
-        set_tid: &[pid as i32],
-        ..Spawn::default()
-    });
+    let born = spawn_idle(&Spawn { exit_signal: 0, set_tid: &[pid as i32], ..Spawn::default() });
     let child = born.map_err(|errno| Error::Kernel {
         object: object_of(reg),
         action: format!("make a process with the pid {pid}, to which it belonged"),
         errno,
-        remedy: if errno == Errno::EXIST {
-            "end the process that has this pid now"
-        } else {
-            ""
-        },
+        remedy: if errno == Errno::EXIST { "end the process that has this pid now" } else { "" },
     })?;
     cx.ghosts.stand_in = Some(StandIn(child));
     Ok(())
@@ -121,12 +105,7 @@ fn remap_of(cx: &mut Build<'_>, id: u32) -> Result<Option<(RemapType, u32)>> {
     if cx.ghosts.remaps.is_none() {
         cx.ghosts.remaps = Some(read_remaps(cx)?);
     }
-    Ok(cx
-        .ghosts
-        .remaps
-        .as_ref()
-        .and_then(|remaps| remaps.get(&id))
-        .copied())
+    Ok(cx.ghosts.remaps.as_ref().and_then(|remaps| remaps.get(&id)).copied())
 }
 
 fn kernel_error(reg: &RegFileEntry, action: &str, error: &std::io::Error) -> Error {
@@ -134,17 +113,12 @@ fn kernel_error(reg: &RegFileEntry, action: &str, error: &std::io::Error) -> Err
 }
 
 fn read_remaps(cx: &Build<'_>) -> Result<HashMap<u32, (RemapType, u32)>> {
-    let entries: Vec<RemapFilePathEntry> =
-        cx.images.read_all_optional(ImageKind::RemapFpath, None)?;
+    let entries: Vec<RemapFilePathEntry> = cx.images.read_all_optional(ImageKind::RemapFpath, None)?;
     // Images from before there were types have ghosts alone.
     Ok(entries
         .into_iter()
         .map(|e| {
-            let kind = if e.remap_type.is_some() {
-                e.remap_type()
-            } else {
-                RemapType::Ghost
-            };
+            let kind = if e.remap_type.is_some() { e.remap_type() } else { RemapType::Ghost };
             (e.orig_id, (kind, e.remap_id))
         })
         .collect())
@@ -192,65 +166,41 @@ fn make_ghost(cx: &mut Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<Owne
     };
     let file = file.map_err(failed("make the deleted file again"))?;
     if FileType::from_raw_mode(entry.mode) == FileType::RegularFile {
-        let writable = file
-            .try_clone()
-            .map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))?;
+        let writable = file.try_clone().map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))?;
         fill(&mut reader, &entry, File::from(writable), reg)?;
     }
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
-        .map_err(failed("give it its owner"))?;
+    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     if FileType::from_raw_mode(entry.mode) != FileType::Symlink {
-        rustix::fs::chmod(&*link, Mode::from_raw_mode(entry.mode & 0o7777))
-            .map_err(failed("set its mode"))?;
+        rustix::fs::chmod(&*link, Mode::from_raw_mode(entry.mode & 0o7777)).map_err(failed("set its mode"))?;
     }
     if let (Some(atime), Some(mtime)) = (&entry.atim, &entry.mtim) {
-        let times = Timestamps {
-            last_access: timespec(atime),
-            last_modification: timespec(mtime),
-        };
-        rustix::fs::utimensat(CWD, &*link, &times, AtFlags::empty())
-            .map_err(failed("set its times"))?;
+        let times = Timestamps { last_access: timespec(atime), last_modification: timespec(mtime) };
+        rustix::fs::utimensat(CWD, &*link, &times, AtFlags::empty()).map_err(failed("set its times"))?;
     }
     // Not open for writing: it may be a program about to be run.
     let kept = reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))?;
     if let Some(original) = nameless {
-        rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))
-            .map_err(failed("set its position"))?;
+        rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0)).map_err(failed("set its position"))?;
         cx.ghosts.originals.insert(original.id, file);
     }
     Ok(kept)
 }
 
 fn timespec(time: &Timeval) -> Timespec {
-    Timespec {
-        tv_sec: time.tv_sec as i64,
-        tv_nsec: time.tv_usec as i64 * 1000,
-    }
+    Timespec { tv_sec: time.tv_sec as i64, tv_nsec: time.tv_usec as i64 * 1000 }
 }
 
 /// Makes and deletes the file at its path, or where that is taken or cannot be
 /// had, at another.
-fn make_somewhere(
-    path: &Path,
-    ghost: u32,
-    entry: &GhostFileEntry,
-) -> std::result::Result<OwnedFd, Errno> {
+fn make_somewhere(path: &Path, ghost: u32, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".cr.{ghost:x}.ghost"));
     let name = Path::new(&beside).file_name().unwrap_or_default();
-    let above = path
-        .ancestors()
-        .skip(2)
-        .map(|directory| directory.join(name));
-    let elsewhere = ["/tmp", "/dev/shm"]
-        .into_iter()
-        .map(|directory| Path::new(directory).join(name));
-    let candidates = [path.to_owned(), PathBuf::from(&beside)]
-        .into_iter()
-        .chain(above)
-        .chain(elsewhere);
+    let above = path.ancestors().skip(2).map(|directory| directory.join(name));
+    let elsewhere = ["/tmp", "/dev/shm"].into_iter().map(|directory| Path::new(directory).join(name));
+    let candidates = [path.to_owned(), PathBuf::from(&beside)].into_iter().chain(above).chain(elsewhere);
     let mut first = None;
     for candidate in candidates {
         match make_and_delete(&candidate, entry) {
@@ -266,10 +216,7 @@ fn make_and_delete(path: &Path, entry: &GhostFileEntry) -> std::result::Result<O
     let file = make_at(path, entry);
     for directory in made.iter().rev() {
         if let Err(errno) = rustix::fs::rmdir(directory) {
-            tracing::warn!(
-                "{}: cannot remove the temporary directory: {errno}",
-                directory.display()
-            );
+            tracing::warn!("{}: cannot remove the temporary directory: {errno}", directory.display());
         }
     }
     file
@@ -277,11 +224,7 @@ fn make_and_delete(path: &Path, entry: &GhostFileEntry) -> std::result::Result<O
 
 /// Makes the directories of a path that do not exist, and returns them.
 fn make_directories(path: &Path) -> std::result::Result<Vec<PathBuf>, Errno> {
-    let mut missing: Vec<PathBuf> = path
-        .ancestors()
-        .take_while(|p| !p.exists())
-        .map(Path::to_owned)
-        .collect();
+    let mut missing: Vec<PathBuf> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
     missing.reverse();
     for (index, directory) in missing.iter().enumerate() {
         if let Err(errno) = rustix::fs::mkdir(directory, Mode::RWXU) {
@@ -306,25 +249,16 @@ fn make_at(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, 
         }
         FileType::Directory => {
             rustix::fs::mkdir(path, Mode::RWXU)?;
-            (
-                rustix::fs::open(path, path_only, Mode::empty()),
-                AtFlags::REMOVEDIR,
-            )
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::REMOVEDIR)
         }
         FileType::Symlink => {
             rustix::fs::symlink(entry.symlnk_target(), path)?;
-            (
-                rustix::fs::open(path, path_only, Mode::empty()),
-                AtFlags::empty(),
-            )
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
         }
         _ => {
             let device = entry.rdev.map_or(0, u64::from);
             rustix::fs::mknodat(CWD, path, kind, private, device)?;
-            (
-                rustix::fs::open(path, path_only, Mode::empty()),
-                AtFlags::empty(),
-            )
+            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
         }
     };
     // EEXIST is about somebody else's file.
@@ -336,12 +270,7 @@ fn make_at(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, 
 }
 
 /// Writes the contents of the ghost.
-fn fill(
-    reader: &mut EntryReader,
-    entry: &GhostFileEntry,
-    mut file: File,
-    reg: &RegFileEntry,
-) -> Result<()> {
+fn fill(reader: &mut EntryReader, entry: &GhostFileEntry, mut file: File, reg: &RegFileEntry) -> Result<()> {
     let failed = |e: std::io::Error| kernel_error(reg, "write the deleted file again", &e);
     if !entry.chunks() {
         let all = reader.remaining();
@@ -355,9 +284,7 @@ fn fill(
         let end = chunk.off.checked_add(chunk.len).filter(|&end| end <= size);
         if end.is_none() {
             let found = format!("{} bytes at {}", chunk.len, chunk.off);
-            return Err(reader
-                .corrupt(at, format!("a stretch of a file of {size} bytes"), found)
-                .into());
+            return Err(reader.corrupt(at, format!("a stretch of a file of {size} bytes"), found).into());
         }
         file.seek(SeekFrom::Start(chunk.off)).map_err(failed)?;
         reader.copy_to(chunk.len, &mut file)?;
@@ -369,16 +296,9 @@ fn fill(
 /// for the moment, so that the kernel shows that.
 fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedFd> {
     let record = cx.record(to)?.reg.as_ref();
-    let link = record
-        .ok_or_else(|| Error::bad_image("remap-fpath.img", format!("file {to:#x} has no path")))?;
+    let link = record.ok_or_else(|| Error::bad_image("remap-fpath.img", format!("file {to:#x} has no path")))?;
     let (path, link) = (in_root(cx, &reg.name), in_root(cx, &link.name));
-    let open = |path: &Path| {
-        rustix::fs::open(
-            path,
-            OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-    };
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
     let failed = |errno| Error::Kernel {
         object: object_of(reg),
         action: format!("open its temporary link {}", link.display()),

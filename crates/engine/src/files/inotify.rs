@@ -46,45 +46,21 @@ impl FileKind for Inotify {
         let unread = rustix::io::ioctl_fionread(file.file)
             .map_err(|e| Error::kernel(file.object(), "see whether there are unread events", e))?;
         if unread > 0 {
-            tracing::warn!(
-                "{}: {unread} bytes of unread events cannot be put back and will be missing",
-                file.object()
-            );
+            tracing::warn!("{}: {unread} bytes of unread events cannot be put back and will be missing", file.object());
         }
-        let wd = watches
-            .iter()
-            .map(|watch| record(file, id, watch))
-            .collect::<Result<_>>()?;
-        let ify = InotifyFileEntry {
-            id,
-            flags: file.flags(),
-            fown: file.owner()?,
-            wd,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Inotify as i32,
-            id,
-            ify: Some(ify),
-            ..FileEntry::default()
-        })
+        let wd = watches.iter().map(|watch| record(file, id, watch)).collect::<Result<_>>()?;
+        let ify = InotifyFileEntry { id, flags: file.flags(), fown: file.owner()?, wd };
+        Ok(FileEntry { r#type: FdTypes::Inotify as i32, id, ify: Some(ify), ..FileEntry::default() })
     }
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
-        let ify = entry
-            .ify
-            .as_ref()
-            .ok_or_else(|| Build::lacks(entry, self.name()))?;
-        let file =
-            rustix::fs::inotify::init(CreateFlags::CLOEXEC).map_err(|errno| Error::Kernel {
-                object: Object::File(entry.id, "inotify".into()),
-                action: "make an inotify".into(),
-                errno,
-                remedy: if errno == Errno::MFILE {
-                    "raise /proc/sys/fs/inotify/max_user_instances"
-                } else {
-                    ""
-                },
-            })?;
+        let ify = entry.ify.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let file = rustix::fs::inotify::init(CreateFlags::CLOEXEC).map_err(|errno| Error::Kernel {
+            object: Object::File(entry.id, "inotify".into()),
+            action: "make an inotify".into(),
+            errno,
+            remedy: if errno == Errno::MFILE { "raise /proc/sys/fs/inotify/max_user_instances" } else { "" },
+        })?;
         let mut watches: Vec<&InotifyWdEntry> = ify.wd.iter().collect();
         // The next new watch then gets a number that was not in use.
         watches.sort_by_key(|watch| watch.wd);
@@ -102,11 +78,7 @@ impl FileKind for Inotify {
 }
 
 fn record(file: &OpenFile<'_>, id: u32, watch: &InotifyWatch) -> Result<InotifyWdEntry> {
-    let watched = Watched {
-        sdev: watch.sdev,
-        ino: watch.ino,
-        handle: watch.handle.as_ref(),
-    };
+    let watched = Watched { sdev: watch.sdev, ino: watch.ino, handle: watch.handle.as_ref() };
     Ok(InotifyWdEntry {
         id,
         i_ino: watch.ino,
@@ -124,11 +96,7 @@ fn add(file: &OwnedFd, watch: &InotifyWdEntry, target: &OwnedFd) -> Result<()> {
         object: Object::File(watch.id, "inotify".into()),
         action: format!("add watch {}", watch.wd),
         errno,
-        remedy: if errno == Errno::NOSPC {
-            "raise /proc/sys/fs/inotify/max_user_watches"
-        } else {
-            ""
-        },
+        remedy: if errno == Errno::NOSPC { "raise /proc/sys/fs/inotify/max_user_watches" } else { "" },
     };
     let wanted = watch.wd as i32;
     let flags = WatchFlags::from_bits_retain(watch.mask & ASKED);
@@ -136,8 +104,7 @@ fn add(file: &OwnedFd, watch: &InotifyWdEntry, target: &OwnedFd) -> Result<()> {
     let _ = set_next_watch(file, wanted);
     let mut tries = 0;
     loop {
-        let got =
-            rustix::fs::inotify::add_watch(file, watched::way_to(target), flags).map_err(failed)?;
+        let got = rustix::fs::inotify::add_watch(file, watched::way_to(target), flags).map_err(failed)?;
         if got == wanted {
             return Ok(());
         }
@@ -175,9 +142,7 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         let file = rustix::fs::inotify::init(CreateFlags::NONBLOCK).unwrap();
-        let add = |path: &std::path::Path, flags| {
-            rustix::fs::inotify::add_watch(&file, path, flags).unwrap()
-        };
+        let add = |path: &std::path::Path, flags| rustix::fs::inotify::add_watch(&file, path, flags).unwrap();
         let gone = add(&target, WatchFlags::MODIFY);
         rustix::fs::inotify::remove_watch(&file, gone).unwrap();
         drain(&file).unwrap();
@@ -188,16 +153,10 @@ mod tests {
         let details = |fd: &OwnedFd| Task::current().unwrap().fdinfo(fd.as_raw_fd()).unwrap();
         assert_eq!(details(carried.file(0)).details, details(&file).details);
         let cloexec = libc::O_CLOEXEC as u32;
-        assert_eq!(
-            details(carried.file(0)).flags,
-            details(&file).flags | cloexec
-        );
+        assert_eq!(details(carried.file(0)).flags, details(&file).flags | cloexec);
         std::fs::write(dir.path().join("new"), b"").unwrap();
         let mut event = [0; 256];
         let n = rustix::io::read(carried.file(0), &mut event).unwrap();
-        assert_eq!(
-            (i32::from_ne_bytes(event[..4].try_into().unwrap()), n),
-            (2, 32)
-        );
+        assert_eq!((i32::from_ne_bytes(event[..4].try_into().unwrap()), n), (2, 32));
     }
 }

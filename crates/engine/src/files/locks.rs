@@ -49,13 +49,7 @@ pub(super) fn collect(cx: &mut Collect<'_>, open: &OpenFile<'_>, id: u32) -> Res
         }
         let flag = flag_of(open, lock)?;
         let key = match flag {
-            FL_POSIX => (
-                flag,
-                open.pid,
-                open.stat.st_dev,
-                open.stat.st_ino,
-                lock.start,
-            ),
+            FL_POSIX => (flag, open.pid, open.stat.st_dev, open.stat.st_ino, lock.start),
             _ => (flag, 0, u64::from(id), 0, lock.start),
         };
         if !cx.locks.insert(key) {
@@ -63,12 +57,7 @@ pub(super) fn collect(cx: &mut Collect<'_>, open: &OpenFile<'_>, id: u32) -> Res
         }
         let entry = FileLockEntry {
             flag,
-            r#type: kind_of(lock.access) as u32
-                | if lock.state == LockState::Breaking {
-                    LEASE_BREAKING
-                } else {
-                    0
-                },
+            r#type: kind_of(lock.access) as u32 | if lock.state == LockState::Breaking { LEASE_BREAKING } else { 0 },
             pid: open.pid,
             fd: open.fd,
             start: lock.start as i64,
@@ -92,10 +81,7 @@ fn describe(lock: &FileLock) -> &'static str {
 fn flag_of(open: &OpenFile<'_>, lock: &FileLock) -> Result<u32> {
     let refused = |reason: &str, remedy| Err(Error::unsupported(open.object(), reason, remedy));
     match (lock.kind, lock.state) {
-        (_, LockState::Mandatory) => refused(
-            "it holds a mandatory lock",
-            "mount its file system without mand",
-        ),
+        (_, LockState::Mandatory) => refused("it holds a mandatory lock", "mount its file system without mand"),
         (LockKind::Posix, _) => Ok(FL_POSIX),
         (LockKind::Ofd, _) => Ok(FL_OFDLCK),
         (LockKind::Flock, _) => Ok(FL_FLOCK),
@@ -122,11 +108,7 @@ pub fn build(cx: &mut Settle<'_>) -> Result<()> {
     }
     for (pid, entries) in by_process {
         if !cx.options.file_locks {
-            return Err(Error::unsupported(
-                object(&entries[0]),
-                "the image has locks",
-                "restore it with --file-locks",
-            ));
+            return Err(Error::unsupported(object(&entries[0]), "the image has locks", "restore it with --file-locks"));
         }
         for entries in entries.chunks(TOGETHER) {
             take(cx, pid, entries)?;
@@ -143,19 +125,12 @@ fn object(entry: &FileLockEntry) -> Object {
         FL_OFDLCK => "open file description lock",
         _ => "lock",
     };
-    Object::Descriptor(
-        entry.pid,
-        entry.fd,
-        format!("{kind} from byte {}, {} bytes", entry.start, entry.len),
-    )
+    Object::Descriptor(entry.pid, entry.fd, format!("{kind} from byte {}, {} bytes", entry.start, entry.len))
 }
 
 fn take(cx: &mut Settle<'_>, pid: i32, entries: &[FileLockEntry]) -> Result<()> {
     let mut batch = Batch::new();
-    let calls = entries
-        .iter()
-        .map(|entry| request(cx, &mut batch, entry))
-        .collect::<Result<Vec<_>>>()?;
+    let calls = entries.iter().map(|entry| request(cx, &mut batch, entry)).collect::<Result<Vec<_>>>()?;
     cx.run_in(pid, &mut batch)?;
     for (entry, call) in entries.iter().zip(calls) {
         if batch.result(call).is_ok() && is_breaking(entry) {
@@ -167,9 +142,7 @@ fn take(cx: &mut Settle<'_>, pid: i32, entries: &[FileLockEntry]) -> Result<()> 
                 action: "take it again".into(),
                 errno,
                 remedy: match errno {
-                    Errno::AGAIN | Errno::ACCESS => {
-                        "another process has a lock on or the file open: end that one"
-                    }
+                    Errno::AGAIN | Errno::ACCESS => "another process has a lock on or the file open: end that one",
                     _ => "",
                 },
             });
@@ -191,29 +164,15 @@ fn request(cx: &Settle<'_>, batch: &mut Batch, entry: &FileLockEntry) -> Result<
             Ok(batch.attempt(libc::SYS_flock, [fd, Arg::from(operation | libc::LOCK_NB)]))
         }
         FL_LEASE => {
-            let kind = if is_breaking(entry) {
-                before_break(cx, entry)?
-            } else {
-                kind
-            };
-            Ok(batch.attempt(
-                libc::SYS_fcntl,
-                [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)],
-            ))
+            let kind = if is_breaking(entry) { before_break(cx, entry)? } else { kind };
+            Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)]))
         }
         FL_POSIX | FL_OFDLCK => {
-            let command = if entry.flag == FL_POSIX {
-                libc::F_SETLK
-            } else {
-                libc::F_OFD_SETLK
-            };
+            let command = if entry.flag == FL_POSIX { libc::F_SETLK } else { libc::F_OFD_SETLK };
             let lock = batch.bytes(&raw_lock(kind, entry.start, entry.len));
             Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(command), Arg::from(lock)]))
         }
-        other => Err(Error::bad_image(
-            "filelocks.img",
-            format!("no lock has the flag {other:#x}"),
-        )),
+        other => Err(Error::bad_image("filelocks.img", format!("no lock has the flag {other:#x}"))),
     }
 }
 
@@ -224,17 +183,10 @@ fn is_breaking(entry: &FileLockEntry) -> bool {
 /// Our descriptor of the file that a lock is on.
 fn file_of<'a>(cx: &Settle<'a>, entry: &FileLockEntry) -> Result<BorrowedFd<'a>> {
     let here = (entry.pid, entry.fd);
-    let id = cx
-        .places
-        .iter()
-        .find(|(_, places)| places.contains(&here))
-        .map(|(id, _)| id);
+    let id = cx.places.iter().find(|(_, places)| places.contains(&here)).map(|(id, _)| id);
     let file = id.and_then(|id| cx.built.get(id));
     file.map(|file| file.as_fd()).ok_or_else(|| {
-        Error::bad_image(
-            "filelocks.img",
-            format!("process {} has no descriptor {}", entry.pid, entry.fd),
-        )
+        Error::bad_image("filelocks.img", format!("process {} has no descriptor {}", entry.pid, entry.fd))
     })
 }
 
@@ -246,11 +198,7 @@ fn before_break(cx: &Settle<'_>, entry: &FileLockEntry) -> Result<i32> {
     }
     let flags = rustix::fs::fcntl_getfl(file_of(cx, entry)?)
         .map_err(|e| Error::kernel(object(entry), "read the flags of its file", e))?;
-    Ok(if flags & OFlags::RWMODE == OFlags::RDONLY {
-        libc::F_RDLCK
-    } else {
-        libc::F_WRLCK
-    })
+    Ok(if flags & OFlags::RWMODE == OFlags::RDONLY { libc::F_RDLCK } else { libc::F_WRLCK })
 }
 
 /// Begins to break a lease, as the image has it: by opening the file without
@@ -261,18 +209,14 @@ fn break_lease(cx: &Settle<'_>, entry: &FileLockEntry) -> Result<()> {
     let file = file_of(cx, entry)?;
     let owner = fcntl::getown_ex(file).map_err(failed("read who gets its signals"))?;
     let (uid, euid) = fcntl::getowner_uids(file).map_err(failed("read who gets its signals"))?;
-    let nobody = Owner {
-        kind: OwnerKind::Process,
-        pid: 0,
-    };
+    let nobody = Owner { kind: OwnerKind::Process, pid: 0 };
     fcntl::setown_ex(file, nobody).map_err(failed("set who gets its signals"))?;
     let access = match (entry.r#type & !LEASE_BREAKING) as i32 {
         libc::F_RDLCK => OFlags::RDONLY,
         _ => OFlags::WRONLY,
     };
     let opened = reopen(file, access | OFlags::NONBLOCK);
-    creds::with_uids(uid, euid, || fcntl::setown_ex(file, owner))
-        .map_err(failed("set who gets its signals"))?;
+    creds::with_uids(uid, euid, || fcntl::setown_ex(file, owner)).map_err(failed("set who gets its signals"))?;
     match opened {
         Ok(_) | Err(Errno::AGAIN) => Ok(()),
         Err(errno) => Err(Error::kernel(object(entry), "begin to break it", errno)),
@@ -309,11 +253,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, b"text").unwrap();
-        let file = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
         let twin = file.try_clone().unwrap();
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).unwrap();
         let range = |kind, start, len| RangeLock { kind, start, len };
@@ -328,18 +268,10 @@ mod tests {
         set_lock(&file, LockOwner::Process, &range(libc::F_WRLCK, 2, 3)).unwrap();
         bench.collect_all(&[file.as_fd(), twin.as_fd()]).unwrap();
         let image = bench.commit();
-        let mut locks: Vec<FileLockEntry> =
-            image.images.read_all(ImageKind::FileLocks, None).unwrap();
+        let mut locks: Vec<FileLockEntry> = image.images.read_all(ImageKind::FileLocks, None).unwrap();
         locks.sort_by_key(|lock| lock.flag);
         let (pid, fd) = (std::process::id() as i32, file.as_raw_fd());
-        let lock = |flag, kind: i32, start, len| FileLockEntry {
-            flag,
-            r#type: kind as u32,
-            pid,
-            fd,
-            start,
-            len,
-        };
+        let lock = |flag, kind: i32, start, len| FileLockEntry { flag, r#type: kind as u32, pid, fd, start, len };
         assert_eq!(
             locks,
             [
@@ -355,28 +287,15 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         set_lease(&file, libc::F_WRLCK).unwrap();
         // Else the signal that it is being broken would end this process.
-        fcntl::setown_ex(
-            &file,
-            Owner {
-                kind: OwnerKind::Process,
-                pid: 0,
-            },
-        )
-        .unwrap();
+        fcntl::setown_ex(&file, Owner { kind: OwnerKind::Process, pid: 0 }).unwrap();
         let mut bench = Bench::new();
         bench.options.file_locks = true;
         bench.collect(file.as_file().as_fd()).unwrap();
         let image = bench.commit();
         let locks: Vec<FileLockEntry> = image.images.read_all(ImageKind::FileLocks, None).unwrap();
-        assert_eq!(
-            (locks[0].flag, locks[0].r#type as i32, locks.len()),
-            (FL_LEASE, libc::F_WRLCK, 1)
-        );
+        assert_eq!((locks[0].flag, locks[0].r#type as i32, locks.len()), (FL_LEASE, libc::F_WRLCK, 1));
         // Somebody wants to read.
-        assert_eq!(
-            reopen(file.as_file().as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).unwrap_err(),
-            Errno::AGAIN
-        );
+        assert_eq!(reopen(file.as_file().as_fd(), OFlags::RDONLY | OFlags::NONBLOCK).unwrap_err(), Errno::AGAIN);
         let mut bench = Bench::new();
         bench.options.file_locks = true;
         bench.collect(file.as_file().as_fd()).unwrap();

@@ -66,14 +66,11 @@ impl FileKind for Memfd {
             let made = build_inode(cx, &inode)?;
             cx.kept.insert(key, made);
         }
-        let flags =
-            OFlags::from_bits_retain(memfd.flags) - OFlags::CREATE - OFlags::EXCL - OFlags::TRUNC;
-        let file = reopen(cx.kept[&key].as_fd(), flags)
-            .map_err(|e| Error::kernel(object(), "open it again", e))?;
+        let flags = OFlags::from_bits_retain(memfd.flags) - OFlags::CREATE - OFlags::EXCL - OFlags::TRUNC;
+        let file = reopen(cx.kept[&key].as_fd(), flags).map_err(|e| Error::kernel(object(), "open it again", e))?;
         if !flags.contains(OFlags::PATH) {
-            rustix::fs::seek(&file, SeekFrom::Start(memfd.pos)).map_err(|e| {
-                Error::kernel(object(), format!("set its position to {}", memfd.pos), e)
-            })?;
+            rustix::fs::seek(&file, SeekFrom::Start(memfd.pos))
+                .map_err(|e| Error::kernel(object(), format!("set its position to {}", memfd.pos), e))?;
             apply_status_flags(file.as_fd(), entry.id, memfd.flags)?;
         }
         Ok(file)
@@ -84,11 +81,7 @@ impl FileKind for Memfd {
     }
 
     fn settle(&self, cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
-        seal(
-            &inode_of(cx.images, part(entry)?)?,
-            file,
-            &Object::File(entry.id, "memfd".into()),
-        )
+        seal(&inode_of(cx.images, part(entry)?)?, file, &Object::File(entry.id, "memfd".into()))
     }
 }
 
@@ -103,46 +96,21 @@ pub(super) fn collect_path(
 ) -> Result<u32> {
     let inode = collect_inode(cx, file, stat, link, object)?;
     let id = cx.new_id();
-    cx.images.append(
-        ImageKind::Files,
-        None,
-        &record(id, flags, 0, FownEntry::default(), inode),
-        None,
-    )?;
+    cx.images.append(ImageKind::Files, None, &record(id, flags, 0, FownEntry::default(), inode), None)?;
     Ok(id)
 }
 
 fn record(id: u32, flags: u32, pos: u64, fown: FownEntry, inode_id: u32) -> FileEntry {
-    let memfd = MemfdFileEntry {
-        id,
-        flags,
-        pos,
-        fown,
-        inode_id,
-    };
-    FileEntry {
-        r#type: FdTypes::Memfd as i32,
-        id,
-        memfd: Some(memfd),
-        ..FileEntry::default()
-    }
+    let memfd = MemfdFileEntry { id, flags, pos, fown, inode_id };
+    FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(memfd), ..FileEntry::default() }
 }
 
 fn part(entry: &FileEntry) -> Result<&MemfdFileEntry> {
-    entry
-        .memfd
-        .as_ref()
-        .ok_or_else(|| Build::lacks(entry, "a memfd"))
+    entry.memfd.as_ref().ok_or_else(|| Build::lacks(entry, "a memfd"))
 }
 
 /// The id of the inode; it is written the first time.
-fn collect_inode(
-    cx: &mut Collect<'_>,
-    file: BorrowedFd<'_>,
-    stat: &Stat,
-    link: &[u8],
-    object: &Object,
-) -> Result<u32> {
+fn collect_inode(cx: &mut Collect<'_>, file: BorrowedFd<'_>, stat: &Stat, link: &[u8], object: &Object) -> Result<u32> {
     // Huge pages have file systems of their own, with inode numbers of their own.
     let key = (stat.st_dev, stat.st_ino);
     if let Some(&known) = cx.memfds.get(&key) {
@@ -166,8 +134,7 @@ fn collect_inode(
         hugetlb_flag: (fs.f_type == libc::HUGETLBFS_MAGIC).then(|| huge_flags(fs.f_bsize as u64)),
         mode: Some(stat.st_mode & 0o7777),
     };
-    cx.images
-        .append(ImageKind::MemfdInode, None, &entry, None)?;
+    cx.images.append(ImageKind::MemfdInode, None, &entry, None)?;
     shared_pages::write(cx, shmid, &File::from(own), entry.size, object)?;
     cx.memfds.insert(key, id);
     Ok(id)
@@ -180,15 +147,8 @@ fn huge_flags(page: u64) -> u32 {
 
 fn inode_of(images: &cryonaut_image::ImageDir, memfd: &MemfdFileEntry) -> Result<MemfdInodeEntry> {
     let inodes: Vec<MemfdInodeEntry> = images.read_all(ImageKind::MemfdInode, None)?;
-    let found = inodes
-        .into_iter()
-        .find(|inode| inode.inode_id == u64::from(memfd.inode_id));
-    found.ok_or_else(|| {
-        Error::bad_image(
-            "memfd.img",
-            format!("no inode has the id {}", memfd.inode_id),
-        )
-    })
+    let found = inodes.into_iter().find(|inode| inode.inode_id == u64::from(memfd.inode_id));
+    found.ok_or_else(|| Error::bad_image("memfd.img", format!("no inode has the id {}", memfd.inode_id)))
 }
 
 /// Makes the inode and fills it; an `O_PATH` descriptor of it.
@@ -202,33 +162,23 @@ fn build_inode(cx: &Build<'_>, inode: &MemfdInodeEntry) -> Result<OwnedFd> {
         object: object.clone(),
         action: "create it".into(),
         errno,
-        remedy: if inode.hugetlb_flag.is_some() {
-            "check that huge pages of its size are configured"
-        } else {
-            ""
-        },
+        remedy: if inode.hugetlb_flag.is_some() { "check that huge pages of its size are configured" } else { "" },
     })?);
     rustix::fs::ftruncate(&file, inode.size).map_err(failed("set its size"))?;
-    let huge = inode
-        .hugetlb_flag
-        .map(|flags| 1 << (flags >> libc::MFD_HUGE_SHIFT));
+    let huge = inode.hugetlb_flag.map(|flags| 1 << (flags >> libc::MFD_HUGE_SHIFT));
     shared_pages::read(cx.images, inode.shmid, inode.size, &object, |piece, at| {
         let done = match huge {
             // They do not say where their holes are.
             Some(_) if piece.iter().all(|&byte| byte == 0) => Ok(()),
             Some(page) => cryonaut_kernel::sys::huge::write(&file, page, at, piece),
-            None => file
-                .write_all_at(piece, at)
-                .map_err(|e| crate::error::errno_of(&e)),
+            None => file.write_all_at(piece, at).map_err(|e| crate::error::errno_of(&e)),
         };
         done.map_err(failed("fill it"))
     })?;
     let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
-    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
-        .map_err(failed("give it its owner"))?;
+    rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
     if let Some(mode) = inode.mode {
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))
-            .map_err(failed("set its mode"))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).map_err(failed("set its mode"))?;
     }
     // Not open for writing: it may be a program about to be run.
     reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))
@@ -258,18 +208,11 @@ fn seal(inode: &MemfdInodeEntry, file: BorrowedFd<'_>, object: &Object) -> Resul
         remedy: "",
     };
     // Sealing asks for a descriptor that can write, whatever the record's may.
-    let own = rustix::fs::open(
-        format!("/proc/self/fd/{}", file.as_raw_fd()),
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
+    let own =
+        rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let own = own.map_err(failed)?;
     let has = rustix::fs::fcntl_get_seals(&own).map_err(failed)?;
-    if has.contains(wanted) {
-        Ok(())
-    } else {
-        rustix::fs::fcntl_add_seals(&own, wanted).map_err(failed)
-    }
+    if has.contains(wanted) { Ok(()) } else { rustix::fs::fcntl_add_seals(&own, wanted).map_err(failed) }
 }
 
 #[cfg(test)]

@@ -8,9 +8,7 @@ fn link_of(file: &impl AsRawFd) -> std::path::PathBuf {
 }
 
 fn memfd(name: &str, flags: MemfdFlags) -> File {
-    rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC)
-        .unwrap()
-        .into()
+    rustix::fs::memfd_create(name, flags | MemfdFlags::CLOEXEC).unwrap().into()
 }
 
 #[test]
@@ -21,19 +19,10 @@ fn contents_holes_mode_and_position() {
     rustix::fs::fchmod(&file, Mode::from_raw_mode(0o640)).unwrap();
     let mut back = File::from(roundtrip(file.as_fd()).unwrap());
     let (is, was) = (back.metadata().unwrap(), file.metadata().unwrap());
-    assert_eq!(
-        (is.len(), is.mode(), is.nlink()),
-        (was.len(), was.mode(), 0)
-    );
+    assert_eq!((is.len(), is.mode(), is.nlink()), (was.len(), was.mode(), 0));
     assert_eq!(is.blocks(), was.blocks());
-    assert_eq!(
-        (link_of(&back), back.stream_position().unwrap()),
-        (link_of(&file), 4)
-    );
-    assert_eq!(
-        rustix::fs::fcntl_getfl(&back).unwrap(),
-        rustix::fs::fcntl_getfl(&file).unwrap()
-    );
+    assert_eq!((link_of(&back), back.stream_position().unwrap()), (link_of(&file), 4));
+    assert_eq!(rustix::fs::fcntl_getfl(&back).unwrap(), rustix::fs::fcntl_getfl(&file).unwrap());
     assert_eq!(rustix::fs::fcntl_get_seals(&back).unwrap(), SealFlags::SEAL);
     back.seek(std::io::SeekFrom::Start(100 << 20)).unwrap();
     let mut tail = String::new();
@@ -49,13 +38,7 @@ fn open_files_of_one_memfd_share_it() {
     let reader = File::from(reopen(file.as_fd(), OFlags::RDONLY).unwrap());
     let bench = Bench::new();
     let ids = bench.collect_all(&[file.as_fd(), reader.as_fd()]).unwrap();
-    let back: Vec<File> = bench
-        .commit()
-        .build_all(&ids)
-        .unwrap()
-        .into_iter()
-        .map(File::from)
-        .collect();
+    let back: Vec<File> = bench.commit().build_all(&ids).unwrap().into_iter().map(File::from).collect();
     back[0].write_all_at(b"T", 0).unwrap();
     let mut text = String::new();
     (&back[1]).read_to_string(&mut text).unwrap();
@@ -75,10 +58,7 @@ fn seals_hold_again() {
         file.write_all(b"text").unwrap();
         rustix::fs::fcntl_add_seals(&file, seals).unwrap();
         let back = File::from(roundtrip(file.as_fd()).unwrap());
-        assert_eq!(
-            rustix::fs::fcntl_get_seals(&back).unwrap(),
-            rustix::fs::fcntl_get_seals(&file).unwrap()
-        );
+        assert_eq!(rustix::fs::fcntl_get_seals(&back).unwrap(), rustix::fs::fcntl_get_seals(&file).unwrap());
         let mut four = [0; 4];
         back.read_exact_at(&mut four, 0).unwrap();
         assert_eq!(&four, b"text");
@@ -89,23 +69,15 @@ fn seals_hold_again() {
 fn one_that_is_not_to_be_run_is_not() {
     let file = memfd("data", MemfdFlags::NOEXEC_SEAL);
     let back = File::from(roundtrip(file.as_fd()).unwrap());
-    assert_eq!(
-        back.metadata().unwrap().mode(),
-        file.metadata().unwrap().mode()
-    );
-    assert_eq!(
-        rustix::fs::fcntl_get_seals(&back).unwrap(),
-        rustix::fs::fcntl_get_seals(&file).unwrap()
-    );
+    assert_eq!(back.metadata().unwrap().mode(), file.metadata().unwrap().mode());
+    assert_eq!(rustix::fs::fcntl_get_seals(&back).unwrap(), rustix::fs::fcntl_get_seals(&file).unwrap());
 }
 
 #[test]
 fn huge_pages_stay_huge() {
     let name = "huge";
-    let Ok(file) = rustix::fs::memfd_create(
-        name,
-        MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB | MemfdFlags::CLOEXEC,
-    ) else {
+    let Ok(file) = rustix::fs::memfd_create(name, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB | MemfdFlags::CLOEXEC)
+    else {
         return; // This kernel has none.
     };
     let page = 2u64 << 20;

@@ -75,12 +75,7 @@ pub trait FileKind: Sync {
     }
 
     /// What remains to be done once every process has all its descriptors.
-    fn settle(
-        &self,
-        _cx: &mut Settle<'_>,
-        _entry: &FileEntry,
-        _file: BorrowedFd<'_>,
-    ) -> Result<()> {
+    fn settle(&self, _cx: &mut Settle<'_>, _entry: &FileEntry, _file: BorrowedFd<'_>) -> Result<()> {
         Ok(())
     }
 }
@@ -104,8 +99,5 @@ pub static KINDS: &[&dyn FileKind] = &[
 
 /// The kind of a record.
 pub fn kind_of(entry: &FileEntry) -> Option<&'static dyn FileKind> {
-    KINDS
-        .iter()
-        .copied()
-        .find(|k| k.fd_type() as i32 == entry.r#type)
+    KINDS.iter().copied().find(|k| k.fd_type() as i32 == entry.r#type)
 }

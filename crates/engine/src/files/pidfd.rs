@@ -54,54 +54,29 @@ impl FileKind for PidFd {
         };
         let nspid = match *pid {
             REAPED => {
-                let told = get_info(file.file, Fields::EXIT)
-                    .ok()
-                    .filter(|info| info.fields.contains(Fields::EXIT));
+                let told = get_info(file.file, Fields::EXIT).ok().filter(|info| info.fields.contains(Fields::EXIT));
                 if let Some(info) = told {
-                    cx.images.write_json(
-                        &ended_name(id),
-                        &Ended {
-                            status: info.exit_code,
-                        },
-                    )?;
+                    cx.images.write_json(&ended_name(id), &Ended { status: info.exit_code })?;
                 }
                 REAPED
             }
             pid if cx.pids.contains(&pid) => ns_pids.last().copied().unwrap_or(pid),
             pid => {
                 let reason = format!("it holds {pid}, which is no process of the tree");
-                return Err(Error::unsupported(
-                    file.object(),
-                    reason,
-                    "close it, or checkpoint a tree with both",
-                ));
+                return Err(Error::unsupported(file.object(), reason, "close it, or checkpoint a tree with both"));
             }
         };
         let ino = file.stat.st_ino as u32;
-        let pidfd = PidfdEntry {
-            id,
-            ino,
-            flags: file.flags(),
-            nspid,
-            fown: file.owner()?,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Pidfd as i32,
-            id,
-            pidfd: Some(pidfd),
-            ..FileEntry::default()
-        })
+        let pidfd = PidfdEntry { id, ino, flags: file.flags(), nspid, fown: file.owner()? };
+        Ok(FileEntry { r#type: FdTypes::Pidfd as i32, id, pidfd: Some(pidfd), ..FileEntry::default() })
     }
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
-        let pidfd = entry
-            .pidfd
-            .ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let pidfd = entry.pidfd.ok_or_else(|| Build::lacks(entry, self.name()))?;
         if pidfd.nspid == REAPED {
             return build_ended(cx, &pidfd);
         }
-        open(pid_of(pidfd.nspid)?, &pidfd)
-            .map_err(|e| failed(&pidfd, &format!("open process {}", pidfd.nspid), e))
+        open(pid_of(pidfd.nspid)?, &pidfd).map_err(|e| failed(&pidfd, &format!("open process {}", pidfd.nspid), e))
     }
 
     fn needs_processes(&self, _entry: &FileEntry) -> bool {
@@ -122,40 +97,26 @@ fn failed(pidfd: &PidfdEntry, action: &str, errno: Errno) -> Error {
 }
 
 fn open(pid: Pid, pidfd: &PidfdEntry) -> std::result::Result<OwnedFd, Errno> {
-    pidfd_open(
-        pid,
-        PidfdFlags::from_bits_retain(pidfd.flags & (THREAD | PidfdFlags::NONBLOCK.bits())),
-    )
+    pidfd_open(pid, PidfdFlags::from_bits_retain(pidfd.flags & (THREAD | PidfdFlags::NONBLOCK.bits())))
 }
 
 /// Builds all that mean the same process that is no more.
 fn build_ended(cx: &mut Build<'_>, wanted: &PidfdEntry) -> Result<OwnedFd> {
     let same = |e: &&PidfdEntry| e.nspid == REAPED && e.ino == wanted.ino && e.id != wanted.id;
-    let others: Vec<PidfdEntry> = cx
-        .records()
-        .values()
-        .filter_map(|e| e.pidfd.as_ref())
-        .filter(same)
-        .copied()
-        .collect();
+    let others: Vec<PidfdEntry> =
+        cx.records().values().filter_map(|e| e.pidfd.as_ref()).filter(same).copied().collect();
     let ended: Option<Ended> = cx.images.read_json(&ended_name(wanted.id))?;
     let child = spawn_ended(ended.map_or(0, |ended| ended.status))
         .map_err(|e| failed(wanted, "make a process that ends", e))?;
     let file = open(child.pid, wanted);
-    let others: Vec<_> = others
-        .iter()
-        .map(|other| (other.id, open(child.pid, other)))
-        .collect();
+    let others: Vec<_> = others.iter().map(|other| (other.id, open(child.pid, other))).collect();
     while let Err(e) = wait(Who::One(child.pid)) {
         if e != Errno::INTR {
             return Err(failed(wanted, "wait for a process that ends", e));
         }
     }
     for (id, other) in others {
-        cx.put(
-            id,
-            other.map_err(|e| failed(wanted, "open a process that ends", e))?,
-        );
+        cx.put(id, other.map_err(|e| failed(wanted, "open a process that ends", e))?);
     }
     file.map_err(|e| failed(wanted, "open a process that ends", e))
 }
@@ -181,22 +142,12 @@ mod tests {
         let (three, twin) = ended(3 << 8);
         let (terminated, _) = ended(libc::SIGTERM);
         let originals = [&living, &three, &terminated, &twin];
-        let carried = Carried::collect(&[&living, &three, &terminated, &twin])
-            .build(RestoreOptions::default());
-        let told = |fd: &OwnedFd| {
-            Task::current()
-                .unwrap()
-                .fdinfo(fd.as_raw_fd())
-                .unwrap()
-                .details
-        };
+        let carried = Carried::collect(&[&living, &three, &terminated, &twin]).build(RestoreOptions::default());
+        let told = |fd: &OwnedFd| Task::current().unwrap().fdinfo(fd.as_raw_fd()).unwrap().details;
         let status = |fd: &OwnedFd| get_info(fd, Fields::EXIT).map(|info| info.exit_code);
         for (n, original) in originals.into_iter().enumerate() {
             assert_eq!(told(carried.file(n)), told(original), "{n}");
-            assert_eq!(
-                rustix::fs::fcntl_getfl(carried.file(n)),
-                rustix::fs::fcntl_getfl(original)
-            );
+            assert_eq!(rustix::fs::fcntl_getfl(carried.file(n)), rustix::fs::fcntl_getfl(original));
             if n > 0 {
                 assert_eq!(status(carried.file(n)), status(original), "{n}");
             }

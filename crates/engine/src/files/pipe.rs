@@ -32,67 +32,36 @@ impl FileKind for Pipe {
     }
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
-        FileType::from_raw_mode(file.stat.st_mode) == FileType::Fifo
-            && file.link_bytes().starts_with(b"pipe:[")
+        FileType::from_raw_mode(file.stat.st_mode) == FileType::Fifo && file.link_bytes().starts_with(b"pipe:[")
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         // Pipes have 32-bit inode numbers (fs/pipe.c, get_next_ino).
         let pipe_id = file.stat.st_ino as u32;
         if cx.notes.insert(("pipe", u64::from(pipe_id)), id).is_none() {
-            pipe_data::collect(
-                cx.images,
-                ImageKind::PipesData,
-                pipe_id,
-                file.file,
-                &file.object(),
-            )?;
+            pipe_data::collect(cx.images, ImageKind::PipesData, pipe_id, file.file, &file.object())?;
         }
-        let pipe = PipeEntry {
-            id,
-            pipe_id,
-            flags: file.flags(),
-            fown: file.owner()?,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Pipe as i32,
-            id,
-            pipe: Some(pipe),
-            ..FileEntry::default()
-        })
+        let pipe = PipeEntry { id, pipe_id, flags: file.flags(), fown: file.owner()? };
+        Ok(FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(pipe), ..FileEntry::default() })
     }
 
     /// Builds all pipes of the image at once: their contents lie in one file.
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let mut pipes: BTreeMap<u32, Pair> = BTreeMap::new();
         for record in cx.records().values().filter_map(|e| e.pipe.as_ref()) {
-            pipes
-                .entry(record.pipe_id)
-                .or_default()
-                .records
-                .push(*record);
+            pipes.entry(record.pipe_id).or_default().records.push(*record);
         }
         for (&pipe_id, pair) in &mut pipes {
             pair.inherited = cx.inherited(&format!("pipe:[{pipe_id}]"))?;
             if pair.inherited.is_none() {
-                pair.ends = Some(
-                    rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-                        .map_err(|e| failed(pipe_id, "make a pipe", e))?,
-                );
+                pair.ends =
+                    Some(rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed(pipe_id, "make a pipe", e))?);
             }
         }
         if let Some(mut data) = cx.images.entries_optional(ImageKind::PipesData, None)? {
             while let Some((data, bytes)) = data.next_tailed::<PipeDataEntry>()? {
-                if let Some((_, writer)) =
-                    pipes.get(&data.pipe_id).and_then(|pair| pair.ends.as_ref())
-                {
-                    pipe_data::fill(
-                        cx.images,
-                        ImageKind::PipesData,
-                        writer.as_fd(),
-                        &data,
-                        &bytes,
-                    )?;
+                if let Some((_, writer)) = pipes.get(&data.pipe_id).and_then(|pair| pair.ends.as_ref()) {
+                    pipe_data::fill(cx.images, ImageKind::PipesData, writer.as_fd(), &data, &bytes)?;
                 }
             }
         }
@@ -133,10 +102,7 @@ impl Pair {
         let mut files = Vec::with_capacity(self.records.len());
         if let Some(given) = self.inherited {
             for record in self.records {
-                files.push((
-                    record.id,
-                    stand_in(&given, OFlags::from_bits_retain(record.flags))?,
-                ));
+                files.push((record.id, stand_in(&given, OFlags::from_bits_retain(record.flags))?));
             }
             return Ok(files);
         }
@@ -194,15 +160,10 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 16384).unwrap();
         rustix::fs::fcntl_setfl(&writer, OFlags::empty()).unwrap();
         rustix::io::write(&writer, b"in the pipe").unwrap();
-        let carried =
-            Carried::collect(&[&writer, &reader, &third]).build(RestoreOptions::default());
+        let carried = Carried::collect(&[&writer, &reader, &third]).build(RestoreOptions::default());
         let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
         let [new_writer, new_reader, new_third] = [0, 1, 2].map(|n| carried.file(n));
-        for (old, new) in [
-            (&writer, new_writer),
-            (&reader, new_reader),
-            (&third, new_third),
-        ] {
+        for (old, new) in [(&writer, new_writer), (&reader, new_reader), (&third, new_third)] {
             assert_eq!(flags(old), flags(new));
         }
         assert_eq!(rustix::pipe::fcntl_getpipe_size(new_reader).unwrap(), 16384);
@@ -232,10 +193,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (given_reader, given) = rustix::pipe::pipe().unwrap();
         let key = format!("pipe:[{}]", rustix::fs::fstat(&reader).unwrap().st_ino);
-        let options = RestoreOptions {
-            inherit_fds: vec![(given.as_raw_fd(), key)],
-            ..RestoreOptions::default()
-        };
+        let options = RestoreOptions { inherit_fds: vec![(given.as_raw_fd(), key)], ..RestoreOptions::default() };
         let carried = Carried::collect(&[&writer]).build(options);
         rustix::io::write(carried.file(0), b"out").unwrap();
         assert_eq!(rustix::io::read(&given_reader, &mut [0; 8]).unwrap(), 3);

@@ -42,11 +42,7 @@ struct Contents {
 /// its own. Never blocks if `flags` has `O_NONBLOCK` and is not write-only.
 pub(super) fn reopen(file: BorrowedFd<'_>, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::open(
-        path,
-        flags | OFlags::CLOEXEC | OFlags::NOCTTY,
-        Mode::empty(),
-    )
+    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::empty())
 }
 
 /// Writes down what stands in the pipe behind `file`.
@@ -64,11 +60,7 @@ pub(super) fn collect(
         errno,
         remedy,
     })?;
-    let entry = PipeDataEntry {
-        pipe_id,
-        bytes: contents.bytes.len() as u32,
-        size: Some(contents.size as u32),
-    };
+    let entry = PipeDataEntry { pipe_id, bytes: contents.bytes.len() as u32, size: Some(contents.size as u32) };
     images.append(kind, None, &entry, Some(&contents.bytes))?;
     if !contents.parts.is_empty() {
         images.write_json(&packets_name(kind, pipe_id), &contents.parts)?;
@@ -77,11 +69,7 @@ pub(super) fn collect(
 }
 
 fn packets_name(kind: ImageKind, pipe_id: u32) -> String {
-    let what = if kind == ImageKind::FifoData {
-        "fifo"
-    } else {
-        "pipe"
-    };
+    let what = if kind == ImageKind::FifoData { "fifo" } else { "pipe" };
     format!("{what}-packets-{pipe_id}")
 }
 
@@ -94,27 +82,18 @@ pub(super) fn fill(
     bytes: &[u8],
 ) -> Result<()> {
     let object = || Object::Other(format!("pipe {:#x}", entry.pipe_id));
-    set_size(file, entry.size.map_or(DEFAULT_SIZE, |size| size as usize)).map_err(|errno| {
-        Error::Kernel {
-            object: object(),
-            action: format!("make it {} bytes large", entry.size.unwrap_or_default()),
-            errno,
-            remedy: "raise /proc/sys/fs/pipe-max-size to what it was where the image was made",
-        }
+    set_size(file, entry.size.map_or(DEFAULT_SIZE, |size| size as usize)).map_err(|errno| Error::Kernel {
+        object: object(),
+        action: format!("make it {} bytes large", entry.size.unwrap_or_default()),
+        errno,
+        remedy: "raise /proc/sys/fs/pipe-max-size to what it was where the image was made",
     })?;
     if bytes.is_empty() {
         return Ok(());
     }
-    let parts = images
-        .read_json(&packets_name(kind, entry.pipe_id))?
-        .unwrap_or_default();
-    write(file, bytes, parts).map_err(|errno| {
-        Error::kernel(
-            object(),
-            format!("fill it with {} bytes", bytes.len()),
-            errno,
-        )
-    })
+    let parts = images.read_json(&packets_name(kind, entry.pipe_id))?.unwrap_or_default();
+    write(file, bytes, parts)
+        .map_err(|errno| Error::kernel(object(), format!("fill it with {} bytes", bytes.len()), errno))
 }
 
 fn set_size(file: BorrowedFd<'_>, size: usize) -> std::result::Result<(), Errno> {
@@ -124,36 +103,21 @@ fn set_size(file: BorrowedFd<'_>, size: usize) -> std::result::Result<(), Errno>
     Ok(())
 }
 
-fn write(
-    file: BorrowedFd<'_>,
-    bytes: &[u8],
-    mut parts: Vec<Part>,
-) -> std::result::Result<(), Errno> {
+fn write(file: BorrowedFd<'_>, bytes: &[u8], mut parts: Vec<Part>) -> std::result::Result<(), Errno> {
     if parts.iter().map(|part| part.len).sum::<usize>() != bytes.len() {
-        parts = vec![Part {
-            packet: false,
-            len: bytes.len(),
-        }];
+        parts = vec![Part { packet: false, len: bytes.len() }];
     }
     let filler = reopen(file, OFlags::WRONLY | OFlags::NONBLOCK)?;
     let mut rest = bytes;
     for (at, part) in parts.iter().enumerate() {
-        let mode = if part.packet {
-            OFlags::DIRECT
-        } else {
-            OFlags::empty()
-        };
+        let mode = if part.packet { OFlags::DIRECT } else { OFlags::empty() };
         rustix::fs::fcntl_setfl(&filler, OFlags::NONBLOCK | mode)?;
         let (mut now, later) = rest.split_at(part.len);
         // A packet is merged into the page of plain bytes before it if there is
         // room; bytes that came by tee(2) are not merged with.
         let apart = !part.packet && parts.get(at + 1).is_some_and(|next| next.packet);
         while !now.is_empty() {
-            let written = if apart {
-                write_apart(&filler, now)?
-            } else {
-                rustix::io::write(&filler, now)?
-            };
+            let written = if apart { write_apart(&filler, now)? } else { rustix::io::write(&filler, now)? };
             now = &now[written..];
         }
         rest = later;
@@ -172,11 +136,7 @@ fn write_apart(pipe: &OwnedFd, bytes: &[u8]) -> std::result::Result<usize, Errno
 fn read(file: BorrowedFd<'_>) -> std::result::Result<Contents, Errno> {
     let size = rustix::pipe::fcntl_getpipe_size(reading(file)?.as_fd())?;
     let waiting = rustix::io::ioctl_fionread(reading(file)?.as_fd())? as usize;
-    let mut contents = Contents {
-        size,
-        bytes: Vec::with_capacity(waiting),
-        parts: Vec::new(),
-    };
+    let mut contents = Contents { size, bytes: Vec::with_capacity(waiting), parts: Vec::new() };
     if waiting == 0 {
         return Ok(contents);
     }
@@ -267,19 +227,13 @@ fn parts_of(
             take(&probe, 1)?;
             plain(if last { len } else { len - 1 });
             if !last {
-                parts.push(Part {
-                    packet: true,
-                    len: 1,
-                });
+                parts.push(Part { packet: true, len: 1 });
             }
             continue;
         }
         let head = plain_head(copy_of(source, size)?, &segments[..at], len)?;
         plain(head);
-        parts.push(Part {
-            packet: true,
-            len: len - head,
-        });
+        parts.push(Part { packet: true, len: len - head });
     }
     Ok(parts)
 }
@@ -311,23 +265,10 @@ mod tests {
     #[test]
     fn plain_bytes_and_packets_behind_each_other_are_told_apart() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let lens = [
-            (true, 3),
-            (true, 1),
-            (false, 4096),
-            (true, 2),
-            (false, 4094),
-            (true, 4),
-            (true, 4096),
-            (false, 7),
-        ];
+        let lens = [(true, 3), (true, 1), (false, 4096), (true, 2), (false, 4094), (true, 4), (true, 4096), (false, 7)];
         let mut wanted: Vec<Part> = lens.map(|(packet, len)| Part { packet, len }).to_vec();
         for (packet, len) in lens {
-            let mode = if packet {
-                OFlags::DIRECT
-            } else {
-                OFlags::empty()
-            };
+            let mode = if packet { OFlags::DIRECT } else { OFlags::empty() };
             rustix::fs::fcntl_setfl(&writer, mode).unwrap();
             rustix::io::write(&writer, &vec![len as u8; len]).unwrap();
         }
@@ -353,13 +294,6 @@ mod tests {
         rustix::io::write(&writer, &bytes).unwrap();
         rustix::io::read(&reader, &mut [0; 100]).unwrap();
         let contents = read(reader.as_fd()).unwrap();
-        assert_eq!(
-            contents,
-            Contents {
-                size: 8192,
-                bytes: bytes[100..].to_vec(),
-                parts: Vec::new()
-            }
-        );
+        assert_eq!(contents, Contents { size: 8192, bytes: bytes[100..].to_vec(), parts: Vec::new() });
     }
 }

@@ -50,8 +50,7 @@ impl FileKind for Regular {
         match FileType::from_raw_mode(file.stat.st_mode) {
             FileType::RegularFile | FileType::Directory | FileType::BlockDevice => true,
             FileType::CharacterDevice => {
-                !matches!(file.info.details, Details::Tun { .. })
-                    && rustix::termios::tcgetattr(file.file).is_err()
+                !matches!(file.info.details, Details::Tun { .. }) && rustix::termios::tcgetattr(file.file).is_err()
             }
             _ => false,
         }
@@ -66,11 +65,7 @@ impl FileKind for Regular {
             link: file.link_bytes(),
             flags: file.flags(),
         };
-        let pos = if is_path_only(file.flags()) {
-            0
-        } else {
-            file.info.pos as u64
-        };
+        let pos = if is_path_only(file.flags()) { 0 } else { file.info.pos as u64 };
         record(cx, &subject, id, pos, file.owner()?)
     }
 
@@ -81,11 +76,7 @@ impl FileKind for Regular {
             check_size(&file, reg)?;
             if reg.pos != 0 {
                 rustix::fs::seek(&file, SeekFrom::Start(reg.pos)).map_err(|e| {
-                    Error::kernel(
-                        regular_path::object_of(reg),
-                        format!("set its position to {}", reg.pos),
-                        e,
-                    )
+                    Error::kernel(regular_path::object_of(reg), format!("set its position to {}", reg.pos), e)
                 })?;
             }
             apply_status_flags(file.as_fd(), reg.id, reg.flags)?;
@@ -95,10 +86,7 @@ impl FileKind for Regular {
     }
 
     fn needs_processes(&self, entry: &FileEntry) -> bool {
-        entry
-            .reg
-            .as_ref()
-            .is_some_and(|reg| regular_path::pid_in(&reg.name).is_some())
+        entry.reg.as_ref().is_some_and(|reg| regular_path::pid_in(&reg.name).is_some())
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
@@ -110,18 +98,9 @@ impl FileKind for Regular {
 /// its id. `link` names it below `/proc/PID`: `exe`, `cwd`, `root`,
 /// `map_files/START-END`; `flags` are those to open it with. Files already
 /// written down with the same path and flags are not written again.
-pub fn collect_path(
-    cx: &mut Collect<'_>,
-    task: &proc::Task,
-    pid: i32,
-    link: &str,
-    flags: u32,
-) -> Result<u32> {
+pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &str, flags: u32) -> Result<u32> {
     let target = task.link(link)?.into_os_string();
-    let object = Object::Other(format!(
-        "process {pid}, {link} ({})",
-        target.to_string_lossy()
-    ));
+    let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
     let file = task.open_file(link, OFlags::PATH)?;
     let stat = rustix::fs::fstat(&file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
     let link = std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str());
@@ -135,14 +114,7 @@ pub fn collect_path(
         return Ok(id);
     }
     let id = cx.new_id();
-    let subject = Subject {
-        object,
-        task,
-        file: file.as_fd(),
-        stat,
-        link,
-        flags,
-    };
+    let subject = Subject { object, task, file: file.as_fd(), stat, link, flags };
     let entry = record(cx, &subject, id, 0, FownEntry::default())?;
     cx.images.append(ImageKind::Files, None, &entry, None)?;
     cx.regular.paths.insert(key, id);
@@ -150,13 +122,7 @@ pub fn collect_path(
 }
 
 /// The record of a file; its contents too where no path leads to it.
-fn record(
-    cx: &mut Collect<'_>,
-    subject: &Subject<'_>,
-    id: u32,
-    pos: u64,
-    fown: FownEntry,
-) -> Result<FileEntry> {
+fn record(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, pos: u64, fown: FownEntry) -> Result<FileEntry> {
     let kind = FileType::from_raw_mode(subject.stat.st_mode);
     if kind == FileType::CharacterDevice && !is_path_only(subject.flags) {
         check_stateless(subject)?;
@@ -173,21 +139,14 @@ fn record(
         mode: Some(subject.stat.st_mode),
         ..RegFileEntry::default()
     };
-    Ok(FileEntry {
-        r#type: FdTypes::Reg as i32,
-        id,
-        reg: Some(reg),
-        ..FileEntry::default()
-    })
+    Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
 }
 
 fn part(entry: &FileEntry) -> Result<&RegFileEntry> {
-    entry.reg.as_ref().ok_or_else(|| {
-        Error::bad_image(
-            "files.img",
-            format!("file {:#x} has the type of a path, but none", entry.id),
-        )
-    })
+    entry
+        .reg
+        .as_ref()
+        .ok_or_else(|| Error::bad_image("files.img", format!("file {:#x} has the type of a path, but none", entry.id)))
 }
 
 /// Whether it was opened with `O_PATH`.
@@ -204,9 +163,7 @@ fn check_stateless(subject: &Subject<'_>) -> Result<()> {
         (1, _) | (10, 183 | 237) => Ok(()),
         (major, minor) => Err(Error::unsupported(
             subject.object.clone(),
-            format!(
-                "the driver of character device {major}:{minor} keeps state that cannot be read"
-            ),
+            format!("the driver of character device {major}:{minor} keeps state that cannot be read"),
             "close it before the checkpoint",
         )),
     }
@@ -219,15 +176,10 @@ fn check_size(file: &OwnedFd, reg: &RegFileEntry) -> Result<()> {
     };
     let object = || regular_path::object_of(reg);
     let stat = rustix::fs::fstat(file).map_err(|e| Error::kernel(object(), "stat it", e))?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && (stat.st_size as u64) < recorded
-    {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && (stat.st_size as u64) < recorded {
         return Err(Error::unsupported(
             object(),
-            format!(
-                "it has {} bytes now, but had {recorded} at the checkpoint",
-                stat.st_size
-            ),
+            format!("it has {} bytes now, but had {recorded} at the checkpoint", stat.st_size),
             "bring back the file as it was at the checkpoint",
         ));
     }

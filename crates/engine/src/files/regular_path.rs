@@ -40,11 +40,7 @@ const DELETED: &[u8] = b" (deleted)";
 
 /// The path to record for a file. If it does not lead to the file, the file is
 /// carried as a ghost or given a temporary link, as what `id` stands for.
-pub(super) fn recorded_name(
-    cx: &mut Collect<'_>,
-    subject: &Subject<'_>,
-    id: u32,
-) -> Result<Vec<u8>> {
+pub(super) fn recorded_name(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32) -> Result<Vec<u8>> {
     let leads = where_leads(subject)?;
     if leads == Leads::ToIt {
         return Ok(subject.link.to_vec());
@@ -84,53 +80,31 @@ fn where_leads(subject: &Subject<'_>) -> Result<Leads> {
         }
         Ok(_) => Ok(Leads::Elsewhere),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(Leads::Nowhere),
-        Err(errno) => Err(Error::kernel(
-            subject.object.clone(),
-            "look up its path",
-            errno,
-        )),
+        Err(errno) => Err(Error::kernel(subject.object.clone(), "look up its path", errno)),
     }
 }
 
 /// The pid in a path below /proc.
 pub(super) fn pid_in(path: &[u8]) -> Option<i32> {
     let rest = path.strip_prefix(b"/proc/")?;
-    let end = rest
-        .iter()
-        .position(|byte| !byte.is_ascii_digit())
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(rest.len());
     std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
 /// Opens a path that the kernel showed us for a file of the process, without
 /// following a link at its end. Such a path begins at our root, or if the
 /// process is in another mount namespace, at the root of that.
-pub(super) fn open_as_seen_by(
-    task: &Task,
-    path: &[u8],
-    flags: OFlags,
-) -> std::result::Result<OwnedFd, Errno> {
+pub(super) fn open_as_seen_by(task: &Task, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
     let theirs = rustix::fs::statat(task.dir(), "ns/mnt", AtFlags::empty())?;
     if ours.st_ino == theirs.st_ino {
         return rustix::fs::openat(CWD, path, flags, Mode::empty());
     }
-    let root = rustix::fs::openat(
-        task.dir(),
-        "root",
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let root_path = task
-        .link("root")
-        .map_err(|e| e.errno().unwrap_or(Errno::IO))?;
+    let root = rustix::fs::openat(task.dir(), "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let root_path = task.link("root").map_err(|e| e.errno().unwrap_or(Errno::IO))?;
     let root_path = root_path.as_os_str().as_bytes();
-    let below = if root_path == b"/" {
-        path
-    } else {
-        path.strip_prefix(root_path).unwrap_or(path)
-    };
+    let below = if root_path == b"/" { path } else { path.strip_prefix(root_path).unwrap_or(path) };
     rustix::fs::openat2(&root, below, flags, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
@@ -142,8 +116,7 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
         if let Some(original) = ghost::original(cx, reg.id) {
             return Ok(original);
         }
-        return reopen(ghost.as_fd(), flags)
-            .map_err(|e| Error::kernel(object(), "open it again", e));
+        return reopen(ghost.as_fd(), flags).map_err(|e| Error::kernel(object(), "open it again", e));
     }
     let failed = |errno| Error::Kernel {
         object: object(),
@@ -159,10 +132,7 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
     if let Some(mode) = reg.mode {
         let found = open_in_root(cx, &reg.name, OFlags::PATH | OFlags::NOFOLLOW).map_err(failed)?;
         let found = rustix::fs::fstat(&found).map_err(failed)?.st_mode;
-        let (is, was) = (
-            FileType::from_raw_mode(found),
-            FileType::from_raw_mode(mode),
-        );
+        let (is, was) = (FileType::from_raw_mode(found), FileType::from_raw_mode(mode));
         if is != was {
             return Err(Error::unsupported(
                 object(),
@@ -194,11 +164,7 @@ fn open_in_root(cx: &Build<'_>, name: &[u8], flags: OFlags) -> std::result::Resu
     let Some(root) = &cx.options.root else {
         return rustix::fs::openat(CWD, name, flags, Mode::empty());
     };
-    let root = rustix::fs::open(
-        root,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::fs::openat2(&root, name, flags, Mode::empty(), ResolveFlags::IN_ROOT)
 }
 
@@ -206,11 +172,7 @@ fn open_in_root(cx: &Build<'_>, name: &[u8], flags: OFlags) -> std::result::Resu
 pub(super) fn reopen(file: BorrowedFd<'_>, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     // The link of /proc has to be followed, whatever the record says.
     let flags = (flags - OFlags::NOFOLLOW) | OFlags::CLOEXEC;
-    rustix::fs::open(
-        format!("/proc/self/fd/{}", file.as_raw_fd()),
-        flags,
-        Mode::empty(),
-    )
+    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty())
 }
 
 /// For messages.

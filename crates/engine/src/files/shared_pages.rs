@@ -19,34 +19,21 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 
 /// Writes what the file holds in its first `size` bytes under `id`. The file's
 /// position is moved: it must be an open file of ours alone.
-pub(super) fn write(
-    cx: &mut Collect<'_>,
-    id: u32,
-    file: &File,
-    size: u64,
-    object: &Object,
-) -> Result<()> {
+pub(super) fn write(cx: &mut Collect<'_>, id: u32, file: &File, size: u64, object: &Object) -> Result<()> {
     let pages_id = cx.new_pages_id();
-    let mut map =
-        PagemapWriter::create(cx.images, ImageKind::ShmemPagemap, u64::from(id), pages_id)?;
+    let mut map = PagemapWriter::create(cx.images, ImageKind::ShmemPagemap, u64::from(id), pages_id)?;
     let mut pages = cx.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
     let mut buffer = vec![0; PIECE as usize];
     let mut at = 0;
     while let Some((data, hole)) = next_data(file, at, size, object)? {
-        let (mut from, end) = (
-            data / PAGE_SIZE * PAGE_SIZE,
-            hole.next_multiple_of(PAGE_SIZE),
-        );
+        let (mut from, end) = (data / PAGE_SIZE * PAGE_SIZE, hole.next_multiple_of(PAGE_SIZE));
         map.push(from, (end - from) / PAGE_SIZE, PageFlags::PRESENT)?;
         while from < end {
             let piece = &mut buffer[..PIECE.min(end - from) as usize];
             let there = (size.saturating_sub(from)).min(piece.len() as u64) as usize;
-            file.read_exact_at(&mut piece[..there], from)
-                .map_err(failed(object, "read its contents"))?;
+            file.read_exact_at(&mut piece[..there], from).map_err(failed(object, "read its contents"))?;
             piece[there..].fill(0);
-            pages
-                .write_all(piece)
-                .map_err(failed(object, "write its contents to the image"))?;
+            pages.write_all(piece).map_err(failed(object, "write its contents to the image"))?;
             from += piece.len() as u64;
         }
         at = end;
@@ -79,10 +66,7 @@ pub(super) fn read(
     object: &Object,
     mut put: impl FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<()> {
-    if images
-        .entries_optional(ImageKind::ShmemPagemap, u64::from(id))?
-        .is_none()
-    {
+    if images.entries_optional(ImageKind::ShmemPagemap, u64::from(id))?.is_none() {
         return Ok(());
     }
     let map = Pagemap::read(images, ImageKind::ShmemPagemap, u64::from(id))?;
@@ -93,18 +77,13 @@ pub(super) fn read(
     for run in map.runs() {
         let Some(offset) = run.offset else {
             let file = format!("pagemap-shmem-{id}.img");
-            return Err(Error::bad_image(
-                file,
-                format!("the page at {:#x} is not in this image", run.vaddr),
-            ));
+            return Err(Error::bad_image(file, format!("the page at {:#x} is not in this image", run.vaddr)));
         };
         let len = run.end().min(size).saturating_sub(run.vaddr);
         let mut done = 0;
         while done < len {
             let piece = &mut buffer[..PIECE.min(len - done) as usize];
-            pages
-                .read_exact_at(piece, offset + done)
-                .map_err(failed(object, "read its contents from the image"))?;
+            pages.read_exact_at(piece, offset + done).map_err(failed(object, "read its contents from the image"))?;
             put(piece, run.vaddr + done)?;
             done += piece.len() as u64;
         }

@@ -29,29 +29,14 @@ impl FileKind for SignalFd {
         let Details::SignalFd { mask } = file.info.details else {
             return Err(file.unexpected(self.name()));
         };
-        let sgfd = SignalfdEntry {
-            id,
-            flags: file.flags(),
-            fown: file.owner()?,
-            sigmask: mask,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Signalfd as i32,
-            id,
-            sgfd: Some(sgfd),
-            ..FileEntry::default()
-        })
+        let sgfd = SignalfdEntry { id, flags: file.flags(), fown: file.owner()?, sigmask: mask };
+        Ok(FileEntry { r#type: FdTypes::Signalfd as i32, id, sgfd: Some(sgfd), ..FileEntry::default() })
     }
 
     fn build(&self, _cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let sgfd = entry.sgfd.ok_or_else(|| Build::lacks(entry, self.name()))?;
-        let file = signal::signalfd(sgfd.sigmask).map_err(|e| {
-            Error::kernel(
-                Object::File(entry.id, "signalfd".into()),
-                "make a signalfd",
-                e,
-            )
-        })?;
+        let file = signal::signalfd(sgfd.sigmask)
+            .map_err(|e| Error::kernel(Object::File(entry.id, "signalfd".into()), "make a signalfd", e))?;
         apply_status_flags(file.as_fd(), entry.id, sgfd.flags)?;
         Ok(file)
     }

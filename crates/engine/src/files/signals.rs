@@ -14,32 +14,15 @@ const O_ASYNC: u32 = libc::O_ASYNC as u32;
 /// Sets `O_ASYNC` on the files that had it. Signal owners must be set, and
 /// nothing may happen to these files any more.
 pub fn enable(cx: &mut Settle<'_>) -> Result<()> {
-    let wanted: Vec<u32> = cx
-        .records
-        .values()
-        .filter(|e| flags_of(cx, e) & O_ASYNC != 0)
-        .map(|e| e.id)
-        .collect();
+    let wanted: Vec<u32> = cx.records.values().filter(|e| flags_of(cx, e) & O_ASYNC != 0).map(|e| e.id).collect();
     for id in wanted {
         let (Some(file), Some((pid, number))) = (cx.built.get(&id), cx.holder(id)) else {
             continue;
         };
-        let flags = rustix::fs::fcntl_getfl(file).map_err(|e| {
-            Error::kernel(
-                Object::File(id, "status flags".into()),
-                "read its status flags",
-                e,
-            )
-        })?;
+        let flags = rustix::fs::fcntl_getfl(file)
+            .map_err(|e| Error::kernel(Object::File(id, "status flags".into()), "read its status flags", e))?;
         let mut batch = Batch::new();
-        batch.call(
-            libc::SYS_fcntl,
-            [
-                number.into(),
-                libc::F_SETFL.into(),
-                (flags.bits() | O_ASYNC).into(),
-            ],
-        );
+        batch.call(libc::SYS_fcntl, [number.into(), libc::F_SETFL.into(), (flags.bits() | O_ASYNC).into()]);
         cx.run_in(pid, &mut batch)?;
     }
     Ok(())
@@ -47,17 +30,10 @@ pub fn enable(cx: &mut Settle<'_>) -> Result<()> {
 
 /// The open flags in a record; those of a FIFO stand with its path.
 fn flags_of(cx: &Settle<'_>, entry: &FileEntry) -> u32 {
-    let path = entry
-        .fifo
-        .and_then(|fifo| cx.records.get(&fifo.regf_id?)?.reg.as_ref())
-        .map(|reg| reg.flags);
+    let path = entry.fifo.and_then(|fifo| cx.records.get(&fifo.regf_id?)?.reg.as_ref()).map(|reg| reg.flags);
     let all = [
         path,
-        entry
-            .reg
-            .as_ref()
-            .filter(|_| cx.holder(entry.id).is_some())
-            .map(|r| r.flags),
+        entry.reg.as_ref().filter(|_| cx.holder(entry.id).is_some()).map(|r| r.flags),
         entry.isk.as_ref().map(|r| r.flags),
         entry.psk.as_ref().map(|r| r.flags),
         entry.nlsk.as_ref().map(|r| r.flags),

@@ -39,28 +39,12 @@ impl Carried {
             let twin = file.try_clone_to_owned().unwrap();
             ids.push(cx.descriptor(&task, pids[0], file.as_raw_fd(), &twin)?.id);
         }
-        dump.write_one(ImageKind::Inventory, None, &InventoryEntry::default())
-            .unwrap();
-        dump.commit(CommitOptions {
-            durability: Durability::Relaxed,
-            ..CommitOptions::default()
-        })
-        .unwrap();
+        dump.write_one(ImageKind::Inventory, None, &InventoryEntry::default()).unwrap();
+        dump.commit(CommitOptions { durability: Durability::Relaxed, ..CommitOptions::default() }).unwrap();
         let images = ImageDir::open(dir.path()).unwrap();
-        let records = images
-            .read_all::<FileEntry>(ImageKind::Files, None)
-            .unwrap();
-        let records = records
-            .into_iter()
-            .map(|record| (record.id, record))
-            .collect();
-        Ok(Carried {
-            _dir: dir,
-            images,
-            ids,
-            records,
-            built: HashMap::new(),
-        })
+        let records = images.read_all::<FileEntry>(ImageKind::Files, None).unwrap();
+        let records = records.into_iter().map(|record| (record.id, record)).collect();
+        Ok(Carried { _dir: dir, images, ids, records, built: HashMap::new() })
     }
 
     /// Builds all of them again.
@@ -84,27 +68,14 @@ impl Carried {
         let options = RestoreOptions::default();
         let mut places: HashMap<u32, Vec<(i32, i32)>> = HashMap::new();
         for (&id, &number) in self.ids.iter().zip(numbers) {
-            places
-                .entry(id)
-                .or_default()
-                .push((std::process::id() as i32, number));
+            places.entry(id).or_default().push((std::process::id() as i32, number));
         }
         let (images, records, built) = (&self.images, &self.records, &self.built);
         let mut hands = BTreeMap::new();
-        let mut cx = Settle {
-            options: &options,
-            images,
-            hands: &mut hands,
-            places: &places,
-            records,
-            built,
-        };
+        let mut cx = Settle { options: &options, images, hands: &mut hands, places: &places, records, built };
         for (id, record) in records {
             if let Some(file) = built.get(id) {
-                Build::kind(record)
-                    .unwrap()
-                    .settle(&mut cx, record, file.as_fd())
-                    .unwrap();
+                Build::kind(record).unwrap().settle(&mut cx, record, file.as_fd()).unwrap();
             }
         }
     }

@@ -59,10 +59,7 @@ impl Watched<'_> {
         Ok(FhEntry {
             bytes: bytes.len() as u32,
             r#type: self.handle.map_or(0, |handle| handle.kind as u32),
-            handle: padded
-                .chunks_exact(8)
-                .map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()))
-                .collect(),
+            handle: padded.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect(),
             path: Some(path.into_os_string().into_vec()),
             mnt_id: None,
         })
@@ -72,15 +69,11 @@ impl Watched<'_> {
         let file = self.find(task)?.ok_or_else(|| {
             Error::unsupported(
                 object.clone(),
-                format!(
-                    "no path was found of inode {} of device {:#x}, which it watches",
-                    self.ino, self.sdev
-                ),
+                format!("no path was found of inode {} of device {:#x}, which it watches", self.ino, self.sdev),
                 "let the workload remove the watch before the checkpoint",
             )
         })?;
-        let failed =
-            |e| Error::kernel(object.clone(), "find the path of a file that it watches", e);
+        let failed = |e| Error::kernel(object.clone(), "find the path of a file that it watches", e);
         let path = link_of(&file).map_err(failed)?;
         if rustix::fs::fstat(&file).map_err(failed)?.st_nlink == 0
             || path.as_os_str().as_bytes().ends_with(b"//deleted")
@@ -97,19 +90,10 @@ impl Watched<'_> {
     /// An `O_PATH` descriptor of it, reached through the mounts of `task`.
     fn find(&self, task: &Task) -> Result<Option<OwnedFd>> {
         let root = task.open_file("root", OFlags::PATH | OFlags::DIRECTORY)?;
-        let mounts: Vec<MountInfo> = task
-            .mountinfo()?
-            .into_iter()
-            .filter(|mount| mount.dev == split_sdev(self.sdev))
-            .collect();
+        let mounts: Vec<MountInfo> =
+            task.mountinfo()?.into_iter().filter(|mount| mount.dev == split_sdev(self.sdev)).collect();
         let open = |path: &Path, flags: OFlags| {
-            rustix::fs::openat2(
-                &root,
-                path,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::IN_ROOT,
-            )
+            rustix::fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
         };
         // Opening for real is an event to those who watch the mount's root: not if it is the one.
         for mount in &mounts {
@@ -120,13 +104,8 @@ impl Watched<'_> {
         }
         for mount in &mounts {
             let Some(handle) = self.handle else { break };
-            let anchor = open(
-                &mount.mount_point,
-                OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
-            );
-            let found = anchor.and_then(|anchor| {
-                open_by_handle_at(&anchor, handle, OFlags::PATH | OFlags::CLOEXEC)
-            });
+            let anchor = open(&mount.mount_point, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY);
+            let found = anchor.and_then(|anchor| open_by_handle_at(&anchor, handle, OFlags::PATH | OFlags::CLOEXEC));
             if let Ok(file) = found
                 && self.has_a_path(&file, &root)
             {
@@ -152,26 +131,16 @@ impl Watched<'_> {
             return false;
         };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let as_seen_by_it =
-            rustix::fs::openat2(root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+        let as_seen_by_it = rustix::fs::openat2(root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
         let as_seen_by_us = || rustix::fs::openat(CWD, &path, flags, Mode::empty());
-        as_seen_by_it.is_ok_and(|f| self.is(f.as_fd()))
-            || as_seen_by_us().is_ok_and(|f| self.is(f.as_fd()))
+        as_seen_by_it.is_ok_and(|f| self.is(f.as_fd())) || as_seen_by_us().is_ok_and(|f| self.is(f.as_fd()))
     }
 
     /// Looks for it below a mount point, breadth first.
     fn search(&self, task: &Task, mount: &MountInfo, root: &OwnedFd) -> Option<OwnedFd> {
         let top = format!("/proc/self/fd/{}", root.as_raw_fd());
-        let below = mount
-            .mount_point
-            .strip_prefix("/")
-            .unwrap_or(&mount.mount_point);
-        tracing::debug!(
-            "searching {} ({}) for inode {}",
-            mount.mount_point.display(),
-            task.path(),
-            self.ino
-        );
+        let below = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
+        tracing::debug!("searching {} ({}) for inode {}", mount.mount_point.display(), task.path(), self.ino);
         // Overlayfs lists the numbers of the layers' inodes, not its own.
         let numbers_lie = mount.fs_type == b"overlay";
         let mut queue = VecDeque::from([Path::new(&top).join(below)]);
@@ -186,11 +155,8 @@ impl Watched<'_> {
                 }
                 let path = entry.path();
                 if (numbers_lie || entry.ino() == self.ino)
-                    && let Ok(file) = rustix::fs::open(
-                        &path,
-                        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                        Mode::empty(),
-                    )
+                    && let Ok(file) =
+                        rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
                     && self.is(file.as_fd())
                 {
                     return Some(file);
@@ -206,47 +172,23 @@ impl Watched<'_> {
 
 fn link_of(file: &OwnedFd) -> std::result::Result<PathBuf, Errno> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
-    Ok(PathBuf::from(std::ffi::OsString::from_vec(
-        link.into_bytes(),
-    )))
+    Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
 }
 
 /// Opens (`O_PATH`) the file of a record: by its path, or where there is none,
 /// as in some of CRIU's, by its handle.
-pub(super) fn open(
-    cx: &mut Build<'_>,
-    id: u32,
-    sdev: u32,
-    ino: u64,
-    record: &FhEntry,
-) -> Result<OwnedFd> {
+pub(super) fn open(cx: &mut Build<'_>, id: u32, sdev: u32, ino: u64, record: &FhEntry) -> Result<OwnedFd> {
     if let Some(path) = &record.path {
         let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits();
         return regular_path::open_recorded(
             cx,
-            &RegFileEntry {
-                id,
-                flags,
-                name: path.clone(),
-                ..RegFileEntry::default()
-            },
+            &RegFileEntry { id, flags, name: path.clone(), ..RegFileEntry::default() },
         );
     }
-    let mut bytes: Vec<u8> = record
-        .handle
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
+    let mut bytes: Vec<u8> = record.handle.iter().flat_map(|word| word.to_le_bytes()).collect();
     bytes.truncate(record.bytes as usize);
-    let handle = FileHandle {
-        kind: record.r#type as i32,
-        bytes,
-    };
-    let watched = Watched {
-        sdev,
-        ino,
-        handle: (!handle.bytes.is_empty()).then_some(&handle),
-    };
+    let handle = FileHandle { kind: record.r#type as i32, bytes };
+    let watched = Watched { sdev, ino, handle: (!handle.bytes.is_empty()).then_some(&handle) };
     watched.find(&Task::current()?)?.ok_or_else(|| {
         Error::unsupported(
             Object::File(id, format!("watch of inode {ino} of device {sdev:#x}")),
@@ -275,25 +217,13 @@ mod tests {
         let stat = rustix::fs::fstat(&file).unwrap();
         let sdev = rustix::fs::major(stat.st_dev) << 20 | rustix::fs::minor(stat.st_dev);
         let (handle, _) = name_to_handle_at(&file, c"", AtFlags::EMPTY_PATH).unwrap();
-        let watched = Watched {
-            sdev,
-            ino: stat.st_ino,
-            handle: Some(&handle),
-        };
+        let watched = Watched { sdev, ino: stat.st_ino, handle: Some(&handle) };
         let task = Task::current().unwrap();
         let object = Object::Other("test".into());
         assert_eq!(watched.path(&task, &object).unwrap(), path);
-        let mount = MountInfo {
-            mount_point: dir.path().into(),
-            ..task.mountinfo().unwrap()[0].clone()
-        };
+        let mount = MountInfo { mount_point: dir.path().into(), ..task.mountinfo().unwrap()[0].clone() };
         let root = task.open_file("root", OFlags::PATH).unwrap();
-        let found = Watched {
-            handle: None,
-            ..watched
-        }
-        .search(&task, &mount, &root)
-        .unwrap();
+        let found = Watched { handle: None, ..watched }.search(&task, &mount, &root).unwrap();
         assert_eq!(link_of(&found).unwrap(), path);
         std::fs::remove_file(&path).unwrap();
         let error = watched.path(&task, &object).unwrap_err();

@@ -168,17 +168,9 @@ struct Contents {
 impl Contents {
     fn read(images: &ImageDir, pid: i32, extras: Extras) -> Result<Self> {
         let map = Pagemap::read(images, ImageKind::Pagemap, pid as u64)?;
-        let mut runs: Vec<_> = map
-            .runs()
-            .iter()
-            .filter_map(|r| Some((r.vaddr, r.len(), r.offset?)))
-            .collect();
+        let mut runs: Vec<_> = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?))).collect();
         runs.sort_unstable();
-        Ok(Contents {
-            pages_id: map.pages_id(),
-            runs,
-            extras,
-        })
+        Ok(Contents { pages_id: map.pages_id(), runs, extras })
     }
 
     /// Whether pages have to be written into a mapping before it gets its
@@ -189,9 +181,7 @@ impl Contents {
         let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
         let next = self.runs.partition_point(|r| r.0 + r.1 <= vma.start);
         let has_pages = self.runs.get(next).is_some_and(|r| r.0 < vma.end);
-        vma.status & status::REGULAR != 0
-            && private
-            && (has_pages || self.extras.was_writable(vma.start))
+        vma.status & status::REGULAR != 0 && private && (has_pages || self.extras.was_writable(vma.start))
     }
 }
 
@@ -199,12 +189,7 @@ fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
 }
 
-fn map_all(
-    hand: &mut Hand,
-    vmas: &[VmaEntry],
-    numbers: &HashMap<Backing, i32>,
-    contents: &Contents,
-) -> Result<()> {
+fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, contents: &Contents) -> Result<()> {
     let mut b = Batch::new();
     for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
         if vma.status & status::AIORING != 0 {
@@ -218,11 +203,7 @@ fn map_all(
             Some(back) => i64::from(numbers[&back]),
             None => -1,
         };
-        let prot = if contents.fill(vma) {
-            vma.prot | READ_WRITE
-        } else {
-            vma.prot
-        };
+        let prot = if contents.fill(vma) { vma.prot | READ_WRITE } else { vma.prot };
         // Locked memory is locked at the end, when it is filled; a file stands for shared memory here.
         let mut flags = vma.flags & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
         if number >= 0 {
@@ -250,56 +231,30 @@ fn map_all(
 
 /// Reads the private pages into place, by the process itself: one copy, out of
 /// the page cache.
-fn fill(
-    hand: &mut Hand,
-    service: &Service,
-    files: &Build<'_>,
-    vmas: &[VmaEntry],
-    contents: &Contents,
-) -> Result<()> {
+fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
     if contents.runs.is_empty() {
         return Ok(());
     }
-    let pages = files
-        .images
-        .open_raw(ImageKind::Pages, u64::from(contents.pages_id))?;
+    let pages = files.images.open_raw(ImageKind::Pages, u64::from(contents.pages_id))?;
     let number = service.give(hand, &[pages.as_fd()])?[0];
     // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
-    let vdso: Vec<(u64, u64)> = vmas
-        .iter()
-        .filter(|v| v.status & status::VDSO != 0)
-        .map(|v| (v.start, v.end))
-        .collect();
-    let wanted: Vec<(u64, u64, u64)> = contents
-        .runs
-        .iter()
-        .filter(|r| !vdso.iter().any(|v| r.0 >= v.0 && r.0 < v.1))
-        .copied()
-        .collect();
+    let vdso: Vec<(u64, u64)> =
+        vmas.iter().filter(|v| v.status & status::VDSO != 0).map(|v| (v.start, v.end)).collect();
+    let wanted: Vec<(u64, u64, u64)> =
+        contents.runs.iter().filter(|r| !vdso.iter().any(|v| r.0 >= v.0 && r.0 < v.1)).copied().collect();
     let mut b = Batch::new();
     let mut expected = Vec::new();
     let mut rest = wanted.as_slice();
     while let Some(&(_, _, offset)) = rest.first() {
         // Runs that lie one behind the other in the file go into one call.
         let (mut count, mut total) = (0, 0);
-        while count < rest.len()
-            && count < IOVECS
-            && rest[count].2 == offset + total
-            && total < 1 << 30
-        {
+        while count < rest.len() && count < IOVECS && rest[count].2 == offset + total && total < 1 << 30 {
             total += rest[count].1;
             count += 1;
         }
-        let iov: Vec<u8> = rest[..count]
-            .iter()
-            .flat_map(|r| [r.0, r.1])
-            .flat_map(u64::to_le_bytes)
-            .collect();
+        let iov: Vec<u8> = rest[..count].iter().flat_map(|r| [r.0, r.1]).flat_map(u64::to_le_bytes).collect();
         let at = b.bytes(&iov);
-        let call = b.call(
-            libc::SYS_preadv,
-            [number.into(), at.into(), count.into(), offset.into()],
-        );
+        let call = b.call(libc::SYS_preadv, [number.into(), at.into(), count.into(), offset.into()]);
         expected.push((call, total));
         rest = &rest[count..];
         if b.data_len() + IOVECS * 16 > cryonaut_puppet::scratch::DATA_LEN || b.len() >= FULL {
@@ -310,11 +265,7 @@ fn fill(
     run_reads(hand, &mut b, &mut expected)
 }
 
-fn run_reads(
-    hand: &mut Hand,
-    b: &mut Batch,
-    expected: &mut Vec<(cryonaut_puppet::Call, u64)>,
-) -> Result<()> {
+fn run_reads(hand: &mut Hand, b: &mut Batch, expected: &mut Vec<(cryonaut_puppet::Call, u64)>) -> Result<()> {
     hand.run(b)?;
     for (call, total) in expected.drain(..) {
         let got = b.result(call).unwrap_or(0);
@@ -338,22 +289,13 @@ fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()>
     for vma in vmas {
         let (start, len) = (vma.start, vma.end - vma.start);
         if vma.status & status::GUARD != 0 {
-            b.call(
-                libc::SYS_madvise,
-                [start.into(), len.into(), MADV_GUARD_INSTALL.into()],
-            );
+            b.call(libc::SYS_madvise, [start.into(), len.into(), MADV_GUARD_INSTALL.into()]);
         } else if is_mapped_here(vma) {
             if contents.fill(vma) && vma.prot & READ_WRITE != READ_WRITE {
-                b.call(
-                    libc::SYS_mprotect,
-                    [start.into(), len.into(), vma.prot.into()],
-                );
+                b.call(libc::SYS_mprotect, [start.into(), len.into(), vma.prot.into()]);
             }
             if extras.merges_any() && vma.madv.unwrap_or(0) & 1 << libc::MADV_MERGEABLE == 0 {
-                b.attempt(
-                    libc::SYS_madvise,
-                    [start.into(), len.into(), libc::MADV_UNMERGEABLE.into()],
-                );
+                b.attempt(libc::SYS_madvise, [start.into(), len.into(), libc::MADV_UNMERGEABLE.into()]);
             }
             for advice in (0..64).filter(|a| vma.madv.unwrap_or(0) & 1 << a != 0) {
                 // A kernel without the feature does not know its advice.
@@ -373,19 +315,10 @@ fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()>
     Ok(hand.run(&mut b)?)
 }
 
-fn set_fields(
-    hand: &mut Hand,
-    service: &Service,
-    files: &mut Build<'_>,
-    mm: &MmEntry,
-) -> Result<()> {
+fn set_fields(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &MmEntry) -> Result<()> {
     let exe = service.give(hand, &[files.file(mm.exe_file_id)?])?[0];
     let mut b = Batch::new();
-    let auxv: Vec<u8> = mm
-        .mm_saved_auxv
-        .iter()
-        .flat_map(|w| w.to_le_bytes())
-        .collect();
+    let auxv: Vec<u8> = mm.mm_saved_auxv.iter().flat_map(|w| w.to_le_bytes()).collect();
     let auxv = b.bytes(&auxv);
     let words: [u64; MM_MAP_WORDS] = [
         mm.mm_start_code,
@@ -406,27 +339,12 @@ fn set_fields(
     let map = b.bytes(&bytes);
     b.point(map.at(88), auxv);
     const PR_SET_MM_MAP: i32 = 14;
-    b.call(
-        libc::SYS_prctl,
-        [
-            libc::PR_SET_MM.into(),
-            PR_SET_MM_MAP.into(),
-            map.into(),
-            bytes.len().into(),
-            0.into(),
-        ],
-    );
+    b.call(libc::SYS_prctl, [libc::PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), bytes.len().into(), 0.into()]);
     b.call(libc::SYS_close, [exe.into()]);
     if let Some(disabled) = mm.thp_disabled.filter(|d| *d) {
         b.call(
             libc::SYS_prctl,
-            [
-                libc::PR_SET_THP_DISABLE.into(),
-                u64::from(disabled).into(),
-                0.into(),
-                0.into(),
-                0.into(),
-            ],
+            [libc::PR_SET_THP_DISABLE.into(), u64::from(disabled).into(), 0.into(), 0.into(), 0.into()],
         );
     }
     Ok(hand.run(&mut b)?)

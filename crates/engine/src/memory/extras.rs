@@ -48,10 +48,7 @@ pub struct Extras {
     counted: BTreeSet<u64>,
 }
 
-#[allow(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the form that serde calls"
-)]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
 fn is_zero(flags: &LockFuture) -> bool {
     *flags == 0
 }
@@ -97,26 +94,14 @@ impl Extras {
     /// afterwards.
     pub fn build_merging(&self, b: &mut Batch) {
         if self.merge_any {
-            b.call(
-                libc::SYS_prctl,
-                [
-                    PR_SET_MEMORY_MERGE.into(),
-                    1.into(),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                ],
-            );
+            b.call(libc::SYS_prctl, [PR_SET_MEMORY_MERGE.into(), 1.into(), 0.into(), 0.into(), 0.into()]);
         }
     }
 
     /// Locks a mapping that was.
     pub fn build_lock(&self, b: &mut Batch, start: u64, len: u64) {
         if self.locked_on_fault.contains(&start) {
-            b.call(
-                libc::SYS_mlock2,
-                [start.into(), len.into(), MLOCK_ONFAULT.into()],
-            );
+            b.call(libc::SYS_mlock2, [start.into(), len.into(), MLOCK_ONFAULT.into()]);
         } else {
             b.call(libc::SYS_mlock, [start.into(), len.into()]);
         }
@@ -147,25 +132,14 @@ impl ExtrasAsk {
     /// Adds the questions to a batch for the process.
     pub fn new(b: &mut Batch) -> Self {
         // A kernel without it merges nothing unasked.
-        let merge_any = b.attempt(
-            libc::SYS_prctl,
-            [
-                PR_GET_MEMORY_MERGE.into(),
-                0.into(),
-                0.into(),
-                0.into(),
-                0.into(),
-            ],
-        );
+        let merge_any =
+            b.attempt(libc::SYS_prctl, [PR_GET_MEMORY_MERGE.into(), 0.into(), 0.into(), 0.into(), 0.into()]);
         ExtrasAsk { merge_any }
     }
 
     /// What is known of the process so far.
     pub fn answer(&self, answers: &Batch) -> Extras {
-        Extras {
-            merge_any: answers.result(self.merge_any).unwrap_or(0) == 1,
-            ..Extras::default()
-        }
+        Extras { merge_any: answers.result(self.merge_any).unwrap_or(0) == 1, ..Extras::default() }
     }
 }
 
@@ -207,11 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_written() {
-        let extras = Extras {
-            merge_any: true,
-            sealed: [4096].into(),
-            ..Extras::default()
-        };
+        let extras = Extras { merge_any: true, sealed: [4096].into(), ..Extras::default() };
         let all = AllExtras([(7, extras.clone())].into());
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(text, r#"{"7":{"merge-any":true,"sealed":[4096]}}"#);

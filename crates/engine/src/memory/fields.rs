@@ -22,16 +22,7 @@ impl MmAsk {
         MmAsk {
             brk: b.call(libc::SYS_brk, [Arg::Val(0)]),
             dumpable: b.call(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]),
-            thp: b.attempt(
-                libc::SYS_prctl,
-                [
-                    libc::PR_GET_THP_DISABLE.into(),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                ],
-            ),
+            thp: b.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]),
         }
     }
 }
@@ -59,13 +50,7 @@ pub fn mm_record(
         mm_arg_end: s.arg_end,
         mm_env_start: s.env_start,
         mm_env_end: s.env_end,
-        exe_file_id: regular::collect_path(
-            cx,
-            &process.task,
-            process.pid,
-            "exe",
-            libc::O_RDONLY as u32,
-        )?,
+        exe_file_id: regular::collect_path(cx, &process.task, process.pid, "exe", libc::O_RDONLY as u32)?,
         mm_saved_auxv: used_auxv(&auxv),
         vmas,
         dumpable: Some(answers.result(ask.dumpable).map_err(failed)? as i32),
@@ -77,14 +62,6 @@ pub fn mm_record(
 /// The auxiliary vector without its end mark: the file shows all the room that
 /// the kernel keeps for it, and readers refuse more words than they have room for.
 fn used_auxv(bytes: &[u8]) -> Vec<u64> {
-    let words: Vec<u64> = bytes
-        .chunks_exact(8)
-        .map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()))
-        .collect();
-    words
-        .chunks_exact(2)
-        .take_while(|pair| pair[0] != 0)
-        .flatten()
-        .copied()
-        .collect()
+    let words: Vec<u64> = bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect();
+    words.chunks_exact(2).take_while(|pair| pair[0] != 0).flatten().copied().collect()
 }

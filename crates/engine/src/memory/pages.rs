@@ -75,11 +75,7 @@ impl PageWriter {
                 object: Object::Other("pages image".into()),
                 action: "write it".into(),
                 errno,
-                remedy: if errno == rustix::io::Errno::NOSPC {
-                    "free some space on its file system"
-                } else {
-                    ""
-                },
+                remedy: if errno == rustix::io::Errno::NOSPC { "free some space on its file system" } else { "" },
             }
         })
     }
@@ -90,10 +86,7 @@ impl PageWriter {
         let (mut at, end) = (start, start + len);
         while at < end {
             let take = (end - at).min((PIECE - self.pending) as u64);
-            self.spans.push(Remote {
-                address: at,
-                len: take,
-            });
+            self.spans.push(Remote { address: at, len: take });
             self.pending += take as usize;
             at += take;
             if self.pending == PIECE || self.spans.len() == MAX_SPANS {
@@ -113,11 +106,7 @@ impl PageWriter {
         if got != Ok(self.pending) {
             let at = self.spans.first().map_or(0, |s| s.address);
             let errno = got.err().unwrap_or(rustix::io::Errno::FAULT);
-            return Err(Error::kernel(
-                Object::Mapping(pid, at, "memory".into()),
-                "read its contents",
-                errno,
-            ));
+            return Err(Error::kernel(Object::Mapping(pid, at, "memory".into()), "read its contents", errno));
         }
         self.write(&buffer[..self.pending])?;
         self.buffer = buffer;
@@ -135,12 +124,7 @@ impl PageWriter {
 
 /// Writes the pages that the process has of its own. Guard regions found on
 /// the way are added to `vmas` as records of their own.
-pub fn dump_private(
-    images: &DumpDir,
-    pages_id: u32,
-    process: &Process,
-    vmas: &mut Vec<VmaEntry>,
-) -> Result<PageCount> {
+pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &mut Vec<VmaEntry>) -> Result<PageCount> {
     let mut out = PageWriter::new(images, ImageKind::Pagemap, process.pid as u64, pages_id)?;
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
@@ -191,11 +175,7 @@ fn unreadable(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun
         let take = buffer.len().min((run.end - at) as usize);
         mem.read_exact_at(&mut buffer[..take], at).map_err(|e| {
             let errno = crate::error::errno_of(&e);
-            Error::kernel(
-                Object::Mapping(process.pid, at, "memory".into()),
-                "read its contents",
-                errno,
-            )
+            Error::kernel(Object::Mapping(process.pid, at, "memory".into()), "read its contents", errno)
         })?;
         out.bytes(at, &buffer[..take])?;
         at += take as u64;
@@ -204,14 +184,7 @@ fn unreadable(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun
 }
 
 fn guard_record(vma: &VmaEntry, run: &PageRun) -> VmaEntry {
-    VmaEntry {
-        start: run.start,
-        end: run.end,
-        status: status::GUARD,
-        fd: -1,
-        flags: vma.flags,
-        ..VmaEntry::default()
-    }
+    VmaEntry { start: run.start, end: run.end, status: status::GUARD, fd: -1, flags: vma.flags, ..VmaEntry::default() }
 }
 
 fn each_run(
@@ -223,18 +196,9 @@ fn each_run(
     let mut runs = [PageRun::default(); 512];
     while query.start < query.end {
         let (count, stopped) = scan(pagemap, &query, &mut runs).map_err(|errno| {
-            let remedy = if errno == rustix::io::Errno::NOTTY {
-                "this needs Linux 6.7 or later"
-            } else {
-                ""
-            };
+            let remedy = if errno == rustix::io::Errno::NOTTY { "this needs Linux 6.7 or later" } else { "" };
             let object = Object::Mapping(process.pid, query.start, "memory".into());
-            Error::Kernel {
-                object,
-                action: "ask which pages it has".into(),
-                errno,
-                remedy,
-            }
+            Error::Kernel { object, action: "ask which pages it has".into(), errno, remedy }
         })?;
         for run in &runs[..count] {
             each(run)?;

@@ -29,12 +29,7 @@ pub struct SharedDump {
 impl SharedDump {
     /// The id of the segment behind a mapping; its contents are written the
     /// first time.
-    pub fn segment(
-        &mut self,
-        cx: &mut Collect<'_>,
-        process: &Process,
-        mapping: &FlaggedVma,
-    ) -> Result<u64> {
+    pub fn segment(&mut self, cx: &mut Collect<'_>, process: &Process, mapping: &FlaggedVma) -> Result<u64> {
         let vma = &mapping.vma;
         let key = (vma.dev.0, vma.dev.1, vma.inode);
         if let Some(id) = self.known.get(&key) {
@@ -42,11 +37,7 @@ impl SharedDump {
         }
         // Ids of segments live apart from file ids; the inode number is unique enough for both readers and us.
         let id = self.known.len() as u64 + 1;
-        let file = File::from(
-            process
-                .task
-                .open_file(&vma.map_files_name(), OFlags::RDONLY)?,
-        );
+        let file = File::from(process.task.open_file(&vma.map_files_name(), OFlags::RDONLY)?);
         let count = write_segment(cx, id, &file, mapping, process.pid)?;
         self.count.scanned += count.scanned;
         self.count.written += count.written;
@@ -56,26 +47,12 @@ impl SharedDump {
 }
 
 /// Writes what a shared memory file holds, hole by hole.
-fn write_segment(
-    cx: &mut Collect<'_>,
-    id: u64,
-    file: &File,
-    mapping: &FlaggedVma,
-    pid: i32,
-) -> Result<PageCount> {
+fn write_segment(cx: &mut Collect<'_>, id: u64, file: &File, mapping: &FlaggedVma, pid: i32) -> Result<PageCount> {
     let vma = &mapping.vma;
     let failed = |what: &'static str| {
-        move |errno: Errno| {
-            Error::kernel(
-                Object::Mapping(pid, vma.start, "shared memory".into()),
-                what,
-                errno,
-            )
-        }
+        move |errno: Errno| Error::kernel(Object::Mapping(pid, vma.start, "shared memory".into()), what, errno)
     };
-    let size = rustix::fs::fstat(file)
-        .map_err(failed("stat its file"))?
-        .st_size as u64;
+    let size = rustix::fs::fstat(file).map_err(failed("stat its file"))?.st_size as u64;
     let mut out = PageWriter::new(cx.images, ImageKind::ShmemPagemap, id, cx.new_pages_id())?;
     let mut buffer = vec![0; PIECE];
     let mut at = 0;
@@ -126,33 +103,21 @@ pub struct SharedBuild {
 impl SharedBuild {
     /// Takes note of a mapping, so that its segment becomes large enough.
     pub fn note(&mut self, vma: &VmaEntry) {
-        let size = self.sizes.entry(vma.shmid).or_insert(Size {
-            len: 0,
-            page: page_size(vma.flags),
-        });
+        let size = self.sizes.entry(vma.shmid).or_insert(Size { len: 0, page: page_size(vma.flags) });
         size.len = size.len.max(vma.pgoff + (vma.end - vma.start));
     }
 
     /// A segment that was built.
     pub fn get(&self, id: u64) -> Result<BorrowedFd<'_>> {
         let built = self.built.get(&id).map(AsFd::as_fd);
-        built.ok_or_else(|| {
-            Error::bad_image(
-                format!("pagemap-shmem-{id}.img"),
-                "no mapping tells its size",
-            )
-        })
+        built.ok_or_else(|| Error::bad_image(format!("pagemap-shmem-{id}.img"), "no mapping tells its size"))
     }
 
     /// The segment, built now if it was not yet: a file of /dev/zero's kind,
     /// so that it looks as it did.
     pub fn segment(&mut self, images: &ImageDir, id: u64) -> Result<BorrowedFd<'_>> {
         if !self.built.contains_key(&id) {
-            let size = self
-                .sizes
-                .get(&id)
-                .copied()
-                .unwrap_or(Size { len: 0, page: PAGE });
+            let size = self.sizes.get(&id).copied().unwrap_or(Size { len: 0, page: PAGE });
             let file = anonymous_segment(size)?;
             fill(images, id, &file, size.page)?;
             self.built.insert(id, file.into());
@@ -170,11 +135,7 @@ fn anonymous_segment(size: Size) -> Result<File> {
             object: Object::Other("shared memory".into()),
             action: action.into(),
             errno,
-            remedy: if size.page > PAGE {
-                "check that huge pages of its size are configured"
-            } else {
-                ""
-            },
+            remedy: if size.page > PAGE { "check that huge pages of its size are configured" } else { "" },
         }
     };
     match cryonaut_kernel::sys::shmem::anonymous(size.len, size.page) {
@@ -183,8 +144,7 @@ fn anonymous_segment(size: Size) -> Result<File> {
             // Without CAP_CHECKPOINT_RESTORE the name differs, nothing else.
             let huge = libc::MFD_HUGETLB | size.page.trailing_zeros() << libc::MFD_HUGE_SHIFT;
             let huge = MemfdFlags::from_bits_retain(if size.page > PAGE { huge } else { 0 });
-            let fd = rustix::fs::memfd_create("shared", MemfdFlags::CLOEXEC | huge)
-                .map_err(failed("create it"))?;
+            let fd = rustix::fs::memfd_create("shared", MemfdFlags::CLOEXEC | huge).map_err(failed("create it"))?;
             rustix::fs::ftruncate(&fd, size.len).map_err(failed("size it"))?;
             Ok(fd.into())
         }
@@ -199,26 +159,19 @@ fn fill(images: &ImageDir, id: u64, file: &File, page: u64) -> Result<()> {
     }
     let pages = images.open_raw(ImageKind::Pages, u64::from(map.pages_id()))?;
     let failed = |e: std::io::Error| {
-        Error::kernel(
-            Object::Other(format!("shared memory {id}")),
-            "fill it",
-            crate::error::errno_of(&e),
-        )
+        Error::kernel(Object::Other(format!("shared memory {id}")), "fill it", crate::error::errno_of(&e))
     };
     let mut buffer = vec![0; PIECE];
     for run in map.runs().iter().filter(|r| r.offset.is_some()) {
         let (mut done, len) = (0, run.len());
         while done < len {
             let take = buffer.len().min((len - done) as usize);
-            pages
-                .read_exact_at(&mut buffer[..take], run.offset.unwrap_or(0) + done)
-                .map_err(failed)?;
+            pages.read_exact_at(&mut buffer[..take], run.offset.unwrap_or(0) + done).map_err(failed)?;
             if page > PAGE {
                 cryonaut_kernel::sys::huge::write(file, page, run.vaddr + done, &buffer[..take])
                     .map_err(|e| failed(e.into()))?;
             } else {
-                file.write_all_at(&buffer[..take], run.vaddr + done)
-                    .map_err(failed)?;
+                file.write_all_at(&buffer[..take], run.vaddr + done).map_err(failed)?;
             }
             done += take as u64;
         }

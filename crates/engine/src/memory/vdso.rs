@@ -18,37 +18,22 @@ fn is_special(vma: &Vma) -> bool {
 
 /// The special mappings of a process.
 pub fn specials(maps: &[Vma]) -> Vec<(u64, u64)> {
-    maps.iter()
-        .filter(|v| is_special(v))
-        .map(|v| (v.start, v.end))
-        .collect()
+    maps.iter().filter(|v| is_special(v)).map(|v| (v.start, v.end)).collect()
 }
 
 fn wanted(vmas: &[VmaEntry]) -> Vec<(u64, u64)> {
-    vmas.iter()
-        .filter(|v| v.status & (status::VDSO | status::VVAR) != 0)
-        .map(|v| (v.start, v.end))
-        .collect()
+    vmas.iter().filter(|v| v.status & (status::VDSO | status::VVAR) != 0).map(|v| (v.start, v.end)).collect()
 }
 
 fn span(areas: &[(u64, u64)]) -> (u64, u64) {
-    (
-        areas.first().map_or(0, |a| a.0),
-        areas.last().map_or(0, |a| a.1),
-    )
+    (areas.first().map_or(0, |a| a.0), areas.last().map_or(0, |a| a.1))
 }
 
 /// Adds to a batch the moves from where the special mappings stand (`now`) to
 /// where `vmas` want them. `free` is an address with room for all of them,
 /// used when old and new place overlap. Those that the program had unmapped
 /// are unmapped.
-pub fn relocate(
-    pid: i32,
-    b: &mut Batch,
-    now: &[(u64, u64)],
-    vmas: &[VmaEntry],
-    free: u64,
-) -> Result<()> {
+pub fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], free: u64) -> Result<()> {
     let wanted = wanted(vmas);
     if wanted.is_empty() {
         for &(start, end) in now {
@@ -68,16 +53,10 @@ pub fn relocate(
         return Ok(());
     }
     // CRIU writes the data pages down as one area where the kernel has several.
-    let wanted: Vec<(u64, u64)> = now
-        .iter()
-        .map(|a| (new.0 + (a.0 - old.0), new.0 + (a.1 - old.0)))
-        .collect();
+    let wanted: Vec<(u64, u64)> = now.iter().map(|a| (new.0 + (a.0 - old.0), new.0 + (a.1 - old.0))).collect();
     let mut from: Vec<(u64, u64)> = now.to_vec();
     if old.0 < new.1 && new.0 < old.1 {
-        let stop: Vec<(u64, u64)> = now
-            .iter()
-            .map(|a| (free + (a.0 - old.0), free + (a.1 - old.0)))
-            .collect();
+        let stop: Vec<(u64, u64)> = now.iter().map(|a| (free + (a.0 - old.0), free + (a.1 - old.0))).collect();
         moves(b, &from, &stop);
         from = stop;
     }
@@ -91,10 +70,7 @@ fn same_layout(now: &[(u64, u64)], wanted: &[(u64, u64)]) -> bool {
     let sizes = |areas: &[(u64, u64)]| {
         let gapless = areas.windows(2).all(|pair| pair[0].1 == pair[1].0);
         let whole = span(areas);
-        areas
-            .last()
-            .filter(|_| gapless)
-            .map(|code| (code.1 - code.0, whole.1 - whole.0))
+        areas.last().filter(|_| gapless).map(|code| (code.1 - code.0, whole.1 - whole.0))
     };
     sizes(now).is_some() && sizes(now) == sizes(wanted)
 }
@@ -103,10 +79,7 @@ fn moves(b: &mut Batch, from: &[(u64, u64)], to: &[(u64, u64)]) {
     for (f, t) in from.iter().zip(to) {
         let len = f.1 - f.0;
         let how = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        b.call(
-            libc::SYS_mremap,
-            [f.0.into(), len.into(), len.into(), how.into(), t.0.into()],
-        );
+        b.call(libc::SYS_mremap, [f.0.into(), len.into(), len.into(), how.into(), t.0.into()]);
     }
 }
 
@@ -115,43 +88,25 @@ mod tests {
     use super::*;
 
     fn vma(start: u64, end: u64, status: u32) -> VmaEntry {
-        VmaEntry {
-            start,
-            end,
-            status,
-            ..VmaEntry::default()
-        }
+        VmaEntry { start, end, status, ..VmaEntry::default() }
     }
 
     #[test]
     fn a_move_onto_itself_takes_a_detour() {
         let now = [(0x1000, 0x2000), (0x2000, 0x3000)];
-        let vmas = [
-            vma(0x2000, 0x3000, status::VVAR),
-            vma(0x3000, 0x4000, status::VDSO),
-        ];
+        let vmas = [vma(0x2000, 0x3000, status::VVAR), vma(0x3000, 0x4000, status::VDSO)];
         let mut b = Batch::new();
         relocate(1, &mut b, &now, &vmas, 0x9000).unwrap();
         assert_eq!(b.len(), 4);
         let mut apart = Batch::new();
-        relocate(
-            1,
-            &mut apart,
-            &[(0x5000, 0x6000), (0x6000, 0x7000)],
-            &vmas,
-            0x9000,
-        )
-        .unwrap();
+        relocate(1, &mut apart, &[(0x5000, 0x6000), (0x6000, 0x7000)], &vmas, 0x9000).unwrap();
         assert_eq!(apart.len(), 2);
     }
 
     #[test]
     fn data_pages_may_be_recorded_as_one_area() {
         let now = [(0x1000, 0x2000), (0x2000, 0x3000), (0x3000, 0x4000)];
-        let vmas = [
-            vma(0x11000, 0x13000, status::VVAR),
-            vma(0x13000, 0x14000, status::VDSO),
-        ];
+        let vmas = [vma(0x11000, 0x13000, status::VVAR), vma(0x13000, 0x14000, status::VDSO)];
         let mut b = Batch::new();
         relocate(1, &mut b, &now, &vmas, 0x90000).unwrap();
         assert_eq!(b.len(), 3);
@@ -159,19 +114,7 @@ mod tests {
 
     #[test]
     fn another_layout_is_refused() {
-        let vmas = [
-            vma(0x2000, 0x4000, status::VVAR),
-            vma(0x4000, 0x5000, status::VDSO),
-        ];
-        assert!(
-            relocate(
-                1,
-                &mut Batch::new(),
-                &[(0x1000, 0x2000), (0x2000, 0x3000)],
-                &vmas,
-                0
-            )
-            .is_err()
-        );
+        let vmas = [vma(0x2000, 0x4000, status::VVAR), vma(0x4000, 0x5000, status::VDSO)];
+        assert!(relocate(1, &mut Batch::new(), &[(0x1000, 0x2000), (0x2000, 0x3000)], &vmas, 0).is_err());
     }
 }

@@ -67,9 +67,7 @@ pub fn mappings(
         let entry = record(cx, shared, process, vma)?;
         // Newer kernels map the clock pages beside the other data pages; the format knows one area.
         match out.last_mut() {
-            Some(last) if both_vvar(last, &entry) && last.end == entry.start => {
-                last.end = entry.end
-            }
+            Some(last) if both_vvar(last, &entry) && last.end == entry.start => last.end = entry.end,
             _ => out.push(entry),
         }
     }
@@ -81,19 +79,10 @@ fn both_vvar(a: &VmaEntry, b: &VmaEntry) -> bool {
 }
 
 fn object(process: &Process, vma: &Vma) -> Object {
-    Object::Mapping(
-        process.pid,
-        vma.start,
-        vma.path.to_string_lossy().into_owned(),
-    )
+    Object::Mapping(process.pid, vma.start, vma.path.to_string_lossy().into_owned())
 }
 
-fn record(
-    cx: &mut Collect<'_>,
-    shared: &mut SharedDump,
-    process: &Process,
-    flagged: &FlaggedVma,
-) -> Result<VmaEntry> {
+fn record(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
     let vma = &flagged.vma;
     refuse(process, flagged)?;
     let shared_mapping = vma.perms.contains(Perms::SHARED);
@@ -103,11 +92,7 @@ fn record(
         pgoff: vma.offset,
         shmid: 0,
         prot: protection(vma.perms),
-        flags: if shared_mapping {
-            libc::MAP_SHARED
-        } else {
-            libc::MAP_PRIVATE
-        } as u32,
+        flags: if shared_mapping { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32,
         status: 0,
         fd: -1,
         madv: Some(advice(flagged.flags)).filter(|m| *m != 0),
@@ -128,9 +113,7 @@ fn record(
     }
     match vma.special() {
         Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
-        Some(name) if name.starts_with(b"vvar") => {
-            entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE
-        }
+        Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
         Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
         _ if !vma.has_file() => anonymous(&mut entry, vma),
         _ => with_file(cx, shared, process, flagged, &mut entry)?,
@@ -147,51 +130,28 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     let vma = &flagged.vma;
     let path = vma.path.as_bytes();
     let flags = flagged.flags;
-    let no = |reason: &str, remedy: &'static str| {
-        Err(Error::unsupported(object(process, vma), reason, remedy))
-    };
+    let no = |reason: &str, remedy: &'static str| Err(Error::unsupported(object(process, vma), reason, remedy));
     if flags.intersects(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
-        return no(
-            "the program watches it with userfaultfd",
-            "let the program unregister it first",
-        );
+        return no("the program watches it with userfaultfd", "let the program unregister it first");
     }
     if flags.contains(VmFlags::SHADOW_STACK) {
-        return no(
-            "shadow stacks cannot be carried yet",
-            "run the program without GLIBC_TUNABLES=glibc.cpu.x86_shstk",
-        );
+        return no("shadow stacks cannot be carried yet", "run the program without GLIBC_TUNABLES=glibc.cpu.x86_shstk");
     }
     if path.starts_with(b"/SYSV") {
-        return no(
-            "System V shared memory belongs to an ipc namespace, which is not carried yet",
-            "",
-        );
+        return no("System V shared memory belongs to an ipc namespace, which is not carried yet", "");
     }
     if path.starts_with(b"anon_inode:[io_uring]") {
-        return no(
-            "io_uring rings cannot be carried yet",
-            "close the ring before the checkpoint",
-        );
+        return no("io_uring rings cannot be carried yet", "close the ring before the checkpoint");
     }
     if path.starts_with(b"/[aio]") {
-        return no(
-            "AIO rings cannot be carried yet",
-            "destroy the AIO context before the checkpoint",
-        );
+        return no("AIO rings cannot be carried yet", "destroy the AIO context before the checkpoint");
     }
     if path.starts_with(b"socket:") || path.starts_with(b"anon_inode:") {
-        return no(
-            "mappings of this kind of file cannot be carried",
-            "unmap it before the checkpoint",
-        );
+        return no("mappings of this kind of file cannot be carried", "unmap it before the checkpoint");
     }
     let device = flags.intersects(VmFlags::PFNMAP | VmFlags::IO | VmFlags::MIXEDMAP);
     if device && vma.special().is_none() {
-        return no(
-            "device memory cannot be carried",
-            "unmap it before the checkpoint",
-        );
+        return no("device memory cannot be carried", "unmap it before the checkpoint");
     }
     if flags.contains(VmFlags::DROPPABLE) && vma.special().is_none_or(|n| !n.starts_with(b"vvar")) {
         return no("droppable memory (MAP_DROPPABLE) cannot be carried yet", "");
@@ -201,8 +161,7 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
 
 /// Whether the kernel made a mapping of its own for the process.
 pub fn is_kernels(vma: &Vma) -> bool {
-    vma.special()
-        .is_some_and(|name| name == b"vdso" || name == b"vsyscall" || name.starts_with(b"vvar"))
+    vma.special().is_some_and(|name| name == b"vdso" || name == b"vsyscall" || name.starts_with(b"vvar"))
 }
 
 fn anonymous(entry: &mut VmaEntry, vma: &Vma) {
@@ -239,22 +198,11 @@ fn with_file(
     // A shared mapping that may be written needs its file open for writing.
     let writes = is_shared && vma.perms.contains(Perms::WRITE);
     let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
-    entry.status = status::REGULAR
-        | if is_shared {
-            status::FILE_SHARED
-        } else {
-            status::FILE_PRIVATE
-        };
+    entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
     if path.starts_with(b"/memfd:") {
         entry.status |= status::MEMFD;
     }
-    entry.shmid = u64::from(regular::collect_path(
-        cx,
-        &process.task,
-        process.pid,
-        &vma.map_files_name(),
-        flags,
-    )?);
+    entry.shmid = u64::from(regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?);
     entry.fdflags = Some(flags);
     Ok(())
 }
@@ -274,11 +222,9 @@ pub fn page_size(flags: u32) -> u64 {
 
 fn protection(perms: Perms) -> u32 {
     let mut prot = 0;
-    for (perm, bit) in [
-        (Perms::READ, libc::PROT_READ),
-        (Perms::WRITE, libc::PROT_WRITE),
-        (Perms::EXEC, libc::PROT_EXEC),
-    ] {
+    for (perm, bit) in
+        [(Perms::READ, libc::PROT_READ), (Perms::WRITE, libc::PROT_WRITE), (Perms::EXEC, libc::PROT_EXEC)]
+    {
         if perms.contains(perm) {
             prot |= bit as u32;
         }
@@ -287,8 +233,5 @@ fn protection(perms: Perms) -> u32 {
 }
 
 fn advice(flags: VmFlags) -> u64 {
-    ADVICE
-        .iter()
-        .filter(|(flag, _)| flags.contains(*flag))
-        .fold(0, |mask, (_, advice)| mask | 1 << advice)
+    ADVICE.iter().filter(|(flag, _)| flags.contains(*flag)).fold(0, |mask, (_, advice)| mask | 1 << advice)
 }

@@ -48,11 +48,7 @@ pub fn create_all(
 /// What the child shares with its creator from birth.
 fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
     let ids = |pid: i32| plan.processes.get(&pid).and_then(|p| p.ids.as_ref());
-    let mut flags = if birth.sibling {
-        libc::CLONE_PARENT as u64
-    } else {
-        0
-    };
+    let mut flags = if birth.sibling { libc::CLONE_PARENT as u64 } else { 0 };
     if let (Some(child), Some(creator)) = (ids(birth.pid), ids(birth.creator)) {
         if child.files_id == creator.files_id {
             flags |= libc::CLONE_FILES as u64;
@@ -69,11 +65,7 @@ fn create(nursery: &mut Nursery, birth: Birth, flags: u64, base: u64) -> Result<
     let mut args = [0u64; 11];
     args[FLAGS] = flags;
     // A sibling's parent is told by the signal of its creator's own birth; a helper's end is nobody's business.
-    args[EXIT_SIGNAL] = if birth.sibling || birth.helper {
-        0
-    } else {
-        libc::SIGCHLD as u64
-    };
+    args[EXIT_SIGNAL] = if birth.sibling || birth.helper { 0 } else { libc::SIGCHLD as u64 };
     let pid = creator.clone_child(&args, birth.pid)?;
     nursery.hands.insert(birth.pid, Hand::adopt(pid, base)?);
     Ok(())
@@ -83,31 +75,18 @@ fn create(nursery: &mut Nursery, birth: Birth, flags: u64, base: u64) -> Result<
 fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
     let mut stand_ins = Vec::new();
     for (group, member) in plan.leaderless_groups() {
-        create(
-            nursery,
-            Birth {
-                pid: group,
-                creator: member,
-                sibling: false,
-                helper: true,
-            },
-            0,
-            base,
-        )?;
+        create(nursery, Birth { pid: group, creator: member, sibling: false, helper: true }, 0, base)?;
         stand_ins.push((group, member));
         set_group(nursery, group, group)?;
     }
-    let (leaders, members): (Vec<&ProcessPlan>, Vec<&ProcessPlan>) = plan
-        .processes
-        .values()
-        .partition(|p| p.tree.pgid == p.tree.pid);
+    let (leaders, members): (Vec<&ProcessPlan>, Vec<&ProcessPlan>) =
+        plan.processes.values().partition(|p| p.tree.pgid == p.tree.pid);
     let outside = plan.processes[&plan.root].tree.pgid;
     for process in leaders.into_iter().chain(members) {
         if process.tree.sid == process.tree.pid {
             continue;
         }
-        let foreign =
-            process.tree.pgid == outside && !nursery.hands.contains_key(&(outside as i32));
+        let foreign = process.tree.pgid == outside && !nursery.hands.contains_key(&(outside as i32));
         if !foreign {
             set_group(nursery, process.pid(), process.tree.pgid as i32)?;
         }
@@ -147,21 +126,10 @@ fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Res
     let mut b = Batch::new();
     // A core dump of a zombie to be would be one too many.
     let none = b.bytes(&[0; 16]);
-    b.attempt(
-        libc::SYS_prlimit64,
-        [
-            Arg::Val(0),
-            libc::RLIMIT_CORE.into(),
-            none.into(),
-            Arg::Val(0),
-        ],
-    );
+    b.attempt(libc::SYS_prlimit64, [Arg::Val(0), libc::RLIMIT_CORE.into(), none.into(), Arg::Val(0)]);
     if signal != 0 && signal != libc::SIGKILL {
         let default = b.bytes(&[0; 32]);
-        b.call(
-            libc::SYS_rt_sigaction,
-            [signal.into(), default.into(), Arg::Val(0), Arg::Val(8)],
-        );
+        b.call(libc::SYS_rt_sigaction, [signal.into(), default.into(), Arg::Val(0), Arg::Val(8)]);
     }
     hand.run(&mut b)?;
     if signal == 0 {
@@ -175,10 +143,7 @@ fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Res
     if let Some(parent) = reaper {
         let mut b = Batch::new();
         const WALL: i32 = 0x4000_0000;
-        b.call(
-            libc::SYS_wait4,
-            [pid.into(), Arg::Val(0), WALL.into(), Arg::Val(0)],
-        );
+        b.call(libc::SYS_wait4, [pid.into(), Arg::Val(0), WALL.into(), Arg::Val(0)]);
         nursery.hand(parent)?.run(&mut b)?;
     }
     Ok(())
@@ -186,10 +151,7 @@ fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Res
 
 /// Takes away the SIGCHLD that a process got because we built its zombie.
 fn forget_sigchld(nursery: &mut Nursery, pid: i32) -> Result<()> {
-    nursery
-        .hands
-        .get_mut(&pid)
-        .map_or(Ok(()), forget_sigchld_in)
+    nursery.hands.get_mut(&pid).map_or(Ok(()), forget_sigchld_in)
 }
 
 /// The same for a hand.
@@ -197,10 +159,7 @@ pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
     let mut b = Batch::new();
     let set = b.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes());
     let now = b.bytes(&[0; 16]);
-    b.attempt(
-        libc::SYS_rt_sigtimedwait,
-        [set.into(), Arg::Val(0), now.into(), Arg::Val(8)],
-    );
+    b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), now.into(), Arg::Val(8)]);
     Ok(hand.run(&mut b)?)
 }
 

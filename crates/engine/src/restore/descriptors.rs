@@ -30,10 +30,7 @@ pub fn install_all(
         let Some(ids) = &process.ids else { continue };
         let table = &plan.tables[&ids.files_id];
         for entry in table {
-            places
-                .entry(entry.id)
-                .or_default()
-                .push((process.pid(), entry.fd as i32));
+            places.entry(entry.id).or_default().push((process.pid(), entry.fd as i32));
         }
         // A shared table is filled through one of its owners.
         if !filled.contains(&ids.files_id) {
@@ -48,20 +45,12 @@ pub fn install_all(
 /// Puts the files of one table in place. Received descriptors take the lowest
 /// free numbers; going through the table from the highest number down, each
 /// one's place is at or above where it was received, so nothing is in the way.
-fn install(
-    hand: &mut Hand,
-    service: &Service,
-    build: &mut Build<'_>,
-    table: &[FdinfoEntry],
-) -> Result<()> {
+fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, table: &[FdinfoEntry]) -> Result<()> {
     let mut sorted: Vec<&FdinfoEntry> = table.iter().collect();
     sorted.sort_by_key(|e| e.fd);
     for pair in sorted.windows(2) {
         if pair[0].fd == pair[1].fd {
-            return Err(Error::bad_image(
-                "fdinfo",
-                format!("descriptor {} is there twice", pair[0].fd),
-            ));
+            return Err(Error::bad_image("fdinfo", format!("descriptor {} is there twice", pair[0].fd)));
         }
     }
     let mut end = sorted.len();
@@ -70,8 +59,7 @@ fn install(
         for entry in chunk {
             build.file(entry.id)?;
         }
-        let files: Vec<BorrowedFd<'_>> =
-            chunk.iter().map(|e| build.built()[&e.id].as_fd()).collect();
+        let files: Vec<BorrowedFd<'_>> = chunk.iter().map(|e| build.built()[&e.id].as_fd()).collect();
         let numbers = service.give(hand, &files)?;
         let mut b = Batch::new();
         for (entry, number) in chunk.iter().zip(numbers).rev() {
@@ -86,17 +74,11 @@ fn install(
 fn place(b: &mut Batch, number: i32, entry: &FdinfoEntry) {
     let cloexec = entry.flags & FD_CLOEXEC;
     if number == entry.fd as i32 {
-        b.call(
-            libc::SYS_fcntl,
-            [number.into(), libc::F_SETFD.into(), cloexec.into()],
-        );
+        b.call(libc::SYS_fcntl, [number.into(), libc::F_SETFD.into(), cloexec.into()]);
         return;
     }
     let flags = if cloexec != 0 { libc::O_CLOEXEC } else { 0 };
-    b.call(
-        libc::SYS_dup3,
-        [number.into(), entry.fd.into(), flags.into()],
-    );
+    b.call(libc::SYS_dup3, [number.into(), entry.fd.into(), flags.into()]);
     b.call(libc::SYS_close, [number.into()]);
 }
 
@@ -115,10 +97,7 @@ pub fn set_owner(file: BorrowedFd<'_>, id: u32, owner: &FownEntry) -> Result<()>
         1 => OwnerKind::Process,
         _ => OwnerKind::Group,
     };
-    let target = Owner {
-        kind,
-        pid: owner.pid as i32,
-    };
+    let target = Owner { kind, pid: owner.pid as i32 };
     cryonaut_kernel::sys::creds::with_uids(owner.uid, owner.euid, || fcntl::setown_ex(file, target))
         .map_err(|e| failed("set who gets its signals", e))
 }

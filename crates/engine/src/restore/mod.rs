@@ -43,9 +43,7 @@ impl Drop for Nursery {
 
 impl Nursery {
     fn hand(&mut self, pid: i32) -> Result<&mut Hand> {
-        self.hands
-            .get_mut(&pid)
-            .ok_or_else(|| Error::kernel(Object::Process(pid), "build it", Errno::SRCH))
+        self.hands.get_mut(&pid).ok_or_else(|| Error::kernel(Object::Process(pid), "build it", Errno::SRCH))
     }
 }
 
@@ -58,13 +56,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     options.hook.call(Moment::PreRestore, plan.root)?;
     refuse(&plan)?;
     let mut shape = shape_of(&plan)?;
-    let no_room = || {
-        Error::unsupported(
-            Object::Process(plan.root),
-            "its address space leaves no room to work in",
-            "",
-        )
-    };
+    let no_room = || Error::unsupported(Object::Process(plan.root), "its address space leaves no room to work in", "");
     let base = shape.free(scratch::LEN + (1 << 20)).ok_or_else(no_room)?;
     let detour = base + scratch::LEN + 4096;
 
@@ -76,12 +68,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 
     let extras = AllExtras::read(&images)?;
     let mut shared = SharedBuild::default();
-    for vma in plan
-        .processes
-        .values()
-        .filter_map(|p| p.mm.as_ref())
-        .flat_map(|m| &m.vmas)
-    {
+    for vma in plan.processes.values().filter_map(|p| p.mm.as_ref()).flat_map(|m| &m.vmas) {
         if vma.status & status::ANON_SHARED != 0 {
             shared.note(vma);
         }
@@ -89,15 +76,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     for process in plan.processes.values() {
         if let (Some(mm), Some(fs)) = (&process.mm, &process.fs) {
             let hand = nursery.hand(process.pid())?;
-            memory::build(
-                hand,
-                &service,
-                &mut build,
-                &mut shared,
-                mm,
-                extras.of(process.pid()),
-                detour,
-            )?;
+            memory::build(hand, &service, &mut build, &mut shared, mm, extras.of(process.pid()), detour)?;
             task::build_fs(hand, &service, &mut build, fs)?;
         }
     }
@@ -135,11 +114,7 @@ fn refuse(plan: &Plan) -> Result<()> {
             && let Some(other) = owners.insert(ids.vm_id, process.pid())
         {
             let reason = format!("it shares its memory with process {other} (CLONE_VM)");
-            return Err(Error::unsupported(
-                Object::Process(process.pid()),
-                reason,
-                "",
-            ));
+            return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
         }
         if !becomes_free(process.pid()) {
             return Err(Error::Kernel {
@@ -162,9 +137,7 @@ fn becomes_free(pid: i32) -> bool {
     const PATIENCE: Duration = Duration::from_secs(3);
     let begun = Instant::now();
     loop {
-        let stat = freeze::pid_of(pid)
-            .ok()
-            .and_then(|p| Task::open(p).ok()?.stat().ok());
+        let stat = freeze::pid_of(pid).ok().and_then(|p| Task::open(p).ok()?.stat().ok());
         match stat {
             None => return true,
             Some(s) if s.state == State::Zombie && begun.elapsed() < PATIENCE => {
@@ -186,13 +159,7 @@ fn shape_of(plan: &Plan) -> Result<Shape> {
 
 /// A descriptor number above all that the tree uses.
 fn service_number(plan: &Plan) -> i32 {
-    let highest = plan
-        .tables
-        .values()
-        .flatten()
-        .map(|f| f.fd as i32)
-        .max()
-        .unwrap_or(0);
+    let highest = plan.tables.values().flatten().map(|f| f.fd as i32).max().unwrap_or(0);
     highest + 64
 }
 
@@ -205,14 +172,8 @@ fn settle(
     places: &HashMap<u32, Vec<(i32, i32)>>,
     build: &Build<'_>,
 ) -> Result<()> {
-    let mut settle = Settle {
-        options,
-        images,
-        hands: &mut nursery.hands,
-        places,
-        records: &plan.files,
-        built: build.built(),
-    };
+    let mut settle =
+        Settle { options, images, hands: &mut nursery.hands, places, records: &plan.files, built: build.built() };
     for (id, entry) in &plan.files {
         let (Some(kind), Some(file)) = (kind_of(entry), build.built().get(id)) else {
             continue;

@@ -14,12 +14,7 @@ use cryonaut_puppet::{Batch, Context, Hand, memory, stops, trace};
 use std::collections::HashMap;
 
 /// Lets the whole tree run.
-pub fn resume_all(
-    mut nursery: Nursery,
-    plan: &Plan,
-    service: &Service,
-    options: &RestoreOptions,
-) -> Result<()> {
+pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options: &RestoreOptions) -> Result<()> {
     let have = Task::current()?.status()?.caps.bounding;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
     for process in &living {
@@ -35,9 +30,7 @@ pub fn resume_all(
         set_state(process, &results)?;
     }
     for process in &living {
-        let stop = process
-            .job_stop()
-            .or(options.leave_stopped.then_some(libc::SIGSTOP));
+        let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
         if let Some(signal) = stop {
             stops::send(process.pid(), signal)?;
         }
@@ -73,9 +66,8 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) ->
 
 fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<()> {
     let (pid, core) = (process.pid(), &process.core);
-    let tc = core.tc.as_ref().ok_or_else(|| {
-        Error::bad_image(format!("core-{pid}.img"), "it is not that of a process")
-    })?;
+    let tc =
+        core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
     let mut b = Batch::new();
     signals::build_actions(pid, &mut b, &tc.sigactions)?;
     thread::build(&mut b, core);
@@ -107,9 +99,7 @@ fn schedule(tid: i32, core: &CoreEntry, plan: &Plan) -> Result<()> {
     if let Some(t) = &core.thread_core {
         thread::build_scheduling(tid, t)?;
     }
-    plan.extras
-        .get(&tid)
-        .map_or(Ok(()), |extra| extras::build(tid, extra))
+    plan.extras.get(&tid).map_or(Ok(()), |extra| extras::build(tid, extra))
 }
 
 /// Credentials, what they reset, and seccomp: after this the thread may be
@@ -131,11 +121,7 @@ fn last_batch(core: &CoreEntry, process: &ProcessPlan, plan: &Plan, have: u64) -
 
 /// A thread's filters must not judge the calls that are still made in it.
 fn suspend_seccomp(tid: i32, core: &CoreEntry) -> Result<()> {
-    let has = core
-        .thread_core
-        .as_ref()
-        .and_then(|t| t.seccomp_mode)
-        .is_some_and(|m| m != 0);
+    let has = core.thread_core.as_ref().and_then(|t| t.seccomp_mode).is_some_and(|m| m != 0);
     if has {
         trace::set_options(tid, stops::BUILD | stops::SUSPEND_SECCOMP)?;
     }
@@ -155,8 +141,7 @@ fn reenter_calls(hand: &Hand, process: &ProcessPlan, plan: &Plan) -> Result<Hash
 }
 
 fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
-    std::iter::once((process.pid(), &process.core))
-        .chain(process.threads.iter().map(|(t, c)| (*t, c)))
+    std::iter::once((process.pid(), &process.core)).chain(process.threads.iter().map(|(t, c)| (*t, c)))
 }
 
 /// Removes the scratch mapping, through a system call instruction of the
@@ -166,32 +151,15 @@ fn strip(hand: &mut Hand) -> Result<()> {
     let task = Task::open(crate::freeze::pid_of(pid)?)?;
     let scratch = hand.scratch();
     let maps = task.maps()?;
-    let outside = maps
-        .iter()
-        .filter(|v| v.perms.contains(Perms::EXEC) && !scratch.contains(&v.start));
-    let instruction = outside
-        .rev()
-        .find_map(|v| find_syscall(pid, v))
-        .ok_or_else(|| {
-            Error::unsupported(
-                Object::Process(pid),
-                "no executable mapping of it contains a system call instruction",
-                "",
-            )
-        })?;
+    let outside = maps.iter().filter(|v| v.perms.contains(Perms::EXEC) && !scratch.contains(&v.start));
+    let instruction = outside.rev().find_map(|v| find_syscall(pid, v)).ok_or_else(|| {
+        Error::unsupported(Object::Process(pid), "no executable mapping of it contains a system call instruction", "")
+    })?;
     let len = scratch.end - scratch.start;
-    let got = hand.call_bare(
-        instruction,
-        libc::SYS_munmap,
-        [scratch.start, len, 0, 0, 0, 0],
-    )?;
+    let got = hand.call_bare(instruction, libc::SYS_munmap, [scratch.start, len, 0, 0, 0, 0])?;
     if got != 0 {
         let errno = rustix::io::Errno::from_raw_os_error(-got as i32);
-        return Err(Error::kernel(
-            Object::Process(pid),
-            "unmap the working memory",
-            errno,
-        ));
+        return Err(Error::kernel(Object::Process(pid), "unmap the working memory", errno));
     }
     Ok(())
 }
@@ -199,9 +167,7 @@ fn strip(hand: &mut Hand) -> Result<()> {
 fn find_syscall(pid: i32, vma: &Vma) -> Option<u64> {
     let mut text = vec![0; (vma.end - vma.start).min(1 << 16) as usize];
     memory::read(pid, vma.start, &mut text).ok()?;
-    text.windows(2)
-        .position(|w| w == [0x0f, 0x05])
-        .map(|at| vma.start + at as u64)
+    text.windows(2).position(|w| w == [0x0f, 0x05]).map(|at| vma.start + at as u64)
 }
 
 /// Extended state, signal mask and registers of every thread.
@@ -214,9 +180,7 @@ fn set_state(process: &ProcessPlan, results: &HashMap<i32, u64>) -> Result<()> {
         }
         let area = arch::extended_state(tid, info, &trace::xstate(tid)?)?;
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
-        let mask = mask
-            .or(core.tc.as_ref().map(|tc| tc.blk_sigset))
-            .unwrap_or(0);
+        let mask = mask.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
         trace::set_xstate(tid, &area)?;
         trace::set_sigmask(tid, mask)?;
         trace::set_registers(tid, &regs)?;

@@ -5,17 +5,8 @@ use crate::records;
 
 #[test]
 fn whole_message_decodes() {
-    let entry = records::PstreeEntry {
-        pid: 1,
-        ppid: 0,
-        pgid: 1,
-        sid: 1,
-        threads: vec![1, 2, 300],
-    };
-    assert_eq!(
-        decode::<records::PstreeEntry>(&entry.encode_to_vec()),
-        Ok(entry)
-    );
+    let entry = records::PstreeEntry { pid: 1, ppid: 0, pgid: 1, sid: 1, threads: vec![1, 2, 300] };
+    assert_eq!(decode::<records::PstreeEntry>(&entry.encode_to_vec()), Ok(entry));
 }
 
 #[test]
@@ -45,14 +36,14 @@ fn packed_and_unknown_fields_pass() {
 #[test]
 fn lengths_wire_types_and_numbers_are_checked() {
     for bytes in [
-        &[10, 200, 1, 0][..], // longer than the message
-        &[10],                // no length
-        &[8, 0x80],           // number cut short
-        &[13, 1, 0, 0, 0],    // tag 1 as fixed32
-        &[0, 0],              // tag 0
-        &[11, 12],            // a group
+        &[10, 200, 1, 0][..],                                      // longer than the message
+        &[10],                                                     // no length
+        &[8, 0x80],                                                // number cut short
+        &[13, 1, 0, 0, 0],                                         // tag 1 as fixed32
+        &[0, 0],                                                   // tag 0
+        &[11, 12],                                                 // a group
         &[8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], // 11 bytes
-        &[8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2], // 65 bits
+        &[8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2],      // 65 bits
     ] {
         assert!(decode::<records::UsernsEntry>(bytes).is_err(), "{bytes:?}");
     }
@@ -62,10 +53,7 @@ fn lengths_wire_types_and_numbers_are_checked() {
 fn nesting_is_limited() {
     let mut dir = records::CgroupDirEntry::default();
     for _ in 0..80 {
-        dir = records::CgroupDirEntry {
-            children: vec![dir],
-            ..Default::default()
-        };
+        dir = records::CgroupDirEntry { children: vec![dir], ..Default::default() };
     }
     let fault = decode::<records::CgroupDirEntry>(&dir.encode_to_vec()).unwrap_err();
     assert_eq!(fault.found, "deeper");
@@ -135,10 +123,7 @@ fn any_shape() -> impl Strategy<Value = &'static Shape> {
 /// What must hold for any bytes at all.
 fn holds(bytes: &[u8], shape: &Shape) -> Result<(), TestCaseError> {
     match walk(bytes, shape) {
-        Ok(()) => prop_assert!(
-            (shape.recode)(bytes).is_ok(),
-            "the walk let through what prost refuses"
-        ),
+        Ok(()) => prop_assert!((shape.recode)(bytes).is_ok(), "the walk let through what prost refuses"),
         Err(fault) => prop_assert!(fault.offset <= bytes.len(), "{fault}"),
     }
     Ok(())

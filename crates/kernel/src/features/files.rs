@@ -13,9 +13,7 @@ use crate::sys::{self, bpf, fanotify as fan, fcntl, handle, timerfd};
 
 fn fdinfo(file: impl AsFd) -> Result<FdInfo, Errno> {
     let fd = file.as_fd().as_raw_fd();
-    Task::current()
-        .and_then(|me| me.fdinfo(fd))
-        .map_err(proc_errno)
+    Task::current().and_then(|me| me.fdinfo(fd)).map_err(proc_errno)
 }
 
 fn memfd() -> Result<OwnedFd, Errno> {
@@ -41,21 +39,12 @@ pub(super) fn fdinfo_lock() -> Result<(), Errno> {
 pub(super) fn eventfd_semaphore() -> Result<(), Errno> {
     use rustix::event::{EventfdFlags, eventfd};
     let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE)?;
-    present(matches!(
-        fdinfo(event)?.details,
-        Details::EventFd {
-            semaphore: Some(true),
-            ..
-        }
-    ))
+    present(matches!(fdinfo(event)?.details, Details::EventFd { semaphore: Some(true), .. }))
 }
 
 pub(super) fn timerfd_ticks() -> Result<(), Errno> {
     use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-    timerfd::set_ticks(
-        timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?,
-        1,
-    )
+    timerfd::set_ticks(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?, 1)
 }
 
 pub(super) fn owner_uids() -> Result<(), Errno> {
@@ -64,34 +53,19 @@ pub(super) fn owner_uids() -> Result<(), Errno> {
 }
 
 pub(super) fn fanotify() -> Result<(), Errno> {
-    fan::init(
-        libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC,
-        libc::O_RDONLY as u32,
-    )
-    .map(drop)
+    fan::init(libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC, libc::O_RDONLY as u32).map(drop)
 }
 
 pub(super) fn file_handles() -> Result<(), Errno> {
     use rustix::fs::{AtFlags, CWD, Mode, OFlags};
-    let root = rustix::fs::openat(
-        CWD,
-        "/",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let root = rustix::fs::openat(CWD, "/", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let (handle, _) = handle::name_to_handle_at(&root, c"", AtFlags::EMPTY_PATH)?;
     handle::open_by_handle_at(&root, &handle, OFlags::PATH | OFlags::CLOEXEC).map(drop)
 }
 
 pub(super) fn bpf_maps() -> Result<(), Errno> {
     const ARRAY: u32 = 2;
-    let spec = bpf::MapSpec {
-        map_type: ARRAY,
-        key_size: 4,
-        value_size: 4,
-        max_entries: 1,
-        ..bpf::MapSpec::default()
-    };
+    let spec = bpf::MapSpec { map_type: ARRAY, key_size: 4, value_size: 4, max_entries: 1, ..bpf::MapSpec::default() };
     bpf::Map::create(&spec)?.update(&[0; 4], &[1; 4], 0)
 }
 
@@ -99,8 +73,7 @@ fn set_int(socket: impl AsFd, level: i32, option: i32, value: i32) -> Result<(),
     let fd = socket.as_fd().as_raw_fd();
     let size = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the kernel reads `size` bytes of `value`.
-    sys::check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) })
-        .map(drop)
+    sys::check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) }).map(drop)
 }
 
 pub(super) fn sock_buf_lock() -> Result<(), Errno> {
@@ -113,28 +86,13 @@ const REPAIR_ON: i32 = 1;
 const REPAIR_OFF_NO_PROBE: i32 = -1;
 
 fn repair(socket: impl AsFd) -> Result<(), Errno> {
-    set_int(
-        socket.as_fd(),
-        libc::IPPROTO_TCP,
-        libc::TCP_REPAIR,
-        REPAIR_ON,
-    )?;
-    set_int(
-        socket,
-        libc::IPPROTO_TCP,
-        libc::TCP_REPAIR,
-        REPAIR_OFF_NO_PROBE,
-    )
+    set_int(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON)?;
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE)
 }
 
 pub(super) fn tcp_repair() -> Result<(), Errno> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    repair(socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    repair(socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
 pub(super) fn tcp_half_closed() -> Result<(), Errno> {

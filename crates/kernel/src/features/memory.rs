@@ -18,15 +18,7 @@ impl Page {
     fn new() -> Result<Self, Errno> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at the kernel's choice of address overlaps nothing of ours.
-        unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                PAGE_SIZE as usize,
-                prot,
-                MapFlags::PRIVATE,
-            )
-        }
-        .map(Self)
+        unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE_SIZE as usize, prot, MapFlags::PRIVATE) }.map(Self)
     }
 
     fn address(&self) -> u64 {
@@ -42,18 +34,11 @@ impl Page {
     fn guard(&self) -> Result<(), Errno> {
         let (start, advice) = (self.0, linux_raw_sys::general::MADV_GUARD_INSTALL);
         // SAFETY: the page is dropped from the mapping, to which no reference exists, and is not touched any more.
-        crate::sys::check(unsafe {
-            libc::syscall(libc::SYS_madvise, start, PAGE_SIZE as usize, advice)
-        })
-        .map(drop)
+        crate::sys::check(unsafe { libc::syscall(libc::SYS_madvise, start, PAGE_SIZE as usize, advice) }).map(drop)
     }
 
     fn query(&self) -> Query {
-        Query {
-            start: self.address(),
-            end: self.address() + PAGE_SIZE,
-            ..Query::default()
-        }
+        Query { start: self.address(), end: self.address() + PAGE_SIZE, ..Query::default() }
     }
 }
 
@@ -65,20 +50,14 @@ impl Drop for Page {
 }
 
 fn own(name: &str) -> Result<OwnedFd, Errno> {
-    Task::current()
-        .and_then(|me| me.open_file(name, OFlags::RDONLY))
-        .map_err(proc_errno)
+    Task::current().and_then(|me| me.open_file(name, OFlags::RDONLY)).map_err(proc_errno)
 }
 
 pub(super) fn pagemap_scan() -> Result<(), Errno> {
     let page = Page::new()?;
     page.touch();
     let mut runs = [PageRun::default(); 1];
-    let query = Query {
-        all: Categories::PRESENT,
-        tell: Categories::PRESENT,
-        ..page.query()
-    };
+    let query = Query { all: Categories::PRESENT, tell: Categories::PRESENT, ..page.query() };
     present(scan(own("pagemap")?, &query, &mut runs)?.0 == 1)
 }
 
@@ -93,9 +72,7 @@ pub(super) fn map_files() -> Result<(), Errno> {
     let maps = me.maps().map_err(proc_errno)?;
     let file = maps.iter().find(|vma| vma.has_file()).ok_or(Errno::NOENT)?;
     // Following the link, not reading it, is what needs the right.
-    me.open_file(&file.map_files_name(), OFlags::PATH)
-        .map(drop)
-        .map_err(proc_errno)
+    me.open_file(&file.map_files_name(), OFlags::PATH).map(drop).map_err(proc_errno)
 }
 
 fn entry(page: &Page) -> Result<Entry, Errno> {
@@ -140,12 +117,7 @@ pub(super) fn uffd_missing_shmem() -> Result<(), Errno> {
 }
 
 pub(super) fn uffd_events() -> Result<(), Errno> {
-    uffd_with(
-        Features::EVENT_FORK
-            | Features::EVENT_REMAP
-            | Features::EVENT_REMOVE
-            | Features::EVENT_UNMAP,
-    )
+    uffd_with(Features::EVENT_FORK | Features::EVENT_REMAP | Features::EVENT_REMOVE | Features::EVENT_UNMAP)
 }
 
 pub(super) fn uffd_move() -> Result<(), Errno> {
@@ -160,11 +132,7 @@ pub(super) fn pagemap_scan_guard() -> Result<(), Errno> {
     let page = Page::new()?;
     page.guard()?;
     let mut runs = [PageRun::default(); 1];
-    let query = Query {
-        all: Categories::GUARD,
-        tell: Categories::GUARD,
-        ..page.query()
-    };
+    let query = Query { all: Categories::GUARD, tell: Categories::GUARD, ..page.query() };
     present(scan(own("pagemap")?, &query, &mut runs)?.0 == 1)
 }
 

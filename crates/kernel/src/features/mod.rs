@@ -301,17 +301,12 @@ impl Report {
 
 /// `uname -r`.
 pub fn release() -> String {
-    rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// The kernel's name for this boot: 36 characters, new with each.
 pub fn boot_id() -> Result<String, Errno> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|text| text.trim_end().to_owned())
-        .map_err(errno)
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim_end().to_owned()).map_err(errno)
 }
 
 /// The errno of a failed call of std.
@@ -339,12 +334,7 @@ mod tests {
         let report = Report::new().unwrap();
         for (index, (feature, answer)) in report.iter().enumerate() {
             assert_eq!(feature.id as usize, index);
-            assert_eq!(
-                feature.probe(),
-                answer,
-                "{} does not answer the same twice",
-                feature.name
-            );
+            assert_eq!(feature.probe(), answer, "{} does not answer the same twice", feature.name);
         }
         let mine = me.children(rustix::thread::gettid()).unwrap();
         assert!(mine.is_empty(), "{mine:?}");
@@ -354,18 +344,14 @@ mod tests {
     #[test]
     fn refusals_for_want_of_right_are_told_apart() {
         assert_eq!(Answer::from(Err(Errno::PERM)), Answer::Denied(Errno::PERM));
-        assert_eq!(
-            Answer::from(Err(Errno::NOSYS)),
-            Answer::Absent(Errno::NOSYS)
-        );
+        assert_eq!(Answer::from(Err(Errno::NOSYS)), Answer::Absent(Errno::NOSYS));
         assert_eq!(Answer::from(Ok(())), Answer::Present);
     }
 
     #[test]
     fn names_are_unique_and_losses_told() {
         assert!(FEATURES.iter().all(|feature| !feature.lost.is_empty()));
-        let names: std::collections::HashSet<_> =
-            FEATURES.iter().map(|feature| feature.name).collect();
+        let names: std::collections::HashSet<_> = FEATURES.iter().map(|feature| feature.name).collect();
         assert_eq!(names.len(), FEATURES.len());
     }
 }

@@ -18,11 +18,7 @@ struct Sleeper(Child);
 
 impl Sleeper {
     fn new() -> Result<Self, Errno> {
-        spawn_idle(&Spawn {
-            exit_signal: 0,
-            ..Spawn::default()
-        })
-        .map(Self)
+        spawn_idle(&Spawn { exit_signal: 0, ..Spawn::default() }).map(Self)
     }
 
     /// The child seized and stopped.
@@ -60,11 +56,7 @@ fn reap(pid: Pid) {
 
 /// Makes a child with these flags that ends at once.
 fn born_with(flags: CloneFlags) -> Result<(), Errno> {
-    let how = Spawn {
-        flags,
-        exit_signal: 0,
-        ..Spawn::default()
-    };
+    let how = Spawn { flags, exit_signal: 0, ..Spawn::default() };
     // SAFETY: the body calls nothing.
     let child = unsafe { spawn(&how, || 0) }?;
     reap(child.pid);
@@ -73,11 +65,7 @@ fn born_with(flags: CloneFlags) -> Result<(), Errno> {
 
 pub(super) fn clone3_set_tid() -> Result<(), Errno> {
     // Pid 1 is taken in every namespace, and that is found out only after the right to choose was checked.
-    match spawn_idle(&Spawn {
-        set_tid: &[1],
-        exit_signal: 0,
-        ..Spawn::default()
-    }) {
+    match spawn_idle(&Spawn { set_tid: &[1], exit_signal: 0, ..Spawn::default() }) {
         Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno),
         Ok(child) => {
@@ -90,11 +78,7 @@ pub(super) fn clone3_set_tid() -> Result<(), Errno> {
 pub(super) fn ns_last_pid() -> Result<(), Errno> {
     let path = "/proc/sys/kernel/ns_last_pid";
     // Opening for writing asks for the right; writing would race with every fork on the machine.
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .map(drop)
-        .map_err(errno)
+    std::fs::OpenOptions::new().write(true).open(path).map(drop).map_err(errno)
 }
 
 pub(super) fn ptrace_seize() -> Result<(), Errno> {
@@ -106,12 +90,7 @@ pub(super) fn pidfd_getfd() -> Result<(), Errno> {
     let (reader, _writer) = rustix::pipe::pipe()?;
     // The child was made with a copy of our descriptors, before this pipe: take any that it has.
     let task = Task::open(child.pid()).map_err(proc_errno)?;
-    let fd = task
-        .fds()
-        .map_err(proc_errno)?
-        .first()
-        .copied()
-        .unwrap_or(reader.as_raw_fd());
+    let fd = task.fds().map_err(proc_errno)?.first().copied().unwrap_or(reader.as_raw_fd());
     rustix::process::pidfd_getfd(&child.0.pidfd, fd, PidfdGetfdFlags::empty()).map(drop)
 }
 
@@ -137,9 +116,7 @@ pub(super) fn process_vm() -> Result<(), Errno> {
 
 pub(super) fn children() -> Result<(), Errno> {
     let me = Task::current().map_err(proc_errno)?;
-    me.children(rustix::thread::gettid())
-        .map(drop)
-        .map_err(proc_errno)
+    me.children(rustix::thread::gettid()).map(drop).map_err(proc_errno)
 }
 
 pub(super) fn ptrace_rseq() -> Result<(), Errno> {
@@ -159,10 +136,7 @@ pub(super) fn seccomp_get_filter() -> Result<(), Errno> {
 }
 
 pub(super) fn suspend_seccomp() -> Result<(), Errno> {
-    ptrace::set_options(
-        Sleeper::traced()?.pid(),
-        Options::EXITKILL | Options::SUSPEND_SECCOMP,
-    )
+    ptrace::set_options(Sleeper::traced()?.pid(), Options::EXITKILL | Options::SUSPEND_SECCOMP)
 }
 
 pub(super) fn set_mm_map() -> Result<(), Errno> {
@@ -170,10 +144,7 @@ pub(super) fn set_mm_map() -> Result<(), Errno> {
 }
 
 pub(super) fn posix_timers() -> Result<(), Errno> {
-    Task::current()
-        .and_then(|me| me.timers())
-        .map(drop)
-        .map_err(proc_errno)
+    Task::current().and_then(|me| me.timers()).map(drop).map_err(proc_errno)
 }
 
 pub(super) fn timer_restore_ids() -> Result<(), Errno> {
@@ -181,8 +152,7 @@ pub(super) fn timer_restore_ids() -> Result<(), Errno> {
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
     const GET: u64 = 2;
     // SAFETY: GET asks whether the mode is on; it takes no address.
-    sys::check(unsafe { libc::syscall(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) })
-        .map(drop)
+    sys::check(unsafe { libc::syscall(libc::SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) }).map(drop)
 }
 
 pub(super) fn loginuid() -> Result<(), Errno> {
@@ -193,18 +163,12 @@ pub(super) fn loginuid() -> Result<(), Errno> {
         let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
         std::io::Write::write_all(&mut file, &value)
     });
-    probe
-        .map_err(errno)?
-        .join()
-        .unwrap_or_else(|_| Err(Errno::IO.into()))
-        .map_err(errno)
+    probe.map_err(errno)?.join().unwrap_or_else(|_| Err(Errno::IO.into())).map_err(errno)
 }
 
 pub(super) fn time_namespace() -> Result<(), Errno> {
     let me = Task::current().map_err(proc_errno)?;
-    me.namespace(Namespace::Time)
-        .map_err(proc_errno)?
-        .ok_or(Errno::NOENT)?;
+    me.namespace(Namespace::Time).map_err(proc_errno)?.ok_or(Errno::NOENT)?;
     born_with(CloneFlags::NEWTIME)
 }
 

@@ -107,17 +107,9 @@ pub struct InotifyWatch {
 /// What a fanotify mark is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FanotifyObject {
-    Inode {
-        ino: u64,
-        sdev: u32,
-        handle: Option<FileHandle>,
-    },
-    Mount {
-        mnt_id: i32,
-    },
-    FileSystem {
-        sdev: u32,
-    },
+    Inode { ino: u64, sdev: u32, handle: Option<FileHandle> },
+    Mount { mnt_id: i32 },
+    FileSystem { sdev: u32 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,14 +163,7 @@ impl Task {
 
 /// Parses a file of fdinfo.
 pub fn parse(text: &[u8]) -> std::result::Result<FdInfo, Malformed> {
-    let mut info = FdInfo {
-        pos: 0,
-        flags: 0,
-        mnt_id: 0,
-        ino: None,
-        locks: Vec::new(),
-        details: Details::None,
-    };
+    let mut info = FdInfo { pos: 0, flags: 0, mnt_id: 0, ino: None, locks: Vec::new(), details: Details::None };
     let mut complete = false;
     for line in text::lines(text) {
         let (key, value) = text::cut(line, b':').unwrap_or((b"", line));
@@ -206,21 +191,13 @@ fn take_detail(details: &mut Details, line: &[u8], key: &[u8], value: &[u8]) -> 
     // A kind's further lines mean something only after its first.
     match (&mut *details, key) {
         (Details::EventFd { id, .. }, b"eventfd-id") => *id = Some(text::signed(value)?),
-        (Details::EventFd { semaphore, .. }, b"eventfd-semaphore") => {
-            *semaphore = Some(value == b"1")
-        }
+        (Details::EventFd { semaphore, .. }, b"eventfd-semaphore") => *semaphore = Some(value == b"1"),
         (Details::Epoll(targets), b"tfd") => targets.push(epoll_target(line)?),
-        (Details::Inotify(watches), _) if line.starts_with(b"inotify ") => {
-            watches.push(inotify_watch(line)?)
-        }
-        (Details::Fanotify { marks, .. }, _) if line.starts_with(b"fanotify ") => {
-            marks.push(fanotify_mark(line)?)
-        }
+        (Details::Inotify(watches), _) if line.starts_with(b"inotify ") => watches.push(inotify_watch(line)?),
+        (Details::Fanotify { marks, .. }, _) if line.starts_with(b"fanotify ") => marks.push(fanotify_mark(line)?),
         (Details::TimerFd(timer), key) => timer_line(timer, key, value)?,
         (Details::PidFd { ns_pids, .. }, b"NSpid") => {
-            *ns_pids = text::words(value)
-                .map(text::signed)
-                .collect::<Option<_>>()?;
+            *ns_pids = text::words(value).map(text::signed).collect::<Option<_>>()?;
         }
         (Details::BpfMap(map), key) => bpf_line(map, key, value)?,
         (Details::UserFaultFd { total, .. }, b"total") => *total = text::dec(value)?,
@@ -239,50 +216,20 @@ fn take_detail(details: &mut Details, line: &[u8], key: &[u8], value: &[u8]) -> 
 
 fn first_detail(line: &[u8], key: &[u8], value: &[u8]) -> Option<Details> {
     Some(match key {
-        b"eventfd-count" => Details::EventFd {
-            count: text::hex(value)?,
-            id: None,
-            semaphore: None,
-        },
+        b"eventfd-count" => Details::EventFd { count: text::hex(value)?, id: None, semaphore: None },
         b"tfd" => Details::Epoll(vec![epoll_target(line)?]),
-        b"sigmask" => Details::SignalFd {
-            mask: text::hex(value)?,
-        },
-        b"clockid" => Details::TimerFd(TimerFd {
-            clock: text::signed(value)?,
-            ..TimerFd::default()
-        }),
-        b"tty-index" => Details::Tty {
-            index: text::dec(value)?,
-        },
-        b"Pid" => Details::PidFd {
-            pid: text::signed(value)?,
-            ns_pids: Vec::new(),
-        },
-        b"iff" => Details::Tun {
-            interface: value.to_vec(),
-        },
-        b"map_type" => Details::BpfMap(BpfMap {
-            map_type: text::dec(value)?,
-            ..BpfMap::default()
-        }),
-        b"pending" => Details::UserFaultFd {
-            pending: text::dec(value)?,
-            total: 0,
-            api: 0,
-            features: 0,
-        },
-        b"scm_fds" => Details::Unix {
-            scm_fds: text::dec(value)?,
-        },
+        b"sigmask" => Details::SignalFd { mask: text::hex(value)? },
+        b"clockid" => Details::TimerFd(TimerFd { clock: text::signed(value)?, ..TimerFd::default() }),
+        b"tty-index" => Details::Tty { index: text::dec(value)? },
+        b"Pid" => Details::PidFd { pid: text::signed(value)?, ns_pids: Vec::new() },
+        b"iff" => Details::Tun { interface: value.to_vec() },
+        b"map_type" => Details::BpfMap(BpfMap { map_type: text::dec(value)?, ..BpfMap::default() }),
+        b"pending" => Details::UserFaultFd { pending: text::dec(value)?, total: 0, api: 0, features: 0 },
+        b"scm_fds" => Details::Unix { scm_fds: text::dec(value)? },
         _ if line.starts_with(b"inotify ") => Details::Inotify(vec![inotify_watch(line)?]),
         _ if line.starts_with(b"fanotify ") => {
             let flags = text::hex(named(line, b"flags")?)?;
-            Details::Fanotify {
-                flags,
-                event_flags: text::hex(named(line, b"event-flags")?)?,
-                marks: Vec::new(),
-            }
+            Details::Fanotify { flags, event_flags: text::hex(named(line, b"event-flags")?)?, marks: Vec::new() }
         }
         _ => Details::Other(vec![line.to_vec()]),
     })
@@ -292,15 +239,8 @@ fn first_detail(line: &[u8], key: &[u8], value: &[u8]) -> Option<Details> {
 fn named<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let mut words = text::words(line);
     while let Some(word) = words.next() {
-        if let Some(value) = word
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix(b":"))
-        {
-            return if value.is_empty() {
-                words.next()
-            } else {
-                Some(value)
-            };
+        if let Some(value) = word.strip_prefix(name).and_then(|rest| rest.strip_prefix(b":")) {
+            return if value.is_empty() { words.next() } else { Some(value) };
         }
     }
     None
@@ -330,15 +270,9 @@ fn inotify_watch(line: &[u8]) -> Option<InotifyWatch> {
 fn fanotify_mark(line: &[u8]) -> Option<FanotifyMark> {
     let sdev = named(line, b"sdev").and_then(text::hex);
     let object = if let Some(ino) = named(line, b"ino") {
-        FanotifyObject::Inode {
-            ino: text::hex(ino)?,
-            sdev: sdev?,
-            handle: handle(line)?,
-        }
+        FanotifyObject::Inode { ino: text::hex(ino)?, sdev: sdev?, handle: handle(line)? }
     } else if let Some(mnt_id) = named(line, b"mnt_id") {
-        FanotifyObject::Mount {
-            mnt_id: text::hex(mnt_id)?,
-        }
+        FanotifyObject::Mount { mnt_id: text::hex(mnt_id)? }
     } else {
         FanotifyObject::FileSystem { sdev: sdev? }
     };
@@ -357,10 +291,7 @@ fn handle(line: &[u8]) -> Option<Option<FileHandle>> {
     };
     let length: usize = text::hex(named(line, b"fhandle-bytes")?)?;
     let kind = text::hex::<u32>(named(line, b"fhandle-type")?)? as i32;
-    let bytes = digits
-        .chunks(2)
-        .map(text::hex::<u8>)
-        .collect::<Option<Vec<_>>>()?;
+    let bytes = digits.chunks(2).map(text::hex::<u8>).collect::<Option<Vec<_>>>()?;
     (bytes.len() == length && digits.len() % 2 == 0).then_some(Some(FileHandle { kind, bytes }))
 }
 
@@ -411,10 +342,7 @@ mod tests {
     fn reads_the_common_part_and_locks() {
         let text = format!("{HEAD}lock:\t1: FLOCK  ADVISORY  WRITE 41 fe:00:1001 0 EOF\n");
         let info = parse(text.as_bytes()).unwrap();
-        assert_eq!(
-            (info.pos, info.flags, info.mnt_id, info.ino),
-            (7, 0o2000002, 17, Some(1038))
-        );
+        assert_eq!((info.pos, info.flags, info.mnt_id, info.ino), (7, 0o2000002, 17, Some(1038)));
         assert_eq!((info.locks.len(), info.locks[0].pid), (1, 41));
         assert_eq!(info.details, Details::None);
         assert!(parse(b"pos:\t0\n").is_err());
@@ -425,86 +353,29 @@ mod tests {
     fn reads_eventfd_signalfd_timerfd_pidfd_tty_tun() {
         assert_eq!(
             details("eventfd-count:               1f\neventfd-id: 1\neventfd-semaphore: 1\n"),
-            Details::EventFd {
-                count: 31,
-                id: Some(1),
-                semaphore: Some(true)
-            }
+            Details::EventFd { count: 31, id: Some(1), semaphore: Some(true) }
         );
-        assert_eq!(
-            details("sigmask:\t8000000000000200\n"),
-            Details::SignalFd {
-                mask: 1 << 63 | 1 << 9
-            }
-        );
+        assert_eq!(details("sigmask:\t8000000000000200\n"), Details::SignalFd { mask: 1 << 63 | 1 << 9 });
         let timer = "clockid: 7\nticks: 3\nsettime flags: 01\nit_value: (2, 999963085)\nit_interval: (1, 2)\n";
-        let expected = TimerFd {
-            clock: 7,
-            ticks: 3,
-            settime_flags: 1,
-            value: (2, 999963085),
-            interval: (1, 2),
-        };
+        let expected = TimerFd { clock: 7, ticks: 3, settime_flags: 1, value: (2, 999963085), interval: (1, 2) };
         assert_eq!(details(timer), Details::TimerFd(expected));
-        assert_eq!(
-            details("Pid:\t-1\n"),
-            Details::PidFd {
-                pid: -1,
-                ns_pids: Vec::new()
-            }
-        );
-        assert_eq!(
-            details("Pid:\t9\nNSpid:\t9\t1\n"),
-            Details::PidFd {
-                pid: 9,
-                ns_pids: vec![9, 1]
-            }
-        );
+        assert_eq!(details("Pid:\t-1\n"), Details::PidFd { pid: -1, ns_pids: Vec::new() });
+        assert_eq!(details("Pid:\t9\nNSpid:\t9\t1\n"), Details::PidFd { pid: 9, ns_pids: vec![9, 1] });
         assert_eq!(details("tty-index:\t4\n"), Details::Tty { index: 4 });
-        assert_eq!(
-            details("iff:\tzz0\n"),
-            Details::Tun {
-                interface: b"zz0".to_vec()
-            }
-        );
-        assert_eq!(
-            details("iff:\t\n"),
-            Details::Tun {
-                interface: Vec::new()
-            }
-        );
+        assert_eq!(details("iff:\tzz0\n"), Details::Tun { interface: b"zz0".to_vec() });
+        assert_eq!(details("iff:\t\n"), Details::Tun { interface: Vec::new() });
         assert_eq!(details("scm_fds: 2\n"), Details::Unix { scm_fds: 2 });
     }
 
     #[test]
     fn reads_epoll_inotify_fanotify() {
-        let line =
-            "tfd:        3 events: 80000019 data: ffffffffffffffff  pos:-1 ino:40e sdev:10\n";
-        let target = EpollTarget {
-            fd: 3,
-            events: 0x80000019,
-            data: u64::MAX,
-            pos: -1,
-            ino: 0x40e,
-            sdev: 0x10,
-        };
-        assert_eq!(
-            details(&line.repeat(2)),
-            Details::Epoll(vec![target.clone(), target])
-        );
+        let line = "tfd:        3 events: 80000019 data: ffffffffffffffff  pos:-1 ino:40e sdev:10\n";
+        let target = EpollTarget { fd: 3, events: 0x80000019, data: u64::MAX, pos: -1, ino: 0x40e, sdev: 0x10 };
+        assert_eq!(details(&line.repeat(2)), Details::Epoll(vec![target.clone(), target]));
         let line = "inotify wd:a ino:3c4a7 sdev:fe00000 mask:100 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 \
             f_handle:a7c4030000000000\n";
-        let handle = FileHandle {
-            kind: 1,
-            bytes: vec![0xa7, 0xc4, 3, 0, 0, 0, 0, 0],
-        };
-        let watch = InotifyWatch {
-            wd: 10,
-            ino: 0x3c4a7,
-            sdev: 0xfe00000,
-            mask: 0x100,
-            handle: Some(handle.clone()),
-        };
+        let handle = FileHandle { kind: 1, bytes: vec![0xa7, 0xc4, 3, 0, 0, 0, 0, 0] };
+        let watch = InotifyWatch { wd: 10, ino: 0x3c4a7, sdev: 0xfe00000, mask: 0x100, handle: Some(handle.clone()) };
         assert_eq!(details(line), Details::Inotify(vec![watch]));
         assert_eq!(split_sdev(0xfe00000), (0xfe, 0));
         let text = "fanotify flags:4 event-flags:8000\n\
@@ -512,30 +383,12 @@ mod tests {
             f_handle:a7c4030000000000\n\
             fanotify sdev:fe00000 mflags:0 mask:8 ignored_mask:0\n\
             fanotify mnt_id:1b mflags:0 mask:8 ignored_mask:0\n";
-        let Details::Fanotify {
-            flags: 4,
-            event_flags: 0x8000,
-            marks,
-        } = details(text)
-        else {
+        let Details::Fanotify { flags: 4, event_flags: 0x8000, marks } = details(text) else {
             panic!("no fanotify");
         };
-        assert_eq!(
-            marks[0].object,
-            FanotifyObject::Inode {
-                ino: 1,
-                sdev: 2,
-                handle: Some(handle)
-            }
-        );
-        assert_eq!(
-            (marks[0].flags, marks[0].mask, marks[0].ignored_mask),
-            (0x40, 0, 1)
-        );
-        assert_eq!(
-            marks[1].object,
-            FanotifyObject::FileSystem { sdev: 0xfe00000 }
-        );
+        assert_eq!(marks[0].object, FanotifyObject::Inode { ino: 1, sdev: 2, handle: Some(handle) });
+        assert_eq!((marks[0].flags, marks[0].mask, marks[0].ignored_mask), (0x40, 0, 1));
+        assert_eq!(marks[1].object, FanotifyObject::FileSystem { sdev: 0xfe00000 });
         assert_eq!(marks[2].object, FanotifyObject::Mount { mnt_id: 0x1b });
     }
 
@@ -543,39 +396,21 @@ mod tests {
     fn reads_bpf_userfaultfd_and_keeps_the_unknown() {
         let text = "map_type:\t2\nkey_size:\t4\nvalue_size:\t8\nmax_entries:\t4\nmap_flags:\t0x400\n\
             map_extra:\t0x0\nmemlock:\t344\nmap_id:\t3\nfrozen:\t1\n";
-        let Details::BpfMap(map) = details(text) else {
-            panic!("no map")
-        };
-        assert_eq!(
-            (map.map_type, map.key_size, map.value_size, map.max_entries),
-            (2, 4, 8, 4)
-        );
-        assert_eq!(
-            (map.map_flags, map.memlock, map.map_id, map.frozen),
-            (0x400, 344, 3, true)
-        );
+        let Details::BpfMap(map) = details(text) else { panic!("no map") };
+        assert_eq!((map.map_type, map.key_size, map.value_size, map.max_entries), (2, 4, 8, 4));
+        assert_eq!((map.map_flags, map.memlock, map.map_id, map.frozen), (0x400, 344, 3, true));
         assert_eq!(
             details("pending:\t1\ntotal:\t2\nAPI:\taa:0:80000000000001ff\n"),
-            Details::UserFaultFd {
-                pending: 1,
-                total: 2,
-                api: 0xaa,
-                features: 0x80000000000001ff
-            }
+            Details::UserFaultFd { pending: 1, total: 2, api: 0xaa, features: 0x80000000000001ff }
         );
         let uring = "SqMask:\t0x3\nPollList:\n  op=6, task_works=0\n";
-        let Details::Other(lines) = details(uring) else {
-            panic!("no lines")
-        };
+        let Details::Other(lines) = details(uring) else { panic!("no lines") };
         assert_eq!(lines.len(), 3);
     }
 
     #[test]
     fn refuses_cut_handles() {
-        for tail in [
-            "fhandle-bytes:8 fhandle-type:1 f_handle:a7",
-            "fhandle-bytes:1 f_handle:a7",
-        ] {
+        for tail in ["fhandle-bytes:8 fhandle-type:1 f_handle:a7", "fhandle-bytes:1 f_handle:a7"] {
             let line = format!("{HEAD}inotify wd:1 ino:1 sdev:1 mask:1 ignored_mask:0 {tail}\n");
             assert!(parse(line.as_bytes()).is_err(), "{tail}");
         }
@@ -587,10 +422,7 @@ mod tests {
         let task = Task::current().unwrap();
         let event = eventfd(300, EventfdFlags::CLOEXEC).unwrap();
         let info = task.fdinfo(event.as_raw_fd()).unwrap();
-        assert!(
-            matches!(info.details, Details::EventFd { count: 300, .. }),
-            "{info:?}"
-        );
+        assert!(matches!(info.details, Details::EventFd { count: 300, .. }), "{info:?}");
         assert_eq!(info.flags, (libc::O_RDWR | libc::O_CLOEXEC) as u32);
         let file = tempfile::tempfile().unwrap();
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();

@@ -45,9 +45,7 @@ pub fn parse(text: &[u8]) -> std::result::Result<[Limit; COUNT], Malformed> {
     let mut limits = [None; COUNT];
     for line in text::lines(text).skip(1) {
         let known = NAMES.iter().enumerate().find_map(|(index, name)| {
-            line.strip_prefix(*name)
-                .filter(|rest| rest.starts_with(b" "))
-                .map(|rest| (index, rest))
+            line.strip_prefix(*name).filter(|rest| rest.starts_with(b" ")).map(|rest| (index, rest))
         });
         let Some((index, rest)) = known else { continue };
         let mut words = text::words(rest).map(|word| match word {
@@ -55,10 +53,7 @@ pub fn parse(text: &[u8]) -> std::result::Result<[Limit; COUNT], Malformed> {
             word => text::dec(word).map(Some),
         });
         let mut next = || words.next().flatten().or_malformed("limit", line);
-        limits[index] = Some(Limit {
-            soft: next()?,
-            hard: next()?,
-        });
+        limits[index] = Some(Limit { soft: next()?, hard: next()? });
     }
     let mut all = [Limit::default(); COUNT];
     for (index, limit) in limits.into_iter().enumerate() {
@@ -80,20 +75,13 @@ mod tests {
             (rustix::process::Resource::Rttime, libc::RLIMIT_RTTIME),
         ] {
             let limit = rustix::process::getrlimit(resource);
-            assert_eq!(
-                limits[index as usize],
-                Limit {
-                    soft: limit.current,
-                    hard: limit.maximum
-                }
-            );
+            assert_eq!(limits[index as usize], Limit { soft: limit.current, hard: limit.maximum });
         }
     }
 
     #[test]
     fn refuses_a_missing_limit() {
-        let text =
-            b"Limit                     Soft Limit           Hard Limit           Units     \n\
+        let text = b"Limit                     Soft Limit           Hard Limit           Units     \n\
             Max cpu time              5                    unlimited            seconds   \n";
         assert_eq!(parse(text).unwrap_err().text.as_ref(), "Max file size");
     }

@@ -116,18 +116,7 @@ fn try_line(line: &[u8]) -> Option<FileLock> {
         end => Some(text::dec(end)?),
     };
     let (dev, inode) = ((text::hex(major)?, text::hex(minor)?), text::dec(inode)?);
-    Some(FileLock {
-        id,
-        waiting,
-        kind,
-        state,
-        access,
-        pid,
-        dev,
-        inode,
-        start,
-        end,
-    })
+    Some(FileLock { id, waiting, kind, state, access, pid, dev, inode, start, end })
 }
 
 /// All locks of the machine that the reader's pid namespace may see.
@@ -138,10 +127,7 @@ pub fn all() -> super::Result<Vec<FileLock>> {
         path: path(),
         errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
     })?;
-    parse(&text).map_err(|problem| super::Error::Malformed {
-        path: path(),
-        problem,
-    })
+    parse(&text).map_err(|problem| super::Error::Malformed { path: path(), problem })
 }
 
 #[cfg(test)]
@@ -155,23 +141,11 @@ mod tests {
             2: OFDLCK ADVISORY  READ -1 00:1f:7 0 0\n\
             3: LEASE  BREAKING  UNLCK 9 103:1a2:1 0 EOF\n";
         let locks = parse(text).unwrap();
-        assert_eq!(
-            (locks[0].kind, locks[0].start, locks[0].end),
-            (LockKind::Posix, 5, Some(14))
-        );
-        assert_eq!(
-            (locks[0].dev, locks[0].inode, locks[0].pid),
-            ((0xfd, 0), 2531452, 3568)
-        );
+        assert_eq!((locks[0].kind, locks[0].start, locks[0].end), (LockKind::Posix, 5, Some(14)));
+        assert_eq!((locks[0].dev, locks[0].inode, locks[0].pid), ((0xfd, 0), 2531452, 3568));
         assert!(locks[1].waiting && locks[1].id == 1 && locks[1].end.is_none());
-        assert_eq!(
-            (locks[2].kind, locks[2].pid, locks[2].access),
-            (LockKind::Ofd, -1, LockAccess::Read)
-        );
-        assert_eq!(
-            (locks[3].state, locks[3].access),
-            (LockState::Breaking, LockAccess::Unlock)
-        );
+        assert_eq!((locks[2].kind, locks[2].pid, locks[2].access), (LockKind::Ofd, -1, LockAccess::Read));
+        assert_eq!((locks[3].state, locks[3].access), (LockState::Breaking, LockAccess::Unlock));
         assert_eq!(locks[3].dev, (0x103, 0x1a2));
         assert!(parse(b"1: POSIX  ADVISORY  WRITE 3568 fd:00 0 EOF\n").is_err());
     }

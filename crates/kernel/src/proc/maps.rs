@@ -241,11 +241,7 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
         Some(path) if inode != 0 => (path, true),
         _ => (shown, false),
     };
-    let path = if path.contains(&b'\\') {
-        unescape_newlines(path)
-    } else {
-        path.to_vec()
-    };
+    let path = if path.contains(&b'\\') { unescape_newlines(path) } else { path.to_vec() };
     let (start, end) = (text::hex(start)?, text::hex(end)?);
     (start < end).then_some(())?;
     Some(Vma {
@@ -296,12 +292,7 @@ pub fn parse_smaps(text: &[u8]) -> Result<Vec<FlaggedVma>, Malformed> {
         // Keys begin with a capital, the addresses of a mapping's line with a hexadecimal digit in lower case.
         if !line.first().is_some_and(u8::is_ascii_uppercase) {
             let vma = parse_line(line).or_malformed("mapping", line)?;
-            vmas.push(FlaggedVma {
-                vma,
-                flags: VmFlags::empty(),
-                pkey: 0,
-                page_size: 4096,
-            });
+            vmas.push(FlaggedVma { vma, flags: VmFlags::empty(), pkey: 0, page_size: 4096 });
             continue;
         }
         let Some(last) = vmas.last_mut() else {
@@ -310,16 +301,10 @@ pub fn parse_smaps(text: &[u8]) -> Result<Vec<FlaggedVma>, Malformed> {
         if let Some(codes) = line.strip_prefix(b"VmFlags:") {
             last.flags = text::words(codes).map(VmFlags::from_code).collect();
         } else if let Some(size) = line.strip_prefix(b"KernelPageSize:") {
-            let kib: u64 = text::words(size)
-                .next()
-                .and_then(text::dec)
-                .or_malformed("page size", line)?;
+            let kib: u64 = text::words(size).next().and_then(text::dec).or_malformed("page size", line)?;
             last.page_size = kib * 1024;
         } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
-            last.pkey = text::words(key)
-                .next()
-                .and_then(text::dec)
-                .or_malformed("protection key", line)?;
+            last.pkey = text::words(key).next().and_then(text::dec).or_malformed("protection key", line)?;
         }
     }
     Ok(vmas)
@@ -346,8 +331,7 @@ struct ProcmapQuery {
     build_id_addr: u64,
 }
 
-const PROCMAP_QUERY: rustix::ioctl::Opcode =
-    rustix::ioctl::opcode::read_write::<ProcmapQuery>(b'f', 17);
+const PROCMAP_QUERY: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<ProcmapQuery>(b'f', 17);
 const PROCMAP_QUERY_COVERING_OR_NEXT_VMA: u64 = 0x10;
 const _: () = assert!(size_of::<ProcmapQuery>() == 104 && PROCMAP_QUERY == 0xc068_6611);
 
@@ -413,35 +397,21 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
     fn reads_every_kind_of_line() {
         let vmas = parse(SAMPLE).unwrap();
         assert_eq!(vmas.len(), 6);
-        assert_eq!(
-            (vmas[0].start, vmas[0].end, vmas[0].offset),
-            (0x5623bb998000, 0x5623bb99a000, 0x1000)
-        );
+        assert_eq!((vmas[0].start, vmas[0].end, vmas[0].offset), (0x5623bb998000, 0x5623bb99a000, 0x1000));
         assert_eq!((vmas[0].dev, vmas[0].inode), ((0xfe, 0), 247030));
         assert_eq!(vmas[0].perms, Perms::READ);
-        assert_eq!(
-            (vmas[1].path.as_bytes(), vmas[1].deleted),
-            (&b"/dev/zero"[..], true)
-        );
+        assert_eq!((vmas[1].path.as_bytes(), vmas[1].deleted), (&b"/dev/zero"[..], true));
         assert_eq!(vmas[1].perms, Perms::READ | Perms::WRITE | Perms::SHARED);
         assert_eq!(vmas[2].special(), Some(&b"anon:a name"[..]));
         assert!(vmas[3].path.is_empty() && vmas[3].perms.is_empty() && !vmas[3].has_file());
         assert_eq!(vmas[4].path.as_bytes(), b"/a\nb c");
         assert_eq!(vmas[5].end, 0xffff_ffff_ff60_1000);
-        assert_eq!(
-            vmas[0].map_files_name(),
-            "map_files/5623bb998000-5623bb99a000"
-        );
+        assert_eq!(vmas[0].map_files_name(), "map_files/5623bb998000-5623bb99a000");
     }
 
     #[test]
     fn refuses_what_is_no_mapping() {
-        for line in [
-            &b"7f00-7e00 rw-p 0 00:00 0"[..],
-            b"x",
-            b"7f00-8f00 rw-p 0 00 0",
-            b"7f00-8f00 rw 0 0:0 0",
-        ] {
+        for line in [&b"7f00-7e00 rw-p 0 00:00 0"[..], b"x", b"7f00-8f00 rw-p 0 00 0", b"7f00-8f00 rw 0 0:0 0"] {
             assert!(parse(line).is_err(), "{}", String::from_utf8_lossy(line));
         }
     }
@@ -457,15 +427,8 @@ ProtectionKey:         3
 VmFlags: rd wr mr mw me gd ac zz 
 ";
         let vmas = parse_smaps(text).unwrap();
-        let flags = VmFlags::READ
-            | VmFlags::WRITE
-            | VmFlags::MAYREAD
-            | VmFlags::MAYWRITE
-            | VmFlags::MAYEXEC;
-        assert_eq!(
-            vmas[0].flags,
-            flags | VmFlags::GROWSDOWN | VmFlags::ACCOUNT | VmFlags::UNKNOWN
-        );
+        let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::MAYREAD | VmFlags::MAYWRITE | VmFlags::MAYEXEC;
+        assert_eq!(vmas[0].flags, flags | VmFlags::GROWSDOWN | VmFlags::ACCOUNT | VmFlags::UNKNOWN);
         assert_eq!((vmas[0].pkey, vmas[0].page_size), (3, 2 << 20));
         assert!(parse_smaps(b"VmFlags: rd\n").is_err());
     }
@@ -475,23 +438,12 @@ VmFlags: rd wr mr mw me gd ac zz
         let task = Task::current().unwrap();
         let local = 0u8;
         let address = &raw const local as u64;
-        let of = |vmas: &[Vma]| {
-            vmas.iter()
-                .find(|vma| vma.start <= address && address < vma.end)
-                .cloned()
-        };
+        let of = |vmas: &[Vma]| vmas.iter().find(|vma| vma.start <= address && address < vma.end).cloned();
         let vma = of(&task.maps().unwrap()).unwrap();
         assert!(vma.perms.contains(Perms::READ | Perms::WRITE));
         let smaps = task.smaps().unwrap();
-        let flagged = smaps
-            .iter()
-            .find(|flagged| flagged.vma.start == vma.start)
-            .unwrap();
-        assert!(
-            flagged
-                .flags
-                .contains(VmFlags::READ | VmFlags::WRITE | VmFlags::MAYEXEC)
-        );
+        let flagged = smaps.iter().find(|flagged| flagged.vma.start == vma.start).unwrap();
+        assert!(flagged.flags.contains(VmFlags::READ | VmFlags::WRITE | VmFlags::MAYEXEC));
         for flagged in &smaps {
             assert!(!flagged.flags.contains(VmFlags::UNKNOWN), "{flagged:?}");
         }

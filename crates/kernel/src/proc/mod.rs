@@ -35,11 +35,7 @@ pub use text::Malformed;
 pub enum Error {
     /// The kernel refused. ESRCH or ENOENT mostly mean that the process has gone.
     #[error("cannot {action} {path}: {errno}")]
-    Io {
-        action: &'static str,
-        path: String,
-        errno: Errno,
-    },
+    Io { action: &'static str, path: String, errno: Errno },
     /// The file was read but not understood.
     #[error("{path}: {problem}")]
     Malformed { path: String, problem: Malformed },
@@ -57,24 +53,15 @@ impl Error {
     /// What the user can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Io {
-                errno: Errno::SRCH | Errno::NOENT,
-                ..
-            } => "the process has ended, or this kernel was built without this file",
-            Self::Io {
-                errno: Errno::ACCESS | Errno::PERM,
-                ..
-            } => {
+            Self::Io { errno: Errno::SRCH | Errno::NOENT, .. } => {
+                "the process has ended, or this kernel was built without this file"
+            }
+            Self::Io { errno: Errno::ACCESS | Errno::PERM, .. } => {
                 "run as the owner of the process or with CAP_SYS_PTRACE (CAP_CHECKPOINT_RESTORE for some files)"
             }
-            Self::Io {
-                errno: Errno::MFILE | Errno::NFILE,
-                ..
-            } => "raise the limit of open files (ulimit -n)",
+            Self::Io { errno: Errno::MFILE | Errno::NFILE, .. } => "raise the limit of open files (ulimit -n)",
             Self::Io { .. } => "check that /proc is mounted and is that of this pid namespace",
-            Self::Malformed { .. } => {
-                "this kernel writes the file in a form not known here: please report the line"
-            }
+            Self::Malformed { .. } => "this kernel writes the file in a form not known here: please report the line",
         }
     }
 }
@@ -92,11 +79,7 @@ pub struct Task {
 impl Task {
     /// Opens `/proc/PID`. A thread that is not its group's leader can be opened this way as well.
     pub fn open(pid: Pid) -> Result<Self> {
-        Self::open_at(
-            rustix::fs::CWD,
-            format!("/proc/{}", pid.as_raw_nonzero()),
-            0,
-        )
+        Self::open_at(rustix::fs::CWD, format!("/proc/{}", pid.as_raw_nonzero()), 0)
     }
 
     /// Opens the directory of the calling process.
@@ -115,11 +98,7 @@ impl Task {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::openat(base, &path[skip..], flags, Mode::empty()) {
             Ok(dir) => Ok(Self { dir, path }),
-            Err(errno) => Err(Error::Io {
-                action: "open",
-                path,
-                errno,
-            }),
+            Err(errno) => Err(Error::Io { action: "open", path, errno }),
         }
     }
 
@@ -134,18 +113,11 @@ impl Task {
     }
 
     fn io(&self, action: &'static str, name: &str, errno: Errno) -> Error {
-        Error::Io {
-            action,
-            path: format!("{}/{name}", self.path),
-            errno,
-        }
+        Error::Io { action, path: format!("{}/{name}", self.path), errno }
     }
 
     fn malformed(&self, name: &str, problem: Malformed) -> Error {
-        Error::Malformed {
-            path: format!("{}/{name}", self.path),
-            problem,
-        }
+        Error::Malformed { path: format!("{}/{name}", self.path), problem }
     }
 
     /// Opens a file below the directory; close-on-exec is added to `flags`.
@@ -178,11 +150,7 @@ impl Task {
         Ok(buffer)
     }
 
-    fn read_as<T>(
-        &self,
-        name: &str,
-        parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>,
-    ) -> Result<T> {
+    fn read_as<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>) -> Result<T> {
         let text = self.read(name)?;
         parse(&text).map_err(|problem| self.malformed(name, problem))
     }
@@ -209,11 +177,7 @@ impl Task {
 
     /// The thread ids of the process, its leader first.
     pub fn tids(&self) -> Result<Vec<Pid>> {
-        Ok(self
-            .numbers("task")?
-            .into_iter()
-            .filter_map(Pid::from_raw)
-            .collect())
+        Ok(self.numbers("task")?.into_iter().filter_map(Pid::from_raw).collect())
     }
 
     /// The open descriptor numbers, ascending.
@@ -228,13 +192,7 @@ impl Task {
         let name = format!("task/{}/children", tid.as_raw_nonzero());
         self.read_as(&name, |text| {
             text::words(text)
-                .map(|word| {
-                    text::OrMalformed::or_malformed(
-                        text::dec(word).and_then(Pid::from_raw),
-                        "child pid",
-                        word,
-                    )
-                })
+                .map(|word| text::OrMalformed::or_malformed(text::dec(word).and_then(Pid::from_raw), "child pid", word))
                 .collect()
         })
     }
@@ -274,34 +232,20 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
         assert!(task.fds().unwrap().contains(&fd));
-        assert_eq!(
-            task.link(&format!("fd/{fd}")).unwrap(),
-            PathBuf::from("/dev/null")
-        );
+        assert_eq!(task.link(&format!("fd/{fd}")).unwrap(), PathBuf::from("/dev/null"));
     }
 
     #[test]
     fn a_dead_process_is_never_another() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32).unwrap();
         let task = Task::open(pid).unwrap();
         let parent = Task::current().unwrap();
-        assert!(
-            parent
-                .children(rustix::thread::gettid())
-                .unwrap()
-                .contains(&pid)
-        );
+        assert!(parent.children(rustix::thread::gettid()).unwrap().contains(&pid));
         child.kill().unwrap();
         child.wait().unwrap();
         let error = task.stat().unwrap_err();
-        assert!(
-            matches!(error.errno(), Some(Errno::SRCH | Errno::NOENT)),
-            "{error}"
-        );
+        assert!(matches!(error.errno(), Some(Errno::SRCH | Errno::NOENT)), "{error}");
         assert!(error.to_string().contains("/stat"));
     }
 }

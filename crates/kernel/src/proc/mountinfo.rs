@@ -46,9 +46,7 @@ impl Task {
 
 /// Parses `mountinfo`.
 pub fn parse(text: &[u8]) -> std::result::Result<Vec<MountInfo>, Malformed> {
-    text::lines(text)
-        .map(|line| parse_line(line).or_malformed("mount", line))
-        .collect()
+    text::lines(text).map(|line| parse_line(line).or_malformed("mount", line)).collect()
 }
 
 fn parse_line(line: &[u8]) -> Option<MountInfo> {
@@ -110,24 +108,12 @@ mod tests {
             37 35 0:5 / /x\\134 ro shared:9 unbindable - fuse.s\\011s  rw,a=b c\n\
             38 36 0:4 net:[4026531840] /n rw - nsfs nsfs rw\n";
         let mounts = parse(text).unwrap();
-        assert_eq!(
-            (mounts[0].id, mounts[0].parent, mounts[0].dev),
-            (36, 35, (98, 0))
-        );
+        assert_eq!((mounts[0].id, mounts[0].parent, mounts[0].dev), (36, 35, (98, 0)));
         assert_eq!(mounts[0].root, Path::new("/mnt1"));
         assert_eq!(mounts[0].mount_point, Path::new("/mnt 2"));
-        assert_eq!(
-            (mounts[0].master, mounts[0].propagate_from, mounts[0].shared),
-            (Some(1), Some(2), None)
-        );
-        assert_eq!(
-            (mounts[0].fs_type.as_slice(), mounts[0].source.as_slice()),
-            (&b"ext3"[..], &b"/dev/root"[..])
-        );
-        assert_eq!(
-            (mounts[1].mount_point.as_path(), mounts[1].shared),
-            (Path::new("/x\\"), Some(9))
-        );
+        assert_eq!((mounts[0].master, mounts[0].propagate_from, mounts[0].shared), (Some(1), Some(2), None));
+        assert_eq!((mounts[0].fs_type.as_slice(), mounts[0].source.as_slice()), (&b"ext3"[..], &b"/dev/root"[..]));
+        assert_eq!((mounts[1].mount_point.as_path(), mounts[1].shared), (Path::new("/x\\"), Some(9)));
         assert!(mounts[1].unbindable && mounts[1].source.is_empty());
         assert_eq!(mounts[1].fs_type, b"fuse.s\ts");
         assert_eq!(mounts[1].super_options, b"rw,a=b c");
@@ -138,10 +124,6 @@ mod tests {
     #[test]
     fn live() {
         let mounts = Task::current().unwrap().mountinfo().unwrap();
-        assert!(
-            mounts
-                .iter()
-                .any(|mount| mount.mount_point == Path::new("/proc") && mount.fs_type == b"proc")
-        );
+        assert!(mounts.iter().any(|mount| mount.mount_point == Path::new("/proc") && mount.fs_type == b"proc"));
     }
 }

@@ -127,19 +127,9 @@ impl<'a, I: Iterator<Item = &'a [u8]>> Numbers<'a, I> {
 /// Parses `stat`. The name may hold parentheses, blanks and newlines: it ends at the last `)`.
 pub fn parse(text: &[u8]) -> Result<Stat, Malformed> {
     let text = text.trim_ascii_end();
-    let open = text
-        .iter()
-        .position(|&byte| byte == b'(')
-        .or_malformed("name", text)?;
-    let close = text
-        .iter()
-        .rposition(|&byte| byte == b')')
-        .filter(|&at| at > open)
-        .or_malformed("name", text)?;
-    let mut rest = Numbers {
-        words: text::words(&text[close + 1..]),
-        line: text,
-    };
+    let open = text.iter().position(|&byte| byte == b'(').or_malformed("name", text)?;
+    let close = text.iter().rposition(|&byte| byte == b')').filter(|&at| at > open).or_malformed("name", text)?;
+    let mut rest = Numbers { words: text::words(&text[close + 1..]), line: text };
     let state = rest.word("state")?;
     let stat = Stat {
         pid: text::dec(text[..open].trim_ascii_end()).or_malformed("pid", text)?,
@@ -210,36 +200,13 @@ mod tests {
     fn finds_the_name_and_every_field() {
         let stat = parse(SAMPLE).unwrap();
         assert_eq!(stat.comm, b"a) R (b\n");
-        assert_eq!(
-            (stat.pid, stat.ppid, stat.pgrp, stat.session),
-            (5235, 5227, 5226, 4299)
-        );
-        assert_eq!(
-            (stat.state, stat.tty_nr, stat.tpgid),
-            (State::TracingStop, -34816, -1)
-        );
-        assert_eq!(
-            (stat.cutime, stat.cstime, stat.nice, stat.num_threads),
-            (6, -7, -5, 12)
-        );
-        assert_eq!(
-            (stat.start_time, stat.vsize, stat.rss),
-            (84562, 3133440, 385)
-        );
+        assert_eq!((stat.pid, stat.ppid, stat.pgrp, stat.session), (5235, 5227, 5226, 4299));
+        assert_eq!((stat.state, stat.tty_nr, stat.tpgid), (State::TracingStop, -34816, -1));
+        assert_eq!((stat.cutime, stat.cstime, stat.nice, stat.num_threads), (6, -7, -5, 12));
+        assert_eq!((stat.start_time, stat.vsize, stat.rss), (84562, 3133440, 385));
         assert_eq!((stat.kstkesp, stat.kstkeip), (8, 9));
-        assert_eq!(
-            (
-                stat.exit_signal,
-                stat.processor,
-                stat.rt_priority,
-                stat.policy
-            ),
-            (17, 1, 2, 3)
-        );
-        assert_eq!(
-            (stat.start_data, stat.env_end, stat.exit_code),
-            (94107301112880, 140726174015467, 256)
-        );
+        assert_eq!((stat.exit_signal, stat.processor, stat.rt_priority, stat.policy), (17, 1, 2, 3));
+        assert_eq!((stat.start_data, stat.env_end, stat.exit_code), (94107301112880, 140726174015467, 256));
     }
 
     #[test]
@@ -254,9 +221,7 @@ mod tests {
     fn live() {
         let stat = Task::current().unwrap().stat().unwrap();
         assert_eq!(stat.pid, std::process::id() as i32);
-        assert!(
-            stat.env_end >= stat.env_start && stat.env_start >= stat.arg_end && stat.arg_start != 0
-        );
+        assert!(stat.env_end >= stat.env_start && stat.env_start >= stat.arg_end && stat.arg_start != 0);
         assert_eq!(stat.exit_signal, libc::SIGCHLD);
     }
 }

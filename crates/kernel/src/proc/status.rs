@@ -127,8 +127,7 @@ pub fn parse(text: &[u8]) -> Result<Status, Malformed> {
     let mut status = Status::default();
     for line in text::lines(text) {
         let (key, value) = text::cut(line, b':').or_malformed("key", line)?;
-        take(&mut status, key, value.strip_prefix(b"\t").unwrap_or(value))
-            .or_malformed("value", line)?;
+        take(&mut status, key, value.strip_prefix(b"\t").unwrap_or(value)).or_malformed("value", line)?;
     }
     if status.pid == 0 {
         return Err(Malformed::new("Pid line", text));
@@ -195,12 +194,7 @@ fn take(status: &mut Status, key: &[u8], value: &[u8]) -> Option<()> {
 fn ids(value: &[u8]) -> Option<Ids> {
     let mut words = text::words(value).map(text::dec);
     let mut next = || words.next()?;
-    Some(Ids {
-        real: next()?,
-        effective: next()?,
-        saved: next()?,
-        fs: next()?,
-    })
+    Some(Ids { real: next()?, effective: next()?, saved: next()?, fs: next()? })
 }
 
 fn pids(value: &[u8]) -> Option<Vec<i32>> {
@@ -232,64 +226,22 @@ mod tests {
             Seccomp_filters:\t4\nx86_Thread_features:\tshstk wrss \nx86_Thread_features_locked:\tshstk \n";
         let status = parse(text).unwrap();
         assert_eq!(status.name, b"a\nb\\c");
-        assert_eq!(
-            (status.umask, status.state, status.tgid, status.pid),
-            (Some(0o22), State::Stopped, 10, 12)
-        );
-        assert_eq!(
-            status.uid,
-            Ids {
-                real: 1,
-                effective: 2,
-                saved: 3,
-                fs: 4
-            }
-        );
+        assert_eq!((status.umask, status.state, status.tgid, status.pid), (Some(0o22), State::Stopped, 10, 12));
+        assert_eq!(status.uid, Ids { real: 1, effective: 2, saved: 3, fs: 4 });
         assert_eq!(status.gid.fs, u32::MAX);
-        assert_eq!(
-            (status.groups, status.ns_pid),
-            (vec![0, 10, 20], vec![12, 3])
-        );
-        assert_eq!(
-            (status.threads, status.queued_signals, status.vm_locked_kib),
-            (3, (1, 96364), 12)
-        );
-        assert_eq!(
-            (status.sig_pending, status.shared_pending),
-            (1 << 9, 1 << 63)
-        );
-        assert_eq!(
-            (status.sig_blocked, status.sig_ignored, status.sig_caught),
-            (1, 2, 4)
-        );
+        assert_eq!((status.groups, status.ns_pid), (vec![0, 10, 20], vec![12, 3]));
+        assert_eq!((status.threads, status.queued_signals, status.vm_locked_kib), (3, (1, 96364), 12));
+        assert_eq!((status.sig_pending, status.shared_pending), (1 << 9, 1 << 63));
+        assert_eq!((status.sig_blocked, status.sig_ignored, status.sig_caught), (1, 2, 4));
         assert_eq!(status.caps.permitted, 0x1fffeffffff);
-        assert_eq!(
-            (
-                status.caps.effective,
-                status.caps.bounding,
-                status.caps.ambient
-            ),
-            (3, 5, 6)
-        );
-        assert_eq!(
-            (status.no_new_privs, status.seccomp, status.seccomp_filters),
-            (true, Seccomp::Filter, Some(4))
-        );
-        assert_eq!(
-            (
-                status.x86_thread_features,
-                status.x86_thread_features_locked
-            ),
-            (3, 1)
-        );
+        assert_eq!((status.caps.effective, status.caps.bounding, status.caps.ambient), (3, 5, 6));
+        assert_eq!((status.no_new_privs, status.seccomp, status.seccomp_filters), (true, Seccomp::Filter, Some(4)));
+        assert_eq!((status.x86_thread_features, status.x86_thread_features_locked), (3, 1));
     }
 
     #[test]
     fn refuses_half_a_line() {
-        assert_eq!(
-            parse(b"Pid:\t1\nUid:\t1\t2\t3\n").unwrap_err().what,
-            "value"
-        );
+        assert_eq!(parse(b"Pid:\t1\nUid:\t1\t2\t3\n").unwrap_err().what, "value");
         assert_eq!(parse(b"Name:\tx\n").unwrap_err().what, "Pid line");
     }
 

@@ -17,10 +17,7 @@ impl Malformed {
 
     pub(crate) fn new(what: &'static str, text: &[u8]) -> Self {
         let kept = &text[..text.len().min(Self::KEPT)];
-        Self {
-            what,
-            text: String::from_utf8_lossy(kept).into(),
-        }
+        Self { what, text: String::from_utf8_lossy(kept).into() }
     }
 }
 
@@ -70,9 +67,7 @@ pub(crate) fn signed<T: TryFrom<i64>>(text: &[u8]) -> Option<T> {
 pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let whole = if text.is_empty() { None } else { Some(text) };
-    whole
-        .into_iter()
-        .flat_map(|text| text.split(|&byte| byte == b'\n'))
+    whole.into_iter().flat_map(|text| text.split(|&byte| byte == b'\n'))
 }
 
 fn is_blank(byte: u8) -> bool {
@@ -81,8 +76,7 @@ fn is_blank(byte: u8) -> bool {
 
 /// The words of a line, apart by any number of blanks or tabs.
 pub(crate) fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|&byte| is_blank(byte))
-        .filter(|word| !word.is_empty())
+    line.split(|&byte| is_blank(byte)).filter(|word| !word.is_empty())
 }
 
 pub(crate) fn trim_start(text: &[u8]) -> &[u8] {
@@ -96,10 +90,7 @@ pub(crate) fn word(text: &[u8]) -> Option<(&[u8], &[u8])> {
     if text.is_empty() {
         return None;
     }
-    let end = text
-        .iter()
-        .position(|&byte| is_blank(byte))
-        .unwrap_or(text.len());
+    let end = text.iter().position(|&byte| is_blank(byte)).unwrap_or(text.len());
     Some((&text[..end], text.get(end + 1..).unwrap_or(b"")))
 }
 
@@ -157,10 +148,7 @@ mod tests {
 
     #[test]
     fn lines_have_no_empty_tail() {
-        assert_eq!(
-            lines(b"a\n\nb\n").collect::<Vec<_>>(),
-            [&b"a"[..], b"", b"b"]
-        );
+        assert_eq!(lines(b"a\n\nb\n").collect::<Vec<_>>(), [&b"a"[..], b"", b"b"]);
         assert_eq!(lines(b"").count(), 0);
     }
 

@@ -56,20 +56,8 @@ pub fn parse(text: &[u8]) -> std::result::Result<Vec<Timer>, Malformed> {
                 b"thread" => Notify::Thread,
                 _ => return None,
             };
-            let (signal, sigval, target) = (
-                text::dec(signal)?,
-                text::hex(sigval)?,
-                text::signed(target)?,
-            );
-            Some(Timer {
-                id,
-                signal,
-                value: sigval,
-                notify,
-                thread: whom == b"tid",
-                target,
-                clock,
-            })
+            let (signal, sigval, target) = (text::dec(signal)?, text::hex(sigval)?, text::signed(target)?);
+            Some(Timer { id, signal, value: sigval, notify, thread: whom == b"tid", target, clock })
         })();
         timers.push(timer.or_malformed("timer", first)?);
     }
@@ -85,20 +73,10 @@ mod tests {
         let text = b"ID: 2\nsignal: 34/0000000000001234\nnotify: signal/tid.10863\nClockID: 1\n\
             ID: 0\nsignal: 60/00007fff86e452a8\nnotify: none/pid.9\nClockID: -6\n";
         let timers = parse(text).unwrap();
-        let first = Timer {
-            id: 2,
-            signal: 34,
-            value: 0x1234,
-            notify: Notify::Signal,
-            thread: true,
-            target: 10863,
-            clock: 1,
-        };
+        let first =
+            Timer { id: 2, signal: 34, value: 0x1234, notify: Notify::Signal, thread: true, target: 10863, clock: 1 };
         assert_eq!(timers[0], first);
-        assert_eq!(
-            (timers[1].value, timers[1].notify, timers[1].clock),
-            (0x7fff_86e4_52a8, Notify::None, -6)
-        );
+        assert_eq!((timers[1].value, timers[1].notify, timers[1].clock), (0x7fff_86e4_52a8, Notify::None, -6));
         assert!(parse(&text[..60]).is_err());
     }
 
@@ -110,16 +88,9 @@ mod tests {
         event.sigev_signo = libc::SIGUSR1;
         let mut timer: libc::timer_t = std::ptr::null_mut();
         // SAFETY: timer_create reads `event` and writes one timer_t to `timer`.
-        assert_eq!(
-            unsafe { libc::timer_create(libc::CLOCK_BOOTTIME, &raw mut event, &raw mut timer) },
-            0
-        );
+        assert_eq!(unsafe { libc::timer_create(libc::CLOCK_BOOTTIME, &raw mut event, &raw mut timer) }, 0);
         let timers = Task::current().unwrap().timers().unwrap();
-        assert!(
-            timers
-                .iter()
-                .any(|timer| timer.clock == libc::CLOCK_BOOTTIME && timer.notify == Notify::None)
-        );
+        assert!(timers.iter().any(|timer| timer.clock == libc::CLOCK_BOOTTIME && timer.notify == Notify::None));
         // SAFETY: `timer` was made above and is deleted once.
         unsafe { libc::timer_delete(timer) };
     }

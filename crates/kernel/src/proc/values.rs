@@ -30,12 +30,7 @@ pub enum Syscall {
     /// Blocked, but not in a system call (a page fault).
     Blocked { sp: u64, pc: u64 },
     /// Blocked in a call.
-    In {
-        number: i64,
-        args: [u64; 6],
-        sp: u64,
-        pc: u64,
-    },
+    In { number: i64, args: [u64; 6], sp: u64, pc: u64 },
 }
 
 /// Kinds of namespaces, as links in `/proc/PID/ns`.
@@ -176,13 +171,9 @@ impl Task {
             return Ok(None);
         };
         let target = target.into_os_string().into_vec();
-        let between = target
-            .strip_suffix(b"]")
-            .and_then(|text| text::cut(text, b'['));
+        let between = target.strip_suffix(b"]").and_then(|text| text::cut(text, b'['));
         let inode = between.and_then(|(_, inode)| text::dec(inode));
-        inode
-            .map(Some)
-            .ok_or_else(|| self.malformed(kind.link(), Malformed::new("namespace inode", &target)))
+        inode.map(Some).ok_or_else(|| self.malformed(kind.link(), Malformed::new("namespace inode", &target)))
     }
 
     pub fn uid_map(&self) -> Result<Vec<IdRange>> {
@@ -223,18 +214,10 @@ fn parse_syscall(text: &[u8]) -> Parsed<Syscall> {
         let number: i64 = text::signed(words.next()?)?;
         let mut next = || text::hex::<u64>(words.next()?);
         if number == -1 {
-            return Some(Syscall::Blocked {
-                sp: next()?,
-                pc: next()?,
-            });
+            return Some(Syscall::Blocked { sp: next()?, pc: next()? });
         }
         let args = [next()?, next()?, next()?, next()?, next()?, next()?];
-        Some(Syscall::In {
-            number,
-            args,
-            sp: next()?,
-            pc: next()?,
-        })
+        Some(Syscall::In { number, args, sp: next()?, pc: next()? })
     };
     parse().or_malformed("system call", text)
 }
@@ -260,30 +243,18 @@ fn parse_cgroups(text: &[u8]) -> Parsed<Vec<Cgroup>> {
         // The name of a v1 hierarchy may hold a colon no more than the controllers do.
         let (controllers, path) = text::cut(rest, b':')?;
         let path = PathBuf::from(OsString::from_vec(text::unescape(path)));
-        Some(Cgroup {
-            hierarchy: text::dec(hierarchy)?,
-            controllers: controllers.to_vec(),
-            path,
-        })
+        Some(Cgroup { hierarchy: text::dec(hierarchy)?, controllers: controllers.to_vec(), path })
     };
-    text::lines(text)
-        .map(|line| parse(line).or_malformed("cgroup", line))
-        .collect()
+    text::lines(text).map(|line| parse(line).or_malformed("cgroup", line)).collect()
 }
 
 fn parse_id_map(text: &[u8]) -> Parsed<Vec<IdRange>> {
     let parse = |line: &[u8]| {
         let mut words = text::words(line).map(text::dec);
         let mut next = || words.next()?;
-        Some(IdRange {
-            inside: next()?,
-            outside: next()?,
-            count: next()?,
-        })
+        Some(IdRange { inside: next()?, outside: next()?, count: next()? })
     };
-    text::lines(text)
-        .map(|line| parse(line).or_malformed("id range", line))
-        .collect()
+    text::lines(text).map(|line| parse(line).or_malformed("id range", line)).collect()
 }
 
 fn parse_time_offsets(text: &[u8]) -> Parsed<TimeOffsets> {
@@ -313,21 +284,9 @@ mod tests {
     #[test]
     fn reads_every_form_of_syscall() {
         assert_eq!(parse_syscall(b"running\n"), Ok(Syscall::Running));
-        assert_eq!(
-            parse_syscall(b"-1 0x7ffe 0x5500\n"),
-            Ok(Syscall::Blocked {
-                sp: 0x7ffe,
-                pc: 0x5500
-            })
-        );
-        let call =
-            parse_syscall(b"7 0x1 0x2 0x3 0x4 0x5 0x6 0x7fff5bd48a48 0x7f242a85b2ad\n").unwrap();
-        let expected = Syscall::In {
-            number: 7,
-            args: [1, 2, 3, 4, 5, 6],
-            sp: 0x7fff_5bd4_8a48,
-            pc: 0x7f24_2a85_b2ad,
-        };
+        assert_eq!(parse_syscall(b"-1 0x7ffe 0x5500\n"), Ok(Syscall::Blocked { sp: 0x7ffe, pc: 0x5500 }));
+        let call = parse_syscall(b"7 0x1 0x2 0x3 0x4 0x5 0x6 0x7fff5bd48a48 0x7f242a85b2ad\n").unwrap();
+        let expected = Syscall::In { number: 7, args: [1, 2, 3, 4, 5, 6], sp: 0x7fff_5bd4_8a48, pc: 0x7f24_2a85_b2ad };
         assert_eq!(call, expected);
         assert!(parse_syscall(b"7 0x1").is_err());
     }
@@ -336,38 +295,18 @@ mod tests {
     fn reads_cgroups_maps_and_offsets() {
         let groups = parse_cgroups(b"11:name=x.root:/\n1:cpu,cpuacct:/a:b\n0::/\n").unwrap();
         assert_eq!(groups[0].controllers, b"name=x.root");
-        assert_eq!(
-            (groups[1].hierarchy, groups[1].path.as_path()),
-            (1, Path::new("/a:b"))
-        );
+        assert_eq!((groups[1].hierarchy, groups[1].path.as_path()), (1, Path::new("/a:b")));
         assert!(groups[2].controllers.is_empty());
         let map = parse_id_map(b"         0     100000      65536\n 65536 1 1\n").unwrap();
-        assert_eq!(
-            map[0],
-            IdRange {
-                inside: 0,
-                outside: 100000,
-                count: 65536
-            }
-        );
+        assert_eq!(map[0], IdRange { inside: 0, outside: 100000, count: 65536 });
         assert!(parse_id_map(b"0 1\n").is_err());
-        let offsets =
-            parse_time_offsets(b"monotonic          -5         7\nboottime  12 0\n").unwrap();
-        assert_eq!(
-            offsets,
-            TimeOffsets {
-                monotonic: (-5, 7),
-                boottime: (12, 0)
-            }
-        );
+        let offsets = parse_time_offsets(b"monotonic          -5         7\nboottime  12 0\n").unwrap();
+        assert_eq!(offsets, TimeOffsets { monotonic: (-5, 7), boottime: (12, 0) });
     }
 
     #[test]
     fn reads_auxv() {
-        let words: Vec<u8> = [6u64, 4096, 0, 0, 1, 1]
-            .iter()
-            .flat_map(|word| word.to_ne_bytes())
-            .collect();
+        let words: Vec<u8> = [6u64, 4096, 0, 0, 1, 1].iter().flat_map(|word| word.to_ne_bytes()).collect();
         assert_eq!(parse_auxv(&words), Ok(vec![(6, 4096)]));
         assert!(parse_auxv(&words[..20]).is_err());
     }
@@ -380,10 +319,7 @@ mod tests {
         assert!((-1000..=1000).contains(&task.oom_score_adj().unwrap()));
         assert!(task.timerslack_ns().unwrap() > 0);
         assert!(task.coredump_filter().unwrap().is_some());
-        assert!(
-            task.cmdline().unwrap()[0]
-                .ends_with(std::env::args_os().next().unwrap().into_vec().as_slice())
-        );
+        assert!(task.cmdline().unwrap()[0].ends_with(std::env::args_os().next().unwrap().into_vec().as_slice()));
         assert!(task.auxv().unwrap().contains(&(libc::AT_PAGESZ, 4096)));
         assert!(!task.cgroups().unwrap().is_empty());
         for kind in Namespace::ALL {
@@ -391,18 +327,10 @@ mod tests {
             let inode = file.map(|file| std::os::unix::fs::MetadataExt::ino(&file));
             assert_eq!(task.namespace(kind).unwrap(), inode);
         }
-        assert!(
-            task.uid_map()
-                .unwrap()
-                .iter()
-                .any(|range| range.inside == 0)
-        );
+        assert!(task.uid_map().unwrap().iter().any(|range| range.inside == 0));
         task.timens_offsets().unwrap();
         let thread = task.thread(rustix::thread::gettid()).unwrap();
-        assert!(matches!(
-            thread.syscall().unwrap(),
-            Syscall::In { .. } | Syscall::Running
-        ));
+        assert!(matches!(thread.syscall().unwrap(), Syscall::In { .. } | Syscall::Running));
         assert!(!thread.comm().unwrap().is_empty());
         assert_eq!(thread.wchan().unwrap(), None);
     }

@@ -103,17 +103,14 @@ struct InfoAttr {
 
 const _: () = assert!(size_of::<MapSpec>() == 72 && std::mem::offset_of!(MapSpec, map_extra) == 64);
 const _: () = assert!(size_of::<MapInfo>() == 88 && std::mem::offset_of!(MapInfo, netns_dev) == 48);
-const _: () = assert!(
-    size_of::<ElementAttr>() == 32 && size_of::<BatchAttr>() == 56 && size_of::<InfoAttr>() == 16
-);
+const _: () = assert!(size_of::<ElementAttr>() == 32 && size_of::<BatchAttr>() == 56 && size_of::<InfoAttr>() == 16);
 
 /// # Safety
 /// `attr` must be laid out as the part of `union bpf_attr` that belongs to `command`, and the addresses in it be
 /// valid for what the command reads and writes there.
 unsafe fn bpf<T>(command: i32, attr: &mut T) -> Result<i32, Errno> {
     // SAFETY: the kernel reads and writes at most size_of::<T>() bytes of `attr`; the caller vouches for the rest.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) })
-        .map(|value| value as i32)
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) }).map(|value| value as i32)
 }
 
 /// The kernel has just returned `fd` as a new descriptor.
@@ -148,12 +145,7 @@ impl Map {
             value_len = value_len.next_multiple_of(8) * possible_cpus()?;
         }
         // Tables of descriptors are read as 4-byte ids, whatever size the map was made with.
-        Ok(Self {
-            fd,
-            info,
-            key_len: info.key_size as usize,
-            value_len: value_len.max(4),
-        })
+        Ok(Self { fd, info, key_len: info.key_size as usize, value_len: value_len.max(4) })
     }
 
     /// Opens a map by its id. Needs CAP_SYS_ADMIN.
@@ -169,11 +161,7 @@ impl Map {
             next_id: u32,
             open_flags: u32,
         }
-        let mut attr = IdAttr {
-            id,
-            next_id: 0,
-            open_flags,
-        };
+        let mut attr = IdAttr { id, next_id: 0, open_flags };
         // SAFETY: IdAttr is BPF_MAP_GET_FD_BY_ID's part of bpf_attr, and holds no address.
         let fd = adopt(unsafe { bpf(BPF_MAP_GET_FD_BY_ID, &mut attr) }?);
         Self::from_fd(fd)
@@ -207,12 +195,7 @@ impl Map {
             return Err(Errno::INVAL);
         }
         let (key, value) = (key.as_ptr() as u64, value.as_mut_ptr() as u64);
-        let mut attr = ElementAttr {
-            map_fd: self.raw(),
-            key,
-            value,
-            ..ElementAttr::default()
-        };
+        let mut attr = ElementAttr { map_fd: self.raw(), key, value, ..ElementAttr::default() };
         // SAFETY: the kernel reads key_len bytes of `key` and writes at most value_len bytes to `value`; both lengths,
         // which are those of this map, were checked.
         unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(drop)
@@ -224,13 +207,7 @@ impl Map {
             return Err(Errno::INVAL);
         }
         let (key, value) = (key.as_ptr() as u64, value.as_ptr() as u64);
-        let mut attr = ElementAttr {
-            map_fd: self.raw(),
-            key,
-            value,
-            flags,
-            ..ElementAttr::default()
-        };
+        let mut attr = ElementAttr { map_fd: self.raw(), key, value, flags, ..ElementAttr::default() };
         // SAFETY: the kernel reads key_len bytes of `key` and at most value_len of `value`; both lengths were checked.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
     }
@@ -241,12 +218,8 @@ impl Map {
             return Err(Errno::INVAL);
         }
         let key = key.map_or(0, |key| key.as_ptr() as u64);
-        let mut attr = ElementAttr {
-            map_fd: self.raw(),
-            key,
-            value: next.as_mut_ptr() as u64,
-            ..ElementAttr::default()
-        };
+        let mut attr =
+            ElementAttr { map_fd: self.raw(), key, value: next.as_mut_ptr() as u64, ..ElementAttr::default() };
         // SAFETY: the kernel reads key_len bytes of `key` unless it is null, and writes as many to `next`; both
         // lengths were checked.
         match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) } {
@@ -276,10 +249,7 @@ impl Map {
             map_fd: self.raw(),
             ..BatchAttr::default()
         };
-        if cursor
-            .as_ref()
-            .is_some_and(|cursor| cursor.len() != next.len())
-        {
+        if cursor.as_ref().is_some_and(|cursor| cursor.len() != next.len()) {
             return Err(Errno::INVAL);
         }
         // SAFETY: the kernel writes at most `count` keys and values, for which there is room; a cursor is a key, or an
@@ -310,9 +280,7 @@ impl Map {
     /// How many elements both buffers hold; EINVAL unless it is the same whole number.
     fn elements(&self, keys: &[u8], values: &[u8]) -> Result<u32, Errno> {
         let count = keys.len().checked_div(self.key_len).ok_or(Errno::INVAL)?;
-        if count * self.key_len != keys.len()
-            || count.checked_mul(self.value_len) != Some(values.len())
-        {
+        if count * self.key_len != keys.len() || count.checked_mul(self.value_len) != Some(values.len()) {
             return Err(Errno::INVAL);
         }
         u32::try_from(count).map_err(|_| Errno::INVAL)
@@ -343,11 +311,8 @@ fn map_info(fd: impl AsFd) -> Result<MapInfo, Errno> {
         Err(error) => return Err(error.errno().unwrap_or(Errno::IO)),
     }
     let mut info = MapInfo::default();
-    let mut attr = InfoAttr {
-        fd: fd.as_raw_fd() as u32,
-        info_len: size_of::<MapInfo>() as u32,
-        info: &raw mut info as u64,
-    };
+    let mut attr =
+        InfoAttr { fd: fd.as_raw_fd() as u32, info_len: size_of::<MapInfo>() as u32, info: &raw mut info as u64 };
     // SAFETY: the kernel writes at most info_len bytes to `info`, whose fields are integers.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
@@ -357,11 +322,7 @@ fn map_info(fd: impl AsFd) -> Result<MapInfo, Errno> {
 fn possible_cpus() -> Result<usize, Errno> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    let last = text
-        .trim_end()
-        .rsplit(['-', ','])
-        .next()
-        .and_then(|last| last.parse::<usize>().ok());
+    let last = text.trim_end().rsplit(['-', ',']).next().and_then(|last| last.parse::<usize>().ok());
     last.map(|last| last + 1).ok_or(Errno::IO)
 }
 
@@ -374,35 +335,20 @@ mod tests {
     const PERCPU_ARRAY: u32 = 6;
 
     fn spec(map_type: u32, max_entries: u32) -> MapSpec {
-        MapSpec {
-            map_type,
-            key_size: 4,
-            value_size: 12,
-            max_entries,
-            ..MapSpec::default()
-        }
+        MapSpec { map_type, key_size: 4, value_size: 12, max_entries, ..MapSpec::default() }
     }
 
     #[test]
     fn a_hash_is_copied_in_batches() {
-        let map = Map::create(&MapSpec {
-            name: *b"cryonaut\0\0\0\0\0\0\0\0",
-            ..spec(HASH, 100)
-        })
-        .unwrap();
-        assert_eq!(
-            (&map.info().name[..8], map.info().max_entries),
-            (&b"cryonaut"[..], 100)
-        );
+        let map = Map::create(&MapSpec { name: *b"cryonaut\0\0\0\0\0\0\0\0", ..spec(HASH, 100) }).unwrap();
+        assert_eq!((&map.info().name[..8], map.info().max_entries), (&b"cryonaut"[..], 100));
         let keys: Vec<u8> = (0..60u32).flat_map(u32::to_ne_bytes).collect();
         let values: Vec<u8> = (0..60u8).flat_map(|value| [value; 12]).collect();
         assert_eq!(map.update_batch(&keys, &values), Ok(60));
         let (mut cursor, mut found) = (None, Vec::new());
         loop {
             let (mut keys, mut values) = ([0u8; 4 * 32], [0u8; 12 * 32]);
-            let count = map
-                .lookup_batch(&mut cursor, &mut keys, &mut values)
-                .unwrap();
+            let count = map.lookup_batch(&mut cursor, &mut keys, &mut values).unwrap();
             let pairs = keys.chunks(4).zip(values.chunks(12)).take(count);
             found.extend(pairs.map(|(key, value)| (key[0], value[11])));
             if cursor.is_none() {

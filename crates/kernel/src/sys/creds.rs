@@ -5,15 +5,8 @@ use rustix::io::Errno;
 
 /// Runs `call` with these real and effective user ids, and goes back to the own ones. Only the calling thread changes
 /// (setresuid(2), C library/kernel differences).
-pub fn with_uids<T>(
-    uid: u32,
-    euid: u32,
-    call: impl FnOnce() -> Result<T, Errno>,
-) -> Result<T, Errno> {
-    let own = (
-        rustix::process::getuid().as_raw(),
-        rustix::process::geteuid().as_raw(),
-    );
+pub fn with_uids<T>(uid: u32, euid: u32, call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let own = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
     if own == (uid, euid) {
         return call();
     }

@@ -59,10 +59,7 @@ pub fn setown_ex(file: impl AsFd, owner: Owner) -> Result<(), Errno> {
         OwnerKind::Process => 1,
         OwnerKind::Group => 2,
     };
-    let raw = RawOwner {
-        kind,
-        pid: owner.pid,
-    };
+    let raw = RawOwner { kind, pid: owner.pid };
     // SAFETY: F_SETOWN_EX reads one f_owner_ex, whose layout RawOwner has.
     check(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), F_SETOWN_EX, &raw const raw) }).map(drop)
 }
@@ -159,14 +156,7 @@ pub fn find_conflict(
         return Ok(None);
     }
     let holder = (raw.l_pid > 0).then(|| Pid::from_raw(raw.l_pid)).flatten();
-    Ok(Some((
-        RangeLock {
-            kind,
-            start: raw.l_start,
-            len: raw.l_len,
-        },
-        holder,
-    )))
+    Ok(Some((RangeLock { kind, start: raw.l_start, len: raw.l_len }, holder)))
 }
 
 #[cfg(test)]
@@ -177,24 +167,15 @@ mod tests {
     fn an_owner_is_told_as_it_was_set() {
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         assert_eq!(getown_ex(&reader).unwrap().pid, 0);
-        let owner = Owner {
-            kind: OwnerKind::Process,
-            pid: rustix::process::getpid().as_raw_nonzero().get(),
-        };
+        let owner = Owner { kind: OwnerKind::Process, pid: rustix::process::getpid().as_raw_nonzero().get() };
         setown_ex(&reader, owner).unwrap();
         setsig(&reader, libc::SIGUSR1).unwrap();
         assert_eq!(getown_ex(&reader).unwrap(), owner);
         assert_eq!(getsig(&reader).unwrap(), libc::SIGUSR1);
-        assert_eq!(
-            getowner_uids(&reader).unwrap().0,
-            rustix::process::getuid().as_raw()
-        );
+        assert_eq!(getowner_uids(&reader).unwrap().0, rustix::process::getuid().as_raw());
         let (thread, group) = (rustix::thread::gettid(), rustix::process::getpgrp());
         for (kind, pid) in [(OwnerKind::Thread, thread), (OwnerKind::Group, group)] {
-            let owner = Owner {
-                kind,
-                pid: pid.as_raw_nonzero().get(),
-            };
+            let owner = Owner { kind, pid: pid.as_raw_nonzero().get() };
             setown_ex(&reader, owner).unwrap();
             assert_eq!(getown_ex(&reader).unwrap(), owner);
         }
@@ -213,34 +194,14 @@ mod tests {
     fn range_locks_of_descriptions_conflict() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let other = file.reopen().unwrap();
-        let lock = RangeLock {
-            kind: libc::F_WRLCK,
-            start: 5,
-            len: 10,
-        };
+        let lock = RangeLock { kind: libc::F_WRLCK, start: 5, len: 10 };
         set_lock(&file, LockOwner::Description, &lock).unwrap();
-        let whole = RangeLock {
-            kind: libc::F_RDLCK,
-            start: 0,
-            len: 0,
-        };
-        assert_eq!(
-            find_conflict(&other, LockOwner::Description, &whole),
-            Ok(Some((lock, None)))
-        );
-        assert_eq!(
-            find_conflict(&other, LockOwner::Process, &whole),
-            Ok(Some((lock, None)))
-        );
-        assert_eq!(
-            set_lock(&other, LockOwner::Description, &whole),
-            Err(Errno::AGAIN)
-        );
+        let whole = RangeLock { kind: libc::F_RDLCK, start: 0, len: 0 };
+        assert_eq!(find_conflict(&other, LockOwner::Description, &whole), Ok(Some((lock, None))));
+        assert_eq!(find_conflict(&other, LockOwner::Process, &whole), Ok(Some((lock, None))));
+        assert_eq!(set_lock(&other, LockOwner::Description, &whole), Err(Errno::AGAIN));
         let before = RangeLock { len: 5, ..whole };
         assert_eq!(set_lock(&other, LockOwner::Process, &before), Ok(()));
-        assert_eq!(
-            find_conflict(&file, LockOwner::Description, &before),
-            Ok(None)
-        );
+        assert_eq!(find_conflict(&file, LockOwner::Description, &before), Ok(None));
     }
 }

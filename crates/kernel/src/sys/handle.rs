@@ -32,16 +32,8 @@ struct RawHandle {
 
 /// The handle of a file, and the id of the mount it was reached through. Flags: `EMPTY_PATH`, `SYMLINK_FOLLOW`.
 /// EOPNOTSUPP where the file system has no handles.
-pub fn name_to_handle_at(
-    dir: impl AsFd,
-    path: &CStr,
-    flags: AtFlags,
-) -> Result<(FileHandle, i32), Errno> {
-    let mut raw = RawHandle {
-        length: FileHandle::MAX as u32,
-        kind: 0,
-        bytes: [0; FileHandle::MAX],
-    };
+pub fn name_to_handle_at(dir: impl AsFd, path: &CStr, flags: AtFlags) -> Result<(FileHandle, i32), Errno> {
+    let mut raw = RawHandle { length: FileHandle::MAX as u32, kind: 0, bytes: [0; FileHandle::MAX] };
     let mut mount = 0i32;
     // SAFETY: `path` is a C string; the kernel writes the header and at most `length` bytes of handle to `raw`,
     // which has room for them behind the header, and one int to `mount`.
@@ -56,45 +48,18 @@ pub fn name_to_handle_at(
         )
     };
     check(answer)?;
-    let bytes = raw
-        .bytes
-        .get(..raw.length as usize)
-        .ok_or(Errno::OVERFLOW)?
-        .to_vec();
-    Ok((
-        FileHandle {
-            kind: raw.kind,
-            bytes,
-        },
-        mount,
-    ))
+    let bytes = raw.bytes.get(..raw.length as usize).ok_or(Errno::OVERFLOW)?.to_vec();
+    Ok((FileHandle { kind: raw.kind, bytes }, mount))
 }
 
 /// Opens the file of a handle; `mount` is any open file of its file system. Needs CAP_DAC_READ_SEARCH; ESTALE when
 /// the file is no more.
-pub fn open_by_handle_at(
-    mount: impl AsFd,
-    handle: &FileHandle,
-    flags: OFlags,
-) -> Result<OwnedFd, Errno> {
-    let mut raw = RawHandle {
-        length: handle.bytes.len() as u32,
-        kind: handle.kind,
-        bytes: [0; FileHandle::MAX],
-    };
-    raw.bytes
-        .get_mut(..handle.bytes.len())
-        .ok_or(Errno::INVAL)?
-        .copy_from_slice(&handle.bytes);
+pub fn open_by_handle_at(mount: impl AsFd, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut raw = RawHandle { length: handle.bytes.len() as u32, kind: handle.kind, bytes: [0; FileHandle::MAX] };
+    raw.bytes.get_mut(..handle.bytes.len()).ok_or(Errno::INVAL)?.copy_from_slice(&handle.bytes);
     // SAFETY: the kernel reads the header and `length` bytes behind it, which was checked to be within `raw`.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_open_by_handle_at,
-            mount.as_fd().as_raw_fd(),
-            &raw mut raw,
-            flags.bits(),
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_fd().as_raw_fd(), &raw mut raw, flags.bits()) };
     let fd = check(answer)?;
     // SAFETY: the kernel has just created this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
@@ -114,18 +79,9 @@ mod tests {
         let (handle, _) = name_to_handle_at(&file, c"", AtFlags::EMPTY_PATH).unwrap();
         std::fs::remove_file(&path).unwrap();
         let again = open_by_handle_at(&file, &handle, OFlags::RDONLY | OFlags::CLOEXEC).unwrap();
-        let (one, two) = (
-            rustix::fs::fstat(&file).unwrap(),
-            rustix::fs::fstat(&again).unwrap(),
-        );
+        let (one, two) = (rustix::fs::fstat(&file).unwrap(), rustix::fs::fstat(&again).unwrap());
         assert_eq!((one.st_dev, one.st_ino), (two.st_dev, two.st_ino));
-        let long = FileHandle {
-            kind: 1,
-            bytes: vec![0; FileHandle::MAX + 1],
-        };
-        assert_eq!(
-            open_by_handle_at(&file, &long, OFlags::RDONLY).err(),
-            Some(Errno::INVAL)
-        );
+        let long = FileHandle { kind: 1, bytes: vec![0; FileHandle::MAX + 1] };
+        assert_eq!(open_by_handle_at(&file, &long, OFlags::RDONLY).err(), Some(Errno::INVAL));
     }
 }

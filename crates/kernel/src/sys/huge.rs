@@ -12,20 +12,10 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 pub fn write(file: impl AsFd, page: u64, at: u64, bytes: &[u8]) -> Result<(), Errno> {
     let start = at & !(page - 1);
     let inside = at - start;
-    let len = usize::try_from((inside + bytes.len() as u64).next_multiple_of(page))
-        .map_err(|_| Errno::NOMEM)?;
+    let len = usize::try_from((inside + bytes.len() as u64).next_multiple_of(page)).map_err(|_| Errno::NOMEM)?;
     let prot = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice replaces none.
-    let address = unsafe {
-        mmap(
-            std::ptr::null_mut(),
-            len,
-            prot,
-            MapFlags::SHARED,
-            file,
-            start,
-        )
-    }?;
+    let address = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, file, start) }?;
     // Through /proc, so that a page that cannot be had is an error and no SIGBUS.
     let written = File::options().write(true).open("/proc/self/mem");
     let written = written.and_then(|memory| memory.write_all_at(bytes, address as u64 + inside));

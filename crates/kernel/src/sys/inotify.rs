@@ -13,12 +13,7 @@ const _: () = assert!(INOTIFY_IOC_SETNEXTWD == 0x4004_4900);
 pub fn set_next_watch(inotify: impl AsFd, number: i32) -> Result<(), Errno> {
     let number = usize::try_from(number).map_err(|_| Errno::INVAL)?;
     // SAFETY: INOTIFY_IOC_SETNEXTWD takes its argument as an integer, not as an address (fs/notify/inotify).
-    unsafe {
-        ioctl(
-            inotify,
-            IntegerSetter::<INOTIFY_IOC_SETNEXTWD>::new_usize(number),
-        )
-    }
+    unsafe { ioctl(inotify, IntegerSetter::<INOTIFY_IOC_SETNEXTWD>::new_usize(number)) }
 }
 
 #[cfg(test)]

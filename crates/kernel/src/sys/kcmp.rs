@@ -77,11 +77,7 @@ pub fn epoll_target(
     target: RawFd,
     offset: u32,
 ) -> Result<Ordering, Errno> {
-    let slot = EpollSlot {
-        efd: epoll as u32,
-        tfd: target as u32,
-        toff: offset,
-    };
+    let slot = EpollSlot { efd: epoll as u32, tfd: target as u32, toff: offset };
     // SAFETY: `slot` is an EpollSlot that outlives the call.
     unsafe { kcmp(one, two, KCMP_EPOLL_TFD, fd as u64, &raw const slot as u64) }
 }
@@ -114,13 +110,7 @@ mod tests {
         let me = rustix::process::getpid();
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
-        epoll::add(
-            &set,
-            &reader,
-            epoll::EventData::new_u64(1),
-            epoll::EventFlags::IN,
-        )
-        .unwrap();
+        epoll::add(&set, &reader, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
         let (set, fd) = (set.as_raw_fd(), reader.as_raw_fd());
         assert_eq!(epoll_target(me, fd, me, set, fd, 0), Ok(Ordering::Equal));
         assert_eq!(epoll_target(me, fd, me, set, fd, 1), Err(Errno::NOENT));

@@ -21,10 +21,8 @@ pub struct Remote {
 
 // The spans are handed to the kernel as iovecs, whose pointers it does not take as ours.
 const _: () = assert!(size_of::<Remote>() == size_of::<libc::iovec>());
-const _: () =
-    assert!(std::mem::offset_of!(Remote, address) == std::mem::offset_of!(libc::iovec, iov_base));
-const _: () =
-    assert!(std::mem::offset_of!(Remote, len) == std::mem::offset_of!(libc::iovec, iov_len));
+const _: () = assert!(std::mem::offset_of!(Remote, address) == std::mem::offset_of!(libc::iovec, iov_base));
+const _: () = assert!(std::mem::offset_of!(Remote, len) == std::mem::offset_of!(libc::iovec, iov_len));
 
 /// Most spans of one call (`UIO_MAXIOV`).
 pub const MAX_SPANS: usize = 1024;
@@ -32,46 +30,24 @@ pub const MAX_SPANS: usize = 1024;
 /// Reads the spans one after the other into `into`. Returns the bytes read, which is less than asked for when a
 /// page cannot be read; EFAULT when the first cannot. At most [`MAX_SPANS`] spans (EINVAL).
 pub fn read_spans(pid: Pid, from: &[Remote], into: &mut [u8]) -> Result<usize, Errno> {
-    let local = libc::iovec {
-        iov_base: into.as_mut_ptr().cast(),
-        iov_len: into.len(),
-    };
+    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     // SAFETY: the kernel writes at most iov_len bytes to iov_base, which is all of `into`; the remote spans are
     // addresses of the target and are read as an array of `from.len()` iovecs, whose layout Remote has.
     let answer = unsafe {
         let pid = pid.as_raw_nonzero().get();
-        libc::syscall(
-            libc::SYS_process_vm_readv,
-            pid,
-            &raw const local,
-            1,
-            from.as_ptr(),
-            from.len(),
-            0usize,
-        )
+        libc::syscall(libc::SYS_process_vm_readv, pid, &raw const local, 1, from.as_ptr(), from.len(), 0usize)
     };
     check(answer).map(|count| count as usize)
 }
 
 /// Writes `from` into the spans one after the other; returns the bytes written, as [`read_spans`].
 pub fn write_spans(pid: Pid, from: &[u8], into: &[Remote]) -> Result<usize, Errno> {
-    let local = libc::iovec {
-        iov_base: from.as_ptr().cast_mut().cast(),
-        iov_len: from.len(),
-    };
+    let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
     // SAFETY: the kernel only reads iov_len bytes from iov_base, which is all of `from`; the remote spans are
     // addresses of the target and are read as an array of `into.len()` iovecs, whose layout Remote has.
     let answer = unsafe {
         let pid = pid.as_raw_nonzero().get();
-        libc::syscall(
-            libc::SYS_process_vm_writev,
-            pid,
-            &raw const local,
-            1,
-            into.as_ptr(),
-            into.len(),
-            0usize,
-        )
+        libc::syscall(libc::SYS_process_vm_writev, pid, &raw const local, 1, into.as_ptr(), into.len(), 0usize)
     };
     check(answer).map(|count| count as usize)
 }
@@ -81,10 +57,7 @@ pub fn read(pid: Pid, address: u64, into: &mut [u8]) -> Result<(), Errno> {
     let mut done = 0;
     // The kernel caps a call at 2 GiB.
     while done < into.len() {
-        let rest = Remote {
-            address: address + done as u64,
-            len: (into.len() - done) as u64,
-        };
+        let rest = Remote { address: address + done as u64, len: (into.len() - done) as u64 };
         match read_spans(pid, &[rest], &mut into[done..])? {
             0 => return Err(Errno::FAULT),
             count => done += count,
@@ -97,10 +70,7 @@ pub fn read(pid: Pid, address: u64, into: &mut [u8]) -> Result<(), Errno> {
 pub fn write(pid: Pid, address: u64, from: &[u8]) -> Result<(), Errno> {
     let mut done = 0;
     while done < from.len() {
-        let rest = Remote {
-            address: address + done as u64,
-            len: (from.len() - done) as u64,
-        };
+        let rest = Remote { address: address + done as u64, len: (from.len() - done) as u64 };
         match write_spans(pid, &from[done..], &[rest])? {
             0 => return Err(Errno::FAULT),
             count => done += count,
@@ -123,16 +93,7 @@ mod tests {
         let mut back = [0u8; 16];
         read(child.pid, address, &mut back).unwrap();
         assert_eq!(back, [7, 7, 7, 7, 7, 7, 7, 7, 1, 2, 3, 4, 7, 7, 7, 7]);
-        let spans = [
-            Remote {
-                address: address + 8,
-                len: 2,
-            },
-            Remote {
-                address: address + 11,
-                len: 2,
-            },
-        ];
+        let spans = [Remote { address: address + 8, len: 2 }, Remote { address: address + 11, len: 2 }];
         let mut four = [0u8; 4];
         assert_eq!(read_spans(child.pid, &spans, &mut four), Ok(4));
         assert_eq!(four, [1, 2, 4, 7]);

@@ -50,10 +50,7 @@ const _: () = assert!(size_of::<PidfdInfo>() == 64 && PIDFD_GET_INFO == 0xc040_f
 
 /// Asks a pidfd. ENOTTY before Linux 6.13; ESRCH for a process that has been reaped, unless `EXIT` is asked for.
 pub fn get_info(pidfd: impl AsFd, wanted: Fields) -> Result<PidfdInfo, Errno> {
-    let mut info = PidfdInfo {
-        fields: wanted,
-        ..PidfdInfo::default()
-    };
+    let mut info = PidfdInfo { fields: wanted, ..PidfdInfo::default() };
     // SAFETY: PIDFD_GET_INFO reads and writes one pidfd_info of the size that is in its number. Every field is an
     // integer; unknown bits are valid Fields.
     unsafe { ioctl(pidfd, Updater::<PIDFD_GET_INFO, PidfdInfo>::new(&mut info)) }?;

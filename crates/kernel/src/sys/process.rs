@@ -48,12 +48,7 @@ pub struct Spawn<'a> {
 
 impl Default for Spawn<'_> {
     fn default() -> Self {
-        Self {
-            flags: CloneFlags::empty(),
-            exit_signal: libc::SIGCHLD,
-            set_tid: &[],
-            cgroup: None,
-        }
+        Self { flags: CloneFlags::empty(), exit_signal: libc::SIGCHLD, set_tid: &[], cgroup: None }
     }
 }
 
@@ -88,31 +83,18 @@ pub unsafe fn clone3(spawn: &Spawn<'_>) -> Result<Option<Child>, Errno> {
         stack: 0,
         stack_size: 0,
         tls: 0,
-        set_tid: if spawn.set_tid.is_empty() {
-            0
-        } else {
-            spawn.set_tid.as_ptr() as u64
-        },
+        set_tid: if spawn.set_tid.is_empty() { 0 } else { spawn.set_tid.as_ptr() as u64 },
         set_tid_size: spawn.set_tid.len() as u64,
         cgroup: spawn.cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
     // SAFETY: `args` has the size told; set_tid points to set_tid_size ints; the kernel writes one int to `pidfd`.
     // No flag of CloneFlags shares memory, so parent and child return on copies of this stack.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<uapi::clone_args>(),
-        )
-    };
+    let answer = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<uapi::clone_args>()) };
     let Some(pid) = Pid::from_raw(check(answer)? as i32) else {
         return Ok(None);
     };
     // SAFETY: CLONE_PIDFD has stored a descriptor that was made for this call; nobody else owns it.
-    Ok(Some(Child {
-        pid,
-        pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-    }))
+    Ok(Some(Child { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }))
 }
 
 /// Runs `body` in a new child, which ends with the exit code it returns.
@@ -145,36 +127,19 @@ impl Drop for AbortOnUnwind {
 /// and sleeps in pause(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
 pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
     let maker = rustix::process::getpid();
-    let orphaned = !how
-        .flags
-        .intersects(CloneFlags::PARENT | CloneFlags::NEWPID);
+    let orphaned = !how.flags.intersects(CloneFlags::PARENT | CloneFlags::NEWPID);
     // SAFETY: the body makes system calls without libc's help (prctl, rt_sigprocmask, getppid, pause) and neither
     // allocates nor unwinds.
     unsafe {
         spawn(how, || {
-            libc::syscall(
-                libc::SYS_prctl,
-                libc::PR_SET_PDEATHSIG,
-                libc::SIGKILL,
-                0,
-                0,
-                0,
-            );
+            libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
             // The maker may have died before the call above.
-            if orphaned
-                && libc::syscall(libc::SYS_getppid) != i64::from(maker.as_raw_nonzero().get())
-            {
+            if orphaned && libc::syscall(libc::SYS_getppid) != i64::from(maker.as_raw_nonzero().get()) {
                 return 1;
             }
             let all = u64::MAX;
             let none = std::ptr::null_mut::<u64>();
-            libc::syscall(
-                libc::SYS_rt_sigprocmask,
-                libc::SIG_BLOCK,
-                &raw const all,
-                none,
-                size_of::<u64>(),
-            );
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>());
             loop {
                 libc::syscall(libc::SYS_pause);
             }
@@ -188,34 +153,19 @@ pub fn spawn_ended(status: i32) -> Result<Child, Errno> {
     let (signal, code) = (status & 0x7f, (status >> 8) & 0xff);
     // SAFETY: the body makes async-signal-safe calls alone, with locals as their memory.
     unsafe {
-        spawn(
-            &Spawn {
-                exit_signal: 0,
-                ..Spawn::default()
-            },
-            || {
-                if signal == 0 {
-                    return code;
-                }
-                let limit = libc::rlimit {
-                    rlim_cur: 0,
-                    rlim_max: 0,
-                };
-                libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
-                libc::signal(signal, libc::SIG_DFL);
-                let none = 0u64;
-                let old = std::ptr::null_mut::<u64>();
-                libc::syscall(
-                    libc::SYS_rt_sigprocmask,
-                    libc::SIG_SETMASK,
-                    &raw const none,
-                    old,
-                    size_of::<u64>(),
-                );
-                libc::syscall(libc::SYS_kill, libc::syscall(libc::SYS_getpid), signal);
-                code
-            },
-        )
+        spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+            if signal == 0 {
+                return code;
+            }
+            let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const limit);
+            libc::signal(signal, libc::SIG_DFL);
+            let none = 0u64;
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, size_of::<u64>());
+            libc::syscall(libc::SYS_kill, libc::syscall(libc::SYS_getpid), signal);
+            code
+        })
     }
 }
 
@@ -233,17 +183,10 @@ mod tests {
     fn a_child_gets_the_pid_asked_for() {
         let first = spawn_idle(&Spawn::default()).unwrap();
         let wanted = [first.pid.as_raw_nonzero().get()];
-        let taken = spawn_idle(&Spawn {
-            set_tid: &wanted,
-            ..Spawn::default()
-        });
+        let taken = spawn_idle(&Spawn { set_tid: &wanted, ..Spawn::default() });
         assert_eq!(taken.err(), Some(Errno::EXIST));
         end(&first);
-        let again = spawn_idle(&Spawn {
-            set_tid: &wanted,
-            ..Spawn::default()
-        })
-        .unwrap();
+        let again = spawn_idle(&Spawn { set_tid: &wanted, ..Spawn::default() }).unwrap();
         assert_eq!(again.pid, first.pid);
         end(&again);
     }
@@ -251,45 +194,23 @@ mod tests {
     #[test]
     fn a_child_reports_its_code() {
         // SAFETY: the body calls nothing.
-        let child = unsafe {
-            spawn(
-                &Spawn {
-                    exit_signal: 0,
-                    ..Spawn::default()
-                },
-                || 7,
-            )
-        }
-        .unwrap();
-        assert_eq!(
-            wait(Who::One(child.pid)),
-            Ok((child.pid, WaitStatus::Exited(7)))
-        );
+        let child = unsafe { spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || 7) }.unwrap();
+        assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::Exited(7))));
     }
 
     #[test]
     fn a_child_ends_as_told() {
         for raw in [0, 42 << 8, libc::SIGSEGV, libc::SIGKILL] {
             let child = spawn_ended(raw).unwrap();
-            assert_eq!(
-                wait(Who::One(child.pid)),
-                Ok((child.pid, WaitStatus::from_raw(raw)))
-            );
+            assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::from_raw(raw))));
         }
     }
 
     #[test]
     fn namespaces_begin_with_their_own_pid() {
-        let how = Spawn {
-            flags: CloneFlags::NEWPID | CloneFlags::CLEAR_SIGHAND,
-            set_tid: &[1],
-            ..Spawn::default()
-        };
+        let how = Spawn { flags: CloneFlags::NEWPID | CloneFlags::CLEAR_SIGHAND, set_tid: &[1], ..Spawn::default() };
         let child = spawn_idle(&how).unwrap();
-        let status = crate::proc::Task::open(child.pid)
-            .unwrap()
-            .status()
-            .unwrap();
+        let status = crate::proc::Task::open(child.pid).unwrap().status().unwrap();
         assert_eq!(status.ns_pid.last(), Some(&1));
         end(&child);
     }

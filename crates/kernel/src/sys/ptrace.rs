@@ -51,15 +51,7 @@ pub mod regset {
 /// the reads and writes of that request.
 unsafe fn request(request: u32, tid: Pid, address: usize, data: usize) -> Result<usize, Errno> {
     // SAFETY: the caller vouches for the pointers; ptrace does not touch other memory of the caller.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_ptrace,
-            request,
-            tid.as_raw_nonzero().get(),
-            address,
-            data,
-        )
-    };
+    let answer = unsafe { libc::syscall(libc::SYS_ptrace, request, tid.as_raw_nonzero().get(), address, data) };
     check(answer).map(|value| value as usize)
 }
 
@@ -134,58 +126,27 @@ pub fn event_message(tid: Pid) -> Result<u64, Errno> {
 
 /// Reads a register set into `into` and returns how many bytes it has. A short buffer gets its beginning.
 pub fn get_regset(tid: Pid, kind: u32, into: &mut [u8]) -> Result<usize, Errno> {
-    let mut slot = libc::iovec {
-        iov_base: into.as_mut_ptr().cast(),
-        iov_len: into.len(),
-    };
+    let mut slot = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     // SAFETY: GETREGSET writes at most iov_len bytes to iov_base, which is all of `into`, and the length to `slot`.
-    unsafe {
-        request(
-            uapi::PTRACE_GETREGSET,
-            tid,
-            kind as usize,
-            &raw mut slot as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_GETREGSET, tid, kind as usize, &raw mut slot as usize) }?;
     Ok(slot.iov_len)
 }
 
 /// Writes a register set. Partial sets change the beginning only.
 pub fn set_regset(tid: Pid, kind: u32, from: &[u8]) -> Result<(), Errno> {
-    let mut slot = libc::iovec {
-        iov_base: from.as_ptr().cast_mut().cast(),
-        iov_len: from.len(),
-    };
+    let mut slot = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
     // SAFETY: SETREGSET reads at most iov_len bytes from iov_base, which is all of `from`, and never writes there;
     // it writes the length that it used to `slot`.
-    unsafe {
-        request(
-            uapi::PTRACE_SETREGSET,
-            tid,
-            kind as usize,
-            &raw mut slot as usize,
-        )
-    }
-    .map(drop)
+    unsafe { request(uapi::PTRACE_SETREGSET, tid, kind as usize, &raw mut slot as usize) }.map(drop)
 }
 
 /// The general registers.
 pub fn get_regs(tid: Pid) -> Result<libc::user_regs_struct, Errno> {
     // SAFETY: user_regs_struct is made of integers alone, for which zero bytes are a value.
     let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-    let mut slot = libc::iovec {
-        iov_base: (&raw mut regs).cast(),
-        iov_len: size_of::<libc::user_regs_struct>(),
-    };
+    let mut slot = libc::iovec { iov_base: (&raw mut regs).cast(), iov_len: size_of::<libc::user_regs_struct>() };
     // SAFETY: GETREGSET writes at most iov_len bytes to iov_base, which is all of `regs`, and the length to `slot`.
-    unsafe {
-        request(
-            uapi::PTRACE_GETREGSET,
-            tid,
-            regset::PRSTATUS as usize,
-            &raw mut slot as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_GETREGSET, tid, regset::PRSTATUS as usize, &raw mut slot as usize) }?;
     // A 32-bit task fills less: its registers have another layout.
     if slot.iov_len != size_of::<libc::user_regs_struct>() {
         return Err(Errno::NOTSUP);
@@ -195,20 +156,10 @@ pub fn get_regs(tid: Pid) -> Result<libc::user_regs_struct, Errno> {
 
 /// Replaces the general registers.
 pub fn set_regs(tid: Pid, regs: &libc::user_regs_struct) -> Result<(), Errno> {
-    let mut slot = libc::iovec {
-        iov_base: (&raw const *regs).cast_mut().cast(),
-        iov_len: size_of::<libc::user_regs_struct>(),
-    };
+    let mut slot =
+        libc::iovec { iov_base: (&raw const *regs).cast_mut().cast(), iov_len: size_of::<libc::user_regs_struct>() };
     // SAFETY: SETREGSET reads iov_len bytes from iov_base, which is all of `regs`, and never writes there.
-    unsafe {
-        request(
-            uapi::PTRACE_SETREGSET,
-            tid,
-            regset::PRSTATUS as usize,
-            &raw mut slot as usize,
-        )
-    }
-    .map(drop)
+    unsafe { request(uapi::PTRACE_SETREGSET, tid, regset::PRSTATUS as usize, &raw mut slot as usize) }.map(drop)
 }
 
 /// The whole XSAVE area. Its size is the processor's: CPUID leaf 0xd.
@@ -244,14 +195,7 @@ pub fn get_thread_area(tid: Pid, entry: u32) -> Result<UserDesc, Errno> {
     const { assert!(size_of::<UserDesc>() == 16) };
     let mut desc = UserDesc::default();
     // SAFETY: GET_THREAD_AREA takes the entry number as address and writes one user_desc to `desc`.
-    unsafe {
-        request(
-            uapi::PTRACE_GET_THREAD_AREA,
-            tid,
-            entry as usize,
-            &raw mut desc as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_GET_THREAD_AREA, tid, entry as usize, &raw mut desc as usize) }?;
     Ok(desc)
 }
 
@@ -272,14 +216,7 @@ pub fn poke_user(tid: Pid, offset: usize, word: u64) -> Result<(), Errno> {
 pub fn peek_data(tid: Pid, address: u64) -> Result<u64, Errno> {
     let mut word = 0u64;
     // SAFETY: the raw PEEKDATA writes one unsigned long to `word`; `address` is the tracee's.
-    unsafe {
-        request(
-            uapi::PTRACE_PEEKDATA,
-            tid,
-            address as usize,
-            &raw mut word as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_PEEKDATA, tid, address as usize, &raw mut word as usize) }?;
     Ok(word)
 }
 
@@ -293,29 +230,14 @@ pub fn poke_data(tid: Pid, address: u64, word: u64) -> Result<(), Errno> {
 pub fn get_sigmask(tid: Pid) -> Result<u64, Errno> {
     let mut mask = 0u64;
     // SAFETY: GETSIGMASK is told the size of the set (8) and writes that many bytes to `mask`.
-    unsafe {
-        request(
-            uapi::PTRACE_GETSIGMASK,
-            tid,
-            size_of::<u64>(),
-            &raw mut mask as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_GETSIGMASK, tid, size_of::<u64>(), &raw mut mask as usize) }?;
     Ok(mask)
 }
 
 /// Replaces the blocked signals; SIGKILL and SIGSTOP stay unblocked.
 pub fn set_sigmask(tid: Pid, mask: u64) -> Result<(), Errno> {
     // SAFETY: SETSIGMASK is told the size of the set (8) and reads that many bytes from `mask`.
-    unsafe {
-        request(
-            uapi::PTRACE_SETSIGMASK,
-            tid,
-            size_of::<u64>(),
-            &raw const mask as usize,
-        )
-    }
-    .map(drop)
+    unsafe { request(uapi::PTRACE_SETSIGMASK, tid, size_of::<u64>(), &raw const mask as usize) }.map(drop)
 }
 
 /// The signal that stopped the tracee. EINVAL in a group-stop: that is how one is told from a
@@ -342,22 +264,12 @@ pub fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<SigInfo>, Errno> {
     loop {
         let args = uapi::ptrace_peeksiginfo_args {
             off: queued.len() as u64,
-            flags: if shared {
-                uapi::PTRACE_PEEKSIGINFO_SHARED
-            } else {
-                0
-            },
+            flags: if shared { uapi::PTRACE_PEEKSIGINFO_SHARED } else { 0 },
             nr: BATCH as i32,
         };
         // SAFETY: PEEKSIGINFO reads `args` and writes at most `nr` siginfo_t to `batch`, which has room for them.
-        let count = unsafe {
-            request(
-                uapi::PTRACE_PEEKSIGINFO,
-                tid,
-                &raw const args as usize,
-                batch.as_mut_ptr() as usize,
-            )
-        }?;
+        let count =
+            unsafe { request(uapi::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, batch.as_mut_ptr() as usize) }?;
         queued.extend_from_slice(&batch[..count]);
         if count < BATCH {
             return Ok(queued);
@@ -372,25 +284,10 @@ const BPF_MAXINSNS: usize = 4096;
 /// first installed, EINVAL for a thread without filters. Needs CAP_SYS_ADMIN and a tracer without seccomp of its own
 /// (EACCES).
 pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Vec<libc::sock_filter>, Errno> {
-    let mut program = vec![
-        libc::sock_filter {
-            code: 0,
-            jt: 0,
-            jf: 0,
-            k: 0
-        };
-        BPF_MAXINSNS
-    ];
+    let mut program = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; BPF_MAXINSNS];
     // SAFETY: SECCOMP_GET_FILTER writes the whole filter and returns its length; the kernel installs none longer
     // than BPF_MAXINSNS, for which `program` has room.
-    let count = unsafe {
-        request(
-            uapi::PTRACE_SECCOMP_GET_FILTER,
-            tid,
-            index,
-            program.as_mut_ptr() as usize,
-        )
-    }?;
+    let count = unsafe { request(uapi::PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize) }?;
     program.truncate(count);
     Ok(program)
 }
@@ -398,18 +295,10 @@ pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Vec<libc::sock_filter>, 
 /// The flags with which seccomp filter `index` was installed (`SECCOMP_FILTER_FLAG_LOG` is the only one the
 /// kernel tells). Linux 4.16.
 pub fn seccomp_flags(tid: Pid, index: u64) -> Result<u64, Errno> {
-    let mut metadata = uapi::seccomp_metadata {
-        filter_off: index,
-        flags: 0,
-    };
+    let mut metadata = uapi::seccomp_metadata { filter_off: index, flags: 0 };
     // SAFETY: SECCOMP_GET_METADATA is told the size of the struct; it reads filter_off and writes at most that size.
     unsafe {
-        request(
-            uapi::PTRACE_SECCOMP_GET_METADATA,
-            tid,
-            size_of::<uapi::seccomp_metadata>(),
-            &raw mut metadata as usize,
-        )
+        request(uapi::PTRACE_SECCOMP_GET_METADATA, tid, size_of::<uapi::seccomp_metadata>(), &raw mut metadata as usize)
     }?;
     Ok(metadata.flags)
 }
@@ -428,22 +317,10 @@ pub struct Rseq {
 pub fn rseq(tid: Pid) -> Result<Rseq, Errno> {
     const SIZE: usize = size_of::<uapi::ptrace_rseq_configuration>();
     const { assert!(SIZE == 24) };
-    let mut answer = uapi::ptrace_rseq_configuration {
-        rseq_abi_pointer: 0,
-        rseq_abi_size: 0,
-        signature: 0,
-        flags: 0,
-        pad: 0,
-    };
+    let mut answer =
+        uapi::ptrace_rseq_configuration { rseq_abi_pointer: 0, rseq_abi_size: 0, signature: 0, flags: 0, pad: 0 };
     // SAFETY: GET_RSEQ_CONFIGURATION is told the size of the struct and writes at most that to `answer`.
-    unsafe {
-        request(
-            uapi::PTRACE_GET_RSEQ_CONFIGURATION,
-            tid,
-            SIZE,
-            &raw mut answer as usize,
-        )
-    }?;
+    unsafe { request(uapi::PTRACE_GET_RSEQ_CONFIGURATION, tid, SIZE, &raw mut answer as usize) }?;
     Ok(Rseq {
         pointer: answer.rseq_abi_pointer,
         size: answer.rseq_abi_size,
@@ -469,59 +346,20 @@ const SUD_SIZE: usize = size_of::<uapi::ptrace_sud_config>();
 /// Reads syscall user dispatch. Linux 6.4; EIO before.
 pub fn syscall_user_dispatch(tid: Pid) -> Result<SyscallUserDispatch, Errno> {
     const { assert!(SUD_SIZE == 32) };
-    let mut answer = uapi::ptrace_sud_config {
-        mode: 0,
-        selector: 0,
-        offset: 0,
-        len: 0,
-    };
+    let mut answer = uapi::ptrace_sud_config { mode: 0, selector: 0, offset: 0, len: 0 };
     // SAFETY: the request is told the size of the struct and writes that much to `answer`.
-    unsafe {
-        request(
-            uapi::PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
-            tid,
-            SUD_SIZE,
-            &raw mut answer as usize,
-        )
-    }?;
-    let uapi::ptrace_sud_config {
-        mode,
-        selector,
-        offset,
-        len,
-    } = answer;
-    Ok(SyscallUserDispatch {
-        mode,
-        selector,
-        offset,
-        len,
-    })
+    unsafe { request(uapi::PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, SUD_SIZE, &raw mut answer as usize) }?;
+    let uapi::ptrace_sud_config { mode, selector, offset, len } = answer;
+    Ok(SyscallUserDispatch { mode, selector, offset, len })
 }
 
 /// Sets syscall user dispatch.
 pub fn set_syscall_user_dispatch(tid: Pid, config: SyscallUserDispatch) -> Result<(), Errno> {
-    let SyscallUserDispatch {
-        mode,
-        selector,
-        offset,
-        len,
-    } = config;
-    let wanted = uapi::ptrace_sud_config {
-        mode,
-        selector,
-        offset,
-        len,
-    };
+    let SyscallUserDispatch { mode, selector, offset, len } = config;
+    let wanted = uapi::ptrace_sud_config { mode, selector, offset, len };
     // SAFETY: the request is told the size of the struct and reads that much from `wanted`.
-    unsafe {
-        request(
-            uapi::PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
-            tid,
-            SUD_SIZE,
-            &raw const wanted as usize,
-        )
-    }
-    .map(drop)
+    unsafe { request(uapi::PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, SUD_SIZE, &raw const wanted as usize) }
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -531,17 +369,11 @@ mod tests {
     use std::process::{Child, Command};
 
     fn seized(program: &[&str]) -> (Child, Pid) {
-        let child = Command::new(program[0])
-            .args(&program[1..])
-            .spawn()
-            .unwrap();
+        let child = Command::new(program[0]).args(&program[1..]).spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32).unwrap();
         seize(pid, Options::TRACESYSGOOD | Options::EXITKILL).unwrap();
         interrupt(pid).unwrap();
-        assert_eq!(
-            wait(Who::One(pid)),
-            Ok((pid, WaitStatus::Event(PtraceEvent::Stop)))
-        );
+        assert_eq!(wait(Who::One(pid)), Ok((pid, WaitStatus::Event(PtraceEvent::Stop))));
         (child, pid)
     }
 
@@ -551,10 +383,7 @@ mod tests {
         let regs = get_regs(pid).unwrap();
         assert_ne!((regs.rip, regs.rsp), (0, 0));
         set_regs(pid, &regs).unwrap();
-        assert_eq!(
-            peek_user(pid, std::mem::offset_of!(libc::user_regs_struct, rsp)),
-            Ok(regs.rsp)
-        );
+        assert_eq!(peek_user(pid, std::mem::offset_of!(libc::user_regs_struct, rsp)), Ok(regs.rsp));
         let xstate = get_xstate(pid).unwrap();
         assert!(xstate.len() >= 576, "{}", xstate.len());
         set_regset(pid, regset::X86_XSTATE, &xstate).unwrap();
@@ -573,10 +402,7 @@ mod tests {
             Ok(sud) => assert_eq!(sud.mode, 0),
             Err(errno) => assert_eq!(errno, Errno::IO),
         }
-        assert_eq!(
-            seccomp_filter(pid, 0).map(|program| program.len()),
-            Err(Errno::INVAL)
-        );
+        assert_eq!(seccomp_filter(pid, 0).map(|program| program.len()), Err(Errno::INVAL));
         assert_eq!(get_thread_area(pid, 12).map(|desc| desc.base_addr), Ok(0));
         child.kill().unwrap();
         assert!(wait(Who::One(pid)).unwrap().1.is_end());
@@ -594,13 +420,7 @@ mod tests {
         }
         crate::sys::signal::rt_tgsigqueueinfo(pid, pid, 41, &SigInfo::from_bytes(bytes)).unwrap();
         let shared = peek_siginfo(pid, true).unwrap();
-        assert_eq!(
-            shared
-                .iter()
-                .map(|info| info.as_bytes()[24])
-                .collect::<Vec<_>>(),
-            (0..40).collect::<Vec<_>>()
-        );
+        assert_eq!(shared.iter().map(|info| info.as_bytes()[24]).collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
         assert!(shared.iter().all(|info| info.signo() == 40));
         assert_eq!(peek_siginfo(pid, false).unwrap().len(), 1);
         child.kill().unwrap();
@@ -612,22 +432,13 @@ mod tests {
         let (mut child, pid) = seized(&["sleep", "60"]);
         cont(pid, 0).unwrap();
         crate::sys::signal::tgkill(pid, pid, libc::SIGTSTP).unwrap();
-        assert_eq!(
-            wait(Who::One(pid)).unwrap().1,
-            WaitStatus::SignalStop(libc::SIGTSTP)
-        );
+        assert_eq!(wait(Who::One(pid)).unwrap().1, WaitStatus::SignalStop(libc::SIGTSTP));
         assert_eq!(get_siginfo(pid).unwrap().signo(), libc::SIGTSTP);
         cont(pid, libc::SIGTSTP).unwrap();
-        assert_eq!(
-            wait(Who::One(pid)).unwrap().1,
-            WaitStatus::GroupStop(libc::SIGTSTP)
-        );
+        assert_eq!(wait(Who::One(pid)).unwrap().1, WaitStatus::GroupStop(libc::SIGTSTP));
         listen(pid).unwrap();
         interrupt(pid).unwrap();
-        assert_eq!(
-            wait(Who::One(pid)).unwrap().1,
-            WaitStatus::GroupStop(libc::SIGTSTP)
-        );
+        assert_eq!(wait(Who::One(pid)).unwrap().1, WaitStatus::GroupStop(libc::SIGTSTP));
         detach(pid, 0).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

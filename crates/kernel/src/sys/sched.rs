@@ -39,35 +39,17 @@ pub fn sched_getattr(tid: Pid) -> Result<SchedAttr, Errno> {
     let mut attr = SchedAttr::default();
     let size = size_of::<SchedAttr>() as u32;
     // SAFETY: the kernel is told the size of `attr` and writes at most that.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_sched_getattr,
-            tid.as_raw_nonzero().get(),
-            &raw mut attr,
-            size,
-            0,
-        )
-    };
+    let answer = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.as_raw_nonzero().get(), &raw mut attr, size, 0) };
     check(answer)?;
     Ok(attr)
 }
 
 /// Sets the attributes (sched_setattr(2)).
 pub fn sched_setattr(tid: Pid, attr: &SchedAttr) -> Result<(), Errno> {
-    let mut attr = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
-        ..*attr
-    };
+    let mut attr = SchedAttr { size: size_of::<SchedAttr>() as u32, ..*attr };
     // SAFETY: the kernel reads as many bytes as the size field says, which is all of `attr`. It writes only that
     // field, and only with E2BIG: `attr` is a copy of this frame.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_sched_setattr,
-            tid.as_raw_nonzero().get(),
-            &raw mut attr,
-            0,
-        )
-    };
+    let answer = unsafe { libc::syscall(libc::SYS_sched_setattr, tid.as_raw_nonzero().get(), &raw mut attr, 0) };
     check(answer).map(drop)
 }
 
@@ -77,13 +59,7 @@ const IOPRIO_WHO_PROCESS: i32 = 1;
 /// lowest three (ioprio_get(2)).
 pub fn ioprio_get(tid: Pid) -> Result<u16, Errno> {
     // SAFETY: takes two integers, touches no memory of the caller.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_ioprio_get,
-            IOPRIO_WHO_PROCESS,
-            tid.as_raw_nonzero().get(),
-        )
-    };
+    let answer = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid.as_raw_nonzero().get()) };
     check(answer).map(|value| value as u16)
 }
 
@@ -91,14 +67,8 @@ pub fn ioprio_get(tid: Pid) -> Result<u16, Errno> {
 pub fn ioprio_set(tid: Pid, priority: u16) -> Result<(), Errno> {
     let priority = i32::from(priority);
     // SAFETY: takes three integers, touches no memory of the caller.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_ioprio_set,
-            IOPRIO_WHO_PROCESS,
-            tid.as_raw_nonzero().get(),
-            priority,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.as_raw_nonzero().get(), priority) };
     check(answer).map(drop)
 }
 
@@ -107,14 +77,8 @@ pub fn ioprio_set(tid: Pid, priority: u16) -> Result<(), Errno> {
 pub fn get_robust_list(tid: Pid) -> Result<(u64, u64), Errno> {
     let (mut head, mut len) = (0u64, 0u64);
     // SAFETY: the kernel writes one pointer to `head` and one size_t to `len`.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_get_robust_list,
-            tid.as_raw_nonzero().get(),
-            &raw mut head,
-            &raw mut len,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw_nonzero().get(), &raw mut head, &raw mut len) };
     check(answer)?;
     Ok((head, len))
 }
@@ -137,10 +101,7 @@ mod tests {
         };
         sched_setattr(child.pid, &batch).unwrap();
         let read = sched_getattr(child.pid).unwrap();
-        assert_eq!(
-            (read.policy, read.nice, read.flags),
-            (libc::SCHED_BATCH as u32, 5, 1)
-        );
+        assert_eq!((read.policy, read.nice, read.flags), (libc::SCHED_BATCH as u32, 5, 1));
         ioprio_set(child.pid, 3 << 13).unwrap();
         assert_eq!(ioprio_get(child.pid), Ok(3 << 13));
         rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();

@@ -17,22 +17,14 @@ const HUGE_SHIFT: u32 = 26;
 /// none is reserved by this.
 pub fn anonymous(size: u64, page: u64) -> Result<OwnedFd, Errno> {
     let page = usize::try_from(page).map_err(|_| Errno::NOMEM)?;
-    let len = usize::try_from(size.max(1))
-        .map_err(|_| Errno::NOMEM)?
-        .next_multiple_of(page);
+    let len = usize::try_from(size.max(1)).map_err(|_| Errno::NOMEM)?.next_multiple_of(page);
     let mut flags = MapFlags::SHARED | MapFlags::NORESERVE;
     if page > 4096 {
-        flags |= MapFlags::from_bits_retain(
-            MapFlags::HUGETLB.bits() | page.trailing_zeros() << HUGE_SHIFT,
-        );
+        flags |= MapFlags::from_bits_retain(MapFlags::HUGETLB.bits() | page.trailing_zeros() << HUGE_SHIFT);
     }
     // SAFETY: a new mapping at an address of the kernel's choice replaces none.
     let at = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
-    let name = format!(
-        "/proc/self/map_files/{:x}-{:x}",
-        at as usize,
-        at as usize + len
-    );
+    let name = format!("/proc/self/map_files/{:x}-{:x}", at as usize, at as usize + len);
     let file = rustix::fs::open(name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     // SAFETY: exactly the mapping made above, to which nothing refers.
     unsafe { munmap(at, len) }?;

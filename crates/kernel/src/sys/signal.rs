@@ -30,9 +30,7 @@ impl SigInfo {
     }
 
     pub(crate) const fn zeroed() -> Self {
-        Self {
-            bytes: [0; Self::SIZE],
-        }
+        Self { bytes: [0; Self::SIZE] }
     }
 
     fn int(&self, at: usize) -> i32 {
@@ -75,14 +73,8 @@ impl std::fmt::Debug for SigInfo {
 /// with EPERM unless the caller sends to its own process.
 pub fn rt_sigqueueinfo(tgid: Pid, signo: i32, info: &SigInfo) -> Result<(), Errno> {
     // SAFETY: the kernel reads one siginfo_t from `info`, which has its size and alignment.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigqueueinfo,
-            tgid.as_raw_nonzero().get(),
-            signo,
-            &raw const *info,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, tgid.as_raw_nonzero().get(), signo, &raw const *info) };
     check(answer).map(drop)
 }
 
@@ -104,29 +96,16 @@ pub fn rt_tgsigqueueinfo(tgid: Pid, tid: Pid, signo: i32, info: &SigInfo) -> Res
 /// Sends a signal to one thread (tgkill(2)); 0 asks only whether it is there.
 pub fn tgkill(tgid: Pid, tid: Pid, signo: i32) -> Result<(), Errno> {
     // SAFETY: takes three integers, touches no memory of the caller.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_tgkill,
-            tgid.as_raw_nonzero().get(),
-            tid.as_raw_nonzero().get(),
-            signo,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_tgkill, tgid.as_raw_nonzero().get(), tid.as_raw_nonzero().get(), signo) };
     check(answer).map(drop)
 }
 
 /// signalfd4(2): a new file of the signals in `mask` (bit n-1 for signal n), close-on-exec.
 pub fn signalfd(mask: u64) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel reads 8 bytes of `mask`, which outlives the call.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_signalfd4,
-            -1,
-            &raw const mask,
-            size_of::<u64>(),
-            libc::SFD_CLOEXEC,
-        )
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, size_of::<u64>(), libc::SFD_CLOEXEC) };
     let fd = check(answer)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })

@@ -52,8 +52,7 @@ const TIOCSLCKTRMIOS: Opcode = 0x5457;
 const _: () = assert!(size_of::<Termios>() == 36 && size_of::<Termios2>() == 44);
 const _: () = assert!(TCGETS2 == 0x802c_542a && TCSETS2 == 0x402c_542b);
 const _: () = assert!(TIOCGPTN == 0x8004_5430 && TIOCSPTLCK == 0x4004_5431);
-const _: () =
-    assert!(TIOCGPKT == 0x8004_5438 && TIOCGPTLCK == 0x8004_5439 && TIOCGEXCL == 0x8004_5440);
+const _: () = assert!(TIOCGPKT == 0x8004_5438 && TIOCGPTLCK == 0x8004_5439 && TIOCGEXCL == 0x8004_5440);
 const _: () = assert!(TIOCGPTPEER == 0x5441);
 
 /// The settings.
@@ -128,13 +127,7 @@ pub fn exclusive(tty: impl AsFd) -> Result<bool, Errno> {
 /// Sets exclusive mode: no more opens without CAP_SYS_ADMIN.
 pub fn set_exclusive(tty: impl AsFd, on: bool) -> Result<(), Errno> {
     // SAFETY: neither takes an argument.
-    unsafe {
-        if on {
-            ioctl(tty, NoArg::<TIOCEXCL>::new())
-        } else {
-            ioctl(tty, NoArg::<TIOCNXCL>::new())
-        }
-    }
+    unsafe { if on { ioctl(tty, NoArg::<TIOCEXCL>::new()) } else { ioctl(tty, NoArg::<TIOCNXCL>::new()) } }
 }
 
 /// The number of a pty, from its master: N of `/dev/pts/N`.
@@ -159,12 +152,7 @@ pub fn open_peer(master: impl AsFd, flags: rustix::fs::OFlags) -> Result<OwnedFd
 /// Makes the terminal that of the calling session leader. `steal` takes it from another session (CAP_SYS_ADMIN).
 pub fn set_controlling(tty: impl AsFd, steal: bool) -> Result<(), Errno> {
     // SAFETY: TIOCSCTTY takes an integer.
-    unsafe {
-        ioctl(
-            tty,
-            IntegerSetter::<TIOCSCTTY>::new_usize(usize::from(steal)),
-        )
-    }
+    unsafe { ioctl(tty, IntegerSetter::<TIOCSCTTY>::new_usize(usize::from(steal))) }
 }
 
 /// Gives up the controlling terminal; for a session leader, for its whole session.
@@ -187,8 +175,7 @@ mod tests {
 
     #[test]
     fn a_pty_tells_and_takes_its_modes() {
-        let master =
-            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         assert_eq!(pty_locked(&master), Ok(true));
         set_pty_locked(&master, false).unwrap();
         assert_eq!(pty_locked(&master), Ok(false));
@@ -212,14 +199,7 @@ mod tests {
         set_termios2(&slave, &termios2).unwrap();
         let locked = get_locked_termios(&slave).unwrap();
         assert_eq!(locked.lflag, 0);
-        set_locked_termios(
-            &slave,
-            &Termios {
-                lflag: libc::ECHO,
-                ..locked
-            },
-        )
-        .unwrap();
+        set_locked_termios(&slave, &Termios { lflag: libc::ECHO, ..locked }).unwrap();
         assert_eq!(get_locked_termios(&slave).unwrap().lflag, libc::ECHO);
         set_locked_termios(&slave, &locked).unwrap();
         let (reader, _writer) = rustix::pipe::pipe().unwrap();

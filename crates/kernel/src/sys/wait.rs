@@ -64,10 +64,7 @@ impl WaitStatus {
             return Self::Exited(libc::WEXITSTATUS(status));
         }
         if libc::WIFSIGNALED(status) {
-            return Self::Killed {
-                signal: libc::WTERMSIG(status),
-                core_dumped: libc::WCOREDUMP(status),
-            };
+            return Self::Killed { signal: libc::WTERMSIG(status), core_dumped: libc::WCOREDUMP(status) };
         }
         if libc::WIFCONTINUED(status) {
             return Self::Continued;
@@ -127,13 +124,7 @@ fn wait4(who: Who, options: i32) -> Result<Option<(Pid, WaitStatus)>, Errno> {
     let mut status = 0i32;
     // SAFETY: the kernel writes one int to `status`; the usage pointer is null, which it takes as "not wanted".
     let answer = unsafe {
-        libc::syscall(
-            libc::SYS_wait4,
-            who.raw(),
-            &raw mut status,
-            options,
-            std::ptr::null_mut::<libc::rusage>(),
-        )
+        libc::syscall(libc::SYS_wait4, who.raw(), &raw mut status, options, std::ptr::null_mut::<libc::rusage>())
     };
     let pid = check(answer)?;
     Ok(Pid::from_raw(pid as i32).map(|pid| (pid, WaitStatus::from_raw(status))))
@@ -164,10 +155,7 @@ pub fn peek_end(pid: Pid) -> Result<Option<WaitStatus>, Errno> {
     let status = i32::from_ne_bytes(status);
     Ok(Some(match info.code() {
         libc::CLD_EXITED => WaitStatus::Exited(status),
-        code => WaitStatus::Killed {
-            signal: status,
-            core_dumped: code == libc::CLD_DUMPED,
-        },
+        code => WaitStatus::Killed { signal: status, core_dumped: code == libc::CLD_DUMPED },
     }))
 }
 
@@ -177,46 +165,21 @@ mod tests {
 
     #[test]
     fn decodes_every_kind_of_stop() {
-        let stopped =
-            |event: i32, signal: i32| WaitStatus::from_raw(event << 16 | signal << 8 | 0x7f);
+        let stopped = |event: i32, signal: i32| WaitStatus::from_raw(event << 16 | signal << 8 | 0x7f);
         assert_eq!(WaitStatus::from_raw(3 << 8), WaitStatus::Exited(3));
-        assert_eq!(
-            WaitStatus::from_raw(0x80 | 11),
-            WaitStatus::Killed {
-                signal: 11,
-                core_dumped: true
-            }
-        );
+        assert_eq!(WaitStatus::from_raw(0x80 | 11), WaitStatus::Killed { signal: 11, core_dumped: true });
         assert_eq!(WaitStatus::from_raw(0xffff), WaitStatus::Continued);
         assert_eq!(stopped(0, libc::SIGTRAP | 0x80), WaitStatus::SyscallStop);
-        assert_eq!(
-            stopped(0, libc::SIGSEGV),
-            WaitStatus::SignalStop(libc::SIGSEGV)
-        );
-        assert_eq!(
-            stopped(128, libc::SIGTRAP),
-            WaitStatus::Event(PtraceEvent::Stop)
-        );
-        assert_eq!(
-            stopped(128, libc::SIGTSTP),
-            WaitStatus::GroupStop(libc::SIGTSTP)
-        );
-        assert_eq!(
-            stopped(6, libc::SIGTRAP),
-            WaitStatus::Event(PtraceEvent::Exit)
-        );
-        assert_eq!(
-            stopped(99, libc::SIGTRAP),
-            WaitStatus::Event(PtraceEvent::Other(99))
-        );
+        assert_eq!(stopped(0, libc::SIGSEGV), WaitStatus::SignalStop(libc::SIGSEGV));
+        assert_eq!(stopped(128, libc::SIGTRAP), WaitStatus::Event(PtraceEvent::Stop));
+        assert_eq!(stopped(128, libc::SIGTSTP), WaitStatus::GroupStop(libc::SIGTSTP));
+        assert_eq!(stopped(6, libc::SIGTRAP), WaitStatus::Event(PtraceEvent::Exit));
+        assert_eq!(stopped(99, libc::SIGTRAP), WaitStatus::Event(PtraceEvent::Other(99)));
     }
 
     #[test]
     fn peeking_leaves_the_zombie() {
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "exit 5"])
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 5"]).spawn().unwrap();
         let pid = Pid::from_raw(child.id() as i32).unwrap();
         let end = loop {
             if let Some(end) = peek_end(pid).unwrap() {

@@ -3,9 +3,7 @@
 mod xsave;
 
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{
-    CoreEntry, ThreadInfoX86, UserDescT, UserX86RegsEntry, UserX86RegsMode, core_entry,
-};
+use cryonaut_image::records::{CoreEntry, ThreadInfoX86, UserDescT, UserX86RegsEntry, UserX86RegsMode, core_entry};
 use cryonaut_puppet::Context;
 use cryonaut_puppet::arch::Registers;
 
@@ -22,11 +20,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 /// The thread's registers and extended state as its record has them.
 pub fn thread_info(tid: i32, context: &Context, tid_address: u64) -> Result<ThreadInfoX86> {
     if !cryonaut_puppet::arch::is_native(&context.regs) {
-        return Err(Error::unsupported(
-            Object::Thread(tid),
-            "it runs 32-bit code",
-            "run the program's 64-bit build",
-        ));
+        return Err(Error::unsupported(Object::Thread(tid), "it runs 32-bit code", "run the program's 64-bit build"));
     }
     Ok(ThreadInfoX86 {
         clear_tid_addr: tid_address,
@@ -86,12 +80,7 @@ pub fn without_restart_block(info: &mut ThreadInfoX86) {
 
 /// This architecture's part of a thread's record.
 pub fn info_of(tid: i32, core: &CoreEntry) -> Result<&ThreadInfoX86> {
-    let none = || {
-        Error::bad_image(
-            format!("core-{tid}.img"),
-            "it has no registers of this architecture",
-        )
-    };
+    let none = || Error::bad_image(format!("core-{tid}.img"), "it has no registers of this architecture");
     core.thread_info.as_ref().ok_or_else(none)
 }
 
@@ -99,11 +88,7 @@ pub fn info_of(tid: i32, core: &CoreEntry) -> Result<&ThreadInfoX86> {
 pub fn registers(tid: i32, info: &ThreadInfoX86) -> Result<Registers> {
     let g = &info.gpregs;
     if g.mode() != UserX86RegsMode::Native || g.cs != 0x33 {
-        return Err(Error::unsupported(
-            Object::Thread(tid),
-            "it ran 32-bit code",
-            "",
-        ));
+        return Err(Error::unsupported(Object::Thread(tid), "it ran 32-bit code", ""));
     }
     Ok(Registers {
         r15: g.r15,

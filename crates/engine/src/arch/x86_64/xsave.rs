@@ -17,14 +17,8 @@ const HI16_ZMM: u32 = 7;
 const PKRU: u32 = 9;
 
 /// Components that the record can hold; bits 0 and 1 are x87 and SSE.
-const KNOWN: u64 = 0b11
-    | 1 << YMM
-    | 1 << BNDREGS
-    | 1 << BNDCSR
-    | 1 << OPMASK
-    | 1 << ZMM_HI256
-    | 1 << HI16_ZMM
-    | 1 << PKRU;
+const KNOWN: u64 =
+    0b11 | 1 << YMM | 1 << BNDREGS | 1 << BNDCSR | 1 << OPMASK | 1 << ZMM_HI256 | 1 << HI16_ZMM | 1 << PKRU;
 
 /// Where a component stands in the area: offset and size in bytes (CPUID leaf
 /// 0xD); `None` if this processor lacks it.
@@ -34,17 +28,11 @@ fn component(bit: u32) -> Option<(usize, usize)> {
 }
 
 fn u32s(bytes: &[u8]) -> Vec<u32> {
-    bytes
-        .chunks_exact(4)
-        .map(|c| u32::from_le_bytes(c.try_into().unwrap_or_default()))
-        .collect()
+    bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap_or_default())).collect()
 }
 
 fn u64s(bytes: &[u8]) -> Vec<u64> {
-    bytes
-        .chunks_exact(8)
-        .map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()))
-        .collect()
+    bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect()
 }
 
 fn u16_at(area: &[u8], at: usize) -> u32 {
@@ -54,23 +42,13 @@ fn u16_at(area: &[u8], at: usize) -> u32 {
 /// The record of an area that ptrace gave.
 pub fn record(tid: i32, area: &[u8]) -> Result<UserX86FpregsEntry> {
     if area.len() < LEGACY_END {
-        return Err(Error::unsupported(
-            Object::Thread(tid),
-            "this processor has no XSAVE area",
-            "",
-        ));
+        return Err(Error::unsupported(Object::Thread(tid), "this processor has no XSAVE area", ""));
     }
     let present = u64s(&area[HEADER..HEADER + 8])[0];
     let unknown = present & !KNOWN;
     if unknown != 0 {
-        let reason = format!(
-            "it uses processor state that the image cannot hold (XSAVE components {unknown:#x})"
-        );
-        return Err(Error::unsupported(
-            Object::Thread(tid),
-            reason,
-            "AMX tiles must be released before a checkpoint",
-        ));
+        let reason = format!("it uses processor state that the image cannot hold (XSAVE components {unknown:#x})");
+        return Err(Error::unsupported(Object::Thread(tid), reason, "AMX tiles must be released before a checkpoint"));
     }
     let part = |bit: u32| {
         let (at, len) = component(bit).filter(|_| present & 1 << bit != 0)?;
@@ -108,11 +86,7 @@ pub fn record(tid: i32, area: &[u8]) -> Result<UserX86FpregsEntry> {
 /// components the kernel takes.
 pub fn area(tid: i32, fp: &UserX86FpregsEntry, current: &[u8]) -> Result<Vec<u8>> {
     if current.len() < LEGACY_END {
-        return Err(Error::unsupported(
-            Object::Thread(tid),
-            "this processor has no XSAVE area",
-            "",
-        ));
+        return Err(Error::unsupported(Object::Thread(tid), "this processor has no XSAVE area", ""));
     }
     let mut out = vec![0; current.len()];
     out[464..512].copy_from_slice(&current[464..512]);
@@ -166,11 +140,7 @@ pub fn area(tid: i32, fp: &UserX86FpregsEntry, current: &[u8]) -> Result<Vec<u8>
 }
 
 fn le32(words: &[u32], at_most: usize) -> Vec<u8> {
-    words
-        .iter()
-        .take(at_most)
-        .flat_map(|w| w.to_le_bytes())
-        .collect()
+    words.iter().take(at_most).flat_map(|w| w.to_le_bytes()).collect()
 }
 
 fn le64(words: &[u64]) -> Vec<u8> {

@@ -38,16 +38,10 @@ pub(super) fn build(cx: &mut Build<'_>, file: &TtyFileEntry) -> Result<OwnedFd> 
     Ok(built)
 }
 
-pub(super) fn info_of<'i>(
-    infos: &'i BTreeMap<u32, TtyInfoEntry>,
-    file: &TtyFileEntry,
-) -> Result<&'i TtyInfoEntry> {
-    infos.get(&file.tty_info_id).ok_or_else(|| {
-        Error::bad_image(
-            "tty-info.img",
-            format!("no terminal has the id {:#x}", file.tty_info_id),
-        )
-    })
+pub(super) fn info_of<'i>(infos: &'i BTreeMap<u32, TtyInfoEntry>, file: &TtyFileEntry) -> Result<&'i TtyInfoEntry> {
+    infos
+        .get(&file.tty_info_id)
+        .ok_or_else(|| Error::bad_image("tty-info.img", format!("no terminal has the id {:#x}", file.tty_info_id)))
 }
 
 fn object(file: &TtyFileEntry, info: &TtyInfoEntry) -> Object {
@@ -56,18 +50,16 @@ fn object(file: &TtyFileEntry, info: &TtyInfoEntry) -> Object {
 
 fn path_of<'b>(cx: &Build<'b>, file: &TtyFileEntry) -> Result<&'b RegFileEntry> {
     let id = file.regf_id.unwrap_or_default();
-    cx.record(id)?.reg.as_ref().ok_or_else(|| {
-        Error::bad_image("files.img", format!("terminal {:#x} has no path", file.id))
-    })
+    cx.record(id)?
+        .reg
+        .as_ref()
+        .ok_or_else(|| Error::bad_image("files.img", format!("terminal {:#x} has no path", file.id)))
 }
 
 /// Flags for opening a terminal. The kernel keeps them as they are, so that
 /// even `O_LARGEFILE` is there again only where it was.
 pub(super) fn open_flags(file: &TtyFileEntry) -> OFlags {
-    let at_open_only = OFlags::CREATE
-        | OFlags::EXCL
-        | OFlags::TRUNC
-        | OFlags::from_bits_retain(libc::O_ASYNC as u32);
+    let at_open_only = OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::from_bits_retain(libc::O_ASYNC as u32);
     (OFlags::from_bits_retain(file.flags) - at_open_only) | OFlags::NOCTTY | OFlags::CLOEXEC
 }
 
@@ -87,9 +79,7 @@ fn master(
     info::apply(master.as_fd(), info)?;
     // With every slave closed, reading from the master fails (EIO) instead of waiting for one to be opened. A pty
     // that is locked has never had one.
-    let has_slave = infos
-        .values()
-        .any(|other| other.pty == info.pty && other.id != info.id);
+    let has_slave = infos.values().any(|other| other.pty == info.pty && other.id != info.id);
     if !has_slave && !info.locked {
         tty::open_peer(&master, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC)
             .map(drop)
@@ -103,12 +93,7 @@ fn master(
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens a master, of pty `wanted` if that is said.
-fn open_master(
-    cx: &mut Build<'_>,
-    path: &RegFileEntry,
-    object: Object,
-    wanted: Option<u32>,
-) -> Result<OwnedFd> {
+fn open_master(cx: &mut Build<'_>, path: &RegFileEntry, object: Object, wanted: Option<u32>) -> Result<OwnedFd> {
     let begun = Instant::now();
     loop {
         if let Some(master) = reach(cx, path, &object, wanted)? {
@@ -117,10 +102,7 @@ fn open_master(
         if begun.elapsed() > PATIENCE {
             return Err(Error::Kernel {
                 object,
-                action: format!(
-                    "make it: /dev/pts/{} is in use by another terminal",
-                    wanted.unwrap_or_default()
-                ),
+                action: format!("make it: /dev/pts/{} is in use by another terminal", wanted.unwrap_or_default()),
                 errno: Errno::BUSY,
                 remedy: "close that terminal, or restore into a mount namespace with a devpts of its own",
             });
@@ -131,17 +113,11 @@ fn open_master(
 
 /// Opens masters until one has the wanted number: the kernel gives the lowest
 /// that is free. `None` if it is taken.
-fn reach(
-    cx: &mut Build<'_>,
-    path: &RegFileEntry,
-    object: &Object,
-    wanted: Option<u32>,
-) -> Result<Option<OwnedFd>> {
+fn reach(cx: &mut Build<'_>, path: &RegFileEntry, object: &Object, wanted: Option<u32>) -> Result<Option<OwnedFd>> {
     let mut below = Vec::new();
     loop {
         let master = regular_path::open_recorded(cx, path)?;
-        let number = tty::pty_number(&master)
-            .map_err(|e| Error::kernel(object.clone(), "ask for its number", e))?;
+        let number = tty::pty_number(&master).map_err(|e| Error::kernel(object.clone(), "ask for its number", e))?;
         match wanted {
             Some(wanted) if number < wanted => below.push(master),
             Some(wanted) if number > wanted => return Ok(None),
@@ -194,45 +170,28 @@ pub(super) fn terminal_of(
 ) -> Result<Option<(OwnedFd, bool)>> {
     let files = cx.records().values().filter_map(|entry| entry.tty.as_ref());
     let known = files.filter_map(|file| Some((file, infos.get(&file.tty_info_id)?)));
-    let mut its =
-        known.filter(|(_, info)| info.sid == session && session != 0 && info.termios.is_some());
+    let mut its = known.filter(|(_, info)| info.sid == session && session != 0 && info.termios.is_some());
     // Any record will do that leads to it: the name /dev/tty by itself does not.
-    let Some((file, info)) =
-        its.find(|(_, info)| TtyType::try_from(info.r#type) != Ok(TtyType::TtytypeCtty))
-    else {
+    let Some((file, info)) = its.find(|(_, info)| TtyType::try_from(info.r#type) != Ok(TtyType::TtytypeCtty)) else {
         return Ok(None);
     };
     let foreign = is_foreign(cx.options, infos, info);
     if info.pty.is_some() && !foreign {
-        let plain = TtyFileEntry {
-            flags: OFlags::RDWR.bits(),
-            ..*file
-        };
-        if let Some(slave) = through_master(cx, &plain, info, |other| other.pty == info.pty, infos)?
-        {
+        let plain = TtyFileEntry { flags: OFlags::RDWR.bits(), ..*file };
+        if let Some(slave) = through_master(cx, &plain, info, |other| other.pty == info.pty, infos)? {
             return Ok(Some((slave, false)));
         }
     }
     let failed = |e| Error::kernel(object(file, info), "duplicate it", e);
-    rustix::io::fcntl_dupfd_cloexec(cx.file(file.id)?, 0)
-        .map(|twin| Some((twin, foreign)))
-        .map_err(failed)
+    rustix::io::fcntl_dupfd_cloexec(cx.file(file.id)?, 0).map(|twin| Some((twin, foreign))).map_err(failed)
 }
 
 /// Whether the terminal is one that the tree does not have to itself: given by
 /// the user, or that of the caller.
-pub(super) fn is_foreign(
-    options: &RestoreOptions,
-    infos: &BTreeMap<u32, TtyInfoEntry>,
-    info: &TtyInfoEntry,
-) -> bool {
+pub(super) fn is_foreign(options: &RestoreOptions, infos: &BTreeMap<u32, TtyInfoEntry>, info: &TtyInfoEntry) -> bool {
     let key = info::key(info.rdev, info.dev.unwrap_or_default());
-    let is_master =
-        |other: &TtyInfoEntry| Device::of(u64::from(other.rdev)) == Some(Device::Master);
-    let has_master = info.pty.is_some()
-        && infos
-            .values()
-            .any(|other| other.pty == info.pty && is_master(other));
+    let is_master = |other: &TtyInfoEntry| Device::of(u64::from(other.rdev)) == Some(Device::Master);
+    let has_master = info.pty.is_some() && infos.values().any(|other| other.pty == info.pty && is_master(other));
     let is_pty = TtyType::try_from(info.r#type) == Ok(TtyType::TtytypePty);
     TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeExtTty)
         || options.inherit_fds.iter().any(|(_, name)| *name == key)
@@ -247,34 +206,24 @@ fn through_master(
     is_it: impl Fn(&TtyInfoEntry) -> bool,
     infos: &BTreeMap<u32, TtyInfoEntry>,
 ) -> Result<Option<OwnedFd>> {
-    let is_master = |other: &TtyInfoEntry| {
-        other.pty.is_some() && Device::of(u64::from(other.rdev)) == Some(Device::Master)
-    };
+    let is_master =
+        |other: &TtyInfoEntry| other.pty.is_some() && Device::of(u64::from(other.rdev)) == Some(Device::Master);
     let master = cx
         .records()
         .values()
         .filter_map(|entry| entry.tty.as_ref())
-        .find(|other| {
-            infos
-                .get(&other.tty_info_id)
-                .is_some_and(|other| is_master(other) && is_it(other))
-        });
+        .find(|other| infos.get(&other.tty_info_id).is_some_and(|other| is_master(other) && is_it(other)));
     let Some(master) = master else {
         return Ok(None);
     };
     let peer = tty::open_peer(cx.file(master.id)?, open_flags(file));
-    peer.map(Some)
-        .map_err(|e| Error::kernel(object(file, info), "open it through its master", e))
+    peer.map(Some).map_err(|e| Error::kernel(object(file, info), "open it through its master", e))
 }
 
 /// A slave whose master is gone: that of a pty that is closed again at once.
 fn hung_up(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
     let failed = |e| Error::kernel(object(file, info), "make a terminal that is hung up", e);
-    let path = RegFileEntry {
-        name: b"/dev/ptmx".to_vec(),
-        flags: OFlags::RDWR.bits(),
-        ..RegFileEntry::default()
-    };
+    let path = RegFileEntry { name: b"/dev/ptmx".to_vec(), flags: OFlags::RDWR.bits(), ..RegFileEntry::default() };
     let master = open_master(cx, &path, object(file, info), None)?;
     tty::set_pty_locked(&master, false).map_err(failed)?;
     tty::open_peer(&master, open_flags(file)).map_err(failed)
@@ -300,9 +249,7 @@ fn from_caller(cx: &Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Resu
         if rustix::termios::isatty(ours) {
             // Its flags are to be its own, not shared with the caller's.
             let opened = regular_path::reopen(ours, flags);
-            return opened.map_err(|e| {
-                Error::kernel(object(file, info), "open the terminal of the restore", e)
-            });
+            return opened.map_err(|e| Error::kernel(object(file, info), "open the terminal of the restore", e));
         }
     }
     rustix::fs::open("/dev/tty", flags, Mode::empty()).map_err(|errno| Error::Kernel {

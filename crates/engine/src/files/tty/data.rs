@@ -22,12 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const FULL: usize = 4095;
 
 /// Writes down what waits to be read from this end.
-pub(super) fn collect(
-    cx: &Collect<'_>,
-    file: &OpenFile<'_>,
-    info: &TtyInfoEntry,
-    device: Device,
-) -> Result<()> {
+pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry, device: Device) -> Result<()> {
     let failed = |e| Error::kernel(file.object(), "copy what waits to be read", e);
     let waiting = rustix::io::ioctl_fionread(file.file).map_err(failed)? as usize;
     if waiting == 0 {
@@ -41,10 +36,7 @@ pub(super) fn collect(
         None
     };
     if let Some(why) = why_not {
-        tracing::warn!(
-            "{}: {waiting} bytes that wait to be read are not carried: {why}",
-            file.object()
-        );
+        tracing::warn!("{}: {waiting} bytes that wait to be read are not carried: {why}", file.object());
         return Ok(());
     }
     let taken = match device {
@@ -52,15 +44,7 @@ pub(super) fn collect(
         _ => input(file.file),
     };
     match taken.map_err(failed)? {
-        Some(data) => Ok(cx.images.append(
-            ImageKind::TtyData,
-            None,
-            &TtyDataEntry {
-                tty_id: info.id,
-                data,
-            },
-            None,
-        )?),
+        Some(data) => Ok(cx.images.append(ImageKind::TtyData, None, &TtyDataEntry { tty_id: info.id, data }, None)?),
         None => {
             tracing::warn!(
                 "{}: {waiting} bytes that wait to be read are not carried: the terminal's mode does not let them be put back",
@@ -73,11 +57,7 @@ pub(super) fn collect(
 
 /// Reads a master empty and pushes all of it back. A master has no line
 /// editing, so that TIOCSTI puts back bytes as they were.
-fn output(
-    master: BorrowedFd<'_>,
-    waiting: usize,
-    packets: bool,
-) -> std::result::Result<Option<Vec<u8>>, Errno> {
+fn output(master: BorrowedFd<'_>, waiting: usize, packets: bool) -> std::result::Result<Option<Vec<u8>>, Errno> {
     let ready = |flags: PollFlags| {
         let mut polled = [PollFd::from_borrowed_fd(master, flags)];
         poll(&mut polled, Some(&Timespec::default())).map(|_| polled[0].revents().intersects(flags))
@@ -92,13 +72,7 @@ fn output(
     let mut room = vec![0; FULL + 1];
     let mut trouble = None;
     while data.len() < waiting {
-        match ready(PollFlags::IN).and_then(|ready| {
-            if ready {
-                rustix::io::read(master, &mut room)
-            } else {
-                Ok(0)
-            }
-        }) {
+        match ready(PollFlags::IN).and_then(|ready| if ready { rustix::io::read(master, &mut room) } else { Ok(0) }) {
             Ok(n) if n > head => data.extend_from_slice(&room[head..n]),
             Ok(_) => break,
             Err(Errno::INTR) => {}
@@ -122,42 +96,21 @@ pub(super) fn fill(
     infos: &BTreeMap<u32, TtyInfoEntry>,
 ) -> Result<()> {
     let data: Vec<TtyDataEntry> = images.read_all_optional(ImageKind::TtyData, None)?;
-    let slave = infos
-        .values()
-        .find(|other| other.pty == info.pty && other.id != info.id && other.termios.is_some());
-    let failed = |e| {
-        Error::kernel(
-            Object::Other(info::name(info)),
-            "put back what waited to be read",
-            e,
-        )
-    };
+    let slave = infos.values().find(|other| other.pty == info.pty && other.id != info.id && other.termios.is_some());
+    let failed = |e| Error::kernel(Object::Other(info::name(info)), "put back what waited to be read", e);
     for entry in data.iter().filter(|entry| !entry.data.is_empty()) {
         if entry.tty_id == info.id {
             fill_output(&peer(master).map_err(failed)?, &entry.data).map_err(failed)?;
         } else if let Some(slave) = slave.filter(|slave| slave.id == entry.tty_id) {
-            let settings = slave
-                .termios
-                .as_ref()
-                .map(info::from_record)
-                .transpose()?
-                .unwrap_or_default();
-            push_input(
-                peer(master).map_err(failed)?,
-                &entry.data,
-                &settings.termios,
-            )
-            .map_err(failed)?;
+            let settings = slave.termios.as_ref().map(info::from_record).transpose()?.unwrap_or_default();
+            push_input(peer(master).map_err(failed)?, &entry.data, &settings.termios).map_err(failed)?;
         }
     }
     Ok(())
 }
 
 fn peer(master: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
-    tty::open_peer(
-        master,
-        OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC,
-    )
+    tty::open_peer(master, OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC)
 }
 
 /// Output for the master: written to the slave without any processing.
@@ -218,11 +171,7 @@ fn quiet(settings: &tty::Termios) -> tty::Termios {
 /// Puts input into a slave as if typed, without any effect of its characters.
 /// The settings are left changed. Where a line was ended by end-of-file, the
 /// kernel has a zero byte in place of it.
-pub(super) fn push_input(
-    slave: impl AsFd,
-    data: &[u8],
-    settings: &tty::Termios,
-) -> std::result::Result<(), Errno> {
+pub(super) fn push_input(slave: impl AsFd, data: &[u8], settings: &tty::Termios) -> std::result::Result<(), Errno> {
     let mut quiet = quiet(settings);
     let flow_control = [quiet.cc[libc::VSTART], quiet.cc[libc::VSTOP]];
     if data.iter().any(|byte| flow_control.contains(byte)) {
@@ -230,9 +179,8 @@ pub(super) fn push_input(
     }
     let mut end_of_file = 0;
     if quiet.lflag & libc::ICANON != 0 {
-        end_of_file = (1..=255u8)
-            .find(|byte| !data.contains(byte) && !quiet.cc.contains(byte) && *byte != b'\n')
-            .unwrap_or(0);
+        end_of_file =
+            (1..=255u8).find(|byte| !data.contains(byte) && !quiet.cc.contains(byte) && *byte != b'\n').unwrap_or(0);
         quiet.cc[libc::VEOF] = end_of_file;
     }
     tty::set_termios(&slave, &quiet)?;

@@ -5,8 +5,7 @@ use super::data;
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
-    FdTypes, FileEntry, FownEntry, RegFileEntry, TermiosEntry, TtyInfoEntry, TtyPtyEntry, TtyType,
-    WinsizeEntry,
+    FdTypes, FileEntry, FownEntry, RegFileEntry, TermiosEntry, TtyInfoEntry, TtyPtyEntry, TtyType, WinsizeEntry,
 };
 use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::proc::Task;
@@ -68,11 +67,7 @@ pub(super) fn name(info: &TtyInfoEntry) -> String {
         (Some(Device::Controlling), _) => "/dev/tty".into(),
         (Some(Device::Console), _) => "/dev/console".into(),
         (Some(Device::Virtual), _) => format!("/dev/tty{}", minor(u64::from(info.rdev))),
-        _ => format!(
-            "terminal {}:{}",
-            major(u64::from(info.rdev)),
-            minor(u64::from(info.rdev))
-        ),
+        _ => format!("terminal {}:{}", major(u64::from(info.rdev)), minor(u64::from(info.rdev))),
     }
 }
 
@@ -94,38 +89,25 @@ pub(super) fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<u32> 
         Err(Errno::IO) if device != Device::Master => None,
         Err(e) => return Err(Error::kernel(file.object(), "read its settings", e)),
     };
-    if let Some(line) = settings
-        .map(|settings| settings.termios.line)
-        .filter(|line| *line != 0)
-    {
+    if let Some(line) = settings.map(|settings| settings.termios.line).filter(|line| *line != 0) {
         return Err(Error::unsupported(
             file.object(),
-            format!(
-                "it has the line discipline {line}: it is a network link or another device, no terminal"
-            ),
+            format!("it has the line discipline {line}: it is a network link or another device, no terminal"),
             "set the line discipline back to 0 (N_TTY) before the checkpoint",
         ));
     }
     let behind = match settings {
-        Some(_) => tty::device(file.file)
-            .map_err(|e| Error::kernel(file.object(), "ask for its terminal", e))?,
+        Some(_) => tty::device(file.file).map_err(|e| Error::kernel(file.object(), "ask for its terminal", e))?,
         None => file.stat.st_rdev as u32,
     };
-    let place = (
-        "tty",
-        (device as u64) << 52
-            | (file.stat.st_dev & 0xffff_ffff) << 20
-            | u64::from(minor(u64::from(behind))),
-    );
+    let place =
+        ("tty", (device as u64) << 52 | (file.stat.st_dev & 0xffff_ffff) << 20 | u64::from(minor(u64::from(behind))));
     if settings.is_some()
         && let Some(&known) = cx.notes.get(&place)
     {
         return Ok(known);
     }
-    let external = cx
-        .options
-        .external
-        .contains(&key(file.stat.st_rdev as u32, file.stat.st_dev as u32));
+    let external = cx.options.external.contains(&key(file.stat.st_rdev as u32, file.stat.st_dev as u32));
     if settings.is_some() && !external {
         refuse_outsiders(cx, file, device, behind)?;
     }
@@ -145,12 +127,7 @@ pub(super) fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<u32> 
 }
 
 /// A terminal whose other side is not in the tree cannot be built again.
-fn refuse_outsiders(
-    cx: &mut Collect<'_>,
-    file: &OpenFile<'_>,
-    device: Device,
-    behind: u32,
-) -> Result<()> {
+fn refuse_outsiders(cx: &mut Collect<'_>, file: &OpenFile<'_>, device: Device, behind: u32) -> Result<()> {
     if cx.options.shell_job || !matches!(device, Device::Slave | Device::Controlling) {
         return Ok(());
     }
@@ -161,11 +138,7 @@ fn refuse_outsiders(
     let terminal = if is_pty {
         format!("/dev/pts/{}", minor(u64::from(behind)))
     } else {
-        format!(
-            "device {}:{}",
-            major(u64::from(behind)),
-            minor(u64::from(behind))
-        )
+        format!("device {}:{}", major(u64::from(behind)), minor(u64::from(behind)))
     };
     Err(Error::unsupported(
         file.object(),
@@ -181,10 +154,7 @@ fn has_master(cx: &mut Collect<'_>, index: u32) -> Result<bool> {
             // A zombie has no descriptors.
             let task = Task::open(pid_of(pid)?)?;
             for fd in task.fds().unwrap_or_default() {
-                if !task
-                    .link(&format!("fd/{fd}"))
-                    .is_ok_and(|link| link.ends_with("ptmx"))
-                {
+                if !task.link(&format!("fd/{fd}")).is_ok_and(|link| link.ends_with("ptmx")) {
                     continue;
                 }
                 if let Details::Tty { index } = task.fdinfo(fd)?.details {
@@ -203,12 +173,8 @@ fn read(
     behind: u32,
     settings: Option<Termios2>,
 ) -> Result<TtyInfoEntry> {
-    let failed = |what: &'static str| {
-        move |e| Error::kernel(file.object(), format!("ask for its {what}"), e)
-    };
-    let pty = matches!(device, Device::Master | Device::Slave).then(|| TtyPtyEntry {
-        index: minor(u64::from(behind)),
-    });
+    let failed = |what: &'static str| move |e| Error::kernel(file.object(), format!("ask for its {what}"), e);
+    let pty = matches!(device, Device::Master | Device::Slave).then(|| TtyPtyEntry { index: minor(u64::from(behind)) });
     let mut info = TtyInfoEntry {
         r#type: device.in_image() as i32,
         rdev: file.stat.st_rdev as u32,
@@ -223,10 +189,7 @@ fn read(
     };
     info.termios = Some(to_record(&settings));
     let locked = tty::get_locked_termios(file.file).map_err(failed("locked settings"))?;
-    info.termios_locked = Some(to_record(&Termios2 {
-        termios: locked,
-        ..Termios2::default()
-    }));
+    info.termios_locked = Some(to_record(&Termios2 { termios: locked, ..Termios2::default() }));
     info.winsize = Some(window(file.file).map_err(failed("size"))?);
     info.exclusive = tty::exclusive(file.file).map_err(failed("exclusive mode"))?;
     if device == Device::Master {
@@ -251,8 +214,7 @@ fn window(file: BorrowedFd<'_>) -> std::result::Result<WinsizeEntry, Errno> {
 /// zeros if there is none. TIOCGSID tells it of masters alone, /proc of any.
 fn session_of(cx: &Collect<'_>, file: &OpenFile<'_>, behind: u32) -> Result<(u32, u32)> {
     let found = |stat: cryonaut_kernel::proc::stat::Stat| {
-        (stat.tty_nr as u32 == behind && stat.session > 0)
-            .then(|| (stat.session as u32, stat.tpgid.max(0) as u32))
+        (stat.tty_nr as u32 == behind && stat.session > 0).then(|| (stat.session as u32, stat.tpgid.max(0) as u32))
     };
     if let Some(session) = found(file.task.stat()?) {
         return Ok(session);
@@ -273,9 +235,7 @@ fn new_id(cx: &mut Collect<'_>, info: &TtyInfoEntry) -> u32 {
     let usual = match (TtyType::try_from(info.r#type), info.pty) {
         (Ok(TtyType::TtytypeExtTty), _) => Some(2016),
         (_, Some(pty)) if pty.index >= PTYS => None,
-        (_, Some(pty)) => Some(
-            2 * pty.index + u32::from(Device::of(u64::from(info.rdev)) == Some(Device::Master)),
-        ),
+        (_, Some(pty)) => Some(2 * pty.index + u32::from(Device::of(u64::from(info.rdev)) == Some(Device::Master))),
         (Ok(TtyType::TtytypeConsole), _) => Some(2004),
         (Ok(TtyType::TtytypeVt), _) => Some(2008),
         (Ok(TtyType::TtytypeCtty), _) => Some(2012),
@@ -307,12 +267,7 @@ pub(super) fn collect_path(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<
         mode: Some(file.stat.st_mode),
         ..RegFileEntry::default()
     };
-    let entry = FileEntry {
-        r#type: FdTypes::Reg as i32,
-        id,
-        reg: Some(reg),
-        ..FileEntry::default()
-    };
+    let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() };
     cx.images.append(ImageKind::Files, None, &entry, None)?;
     Ok(id)
 }
@@ -322,19 +277,10 @@ pub(super) fn collect_path(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<
 const CONTROL_WORDS: usize = 19;
 
 pub(super) fn to_record(settings: &Termios2) -> TermiosEntry {
-    let Termios {
-        iflag,
-        oflag,
-        cflag,
-        lflag,
-        line,
-        cc,
-    } = settings.termios;
+    let Termios { iflag, oflag, cflag, lflag, line, cc } = settings.termios;
     let mut bytes = [0; 4 * CONTROL_WORDS];
     bytes[..cc.len()].copy_from_slice(&cc);
-    let words = bytes
-        .chunks_exact(4)
-        .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+    let words = bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
     TermiosEntry {
         c_iflag: iflag,
         c_oflag: oflag,
@@ -350,16 +296,9 @@ pub(super) fn to_record(settings: &Termios2) -> TermiosEntry {
 /// Settings from a record. Speeds are 0 where CRIU wrote it.
 pub(super) fn from_record(entry: &TermiosEntry) -> Result<Termios2> {
     let mut cc = [0; 19];
-    let bytes: Vec<u8> = entry
-        .c_cc
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = entry.c_cc.iter().flat_map(|word| word.to_le_bytes()).collect();
     let Some(bytes) = bytes.get(..cc.len()) else {
-        return Err(Error::bad_image(
-            "tty-info.img",
-            format!("{} control characters of a terminal", bytes.len()),
-        ));
+        return Err(Error::bad_image("tty-info.img", format!("{} control characters of a terminal", bytes.len())));
     };
     cc.copy_from_slice(bytes);
     let termios = Termios {
@@ -370,18 +309,12 @@ pub(super) fn from_record(entry: &TermiosEntry) -> Result<Termios2> {
         line: entry.c_line as u8,
         cc,
     };
-    Ok(Termios2 {
-        termios,
-        ispeed: entry.c_ispeed,
-        ospeed: entry.c_ospeed,
-    })
+    Ok(Termios2 { termios, ispeed: entry.c_ispeed, ospeed: entry.c_ospeed })
 }
 
 /// Gives a terminal the settings and size of its record.
 pub(super) fn apply(file: BorrowedFd<'_>, info: &TtyInfoEntry) -> Result<()> {
-    let failed = |what: &'static str| {
-        move |e| Error::kernel(Object::Other(name(info)), format!("set its {what}"), e)
-    };
+    let failed = |what: &'static str| move |e| Error::kernel(Object::Other(name(info)), format!("set its {what}"), e);
     if let Some(entry) = &info.termios {
         apply_settings(file, entry).and_then(|done| done.map_err(failed("settings")))?;
     }
@@ -404,10 +337,7 @@ pub(super) fn apply(file: BorrowedFd<'_>, info: &TtyInfoEntry) -> Result<()> {
 }
 
 /// Gives a terminal recorded settings.
-pub(super) fn apply_settings(
-    file: BorrowedFd<'_>,
-    entry: &TermiosEntry,
-) -> Result<std::result::Result<(), Errno>> {
+pub(super) fn apply_settings(file: BorrowedFd<'_>, entry: &TermiosEntry) -> Result<std::result::Result<(), Errno>> {
     let settings = from_record(entry)?;
     Ok(match settings.ospeed {
         0 => tty::set_termios(file, &settings.termios),

@@ -42,19 +42,8 @@ impl FileKind for Tty {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let tty_info_id = info::collect(cx, file)?;
         let regf_id = Some(info::collect_path(cx, file)?);
-        let tty = TtyFileEntry {
-            id,
-            tty_info_id,
-            flags: file.flags(),
-            fown: file.owner()?,
-            regf_id,
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Tty as i32,
-            id,
-            tty: Some(tty),
-            ..FileEntry::default()
-        })
+        let tty = TtyFileEntry { id, tty_info_id, flags: file.flags(), fown: file.owner()?, regf_id };
+        Ok(FileEntry { r#type: FdTypes::Tty as i32, id, tty: Some(tty), ..FileEntry::default() })
     }
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
@@ -71,8 +60,5 @@ impl FileKind for Tty {
 }
 
 fn part(entry: &FileEntry) -> Result<&TtyFileEntry> {
-    entry
-        .tty
-        .as_ref()
-        .ok_or_else(|| Build::lacks(entry, "a terminal"))
+    entry.tty.as_ref().ok_or_else(|| Build::lacks(entry, "a terminal"))
 }

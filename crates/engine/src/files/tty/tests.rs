@@ -43,34 +43,19 @@ fn a_pty_comes_back_with_its_number_settings_and_size() {
     settings.termios.cc[libc::VINTR] = 7;
     settings.termios.cc[18] = 9;
     tty::set_termios2(&slave, &settings).unwrap();
-    let locked = tty::Termios {
-        oflag: libc::OPOST,
-        ..tty::Termios::default()
-    };
+    let locked = tty::Termios { oflag: libc::OPOST, ..tty::Termios::default() };
     tty::set_locked_termios(&slave, &locked).unwrap();
-    let size = Winsize {
-        ws_row: 33,
-        ws_col: 77,
-        ws_xpixel: 5,
-        ws_ypixel: 6,
-    };
+    let size = Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 5, ws_ypixel: 6 };
     tcsetwinsize(&slave, size).unwrap();
     rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(7)), None).unwrap();
     rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).unwrap();
     let number = tty::pty_number(&master).unwrap();
-    let second =
-        tty::open_peer(&master, OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC).unwrap();
+    let second = tty::open_peer(&master, OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC).unwrap();
     let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
     let old_flags = [flags(&slave), flags(&master), flags(&second)];
     let carried = Carried::collect(&[&slave, &master, &second]);
-    assert_ne!(
-        carried.record(0).tty.unwrap().tty_info_id,
-        carried.record(1).tty.unwrap().tty_info_id
-    );
-    assert_eq!(
-        carried.record(0).tty.unwrap().tty_info_id,
-        carried.record(2).tty.unwrap().tty_info_id
-    );
+    assert_ne!(carried.record(0).tty.unwrap().tty_info_id, carried.record(1).tty.unwrap().tty_info_id);
+    assert_eq!(carried.record(0).tty.unwrap().tty_info_id, carried.record(2).tty.unwrap().tty_info_id);
     drop((master, slave, second));
     let carried = carried.build(RestoreOptions::default());
     let [slave, master, second] = [0, 1, 2].map(|n| carried.file(n));
@@ -79,10 +64,7 @@ fn a_pty_comes_back_with_its_number_settings_and_size() {
     assert_eq!(tty::get_termios2(slave), Ok(settings));
     assert_eq!(tty::get_locked_termios(slave), Ok(locked));
     let new = tcgetwinsize(slave).unwrap();
-    assert_eq!(
-        (new.ws_row, new.ws_col, new.ws_xpixel, new.ws_ypixel),
-        (33, 77, 5, 6)
-    );
+    assert_eq!((new.ws_row, new.ws_col, new.ws_xpixel, new.ws_ypixel), (33, 77, 5, 6));
     assert_eq!(rustix::fs::fstat(slave).unwrap().st_uid, 7);
     assert_eq!([flags(slave), flags(master), flags(second)], old_flags);
     rustix::io::write(slave, b"out").unwrap();
@@ -110,10 +92,7 @@ fn a_slave_without_its_master_is_hung_up_again() {
     let (master, slave) = pair();
     drop(master);
     let carried = Carried::collect(&[&slave]).build(RestoreOptions::default());
-    assert_eq!(
-        tty::get_termios(carried.file(0)),
-        Err(rustix::io::Errno::IO)
-    );
+    assert_eq!(tty::get_termios(carried.file(0)), Err(rustix::io::Errno::IO));
     assert_eq!(rustix::io::read(carried.file(0), &mut [0; 4]), Ok(0));
 }
 
@@ -123,15 +102,8 @@ fn a_number_that_is_in_use_is_an_error_that_names_it() {
     let (master, slave) = pair();
     let number = tty::pty_number(&master).unwrap();
     let carried = Carried::collect(&[&master, &slave]);
-    let error = carried
-        .try_build(RestoreOptions::default())
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.contains(&format!("/dev/pts/{number} is in use")),
-        "{error}"
-    );
+    let error = carried.try_build(RestoreOptions::default()).err().unwrap().to_string();
+    assert!(error.contains(&format!("/dev/pts/{number} is in use")), "{error}");
 }
 
 #[test]
@@ -168,10 +140,7 @@ fn a_master_whose_slaves_are_closed_says_so_again() {
     let carried = Carried::collect(&[&master]);
     drop(master);
     let carried = carried.build(RestoreOptions::default());
-    assert_eq!(
-        rustix::io::read(carried.file(0), &mut [0; 4]),
-        Err(rustix::io::Errno::IO)
-    );
+    assert_eq!(rustix::io::read(carried.file(0), &mut [0; 4]), Err(rustix::io::Errno::IO));
 }
 
 #[test]
@@ -182,10 +151,7 @@ fn a_given_terminal_takes_the_place_of_one() {
     let (_other_master, other) = pair();
     let stat = rustix::fs::fstat(&slave).unwrap();
     let key = format!("tty[{:x}:{:x}]", stat.st_rdev, stat.st_dev);
-    let options = RestoreOptions {
-        inherit_fds: vec![(other.as_raw_fd(), key)],
-        ..RestoreOptions::default()
-    };
+    let options = RestoreOptions { inherit_fds: vec![(other.as_raw_fd(), key)], ..RestoreOptions::default() };
     let carried = Carried::collect(&[&slave]).build(options);
     assert_eq!(tty::device(carried.file(0)), tty::device(&other));
 }
@@ -197,8 +163,5 @@ fn a_terminal_of_an_outsider_needs_a_stand_in() {
     let carried = Carried::collect(&[&slave]);
     drop((master, slave));
     let error = carried.try_build(RestoreOptions::default()).err().unwrap();
-    assert!(
-        error.to_string().contains("/dev/pts/") && error.remedy().contains("--shell-job"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("/dev/pts/") && error.remedy().contains("--shell-job"), "{error}");
 }

@@ -38,29 +38,14 @@ pub fn xstate_align(at: u64) -> u64 {
 /// (as read by `PTRACE_GETREGSET`), to stand at address `at`. Its first word
 /// is `return_to`, for a `ret` that leads to `rt_sigreturn`.
 #[must_use]
-pub fn write_frame(
-    at: u64,
-    return_to: u64,
-    regs: &Registers,
-    sigmask: u64,
-    xstate: &[u8],
-) -> Vec<u8> {
+pub fn write_frame(at: u64, return_to: u64, regs: &Registers, sigmask: u64, xstate: &[u8]) -> Vec<u8> {
     let fp_at = xstate_align(at + FRAME_HEAD as u64);
-    let mut out = head(
-        return_to,
-        regs,
-        sigmask,
-        if xstate.is_empty() { 0 } else { fp_at },
-    );
+    let mut out = head(return_to, regs, sigmask, if xstate.is_empty() { 0 } else { fp_at });
     if xstate.len() >= 576 {
         out.resize((fp_at - at) as usize, 0);
         let start = out.len();
         out.extend_from_slice(xstate);
-        let features = u64::from_le_bytes(
-            xstate[SW_RESERVED..SW_RESERVED + 8]
-                .try_into()
-                .unwrap_or_default(),
-        );
+        let features = u64::from_le_bytes(xstate[SW_RESERVED..SW_RESERVED + 8].try_into().unwrap_or_default());
         let sw = &mut out[start + SW_RESERVED..start + SW_RESERVED + 48];
         sw.fill(0);
         sw[0..4].copy_from_slice(&FP_XSTATE_MAGIC1.to_le_bytes());
@@ -112,10 +97,7 @@ fn head(return_to: u64, regs: &Registers, sigmask: u64, fpstate: u64) -> Vec<u8>
     ] {
         put(v);
     }
-    put((regs.cs & 0xffff)
-        | (regs.gs & 0xffff) << 16
-        | (regs.fs & 0xffff) << 32
-        | (regs.ss & 0xffff) << 48);
+    put((regs.cs & 0xffff) | (regs.gs & 0xffff) << 16 | (regs.fs & 0xffff) << 32 | (regs.ss & 0xffff) << 48);
     for v in [0, 0, 0, 0, fpstate] {
         put(v);
     }

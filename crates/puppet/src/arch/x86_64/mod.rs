@@ -23,10 +23,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 #[must_use]
 pub fn interrupted_call(regs: &Registers) -> Option<u64> {
     let in_call = (regs.orig_rax as i64) >= 0;
-    let restarts = matches!(
-        regs.rax as i64,
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
-    );
+    let restarts = matches!(regs.rax as i64, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK);
     (in_call && restarts).then_some(regs.orig_rax)
 }
 
@@ -66,9 +63,7 @@ const ENDED_BY_A_STOP: [i64; 6] = [
 /// Makes such a wait one that the kernel starts again unless a signal with a
 /// handler comes first, so that the program never sees our interruption.
 pub fn undo_interruption(regs: &mut Registers) {
-    if regs.rax as i64 == -i64::from(libc::EINTR)
-        && ENDED_BY_A_STOP.contains(&(regs.orig_rax as i64))
-    {
+    if regs.rax as i64 == -i64::from(libc::EINTR) && ENDED_BY_A_STOP.contains(&(regs.orig_rax as i64)) {
         regs.rax = ERESTARTNOHAND as u64;
     }
 }
@@ -76,10 +71,7 @@ pub fn undo_interruption(regs: &mut Registers) {
 /// Number and arguments of the call that a thread was in.
 #[must_use]
 pub fn registers_of_call(regs: &Registers) -> (i64, [u64; 6]) {
-    (
-        regs.orig_rax as i64,
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9],
-    )
+    (regs.orig_rax as i64, [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9])
 }
 
 /// Registers that make a stopped thread execute one system call at the gadget
