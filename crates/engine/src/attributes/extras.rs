@@ -29,6 +29,11 @@ pub struct ThreadExtra {
     /// It was in a call that only the kernel's restart block continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
+    /// The kernel's result of a call that it was about to start again, which
+    /// the record shows as not begun: whether a signal's handler ends the call
+    /// depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interruption: Option<i64>,
 }
 
 /// A call with a relative time limit.
@@ -70,6 +75,7 @@ fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
         io_priority: sched::ioprio_get(id).map_err(failed)?,
         timer_slack_ns: slack.unwrap_or(0),
         reset_on_fork: attr.flags & RESET_ON_FORK != 0,
+        interruption: crate::arch::interruption(&thread.context.regs),
         restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
     })
 }

@@ -51,7 +51,7 @@ pub fn record(
     let rseq = rseq_record(process, tid, &mut context)?;
     let tid_address = ask.tid_address.map_or(0, |d| answers.read_u64(d));
     let mut info = arch::thread_info(tid, &context, tid_address)?;
-    arch::without_restart_block(&mut info);
+    arch::settle_call(&context.regs, &mut info);
     let (seccomp_mode, seccomp_filter) = filters.of_thread(tid, status.seccomp)?;
     let core = ThreadCoreEntry {
         futex_rla: robust,

@@ -80,9 +80,9 @@ pub fn build(
 ) -> Result<()> {
     clear(hand, mm, free)?;
     let numbers = lend_files(hand, service, files, shared, &mm.vmas)?;
-    let contents = Contents::read(files.images, hand.pid(), extras)?;
+    let contents = Contents::read(files.images, hand.pid(), &mm.vmas, extras)?;
     map_all(hand, &mm.vmas, &numbers, &contents)?;
-    fill(hand, service, files, &mm.vmas, &contents)?;
+    fill(hand, service, files, &contents)?;
     finish(hand, &mm.vmas, &contents)?;
     set_fields(hand, service, files, mm)?;
     Ok(())
@@ -166,9 +166,12 @@ struct Contents {
 }
 
 impl Contents {
-    fn read(images: &ImageDir, pid: i32, extras: Extras) -> Result<Self> {
+    fn read(images: &ImageDir, pid: i32, vmas: &[VmaEntry], extras: Extras) -> Result<Self> {
         let map = Pagemap::read(images, ImageKind::Pagemap, pid as u64)?;
-        let mut runs: Vec<_> = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?))).collect();
+        let there = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?)));
+        // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
+        let vdso = vmas.iter().find(|v| v.status & status::VDSO != 0).map_or((0, 0), |v| (v.start, v.end));
+        let mut runs: Vec<_> = there.flat_map(|run| without(run, vdso)).collect();
         runs.sort_unstable();
         Ok(Contents { pages_id: map.pages_id(), runs, extras })
     }
@@ -183,6 +186,15 @@ impl Contents {
         let has_pages = self.runs.get(next).is_some_and(|r| r.0 < vma.end);
         vma.status & status::REGULAR != 0 && private && (has_pages || self.extras.was_writable(vma.start))
     }
+}
+
+/// What is left of a run of pages before and behind the area `out`.
+fn without((start, len, offset): (u64, u64, u64), out: (u64, u64)) -> impl Iterator<Item = (u64, u64, u64)> {
+    let end = start + len;
+    let before = (start, end.min(out.0).saturating_sub(start));
+    let behind = (start.max(out.1), end.saturating_sub(start.max(out.1)));
+    let parts = if out.0 < end && start < out.1 { [before, behind] } else { [(start, len), (end, 0)] };
+    parts.into_iter().filter(|p| p.1 > 0).map(move |p| (p.0, p.1, offset + (p.0 - start)))
 }
 
 fn is_mapped_here(vma: &VmaEntry) -> bool {
@@ -231,20 +243,15 @@ fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, 
 
 /// Reads the private pages into place, by the process itself: one copy, out of
 /// the page cache.
-fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
+fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, contents: &Contents) -> Result<()> {
     if contents.runs.is_empty() {
         return Ok(());
     }
     let pages = files.images.open_raw(ImageKind::Pages, u64::from(contents.pages_id))?;
     let number = service.give(hand, &[pages.as_fd()])?[0];
-    // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
-    let vdso: Vec<(u64, u64)> =
-        vmas.iter().filter(|v| v.status & status::VDSO != 0).map(|v| (v.start, v.end)).collect();
-    let wanted: Vec<(u64, u64, u64)> =
-        contents.runs.iter().filter(|r| !vdso.iter().any(|v| r.0 >= v.0 && r.0 < v.1)).copied().collect();
     let mut b = Batch::new();
     let mut expected = Vec::new();
-    let mut rest = wanted.as_slice();
+    let mut rest = contents.runs.as_slice();
     while let Some(&(_, _, offset)) = rest.first() {
         // Runs that lie one behind the other in the file go into one call.
         let (mut count, mut total) = (0, 0);
@@ -348,4 +355,19 @@ fn set_fields(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &Mm
         );
     }
     Ok(hand.run(&mut b)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_around_an_area_remain() {
+        let left = |run, out| without(run, out).collect::<Vec<_>>();
+        assert_eq!(left((0x1000, 0x4000, 0), (0x2000, 0x4000)), [(0x1000, 0x1000, 0), (0x4000, 0x1000, 0x3000)]);
+        assert_eq!(left((0x2000, 0x3000, 8), (0x2000, 0x4000)), [(0x4000, 0x1000, 0x2008)]);
+        assert_eq!(left((0x2000, 0x1000, 8), (0x2000, 0x4000)), []);
+        assert_eq!(left((0x5000, 0x1000, 8), (0x2000, 0x4000)), [(0x5000, 0x1000, 8)]);
+        assert_eq!(left((0x5000, 0x1000, 8), (0, 0)), [(0x5000, 0x1000, 8)]);
+    }
 }

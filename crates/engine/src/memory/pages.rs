@@ -130,6 +130,11 @@ pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &m
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let mut guards = Vec::new();
     for vma in vmas.iter().filter(|v| holds_pages(v)) {
+        // Every page of the kernel's code: a reader on another kernel has to look into it.
+        if vma.status & status::VDSO != 0 {
+            out.remote(process.pid, vma.start, vma.end - vma.start)?;
+            continue;
+        }
         let query = Query {
             start: vma.start,
             end: vma.end,
@@ -144,7 +149,7 @@ pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &m
                 guards.push(guard_record(vma, run));
                 return Ok(());
             }
-            if run.categories.contains(Categories::FILE) && vma.status & status::VDSO == 0 {
+            if run.categories.contains(Categories::FILE) {
                 return Ok(());
             }
             let len = run.end - run.start;

@@ -27,7 +27,7 @@ pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options:
         let hand = nursery.hand(process.pid())?;
         let results = reenter_calls(hand, process, plan)?;
         strip(hand)?;
-        set_state(process, &results)?;
+        set_state(process, plan, &results)?;
     }
     for process in &living {
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
@@ -171,10 +171,13 @@ fn find_syscall(pid: i32, vma: &Vma) -> Option<u64> {
 }
 
 /// Extended state, signal mask and registers of every thread.
-fn set_state(process: &ProcessPlan, results: &HashMap<i32, u64>) -> Result<()> {
+fn set_state(process: &ProcessPlan, plan: &Plan, results: &HashMap<i32, u64>) -> Result<()> {
     for (tid, core) in cores(process) {
         let info = arch::info_of(tid, core)?;
         let mut regs = arch::registers(tid, info)?;
+        if let Some(interruption) = plan.extras.get(&tid).and_then(|e| e.interruption) {
+            arch::unsettle_call(&mut regs, interruption);
+        }
         if let Some(result) = results.get(&tid) {
             regs.rax = *result;
         }

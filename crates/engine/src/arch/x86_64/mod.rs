@@ -15,7 +15,15 @@ pub const MARCH: core_entry::March = core_entry::March::X8664;
 const TLS_ENTRIES: std::ops::RangeInclusive<u32> = 12..=14;
 
 const EINTR: i64 = -4;
+/// Results of an interrupted call that the kernel starts again from its
+/// instruction (include/linux/errno.h), and the one that it continues through
+/// its restart block.
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
+/// Bytes of the `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
 
 /// The thread's registers and extended state as its record has them.
 pub fn thread_info(tid: i32, context: &Context, tid_address: u64) -> Result<ThreadInfoX86> {
@@ -70,11 +78,36 @@ fn general_record(r: &Registers) -> UserX86RegsEntry {
     }
 }
 
-/// What the record is to say of a call that only the kernel's restart block
-/// could continue, for a reader that knows nothing better: it was interrupted.
-pub fn without_restart_block(info: &mut ThreadInfoX86) {
-    if info.gpregs.ax as i64 == ERESTART_RESTARTBLOCK {
-        info.gpregs.ax = EINTR as u64;
+/// The kernel's own result of an interrupted call that it is about to start
+/// again, unless a signal's handler forbids that.
+#[must_use]
+pub fn interruption(regs: &Registers) -> Option<i64> {
+    let result = regs.rax as i64;
+    let in_call = regs.orig_rax as i64 >= 0;
+    (in_call && matches!(result, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND)).then_some(result)
+}
+
+/// Says of an interrupted call what a reader understands that knows nothing
+/// of the kernel's own results: one that starts again has not begun yet, one
+/// that only the restart block could continue has failed.
+pub fn settle_call(regs: &Registers, info: &mut ThreadInfoX86) {
+    let g = &mut info.gpregs;
+    if interruption(regs).is_some() {
+        g.ax = g.orig_ax;
+        g.ip = g.ip.wrapping_sub(SYSCALL_LEN);
+    } else if g.ax as i64 == ERESTART_RESTARTBLOCK {
+        g.ax = EINTR as u64;
+    }
+}
+
+/// Takes [`settle_call`] back for a call that starts again, so that the kernel
+/// decides about it as it would have.
+pub fn unsettle_call(regs: &mut Registers, interruption: i64) {
+    let mut again = *regs;
+    again.rip = again.rip.wrapping_add(SYSCALL_LEN);
+    again.rax = interruption as u64;
+    if regs.rax == regs.orig_rax && self::interruption(&again).is_some() {
+        *regs = again;
     }
 }
 
