@@ -85,6 +85,21 @@ impl<'a> Build<'a> {
         Ok(self.built[&id].as_fd())
     }
 
+    /// The file with this id opened once more, for a mapping that asks for
+    /// other rights than its record has: CRIU writes one record for all the
+    /// mappings of a file. `None` if the file itself will do.
+    pub fn opened_again(&mut self, id: u32, flags: u32) -> Result<Option<OwnedFd>> {
+        let rights = OFlags::RWMODE & OFlags::from_bits_retain(flags);
+        let file = self.file(id)?;
+        let object = || Object::File(id, "mapped".into());
+        let has = rustix::fs::fcntl_getfl(file).map_err(|e| Error::kernel(object(), "ask how it is open", e))?;
+        if has & OFlags::RWMODE == rights {
+            return Ok(None);
+        }
+        let again = super::regular_path::reopen(file, rights);
+        again.map(Some).map_err(|e| Error::kernel(object(), "open it again with the rights of its mapping", e))
+    }
+
     /// Puts in a file that another way has built (the other end of a pipe, an
     /// inherited descriptor).
     pub fn put(&mut self, id: u32, file: OwnedFd) {

@@ -108,16 +108,17 @@ fn clear(hand: &mut Hand, mm: &MmEntry, free: u64) -> Result<()> {
     Ok(hand.run(&mut b)?)
 }
 
-/// Which file stands behind a mapping: a file record or a shared segment.
+/// Which file stands behind a mapping: a file record, with the flags to open it
+/// with if the mapping says so, or a shared segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Backing {
-    File(u32),
+    File(u32, Option<u32>),
     Segment(u64),
 }
 
 fn backing(vma: &VmaEntry) -> Option<Backing> {
     if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
-        Some(Backing::File(vma.shmid as u32))
+        Some(Backing::File(vma.shmid as u32, vma.fdflags))
     } else if vma.status & status::ANON_SHARED != 0 {
         Some(Backing::Segment(vma.shmid))
     } else {
@@ -139,16 +140,18 @@ fn lend_files(
             order.push(b);
         }
     }
+    let mut again = HashMap::new();
     for b in &order {
         match *b {
-            Backing::File(id) => drop(files.file(id)?),
+            Backing::File(id, None) => drop(files.file(id)?),
+            Backing::File(id, Some(flags)) => again.extend(files.opened_again(id, flags)?.map(|file| (*b, file))),
             Backing::Segment(id) => drop(shared.segment(files.images, id)?),
         }
     }
     let mut open = Vec::with_capacity(order.len());
     for b in &order {
         open.push(match *b {
-            Backing::File(id) => files.built()[&id].as_fd(),
+            Backing::File(id, _) => again.get(b).map_or_else(|| files.built()[&id].as_fd(), AsFd::as_fd),
             Backing::Segment(id) => shared.get(id)?,
         });
     }

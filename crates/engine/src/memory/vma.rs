@@ -195,8 +195,8 @@ fn with_file(
         entry.shmid = shared.segment(cx, process, flagged)?;
         return Ok(());
     }
-    // A shared mapping that may be written needs its file open for writing.
-    let writes = is_shared && vma.perms.contains(Perms::WRITE);
+    // A shared mapping that may be made writable was made of a file open for writing.
+    let writes = is_shared && flagged.flags.contains(VmFlags::MAYWRITE);
     let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
     entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
     if path.starts_with(b"/memfd:") {
