@@ -247,9 +247,8 @@ pub fn features() -> Result<Features, Errno> {
 fn create_by_device() -> Result<OwnedFd, Errno> {
     const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
     use rustix::fs::{Mode, OFlags};
-    let device =
-        rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| if errno == Errno::NOENT { Errno::PERM } else { errno })?;
+    let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| if errno == Errno::NOENT { Errno::PERM } else { errno })?;
     let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
     // SAFETY: USERFAULTFD_IOC_NEW takes an integer and returns a descriptor.
