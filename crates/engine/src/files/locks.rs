@@ -19,11 +19,11 @@ use rustix::io::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// `FileLockEntry.flag`: the kernel's `FL_*` (include/linux/filelock.h).
+/// Values of `FileLockEntry.flag`, as CRIU 4.2 writes them. Those of POSIX locks and flocks are also the kernel's.
 const FL_POSIX: u32 = 1;
 const FL_FLOCK: u32 = 2;
-const FL_LEASE: u32 = 32;
-const FL_OFDLCK: u32 = 1024;
+const FL_OFD: u32 = 4;
+const FL_LEASE: u32 = 8;
 
 /// Added to the type of a lease that is being broken; the rest says what it is
 /// to become.
@@ -83,7 +83,7 @@ fn flag_of(open: &OpenFile<'_>, lock: &FileLock) -> Result<u32> {
     match (lock.kind, lock.state) {
         (_, LockState::Mandatory) => refused("it holds a mandatory lock", "mount its file system without mand"),
         (LockKind::Posix, _) => Ok(FL_POSIX),
-        (LockKind::Ofd, _) => Ok(FL_OFDLCK),
+        (LockKind::Ofd, _) => Ok(FL_OFD),
         (LockKind::Flock, _) => Ok(FL_FLOCK),
         (LockKind::Lease, _) => Ok(FL_LEASE),
         _ => refused("it holds a lock of a file server", "stop the file server"),
@@ -122,7 +122,7 @@ fn object(entry: &FileLockEntry) -> Object {
         FL_POSIX => "POSIX lock",
         FL_FLOCK => "flock",
         FL_LEASE => "lease",
-        FL_OFDLCK => "open file description lock",
+        FL_OFD => "open file description lock",
         _ => "lock",
     };
     Object::Descriptor(entry.pid, entry.fd, format!("{kind} from byte {}, {} bytes", entry.start, entry.len))
@@ -167,7 +167,7 @@ fn request(cx: &Settle<'_>, batch: &mut Batch, entry: &FileLockEntry) -> Result<
             let kind = if is_breaking(entry) { before_break(cx, entry)? } else { kind };
             Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)]))
         }
-        FL_POSIX | FL_OFDLCK => {
+        FL_POSIX | FL_OFD => {
             let command = if entry.flag == FL_POSIX { libc::F_SETLK } else { libc::F_OFD_SETLK };
             let lock = batch.bytes(&raw_lock(kind, entry.start, entry.len));
             Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(command), Arg::from(lock)]))
@@ -277,7 +277,7 @@ mod tests {
             [
                 lock(FL_POSIX, libc::F_WRLCK, 2, 3),
                 lock(FL_FLOCK, libc::F_RDLCK, 0, 0),
-                lock(FL_OFDLCK, libc::F_RDLCK, 100, 0),
+                lock(FL_OFD, libc::F_RDLCK, 100, 0),
             ]
         );
     }
