@@ -12,8 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const NAME: &str = "threads";
-/// SCHED_FLAG_RESET_ON_FORK.
-const RESET_ON_FORK: u64 = 1;
 
 /// One thread's.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +22,6 @@ pub struct ThreadExtra {
     pub io_priority: u16,
     /// Timer slack in nanoseconds.
     pub timer_slack_ns: u64,
-    /// Its children start with the default policy.
-    pub reset_on_fork: bool,
     /// It was in a call that only the kernel's restart block continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
@@ -68,13 +64,11 @@ fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
     let id = pid_of(thread.tid)?;
     let failed = |e| Error::kernel(Object::Thread(thread.tid), "ask about its scheduling", e);
     let cpus = rustix::thread::sched_getaffinity(Some(id)).map_err(failed)?;
-    let attr = sched::sched_getattr(id).map_err(failed)?;
     let slack = Task::open(id).and_then(|t| t.timerslack_ns()).or_else(|_| process.timerslack_ns());
     Ok(ThreadExtra {
         affinity: (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect(),
         io_priority: sched::ioprio_get(id).map_err(failed)?,
         timer_slack_ns: slack.unwrap_or(0),
-        reset_on_fork: attr.flags & RESET_ON_FORK != 0,
         interruption: crate::arch::interruption(&thread.context.regs),
         restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
     })
@@ -95,11 +89,6 @@ pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
     }
     if sched::ioprio_get(id) != Ok(extra.io_priority) {
         sched::ioprio_set(id, extra.io_priority).map_err(failed("set its I/O priority"))?;
-    }
-    if extra.reset_on_fork {
-        let mut attr = sched::sched_getattr(id).map_err(failed("ask for its policy"))?;
-        attr.flags |= RESET_ON_FORK;
-        sched::sched_setattr(id, &attr).map_err(failed("set its policy"))?;
     }
     let path = format!("/proc/{tid}/timerslack_ns");
     if extra.timer_slack_ns != 0

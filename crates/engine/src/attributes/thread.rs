@@ -7,8 +7,12 @@ use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadSasEntry};
 use cryonaut_kernel::proc::status::Status;
-use cryonaut_kernel::sys::{ptrace, sched};
+use cryonaut_kernel::sys::ptrace;
+use cryonaut_kernel::sys::sched::{self, SchedAttr};
 use cryonaut_puppet::{Arg, Batch, Call, Context, Data};
+
+/// SCHED_RESET_ON_FORK, which a recorded policy may have beside its number (sched(7)).
+const RESET_ON_FORK: u32 = 0x4000_0000;
 
 /// What only the thread itself can tell.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ pub fn record(
         futex_rla: robust,
         futex_rla_len: robust_len as u32,
         sched_nice: Some(sched.nice),
-        sched_policy: Some(sched.policy),
+        sched_policy: Some(policy_record(&sched)),
         sched_prio: (sched.priority != 0).then_some(sched.priority),
         blk_sigset: Some(context.sigmask),
         sas: Some(ThreadSasEntry {
@@ -149,10 +153,23 @@ pub fn build_scheduling(tid: i32, core: &ThreadCoreEntry) -> Result<()> {
     let id = pid_of(tid)?;
     let failed = |e| Error::kernel(Object::Thread(tid), "set its scheduling", e);
     let mut attr = sched::sched_getattr(id).map_err(failed)?;
-    let wanted = (core.sched_policy.unwrap_or(0), core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0));
-    if wanted != (attr.policy, attr.nice, attr.priority) {
-        (attr.policy, attr.nice, attr.priority) = wanted;
+    let policy = core.sched_policy.unwrap_or(0);
+    let wanted = (policy, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0));
+    if wanted != (policy_record(&attr), attr.nice, attr.priority) {
+        attr.policy = policy & !RESET_ON_FORK;
+        (attr.nice, attr.priority) = (wanted.1, wanted.2);
+        attr.flags &= !SchedAttr::RESET_ON_FORK;
+        if policy & RESET_ON_FORK != 0 {
+            attr.flags |= SchedAttr::RESET_ON_FORK;
+        }
         sched::sched_setattr(id, &attr).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The policy as sched_getscheduler(2) would tell it: with a bit that says that
+/// children start with the default one.
+fn policy_record(attr: &SchedAttr) -> u32 {
+    let resets = attr.flags & SchedAttr::RESET_ON_FORK != 0;
+    attr.policy | if resets { RESET_ON_FORK } else { 0 }
 }
