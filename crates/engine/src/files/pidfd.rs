@@ -28,6 +28,9 @@ const REAPED: i32 = -1;
 /// `PIDFD_THREAD` (linux/pidfd.h): of one thread, not of the whole process.
 const THREAD: u32 = libc::O_EXCL as u32;
 
+/// The flags that pidfd_open(2) takes, which the record holds.
+const OPENING: u32 = THREAD | PidfdFlags::NONBLOCK.bits();
+
 /// How a process had ended.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ended {
@@ -67,7 +70,8 @@ impl FileKind for PidFd {
             }
         };
         let ino = file.stat.st_ino as u32;
-        let pidfd = PidfdEntry { id, ino, flags: file.flags(), nspid, fown: file.owner()? };
+        let flags = file.flags() & OPENING;
+        let pidfd = PidfdEntry { id, ino, flags, nspid, fown: file.owner()? };
         Ok(FileEntry { r#type: FdTypes::Pidfd as i32, id, pidfd: Some(pidfd), ..FileEntry::default() })
     }
 
@@ -97,7 +101,7 @@ fn failed(pidfd: &PidfdEntry, action: &str, errno: Errno) -> Error {
 }
 
 fn open(pid: Pid, pidfd: &PidfdEntry) -> std::result::Result<OwnedFd, Errno> {
-    pidfd_open(pid, PidfdFlags::from_bits_retain(pidfd.flags & (THREAD | PidfdFlags::NONBLOCK.bits())))
+    pidfd_open(pid, PidfdFlags::from_bits_retain(pidfd.flags & OPENING))
 }
 
 /// Builds all that mean the same process that is no more.
