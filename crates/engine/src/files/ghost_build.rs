@@ -7,7 +7,7 @@
 //! has gone, it is made for the moment.
 
 use super::Build;
-use super::regular_path::{object_of, reopen};
+use super::regular_path::{object_of, pid_in, reopen};
 use crate::{Error, Result};
 use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
@@ -87,8 +87,16 @@ pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
 /// If a record stands for a file of a process that has ended: makes a process
 /// with its pid, which is there until the file has been opened.
 pub(in crate::files) fn revive(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<()> {
-    let Some((RemapType::Procfs, pid)) = remap_of(cx, reg.id)? else {
-        return Ok(());
+    let own = remap_of(cx, reg.id)?;
+    // CRIU says of one of its files alone that a process is no more.
+    let is_dead = |pid: &u32| cx.ghosts.remaps.iter().flatten().any(|(_, to)| *to == (RemapType::Procfs, *pid));
+    let pid = match own {
+        Some((RemapType::Procfs, pid)) => pid,
+        Some(_) => return Ok(()),
+        None => match pid_in(&reg.name).map(i32::cast_unsigned).filter(is_dead) {
+            Some(pid) => pid,
+            None => return Ok(()),
+        },
     };
     let born = spawn_idle(&Spawn { exit_signal: 0, set_tid: &[pid as i32], ..Spawn::default() });
     let child = born.map_err(|errno| Error::Kernel {
