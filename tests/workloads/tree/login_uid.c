@@ -1,4 +1,3 @@
-// gap: a login uid needs an unset one to be set again
 /* The audit's login uid, which survives every change of user. */
 #include "workload.h"
 

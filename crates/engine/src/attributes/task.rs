@@ -8,6 +8,8 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::AsFd;
 
 /// `task_core_entry.task_state`.
 pub const ALIVE: u32 = 1;
@@ -98,7 +100,7 @@ pub fn build_fs(hand: &mut Hand, service: &Service, files: &mut Build<'_>, fs: &
 }
 
 /// Gives the process what its record says, short of credentials.
-pub fn build(hand: &mut Hand, core: &TaskCoreEntry) -> Result<()> {
+pub fn build(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result<()> {
     let mut b = Batch::new();
     b.call(libc::SYS_personality, [core.personality.into()]);
     if core.child_subreaper.unwrap_or(false) {
@@ -111,7 +113,7 @@ pub fn build(hand: &mut Hand, core: &TaskCoreEntry) -> Result<()> {
     }
     hand.run(&mut b)?;
     adjust_oom(hand.pid(), core)?;
-    set_loginuid(hand.pid(), core)
+    set_loginuid(hand, service, core)
 }
 
 fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
@@ -131,20 +133,31 @@ fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
     })
 }
 
-fn set_loginuid(pid: i32, core: &TaskCoreEntry) -> Result<()> {
-    let Some(wanted) = core.loginuid else {
-        return Ok(());
-    };
+/// Only the process itself may set it, and its threads inherit it
+/// (kernel/audit.c).
+fn set_loginuid(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result<()> {
+    let pid = hand.pid();
     let path = format!("/proc/{pid}/loginuid");
     let current = std::fs::read_to_string(&path).unwrap_or_default();
     // A kernel without audit has no such file, and nothing to restore.
-    if current.is_empty() || current.trim() == wanted.to_string() {
+    let Some(wanted) = core.loginuid.filter(|uid| !current.is_empty() && current.trim() != uid.to_string()) else {
         return Ok(());
-    }
-    std::fs::write(&path, wanted.to_string()).map_err(|e| {
-        let errno = crate::error::errno_of(&e);
-        Error::kernel(Object::Process(pid), format!("set its login uid to {wanted}"), errno)
-    })
+    };
+    let failed = |errno| Error::Kernel {
+        object: Object::Process(pid),
+        action: format!("set its login uid to {wanted}"),
+        errno,
+        remedy: "where audit keeps login uids from being changed, restore from a process that has none, such as a service",
+    };
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let number = service.give(hand, &[file.as_fd()])?[0];
+    let mut b = Batch::new();
+    let text = wanted.to_string();
+    let bytes = b.bytes(text.as_bytes());
+    let written = b.attempt(libc::SYS_write, [number.into(), bytes.into(), text.len().into()]);
+    b.call(libc::SYS_close, [number.into()]);
+    hand.run(&mut b)?;
+    b.result(written).map(drop).map_err(failed)
 }
 
 /// Adds to a thread's last batch what a change of credentials resets:

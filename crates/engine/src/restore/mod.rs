@@ -85,7 +85,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     births::end_zombies_and_helpers(&mut nursery, &plan)?;
     let mut threads = 0;
     for process in plan.processes.values().filter(|p| !p.is_zombie()) {
-        finish_process(&mut nursery, process)?;
+        finish_process(&mut nursery, process, &service)?;
         threads += 1 + process.threads.len();
     }
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
@@ -190,10 +190,10 @@ fn settle(
 }
 
 /// Threads and attributes of one process, short of what resuming does.
-fn finish_process(nursery: &mut Nursery, process: &ProcessPlan) -> Result<()> {
+fn finish_process(nursery: &mut Nursery, process: &ProcessPlan, service: &Service) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
     if let Some(tc) = &process.core.tc {
-        task::build(hand, tc)?;
+        task::build(hand, service, tc)?;
         if let Some(rlimits) = &tc.rlimits {
             limits::build(hand, rlimits)?;
         }
