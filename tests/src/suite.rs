@@ -57,13 +57,15 @@ pub fn peer(own: &Engine) -> ExitCode {
     let everything = std::env::var_os("CRIU_ALL").is_some();
     let carried: Vec<Declaration> =
         catalogue().into_iter().filter(|w| (everything || w.peer_cannot.is_none()) && w.refused.is_none()).collect();
+    // What our own restore is known to lose is a test of `survives`.
+    let ours: Vec<Declaration> = carried.iter().filter(|w| w.gap.is_none()).cloned().collect();
     let mut tests = Vec::new();
-    for (group, engines) in [
-        ("peer_alone", (peer.clone(), peer.clone())),
-        ("ours_to_peer", (own.clone(), peer.clone())),
-        ("peer_to_ours", (peer.clone(), own.clone())),
+    for (group, workloads, engines) in [
+        ("peer_alone", &carried, (peer.clone(), peer.clone())),
+        ("ours_to_peer", &carried, (own.clone(), peer.clone())),
+        ("peer_to_ours", &ours, (peer.clone(), own.clone())),
     ] {
-        tests.extend(each(group, &carried, engines, |start| round_trips(start, 1)));
+        tests.extend(each(group, workloads, engines, |start| round_trips(start, 1)));
     }
     run(tests)
 }
