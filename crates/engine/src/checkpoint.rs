@@ -4,7 +4,7 @@ use crate::attributes::extras as thread_extras;
 use crate::attributes::{limits, seccomp, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
-use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, SharedDump, dump_private, mappings, mm_record};
+use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
@@ -148,7 +148,6 @@ fn dump(
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
-    let mut shared = SharedDump::default();
     let mut extras = AllExtras::default();
     let mut filters = seccomp::Filters::default();
     let mut tables = Vec::new();
@@ -186,13 +185,13 @@ fn dump(
         let fs = task::fs_record(&mut cx, process)?;
         images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
         let started = Instant::now();
-        let count = dump_process(&mut cx, &mut shared, &mut extras, &mut filters, process)?;
+        let count = dump_process(&mut cx, &mut extras, &mut filters, process)?;
         report.memory_us += micros(started.elapsed());
         report.pages_scanned += count.scanned;
         report.pages_written += count.written;
     }
-    report.shared_pages_scanned = shared.count.scanned;
-    report.shared_pages_written = shared.count.written;
+    report.shared_pages_scanned = cx.shared_pages().scanned;
+    report.shared_pages_written = cx.shared_pages().written;
     extras.write(images)?;
     thread_extras::dump(frozen, images)?;
     images.write_one(ImageKind::Seccomp, None, filters.record())?;
@@ -236,7 +235,6 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
 /// Memory, threads and attributes of one living process.
 fn dump_process(
     cx: &mut Collect<'_>,
-    shared: &mut SharedDump,
     all_extras: &mut AllExtras,
     filters: &mut seccomp::Filters,
     process: &mut Process,
@@ -265,7 +263,7 @@ fn dump_process(
         dump_thread(cx, filters, process, index)?;
     }
     let mut extras = ask_extras.answer(&b);
-    let mut vmas = mappings(cx, shared, &mut extras, process)?;
+    let mut vmas = mappings(cx, &mut extras, process)?;
     all_extras.add(process, extras);
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas)?;

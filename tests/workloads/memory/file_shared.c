@@ -1,4 +1,7 @@
-/* A shared file mapping: writes go to the file, offsets into the file hold, a read-only one cannot be made writable. */
+/*
+ * Shared file mappings: writes go to the file, offsets into the file hold, one of a read-only descriptor cannot be made
+ * writable, one of a writable descriptor can.
+ */
 #include "workload.h"
 
 #define PAGES 12
@@ -7,7 +10,7 @@ int main(int argc, char **argv)
 {
 	static uint8_t content[PAGES * 4096];
 	char before[2][PATH_MAX];
-	uint8_t *map, *view, byte;
+	uint8_t *map, *view, *later, byte;
 	int fd, readable;
 
 	wl_init(argc, argv);
@@ -17,6 +20,7 @@ int main(int argc, char **argv)
 	MUST(write(fd, content, sizeof(content)));
 	map = MUST(mmap(NULL, 6 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 4 * 4096));
 	view = MUST(mmap(NULL, sizeof(content), PROT_READ, MAP_SHARED, readable, 0));
+	later = MUST(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0));
 	MUST(close(fd));
 	map[4096] = 'w';
 	snprintf(before[0], PATH_MAX, "%s", wl_mapping(map, NULL));
@@ -31,6 +35,9 @@ int main(int argc, char **argv)
 	map[2 * 4096] = 'x';
 	CHECK(pread(readable, &byte, 1, 6 * 4096) == 1 && byte == 'x', "a write to the mapping does not reach the file");
 	CHECK(view[6 * 4096] == 'x', "two mappings of the file differ");
+	CHECK(mprotect(later, 4096, PROT_READ | PROT_WRITE) == 0, "a mapping of a writable descriptor can no longer be made writable");
+	later[1] = 'y';
+	CHECK(view[1] == 'y', "it is no longer of the file");
 	CHECK(mprotect(view, 4096, PROT_READ | PROT_WRITE) < 0 && errno == EACCES, "a mapping of a read-only descriptor can be made writable");
 	wl_ok();
 }

@@ -69,7 +69,9 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
 /// The record of working directory, root and umask.
 pub fn fs_record(cx: &mut Collect<'_>, process: &Process) -> Result<FsEntry> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
-    let dir = |cx: &mut Collect<'_>, link: &str| regular::collect_path(cx, &process.task, process.pid, link, flags);
+    let dir = |cx: &mut Collect<'_>, link: &str| -> Result<u32> {
+        Ok(regular::collect_path(cx, &process.task, process.pid, link, flags)?.id)
+    };
     let cwd_id = dir(cx, "cwd")?;
     Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask: process.status.umask })
 }

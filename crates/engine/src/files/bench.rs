@@ -83,6 +83,7 @@ impl Image {
             places: &places,
             records: &self.records,
             built: cx.built(),
+            memfds: &cx.memfds,
         };
         for id in ids {
             let entry = &self.records[id];

@@ -23,6 +23,8 @@ pub struct Build<'a> {
     underway: Vec<u32>,
     /// What kinds keep between files, by their own key.
     pub kept: HashMap<(&'static str, u64), OwnedFd>,
+    /// The inodes of memfds.
+    pub memfds: super::memfd::Inodes,
     /// Deleted files that were made again.
     pub(super) ghosts: super::ghost::Haunted,
 }
@@ -37,6 +39,7 @@ impl<'a> Build<'a> {
             built: HashMap::new(),
             underway: Vec::new(),
             kept: HashMap::new(),
+            memfds: Default::default(),
             ghosts: Default::default(),
         }
     }
@@ -157,6 +160,8 @@ pub struct Settle<'a> {
     pub records: &'a BTreeMap<u32, FileEntry>,
     /// The built files.
     pub built: &'a HashMap<u32, OwnedFd>,
+    /// The inodes of memfds.
+    pub memfds: &'a super::memfd::Inodes,
 }
 
 impl Settle<'_> {

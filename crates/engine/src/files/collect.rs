@@ -3,6 +3,7 @@
 
 use super::KINDS;
 use crate::freeze::pid_of;
+use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
 use cryonaut_image::{DumpDir, ImageKind};
@@ -113,6 +114,8 @@ pub struct Collect<'a> {
     pub(super) regular: super::regular::Known,
     /// Memfds by device and inode number: their ids in memfd.img.
     pub(super) memfds: HashMap<(u64, u64), u32>,
+    /// Pages of memfds and shared memory written.
+    pub(super) shared_pages: PageCount,
     /// Locks written down.
     pub(super) locks: super::locks::Noted,
 }
@@ -138,6 +141,7 @@ impl<'a> Collect<'a> {
             notes: HashMap::new(),
             regular: Default::default(),
             memfds: HashMap::new(),
+            shared_pages: PageCount::default(),
             locks: Default::default(),
         }
     }
@@ -146,6 +150,11 @@ impl<'a> Collect<'a> {
     /// belong to the image now. Otherwise they go when this is dropped.
     pub fn keep_links(&mut self) {
         self.regular.ghosts.keep_links();
+    }
+
+    /// Pages of memfds and shared memory written so far.
+    pub fn shared_pages(&self) -> PageCount {
+        self.shared_pages
     }
 
     /// A file id that nobody has.

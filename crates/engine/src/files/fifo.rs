@@ -45,7 +45,7 @@ impl FileKind for Fifo {
             }
         };
         let link = format!("fd/{}", file.fd);
-        let regf_id = Some(regular::collect_path(cx, file.task, file.pid, &link, file.flags())?);
+        let regf_id = Some(regular::collect_path(cx, file.task, file.pid, &link, file.flags())?.id);
         let fifo = FifoEntry { id, pipe_id, regf_id };
         Ok(FileEntry { r#type: FdTypes::Fifo as i32, id, fifo: Some(fifo), ..FileEntry::default() })
     }

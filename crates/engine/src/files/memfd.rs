@@ -1,5 +1,6 @@
-//! Files made by memfd_create(2): inodes without a path, of which several open
-//! files and mappings may exist. The inode and its contents are written once
+//! Files made by memfd_create(2), and shared anonymous memory, which is such a
+//! file made by mmap(2): inodes without a path, of which several open files and
+//! mappings may exist. The inode and its contents are written once
 //! (`memfd.img`, and pages as of shared memory); each open file names it.
 //!
 //! Contents are read and written through an open file of our own, since
@@ -9,14 +10,17 @@
 
 use super::regular_path::reopen;
 use super::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags, shared_pages};
+use crate::memory::PAGE;
 use crate::{Error, Object, Result};
-use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
+use cryonaut_image::{ImageDir, ImageKind};
 use rustix::fs::{AtFlags, Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Uid};
 use rustix::io::Errno;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 /// Files made by memfd_create(2).
 #[derive(Debug)]
@@ -29,12 +33,33 @@ const SUFFIX: &[u8] = b" (deleted)";
 /// by this bit.
 const SHMID_BIT: u32 = 1 << 30;
 
+/// `O_LARGEFILE` as the kernel shows it; libc has 0 for it here.
+const LARGEFILE: u32 = 0o100000;
+
+/// The name under which the kernel shows shared anonymous memory, and such of huge pages.
+const ANONYMOUS: &[u8] = b"/dev/zero";
+const ANONYMOUS_HUGE: &[u8] = b"/anon_hugepage";
+
 /// Whether a file with this link and status is one.
 pub(super) fn is_memfd(file: BorrowedFd<'_>, stat: &Stat, link: &[u8]) -> bool {
+    if stat.st_nlink == 0 && link.strip_suffix(SUFFIX).is_some_and(|name| name == ANONYMOUS || name == ANONYMOUS_HUGE) {
+        return is_anonymous(file, stat);
+    }
     // No path of a file system has no links yet both seals and this name.
     link.starts_with(PREFIX)
         && stat.st_nlink == 0
         && reopen(file, OFlags::RDONLY).is_ok_and(|own| rustix::fs::fcntl_get_seals(&own).is_ok())
+}
+
+/// Whether a deleted file with the name of shared anonymous memory is that, and not one that was in a file system.
+fn is_anonymous(file: BorrowedFd<'_>, stat: &Stat) -> bool {
+    static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
+    let device = || {
+        let own = rustix::fs::memfd_create("device", MemfdFlags::CLOEXEC).ok()?;
+        Some(rustix::fs::fstat(own).ok()?.st_dev)
+    };
+    *DEVICE.get_or_init(device) == Some(stat.st_dev)
+        || rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == libc::HUGETLBFS_MAGIC)
 }
 
 impl FileKind for Memfd {
@@ -62,12 +87,16 @@ impl FileKind for Memfd {
         let object = || Object::File(entry.id, "memfd".into());
         let key = ("memfd", u64::from(memfd.inode_id));
         if !cx.kept.contains_key(&key) {
-            let inode = inode_of(cx.images, memfd)?;
-            let made = build_inode(cx, &inode)?;
+            let made = build_inode(cx.images, cx.memfds.of(cx.images, memfd)?)?;
             cx.kept.insert(key, made);
         }
         let flags = OFlags::from_bits_retain(memfd.flags) - OFlags::CREATE - OFlags::EXCL - OFlags::TRUNC;
-        let file = reopen(cx.kept[&key].as_fd(), flags).map_err(|e| Error::kernel(object(), "open it again", e))?;
+        let first = cx.kept[&key].as_fd();
+        let file = match cx.memfds.may_be_first(memfd) {
+            true => first.try_clone_to_owned().map_err(|e| crate::error::errno_of(&e)),
+            false => reopen(first, flags),
+        };
+        let file = file.map_err(|e| Error::kernel(object(), "open it again", e))?;
         if !flags.contains(OFlags::PATH) {
             rustix::fs::seek(&file, SeekFrom::Start(memfd.pos))
                 .map_err(|e| Error::kernel(object(), format!("set its position to {}", memfd.pos), e))?;
@@ -81,7 +110,7 @@ impl FileKind for Memfd {
     }
 
     fn settle(&self, cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
-        seal(&inode_of(cx.images, part(entry)?)?, file, &Object::File(entry.id, "memfd".into()))
+        seal(cx.memfds.of(cx.images, part(entry)?)?, file, &Object::File(entry.id, "memfd".into()))
     }
 }
 
@@ -122,20 +151,25 @@ fn collect_inode(cx: &mut Collect<'_>, file: BorrowedFd<'_>, stat: &Stat, link: 
     let fs = rustix::fs::fstatfs(&own).map_err(failed("ask for its file system"))?;
     let id = cx.memfds.len() as u32 + 1;
     let shmid = SHMID_BIT | id;
+    let huge = (fs.f_type == libc::HUGETLBFS_MAGIC).then(|| huge_flags(fs.f_bsize as u64));
     let name = link.strip_prefix(PREFIX).unwrap_or(link);
+    let name = name.strip_suffix(SUFFIX).unwrap_or(name);
+    // No flags, said aloud, tell a memfd that has the name of shared anonymous memory from that.
+    let takes_name = name == ANONYMOUS && link.starts_with(PREFIX);
     let entry = MemfdInodeEntry {
-        name: name.strip_suffix(SUFFIX).unwrap_or(name).to_vec(),
+        name: name.to_vec(),
         uid: stat.st_uid,
         gid: stat.st_gid,
         size: stat.st_size as u64,
         shmid,
         seals: seals.bits(),
         inode_id: u64::from(id),
-        hugetlb_flag: (fs.f_type == libc::HUGETLBFS_MAGIC).then(|| huge_flags(fs.f_bsize as u64)),
+        hugetlb_flag: huge.or(takes_name.then_some(0)),
         mode: Some(stat.st_mode & 0o7777),
     };
     cx.images.append(ImageKind::MemfdInode, None, &entry, None)?;
-    shared_pages::write(cx, shmid, &File::from(own), entry.size, object)?;
+    let page = page_of(&entry);
+    shared_pages::write(cx, u64::from(shmid), &File::from(own), entry.size, page, object)?;
     cx.memfds.insert(key, id);
     Ok(id)
 }
@@ -145,54 +179,112 @@ fn huge_flags(page: u64) -> u32 {
     libc::MFD_HUGETLB | page.trailing_zeros() << libc::MFD_HUGE_SHIFT
 }
 
-fn inode_of(images: &cryonaut_image::ImageDir, memfd: &MemfdFileEntry) -> Result<MemfdInodeEntry> {
-    let inodes: Vec<MemfdInodeEntry> = images.read_all(ImageKind::MemfdInode, None)?;
-    let found = inodes.into_iter().find(|inode| inode.inode_id == u64::from(memfd.inode_id));
-    found.ok_or_else(|| Error::bad_image("memfd.img", format!("no inode has the id {}", memfd.inode_id)))
+/// Bytes of its pages.
+fn page_of(inode: &MemfdInodeEntry) -> u64 {
+    match inode.hugetlb_flag {
+        None | Some(0) => PAGE,
+        // A writer that did not say means the usual one.
+        Some(flags) if flags >> libc::MFD_HUGE_SHIFT == 0 => 2 << 20,
+        Some(flags) => 1 << (flags >> libc::MFD_HUGE_SHIFT & libc::MFD_HUGE_MASK),
+    }
 }
 
-/// Makes the inode and fills it; an `O_PATH` descriptor of it.
-fn build_inode(cx: &Build<'_>, inode: &MemfdInodeEntry) -> Result<OwnedFd> {
+/// The inodes of an image.
+#[derive(Debug, Default)]
+pub struct Inodes {
+    /// By id; read when the first is asked for.
+    read: OnceCell<HashMap<u64, MemfdInodeEntry>>,
+    /// Those of which a descriptor has the open file that made it.
+    given: HashSet<u32>,
+}
+
+impl Inodes {
+    fn of(&self, images: &ImageDir, memfd: &MemfdFileEntry) -> Result<&MemfdInodeEntry> {
+        let inodes = match self.read.get() {
+            Some(inodes) => inodes,
+            None => {
+                let all: Vec<MemfdInodeEntry> = images.read_all(ImageKind::MemfdInode, None)?;
+                self.read.get_or_init(|| all.into_iter().map(|inode| (inode.inode_id, inode)).collect())
+            }
+        };
+        let found = inodes.get(&u64::from(memfd.inode_id));
+        found.ok_or_else(|| Error::bad_image("memfd.img", format!("no inode has the id {}", memfd.inode_id)))
+    }
+
+    /// Whether a record gets the open file that made the inode. That one is not
+    /// counted as a writer: a memfd with it and no other can be run, and a
+    /// mapping of it does not stand in the way.
+    fn may_be_first(&mut self, memfd: &MemfdFileEntry) -> bool {
+        let flags = OFlags::from_bits_retain(memfd.flags);
+        if flags.contains(OFlags::PATH) || flags & OFlags::RWMODE != OFlags::RDWR {
+            return false;
+        }
+        // The kernel shows this flag of every descriptor; what is only mapped has it not.
+        let is_mapping = flags & OFlags::from_bits_retain(LARGEFILE) == OFlags::empty();
+        is_mapping || self.given.insert(memfd.inode_id)
+    }
+}
+
+/// Makes the inode and fills it.
+fn build_inode(images: &ImageDir, inode: &MemfdInodeEntry) -> Result<OwnedFd> {
     let object = Object::Other(format!("memfd {}", String::from_utf8_lossy(&inode.name)));
     let failed = |action: &'static str| {
         let object = object.clone();
         move |e| Error::kernel(object, action, e)
     };
-    let file = File::from(create(inode).map_err(|errno| Error::Kernel {
-        object: object.clone(),
-        action: "create it".into(),
-        errno,
-        remedy: if inode.hugetlb_flag.is_some() { "check that huge pages of its size are configured" } else { "" },
-    })?);
+    let page = page_of(inode);
+    let is_anonymous = match inode.hugetlb_flag {
+        None => inode.name == ANONYMOUS && inode.seals == SealFlags::SEAL.bits(),
+        Some(_) => inode.name == ANONYMOUS_HUGE,
+    };
+    let file =
+        File::from(if is_anonymous { anonymous(inode.size, page, &object)? } else { create(inode, page, &object)? });
     rustix::fs::ftruncate(&file, inode.size).map_err(failed("set its size"))?;
-    let huge = inode.hugetlb_flag.map(|flags| 1 << (flags >> libc::MFD_HUGE_SHIFT));
-    shared_pages::read(cx.images, inode.shmid, inode.size, &object, |piece, at| {
-        let done = match huge {
-            // They do not say where their holes are.
-            Some(_) if piece.iter().all(|&byte| byte == 0) => Ok(()),
-            Some(page) => cryonaut_kernel::sys::huge::write(&file, page, at, piece),
-            None => file.write_all_at(piece, at).map_err(|e| crate::error::errno_of(&e)),
-        };
-        done.map_err(failed("fill it"))
-    })?;
+    shared_pages::read(images, u64::from(inode.shmid), &file, inode.size, page, &object)?;
     let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
     rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
     if let Some(mode) = inode.mode {
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).map_err(failed("set its mode"))?;
     }
-    // Not open for writing: it may be a program about to be run.
-    reopen(file.as_fd(), OFlags::PATH).map_err(failed("open it again"))
+    Ok(file.into())
 }
 
-fn create(inode: &MemfdInodeEntry) -> std::result::Result<OwnedFd, Errno> {
+fn cannot_create(object: &Object, page: u64) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Kernel {
+        object: object.clone(),
+        action: "create it".into(),
+        errno,
+        remedy: if page > PAGE { "check that huge pages of its size are configured" } else { "" },
+    }
+}
+
+/// Shared anonymous memory of `size` bytes as a file: what `mmap(MAP_SHARED |
+/// MAP_ANONYMOUS)` makes can be opened through /proc/self/map_files, which
+/// keeps the name that the kernel gives such memory.
+pub fn anonymous(size: u64, page: u64, object: &Object) -> Result<OwnedFd> {
+    match cryonaut_kernel::sys::shmem::anonymous(size, page) {
+        Ok(file) => Ok(file),
+        Err(_) => {
+            // Without CAP_CHECKPOINT_RESTORE the name differs, nothing else.
+            let huge = MemfdFlags::from_bits_retain(if page > PAGE { huge_flags(page) } else { 0 });
+            let file =
+                rustix::fs::memfd_create("shared", MemfdFlags::CLOEXEC | huge).map_err(cannot_create(object, page))?;
+            rustix::fs::ftruncate(&file, size).map_err(|e| Error::kernel(object.clone(), "set its size", e))?;
+            Ok(file)
+        }
+    }
+}
+
+fn create(inode: &MemfdInodeEntry, page: u64, object: &Object) -> Result<OwnedFd> {
     let base = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let base = base | MemfdFlags::from_bits_retain(inode.hugetlb_flag.unwrap_or(0));
     // Whether it may be run is said by its mode and seals alone, whatever this system's default. Before Linux 6.3
     // there was nothing to say, and a system may be set not to hear it.
-    match rustix::fs::memfd_create(inode.name.as_slice(), base | MemfdFlags::EXEC) {
+    let created = match rustix::fs::memfd_create(inode.name.as_slice(), base | MemfdFlags::EXEC) {
         Err(Errno::INVAL | Errno::ACCESS) => rustix::fs::memfd_create(inode.name.as_slice(), base),
         created => created,
-    }
+    };
+    created.map_err(cannot_create(object, page))
 }
 
 /// Adds the seals, once for all open files of the inode.

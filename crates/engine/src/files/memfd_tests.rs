@@ -1,7 +1,7 @@
 use super::super::bench::{Bench, roundtrip};
 use super::*;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 fn link_of(file: &impl AsRawFd) -> std::path::PathBuf {
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap()
@@ -90,4 +90,20 @@ fn huge_pages_stay_huge() {
     let mut six = [0; 6];
     back.read_exact_at(&mut six, page + 4).unwrap();
     assert_eq!(&six, b"\0text\0");
+}
+
+#[test]
+fn shared_anonymous_memory_is_told_from_a_memfd_of_its_name() {
+    let object = Object::Other("test".into());
+    let segment = File::from(anonymous(8192, PAGE, &object).unwrap());
+    segment.write_all_at(b"text", 4096).unwrap();
+    let back = File::from(roundtrip(segment.as_fd()).unwrap());
+    assert_eq!(link_of(&back), std::path::Path::new("/dev/zero (deleted)"));
+    let mut four = [0; 4];
+    back.read_exact_at(&mut four, 4096).unwrap();
+    assert_eq!((&four, back.metadata().unwrap().len()), (b"text", 8192));
+    for flags in [MemfdFlags::empty(), MemfdFlags::ALLOW_SEALING] {
+        let back = roundtrip(memfd("/dev/zero", flags).as_fd()).unwrap();
+        assert_eq!(link_of(&back), std::path::Path::new("/memfd:/dev/zero (deleted)"));
+    }
 }

@@ -29,7 +29,7 @@ mod pipe;
 mod pipe_data;
 pub mod regular;
 mod regular_path;
-mod shared_pages;
+pub mod shared_pages;
 mod signalfd;
 pub mod signals;
 #[cfg(test)]

@@ -27,7 +27,7 @@ type PathKey = (u64, u64, u32, Vec<u8>);
 /// What is remembered between files while collecting.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    paths: HashMap<PathKey, u32>,
+    paths: HashMap<PathKey, Used>,
     pub(super) ghosts: ghost::Carried,
 }
 
@@ -94,31 +94,41 @@ impl FileKind for Regular {
     }
 }
 
-/// Writes down a file that a process uses without a descriptor, and returns
-/// its id. `link` names it below `/proc/PID`: `exe`, `cwd`, `root`,
+/// A file that a process uses without a descriptor, written down.
+#[derive(Debug, Clone, Copy)]
+pub struct Used {
+    /// Its id.
+    pub id: u32,
+    /// Whether it lives in memory alone: a memfd, or shared anonymous memory.
+    pub memfd: bool,
+}
+
+/// Writes down a file that a process uses without a descriptor. `link` names it below `/proc/PID`: `exe`, `cwd`, `root`,
 /// `map_files/START-END`; `flags` are those to open it with. Files already
 /// written down with the same path and flags are not written again.
-pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &str, flags: u32) -> Result<u32> {
+pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &str, flags: u32) -> Result<Used> {
     let target = task.link(link)?.into_os_string();
     let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
     let file = task.open_file(link, OFlags::PATH)?;
     let stat = rustix::fs::fstat(&file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
     let link = std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str());
     let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
-    if let Some(&id) = cx.regular.paths.get(&key) {
-        return Ok(id);
+    if let Some(&used) = cx.regular.paths.get(&key) {
+        return Ok(used);
     }
     if memfd::is_memfd(file.as_fd(), &stat, link) {
         let id = memfd::collect_path(cx, file.as_fd(), &stat, link, flags, &object)?;
-        cx.regular.paths.insert(key, id);
-        return Ok(id);
+        let used = Used { id, memfd: true };
+        cx.regular.paths.insert(key, used);
+        return Ok(used);
     }
     let id = cx.new_id();
     let subject = Subject { object, task, file: file.as_fd(), stat, link, flags };
     let entry = record(cx, &subject, id, 0, FownEntry::default())?;
     cx.images.append(ImageKind::Files, None, &entry, None)?;
-    cx.regular.paths.insert(key, id);
-    Ok(id)
+    let used = Used { id, memfd: false };
+    cx.regular.paths.insert(key, used);
+    Ok(used)
 }
 
 /// The record of a file; its contents too where no path leads to it.

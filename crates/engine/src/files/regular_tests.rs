@@ -72,8 +72,8 @@ fn paths_without_descriptors_are_recorded_once() {
     let task = proc::Task::current().unwrap();
     let pid = std::process::id() as i32;
     let (first, second, other) = bench.with(|cx| {
-        let exe = |cx: &mut Collect<'_>, flags| collect_path(cx, &task, pid, "exe", flags).unwrap();
-        (exe(cx, 0), exe(cx, 0), collect_path(cx, &task, pid, "cwd", libc::O_DIRECTORY as u32).unwrap())
+        let exe = |cx: &mut Collect<'_>, flags| collect_path(cx, &task, pid, "exe", flags).unwrap().id;
+        (exe(cx, 0), exe(cx, 0), collect_path(cx, &task, pid, "cwd", libc::O_DIRECTORY as u32).unwrap().id)
     });
     assert_eq!(first, second);
     assert_ne!(first, other);

@@ -1,13 +1,14 @@
-//! Contents of files that live in memory alone: their data, not their holes,
-//! as `pagemap-shmem-N.img` and the pages file that it names.
+//! Contents of files that live in memory alone, memfds and shared anonymous
+//! memory: their data, not their holes, as `pagemap-shmem-N.img` and the pages
+//! file that it names.
 
 use super::Collect;
+use crate::memory::{PAGE, PageWriter};
 use crate::{Error, Object, Result};
-use cryonaut_image::{ImageDir, ImageKind, PAGE_SIZE, PageFlags, Pagemap, PagemapWriter};
+use cryonaut_image::{ImageDir, ImageKind, Pagemap};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are copied at a time.
@@ -19,26 +20,29 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 
 /// Writes what the file holds in its first `size` bytes under `id`. The file's
 /// position is moved: it must be an open file of ours alone.
-pub(super) fn write(cx: &mut Collect<'_>, id: u32, file: &File, size: u64, object: &Object) -> Result<()> {
+///
+/// `page` is the size in bytes of the file's pages. Huge ones do not say where
+/// their holes are: what is zero is a hole there.
+pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
     let pages_id = cx.new_pages_id();
-    let mut map = PagemapWriter::create(cx.images, ImageKind::ShmemPagemap, u64::from(id), pages_id)?;
-    let mut pages = cx.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-    let mut buffer = vec![0; PIECE as usize];
+    let mut out = PageWriter::new(cx.images, ImageKind::ShmemPagemap, id, pages_id)?;
+    let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;
     while let Some((data, hole)) = next_data(file, at, size, object)? {
-        let (mut from, end) = (data / PAGE_SIZE * PAGE_SIZE, hole.next_multiple_of(PAGE_SIZE));
-        map.push(from, (end - from) / PAGE_SIZE, PageFlags::PRESENT)?;
+        let (mut from, end) = (data / PAGE * PAGE, hole.next_multiple_of(PAGE));
         while from < end {
             let piece = &mut buffer[..PIECE.min(end - from) as usize];
-            let there = (size.saturating_sub(from)).min(piece.len() as u64) as usize;
+            let there = size.saturating_sub(from).min(piece.len() as u64) as usize;
             file.read_exact_at(&mut piece[..there], from).map_err(failed(object, "read its contents"))?;
             piece[there..].fill(0);
-            pages.write_all(piece).map_err(failed(object, "write its contents to the image"))?;
+            if page == PAGE || piece.iter().any(|&byte| byte != 0) {
+                out.bytes(from, piece)?;
+            }
             from += piece.len() as u64;
         }
         at = end;
     }
-    map.finish()?;
+    cx.shared_pages.add(out.finish()?);
     Ok(())
 }
 
@@ -57,36 +61,41 @@ fn next_data(file: &File, at: u64, size: u64, object: &Object) -> Result<Option<
     Ok(Some((data, hole.min(size))))
 }
 
-/// Puts the contents written under `id` into a file of `size` bytes, by `put`,
-/// which is given each piece and its offset.
-pub(super) fn read(
-    images: &ImageDir,
-    id: u32,
-    size: u64,
-    object: &Object,
-    mut put: impl FnMut(&[u8], u64) -> Result<()>,
-) -> Result<()> {
-    if images.entries_optional(ImageKind::ShmemPagemap, u64::from(id))?.is_none() {
+/// Puts the contents written under `id` into a file of `size` bytes, whose
+/// pages have `page` bytes.
+pub fn read(images: &ImageDir, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
+    if size == 0 {
+        // Not every writer then says that there is nothing.
         return Ok(());
     }
-    let map = Pagemap::read(images, ImageKind::ShmemPagemap, u64::from(id))?;
-    let mut buffer = vec![0; PIECE as usize];
+    let map = Pagemap::read(images, ImageKind::ShmemPagemap, id)?;
     let Some(pages) = images.open_raw_optional(ImageKind::Pages, u64::from(map.pages_id()))? else {
         return Ok(());
     };
+    let mut buffer = vec![0; PIECE as usize];
     for run in map.runs() {
         let Some(offset) = run.offset else {
-            let file = format!("pagemap-shmem-{id}.img");
-            return Err(Error::bad_image(file, format!("the page at {:#x} is not in this image", run.vaddr)));
+            let name = format!("pagemap-shmem-{id}.img");
+            return Err(Error::bad_image(name, format!("the page at {:#x} is not in this image", run.vaddr)));
         };
         let len = run.end().min(size).saturating_sub(run.vaddr);
         let mut done = 0;
         while done < len {
             let piece = &mut buffer[..PIECE.min(len - done) as usize];
             pages.read_exact_at(piece, offset + done).map_err(failed(object, "read its contents from the image"))?;
-            put(piece, run.vaddr + done)?;
+            put(file, page, run.vaddr + done, piece).map_err(|e| Error::kernel(object.clone(), "fill it", e))?;
             done += piece.len() as u64;
         }
     }
     Ok(())
+}
+
+fn put(file: &File, page: u64, at: u64, piece: &[u8]) -> std::result::Result<(), Errno> {
+    if page == PAGE {
+        return file.write_all_at(piece, at).map_err(|e| crate::error::errno_of(&e));
+    }
+    if piece.iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    cryonaut_kernel::sys::huge::write(file, page, at, piece)
 }

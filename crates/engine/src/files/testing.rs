@@ -72,7 +72,9 @@ impl Carried {
         }
         let (images, records, built) = (&self.images, &self.records, &self.built);
         let mut hands = BTreeMap::new();
-        let mut cx = Settle { options: &options, images, hands: &mut hands, places: &places, records, built };
+        let memfds = Default::default();
+        let mut cx =
+            Settle { options: &options, images, hands: &mut hands, places: &places, records, built, memfds: &memfds };
         for (id, record) in records {
             if let Some(file) = built.get(id) {
                 Build::kind(record).unwrap().settle(&mut cx, record, file.as_fd()).unwrap();

@@ -50,7 +50,7 @@ pub fn mm_record(
         mm_arg_end: s.arg_end,
         mm_env_start: s.env_start,
         mm_env_end: s.env_end,
-        exe_file_id: regular::collect_path(cx, &process.task, process.pid, "exe", libc::O_RDONLY as u32)?,
+        exe_file_id: regular::collect_path(cx, &process.task, process.pid, "exe", libc::O_RDONLY as u32)?.id,
         mm_saved_auxv: used_auxv(&auxv),
         vmas,
         dumpable: Some(answers.result(ask.dumpable).map_err(failed)? as i32),

@@ -5,7 +5,7 @@
 //! |---------|--------------------------------------------------------------|
 //! | vma     | what a mapping is, read from /proc, as a record              |
 //! | pages   | copying contents out of a frozen process into the image      |
-//! | shared  | shared anonymous segments: one per segment, not per mapping   |
+//! | shared  | segments of shared memory that an image has without a file      |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
 //! | extras  | what CRIU's records have no place for: seals, KSM, lazy locks  |
 //! | build   | mapping everything again and filling it                      |
@@ -22,8 +22,8 @@ mod vma;
 pub use build::{Shape, build};
 pub use extras::{AllExtras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
-pub use pages::{PageCount, dump_private};
-pub use shared::{SharedBuild, SharedDump};
+pub use pages::{PageCount, PageWriter, dump_private};
+pub use shared::SharedBuild;
 pub use vma::{mappings, status};
 
 /// Bytes of a page.

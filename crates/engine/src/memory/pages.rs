@@ -5,7 +5,10 @@
 //! pieces and written one behind the other, so the checkpointer's own memory
 //! does not depend on the size of the process.
 
-use super::{PAGE, vma::status};
+use super::{
+    PAGE,
+    vma::{is_droppable, status},
+};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
@@ -27,6 +30,14 @@ pub struct PageCount {
     pub scanned: u64,
     /// Pages that are in the image.
     pub written: u64,
+}
+
+impl PageCount {
+    /// Takes in another count.
+    pub fn add(&mut self, other: PageCount) {
+        self.scanned += other.scanned;
+        self.written += other.written;
+    }
 }
 
 /// A pagemap and its pages, being written.
@@ -168,7 +179,7 @@ pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &m
 /// Whether a mapping can have pages that are the process's own.
 fn holds_pages(vma: &VmaEntry) -> bool {
     let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
-    private && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
+    private && !is_droppable(vma) && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
 }
 
 /// Memory that the process itself may not read: through /proc/PID/mem, which

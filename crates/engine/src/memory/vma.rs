@@ -1,6 +1,6 @@
 //! What a mapping is: the lines of smaps as records.
 
-use super::{PAGE, SharedDump, extras::Extras};
+use super::{PAGE, extras::Extras};
 use crate::files::{Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -36,6 +36,9 @@ pub mod status {
     pub const GUARD: u32 = 1 << 16;
 }
 
+/// A private mapping whose pages the kernel may drop (mmap(2), Linux 6.11).
+const MAP_DROPPABLE: i32 = 8;
+
 /// Advice that a mapping's flags show, and its number for madvise(2).
 const ADVICE: [(VmFlags, i32); 8] = [
     (VmFlags::RAND_READ, libc::MADV_RANDOM),
@@ -49,12 +52,7 @@ const ADVICE: [(VmFlags, i32); 8] = [
 ];
 
 /// The records of all mappings of a frozen process.
-pub fn mappings(
-    cx: &mut Collect<'_>,
-    shared: &mut SharedDump,
-    extras: &mut Extras,
-    process: &Process,
-) -> Result<Vec<VmaEntry>> {
+pub fn mappings(cx: &mut Collect<'_>, extras: &mut Extras, process: &Process) -> Result<Vec<VmaEntry>> {
     let flagged = process.task.smaps()?;
     let scratch = process.hand.as_ref().map(cryonaut_puppet::Hand::scratch);
     let mut out = Vec::with_capacity(flagged.len());
@@ -64,7 +62,7 @@ pub fn mappings(
             continue;
         }
         extras.note(vma);
-        let entry = record(cx, shared, process, vma)?;
+        let entry = record(cx, process, vma)?;
         // Newer kernels map the clock pages beside the other data pages; the format knows one area.
         match out.last_mut() {
             Some(last) if both_vvar(last, &entry) && last.end == entry.start => last.end = entry.end,
@@ -82,17 +80,21 @@ fn object(process: &Process, vma: &Vma) -> Object {
     Object::Mapping(process.pid, vma.start, vma.path.to_string_lossy().into_owned())
 }
 
-fn record(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
+fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
     let vma = &flagged.vma;
     refuse(process, flagged)?;
-    let shared_mapping = vma.perms.contains(Perms::SHARED);
+    let kind = match vma.perms.contains(Perms::SHARED) {
+        true => libc::MAP_SHARED,
+        false if flagged.flags.contains(VmFlags::DROPPABLE) && !is_kernels(vma) => MAP_DROPPABLE,
+        false => libc::MAP_PRIVATE,
+    };
     let mut entry = VmaEntry {
         start: vma.start,
         end: vma.end,
         pgoff: vma.offset,
         shmid: 0,
         prot: protection(vma.perms),
-        flags: if shared_mapping { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32,
+        flags: kind as u32,
         status: 0,
         fd: -1,
         madv: Some(advice(flagged.flags)).filter(|m| *m != 0),
@@ -116,7 +118,7 @@ fn record(cx: &mut Collect<'_>, shared: &mut SharedDump, process: &Process, flag
         Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
         Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
         _ if !vma.has_file() => anonymous(&mut entry, vma),
-        _ => with_file(cx, shared, process, flagged, &mut entry)?,
+        _ => with_file(cx, process, flagged, &mut entry)?,
     }
     if entry.status & status::ANON_PRIVATE != 0 {
         entry.flags |= libc::MAP_ANONYMOUS as u32;
@@ -153,9 +155,6 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     if device && vma.special().is_none() {
         return no("device memory cannot be carried", "unmap it before the checkpoint");
     }
-    if flags.contains(VmFlags::DROPPABLE) && vma.special().is_none_or(|n| !n.starts_with(b"vvar")) {
-        return no("droppable memory (MAP_DROPPABLE) cannot be carried yet", "");
-    }
     Ok(())
 }
 
@@ -171,40 +170,30 @@ fn anonymous(entry: &mut VmaEntry, vma: &Vma) {
     }
 }
 
-fn with_file(
-    cx: &mut Collect<'_>,
-    shared: &mut SharedDump,
-    process: &Process,
-    flagged: &FlaggedVma,
-    entry: &mut VmaEntry,
-) -> Result<()> {
+fn with_file(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma, entry: &mut VmaEntry) -> Result<()> {
     let vma = &flagged.vma;
     let path = vma.path.as_bytes();
     let is_shared = vma.perms.contains(Perms::SHARED);
-    let anon_shared = (path == b"/dev/zero" && vma.deleted)
-        || path.starts_with(b"[anon_shmem")
-        || path.starts_with(b"/memfd:")
-        || path.starts_with(b"/anon_hugepage");
     if path.starts_with(b"/anon_hugepage") && !is_shared {
         entry.status = status::REGULAR | status::ANON_PRIVATE;
         return Ok(());
     }
-    if anon_shared && is_shared && !path.starts_with(b"/memfd:") {
-        entry.status = status::REGULAR | status::ANON_SHARED;
-        entry.flags |= libc::MAP_ANONYMOUS as u32;
-        entry.shmid = shared.segment(cx, process, flagged)?;
-        return Ok(());
-    }
-    // A shared mapping that may be made writable was made of a file open for writing.
+    // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
     let writes = is_shared && flagged.flags.contains(VmFlags::MAYWRITE);
     let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+    let file = regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?;
     entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
-    if path.starts_with(b"/memfd:") {
+    if file.memfd {
         entry.status |= status::MEMFD;
     }
-    entry.shmid = u64::from(regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?);
+    entry.shmid = u64::from(file.id);
     entry.fdflags = Some(flags);
     Ok(())
+}
+
+/// Whether the kernel may drop a mapping's pages: they are no part of the state.
+pub fn is_droppable(vma: &VmaEntry) -> bool {
+    vma.flags & libc::MAP_TYPE as u32 == MAP_DROPPABLE as u32
 }
 
 /// Bytes of the pages of a mapping made with these flags of mmap(2).

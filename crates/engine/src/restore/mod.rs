@@ -172,8 +172,15 @@ fn settle(
     places: &HashMap<u32, Vec<(i32, i32)>>,
     build: &Build<'_>,
 ) -> Result<()> {
-    let mut settle =
-        Settle { options, images, hands: &mut nursery.hands, places, records: &plan.files, built: build.built() };
+    let mut settle = Settle {
+        options,
+        images,
+        hands: &mut nursery.hands,
+        places,
+        records: &plan.files,
+        built: build.built(),
+        memfds: &build.memfds,
+    };
     for (id, entry) in &plan.files {
         let (Some(kind), Some(file)) = (kind_of(entry), build.built().get(id)) else {
             continue;
