@@ -99,7 +99,11 @@ impl<'a> Build<'a> {
         if has & OFlags::RWMODE == rights {
             return Ok(None);
         }
-        let again = super::regular_path::reopen(file, rights);
+        let first = self.record(id)?.memfd.as_ref().and_then(|memfd| super::memfd::first(self, memfd));
+        let again = match first.filter(|_| rights == OFlags::RDWR) {
+            Some(first) => first.try_clone_to_owned().map_err(|e| crate::error::errno_of(&e)),
+            None => super::regular_path::reopen(self.file(id)?, rights),
+        };
         again.map(Some).map_err(|e| Error::kernel(object(), "open it again with the rights of its mapping", e))
     }
 

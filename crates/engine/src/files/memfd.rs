@@ -85,7 +85,7 @@ impl FileKind for Memfd {
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let memfd = part(entry)?;
         let object = || Object::File(entry.id, "memfd".into());
-        let key = ("memfd", u64::from(memfd.inode_id));
+        let key = key(memfd);
         if !cx.kept.contains_key(&key) {
             let made = build_inode(cx.images, cx.memfds.of(cx.images, memfd)?)?;
             cx.kept.insert(key, made);
@@ -112,6 +112,17 @@ impl FileKind for Memfd {
     fn settle(&self, cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
         seal(cx.memfds.of(cx.images, part(entry)?)?, file, &Object::File(entry.id, "memfd".into()))
     }
+}
+
+/// What is kept is the open file that made an inode.
+fn key(memfd: &MemfdFileEntry) -> (&'static str, u64) {
+    ("memfd", u64::from(memfd.inode_id))
+}
+
+/// The open file that made the inode of a record already built; it can do
+/// everything. See [`Inodes::may_be_first`].
+pub(super) fn first<'b>(cx: &'b Build<'_>, memfd: &MemfdFileEntry) -> Option<BorrowedFd<'b>> {
+    cx.kept.get(&key(memfd)).map(AsFd::as_fd)
 }
 
 /// Writes down a memfd that is used without a descriptor (mapped, run).
