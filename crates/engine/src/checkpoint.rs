@@ -1,7 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
-use crate::attributes::extras as thread_extras;
-use crate::attributes::{limits, seccomp, signals, task, thread, timers};
+use crate::attributes::{extras, limits, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, dump_private, mappings, mm_record};
@@ -34,27 +33,32 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     refuse(&frozen, options)?;
     let mut sharing = Sharing::default();
     refuse_shared_memory(&frozen, &mut sharing)?;
+    let entering = Instant::now();
     frozen.enter_all()?;
-    let mut report =
-        CheckpointReport { root_pid: pid, freeze_us: micros(stood_still - freezing), ..CheckpointReport::default() };
+    let mut report = CheckpointReport {
+        root_pid: pid,
+        freeze_us: micros(stood_still - freezing),
+        enter_us: micros(entering.elapsed()),
+        ..CheckpointReport::default()
+    };
     dump(&mut frozen, &images, options, sharing, &mut report)?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     match options.afterwards {
         Afterwards::LeaveRunning => {
-            frozen.release()?;
+            report.end_us = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
-            commit(images, durability)?;
+            report.commit_us = timed(|| commit(images, durability))?;
         }
         Afterwards::LeaveStopped => {
-            commit(images, durability)?;
+            report.commit_us = timed(|| commit(images, durability))?;
             frozen.stop()?;
-            frozen.release()?;
+            report.end_us = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
-            commit(images, durability)?;
-            frozen.kill()?;
+            report.commit_us = timed(|| commit(images, durability))?;
+            report.end_us = timed(|| frozen.kill())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
     }
@@ -64,6 +68,13 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
 
 fn commit(images: DumpDir, durability: Durability) -> Result<()> {
     Ok(images.commit(CommitOptions { durability, ..CommitOptions::default() })?)
+}
+
+/// Runs it; how long it took.
+fn timed(step: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let begun = Instant::now();
+    step()?;
+    Ok(micros(begun.elapsed()))
 }
 
 fn micros(d: Duration) -> u64 {
@@ -148,8 +159,8 @@ fn dump(
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
-    let mut extras = AllExtras::default();
-    let mut filters = seccomp::Filters::default();
+    let mut in_memory = AllExtras::default();
+    let mut threads = thread::Gathered::default();
     let mut tables = Vec::new();
     let own = cryonaut_kernel::proc::Task::current()?;
     let inventory = InventoryEntry {
@@ -185,16 +196,16 @@ fn dump(
         let fs = task::fs_record(&mut cx, process)?;
         images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
         let started = Instant::now();
-        let count = dump_process(&mut cx, &mut extras, &mut filters, process)?;
+        let count = dump_process(&mut cx, &mut in_memory, &mut threads, process)?;
         report.memory_us += micros(started.elapsed());
         report.pages_scanned += count.scanned;
         report.pages_written += count.written;
     }
     report.shared_pages_scanned = cx.shared_pages().scanned;
     report.shared_pages_written = cx.shared_pages().written;
-    extras.write(images)?;
-    thread_extras::dump(frozen, images)?;
-    images.write_one(ImageKind::Seccomp, None, filters.record())?;
+    in_memory.write(images)?;
+    extras::write(images, &threads.extras)?;
+    images.write_one(ImageKind::Seccomp, None, threads.filters.record())?;
     images.write_one(ImageKind::Timens, 0u64, &clocks())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
@@ -235,8 +246,8 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
 /// Memory, threads and attributes of one living process.
 fn dump_process(
     cx: &mut Collect<'_>,
-    all_extras: &mut AllExtras,
-    filters: &mut seccomp::Filters,
+    in_memory: &mut AllExtras,
+    threads: &mut thread::Gathered,
     process: &mut Process,
 ) -> Result<PageCount> {
     let mut b = Batch::new();
@@ -256,15 +267,15 @@ fn dump_process(
     tc.rlimits = Some(limits::record(process)?);
     tc.signals_s = Some(signals::queued(process.pid, true)?);
     tc.blk_sigset = process.threads[0].context.sigmask;
-    let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, filters)?;
+    let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, threads)?;
     core.tc = Some(tc);
     cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
     for index in 1..process.threads.len() {
-        dump_thread(cx, filters, process, index)?;
+        dump_thread(cx, threads, process, index)?;
     }
     let mut extras = ask_extras.answer(&b);
     let mut vmas = mappings(cx, &mut extras, process)?;
-    all_extras.add(process, extras);
+    in_memory.add(process, extras);
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas)?;
     let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;
@@ -272,12 +283,12 @@ fn dump_process(
     Ok(count)
 }
 
-fn dump_thread(cx: &Collect<'_>, filters: &mut seccomp::Filters, process: &mut Process, index: usize) -> Result<()> {
+fn dump_thread(cx: &Collect<'_>, threads: &mut thread::Gathered, process: &mut Process, index: usize) -> Result<()> {
     let mut b = Batch::new();
     let ask = thread::Ask::new(&mut b);
     let (tid, context) = (process.threads[index].tid, process.threads[index].context.clone());
     process.hand()?.run_in_thread(tid, &context, &mut b)?;
-    let core = thread::record(process, &process.threads[index], &ask, &b, filters)?;
+    let core = thread::record(process, &process.threads[index], &ask, &b, threads)?;
     Ok(cx.images.write_one(ImageKind::Core, tid as u64, &core)?)
 }
 

@@ -165,7 +165,7 @@ impl Frozen {
                 .collect();
             let mut taken = Vec::new();
             for tid in fresh {
-                let asleep = restart::asleep(pid, tid);
+                let asleep = restart::asleep(&task, pid, tid);
                 if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
                     self.seized.push((pid, tid));
                     taken.push((tid, asleep));

@@ -23,8 +23,14 @@ pub struct CheckpointReport {
     pub freeze_us: u64,
     /// From then until the tree went on or was ended.
     pub frozen_us: u64,
-    /// Of it, copying memory.
+    /// Of it, entering the processes.
+    pub enter_us: u64,
+    /// Of it, threads, attributes and memory.
     pub memory_us: u64,
+    /// Making the image visible, within the frozen time or behind it.
+    pub commit_us: u64,
+    /// Letting the tree go or ending it.
+    pub end_us: u64,
     /// The whole call.
     pub total_us: u64,
 }

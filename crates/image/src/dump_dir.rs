@@ -1,8 +1,7 @@
 //! Writing an image directory that is complete or absent.
 //!
-//! The files grow in a hidden directory inside the target (so on the same
-//! filesystem). [`DumpDir::commit`] moves them out, `inventory.img` last: an
-//! image without an inventory is none. Files of others in the target stay.
+//! [`DumpDir::commit`] makes the image visible, `inventory.img` last: an image
+//! without an inventory is none. Files of others in the target stay.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -122,7 +121,7 @@ impl DumpDir {
                 _ => Err(Error::misuse(path, "written twice")),
             };
         }
-        let writer = EntryWriter::new(kind, self.staging.dir().clone(), name.clone(), path);
+        let writer = EntryWriter::new(kind, self.staging.dir_of(&name).clone(), name.clone(), path);
         files.insert(name, Content::Entries(writer.clone()));
         Ok(writer)
     }
@@ -166,7 +165,7 @@ impl DumpDir {
             return Err(Error::misuse(self.path_of(&name), "not a file of raw data"));
         }
         self.claim(&name, Content::Raw { pages: kind.is_pages() })?;
-        self.staging.dir().create_file(&name)
+        self.staging.dir_of(&name).create_file(&name)
     }
 
     /// Writes a record that CRIU's format has no place for, as
@@ -190,7 +189,7 @@ impl DumpDir {
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let mut file = self.staging.dir().create_file(name)?;
+        let mut file = self.staging.dir_of(name).create_file(name)?;
         file.write_all(bytes).map_err(|source| Error::io("write", self.path_of(name), source))
     }
 
@@ -201,7 +200,7 @@ impl DumpDir {
     /// [`Error::Io`], or [`Error::Misuse`] if called twice.
     pub fn set_parent(&self, path: impl AsRef<Path>) -> Result<()> {
         self.claim(PARENT, Content::Link)?;
-        self.staging.dir().create_link(PARENT, path.as_ref())
+        self.staging.dir_of(PARENT).create_link(PARENT, path.as_ref())
     }
 
     /// Makes the image visible, in the place of one that was there before.
@@ -239,7 +238,7 @@ impl DumpDir {
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {
-        let Some((file, size)) = self.staging.dir().open_file(name)? else {
+        let Some((file, size)) = self.staging.dir_of(name).open_file(name)? else {
             return Err(Error::Missing { path: self.path_of(name) });
         };
         let hash = match hash {

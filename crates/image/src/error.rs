@@ -46,6 +46,10 @@ pub enum Error {
     )]
     Altered { path: PathBuf, expected: String, found: String },
 
+    /// Another writer is at work in the directory.
+    #[error("{}: another dump is being written there; wait for it to end, or choose another directory", path.display())]
+    Busy { path: PathBuf },
+
     /// The crate was asked for something that the format cannot express, or
     /// that would make the image contradict itself.
     #[error("{}: {reason}; this is a defect of Cryonaut, please report it", path.display())]
@@ -90,6 +94,7 @@ impl Error {
             | Self::Missing { path }
             | Self::Corrupt { path, .. }
             | Self::Altered { path, .. }
+            | Self::Busy { path }
             | Self::Misuse { path, .. } => path,
         }
     }

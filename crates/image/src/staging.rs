@@ -1,4 +1,9 @@
-//! The hidden directory in which an image grows, and the moves out of it.
+//! Where an image grows, and how it becomes visible.
+//!
+//! Into a directory that holds nothing of an image, the files are written at
+//! once under their own names, but for the inventory and the manifest: those
+//! grow in a hidden directory inside of it and are moved out at the end. Where
+//! an image is in the way, all files grow hidden, and take its place by moves.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -7,27 +12,35 @@ use crate::dir::{Dir, Lock};
 use crate::dump_dir::PARENT;
 use crate::error::{Error, Result};
 use crate::kind::ImageKind;
-use crate::manifest::is_json_name;
+use crate::manifest::{MANIFEST_NAME, is_json_name};
 
 /// Hidden directories begin with this; the writer's pid and a number follow.
 const PREFIX: &str = ".cryonaut-";
 /// Inside the hidden directory: the files of the image that we replace.
 const OLD: &str = "old";
 
-/// Removes the hidden directory when dropped. A writer holds the directory's
-/// lock while it lives, so a directory without a lock belongs to nobody.
+/// Removes the hidden directory when dropped. A writer holds the locks of both
+/// directories while it lives: one writer at a time, and a hidden directory
+/// without a lock belongs to nobody.
 #[derive(Debug)]
 pub(crate) struct Staging {
-    target: Dir,
+    target: Arc<Dir>,
     dir: Arc<Dir>,
     name: String,
+    /// Whether the files are written into the target, where there were none.
+    direct: bool,
     /// Whether we made the target, and so remove it if we fail.
     made_target: bool,
 }
 
 impl Staging {
     pub(crate) fn create(target: Dir, made_target: bool) -> Result<Self> {
+        let lock = target.try_lock();
+        if lock == Lock::HeldByAnother {
+            return Err(Error::Busy { path: target.path().to_owned() });
+        }
         remove_abandoned(&target)?;
+        let direct = lock == Lock::Taken && !target.names()?.iter().any(|name| belongs_to_image(name));
         let pid = std::process::id();
         for number in 0..10_000 {
             let name = format!("{PREFIX}{pid}-{number}");
@@ -42,7 +55,7 @@ impl Staging {
             if dir.try_lock() == Lock::HeldByAnother || dir.is_removed() {
                 continue;
             }
-            return Ok(Self { target, dir: Arc::new(dir), name, made_target });
+            return Ok(Self { target: Arc::new(target), dir: Arc::new(dir), name, direct, made_target });
         }
         Err(Error::misuse(target.path(), "no name is left for a hidden directory"))
     }
@@ -51,25 +64,32 @@ impl Staging {
         &self.target
     }
 
-    pub(crate) fn dir(&self) -> &Arc<Dir> {
-        &self.dir
+    /// The directory in which the file of this name grows.
+    pub(crate) fn dir_of(&self, name: &str) -> &Arc<Dir> {
+        if self.direct && !comes_last(name) { &self.target } else { &self.dir }
     }
 
-    /// Moves the named files into the target, the inventory last, and the old
-    /// image's files out of it, its inventory first. All or nothing, except that
-    /// a crash in the middle leaves no image.
-    pub(crate) fn install(mut self, names: Vec<String>, sync: bool) -> Result<()> {
+    /// Makes the named files an image: moves those that grew hidden into the
+    /// target, the inventory last, and the old image's files out of it, its
+    /// inventory first. All or nothing, except that a crash in the middle leaves
+    /// no image.
+    pub(crate) fn install(mut self, mut names: Vec<String>, sync: bool) -> Result<()> {
         if sync {
             for name in names.iter().filter(|name| *name != PARENT) {
-                self.dir.sync_file(name)?;
+                self.dir_of(name).sync_file(name)?;
             }
+        }
+        if self.direct {
+            names.retain(|name| comes_last(name));
         }
         self.dir.create_dir(OLD)?;
         let old = self.dir.subdir(OLD)?;
+        let replaced = if self.direct { Vec::new() } else { self.target.names()? };
         let mut moves = Moves { staging: &self.dir, target: &self.target, old, out: vec![], r#in: vec![] };
-        match moves.run(names, sync) {
+        match moves.run(names, replaced, sync) {
             Ok(()) => {
                 self.made_target = false;
+                self.direct = false;
                 Ok(())
             }
             Err(error) => {
@@ -83,6 +103,12 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         self.target.remove_tree(OsStr::new(&self.name));
+        if self.direct {
+            // Not committed: there was nothing of an image here before.
+            for name in self.target.names().unwrap_or_default().iter().filter(|name| belongs_to_image(name)) {
+                let _ = self.target.remove_file(name);
+            }
+        }
         if self.made_target {
             // Fails if others have put something there meanwhile, as it should.
             let _ = std::fs::remove_dir(self.target.path());
@@ -99,9 +125,8 @@ struct Moves<'a> {
 }
 
 impl Moves<'_> {
-    fn run(&mut self, mut names: Vec<String>, sync: bool) -> Result<()> {
+    fn run(&mut self, mut names: Vec<String>, mut stale: Vec<String>, sync: bool) -> Result<()> {
         // A directory is never ours: an older image may live in one named "parent".
-        let mut stale: Vec<String> = self.target.names()?;
         stale.retain(|name| belongs_to_image(name) && !self.target.is_dir(name));
         stale.sort_by_key(|name| !is_inventory(name));
         for name in stale {
@@ -140,6 +165,12 @@ impl Moves<'_> {
 /// Whether a file in the target is part of an image that was dumped there.
 fn belongs_to_image(name: &str) -> bool {
     name == PARENT || is_json_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
+}
+
+/// Whether the file grows hidden in any case: a manifest or an inventory that
+/// can be seen is whole.
+fn comes_last(name: &str) -> bool {
+    is_inventory(name) || name == MANIFEST_NAME
 }
 
 fn is_inventory(name: &str) -> bool {

@@ -150,7 +150,8 @@ fn leftovers_of_the_dead_go_and_those_of_the_living_stay() {
     fs::write(abandoned.join("old/core-1.img"), "x").unwrap();
     let living = DumpDir::create(dir.path()).unwrap();
     assert!(!abandoned.exists());
-    write_sample(dir.path(), 10);
+    let other = DumpDir::create(dir.path()).unwrap_err();
+    assert!(matches!(other, Error::Busy { .. }), "{other}");
     living.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     living.commit(CommitOptions::default()).unwrap();
     assert_eq!(names(dir.path()), ["cryonaut-manifest.json", "inventory.img"]);

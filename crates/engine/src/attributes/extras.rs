@@ -1,10 +1,9 @@
 //! What threads have and CRIU's format has no place for: kept in a file of our
 //! own beside the image, which other readers ignore.
 
-use crate::freeze::{Frozen, Thread, pid_of};
+use crate::freeze::{Thread, pid_of};
 use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageDir};
-use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::sched;
 use cryonaut_puppet::arch;
 use rustix::thread::CpuSet;
@@ -44,15 +43,9 @@ pub struct Restart {
 /// All threads', by tid.
 pub type Extras = BTreeMap<i32, ThreadExtra>;
 
-/// Reads those of all threads of a frozen tree into the image.
-pub fn dump(frozen: &Frozen, images: &DumpDir) -> Result<()> {
-    let mut all = Extras::new();
-    for process in &frozen.processes {
-        for thread in &process.threads {
-            all.insert(thread.tid, read(&process.task, thread)?);
-        }
-    }
-    Ok(images.write_json(NAME, &all)?)
+/// Writes those of all threads of a tree.
+pub fn write(images: &DumpDir, all: &Extras) -> Result<()> {
+    Ok(images.write_json(NAME, all)?)
 }
 
 /// Those of an image; none in one of CRIU's.
@@ -60,15 +53,15 @@ pub fn load(images: &ImageDir) -> Result<Extras> {
     Ok(images.read_json(NAME)?.unwrap_or_default())
 }
 
-fn read(process: &Task, thread: &Thread) -> Result<ThreadExtra> {
+/// Those of a held thread with this timer slack.
+pub fn record(thread: &Thread, timer_slack_ns: u64) -> Result<ThreadExtra> {
     let id = pid_of(thread.tid)?;
     let failed = |e| Error::kernel(Object::Thread(thread.tid), "ask about its scheduling", e);
     let cpus = rustix::thread::sched_getaffinity(Some(id)).map_err(failed)?;
-    let slack = Task::open(id).and_then(|t| t.timerslack_ns()).or_else(|_| process.timerslack_ns());
     Ok(ThreadExtra {
         affinity: (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect(),
         io_priority: sched::ioprio_get(id).map_err(failed)?,
-        timer_slack_ns: slack.unwrap_or(0),
+        timer_slack_ns,
         interruption: crate::arch::interruption(&thread.context.regs),
         restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
     })

@@ -43,8 +43,8 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
 ///
 /// A call that the kernel has already started again once counts from then: it
 /// may last longer than its limit by what had passed before.
-pub fn asleep(pid: i32, tid: i32) -> Option<Restart> {
-    let task = Task::open(pid_of(tid).ok()?).ok()?;
+pub fn asleep(process: &Task, pid: i32, tid: i32) -> Option<Restart> {
+    let task = process.thread(pid_of(tid).ok()?);
     let Ok(Syscall::In { number, args, .. }) = task.syscall() else {
         return None;
     };

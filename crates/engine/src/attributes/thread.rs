@@ -1,7 +1,7 @@
 //! What each thread has of its own: name, scheduling, robust list, tid
 //! address, rseq, alternate stack, pdeath signal, credentials, queued signals.
 
-use super::{credentials, seccomp, signals, unanswered};
+use super::{credentials, extras, extras::Extras, seccomp, signals, unanswered};
 use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result};
@@ -13,27 +13,40 @@ use cryonaut_puppet::{Arg, Batch, Call, Context, Data};
 
 /// SCHED_RESET_ON_FORK, which a recorded policy may have beside its number (sched(7)).
 const RESET_ON_FORK: u32 = 0x4000_0000;
+/// `TASK_COMM_LEN`: a thread's name with its terminating zero.
+const COMM_LEN: usize = 16;
 
 /// What only the thread itself can tell.
 #[derive(Debug)]
 pub struct Ask {
     altstack: Data,
-    tid_address: Option<Data>,
+    tid_address: Data,
     pdeath: Data,
+    comm: Data,
+    timer_slack: Call,
     creds: credentials::Ask,
-    _calls: [Call; 2],
 }
 
 impl Ask {
     /// Adds the questions to a batch for the thread.
     pub fn new(b: &mut Batch) -> Self {
-        let (altstack, tid_address, pdeath) = (b.space(24), b.space(8), b.space(8));
-        let stack = b.call(libc::SYS_sigaltstack, [Arg::Val(0), altstack.into()]);
-        let address = b.call(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS.into(), tid_address.into()]);
+        let (altstack, tid_address, pdeath, comm) = (b.space(24), b.space(8), b.space(8), b.space(COMM_LEN));
+        b.call(libc::SYS_sigaltstack, [Arg::Val(0), altstack.into()]);
+        b.call(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS.into(), tid_address.into()]);
         b.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), pdeath.into()]);
-        let creds = credentials::Ask::new(b);
-        Ask { altstack, tid_address: Some(tid_address), pdeath, creds, _calls: [stack, address] }
+        b.call(libc::SYS_prctl, [libc::PR_GET_NAME.into(), comm.into()]);
+        let timer_slack = b.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
+        Ask { altstack, tid_address, pdeath, comm, timer_slack, creds: credentials::Ask::new(b) }
     }
+}
+
+/// What the threads of a tree have together, gathered thread by thread.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// Seccomp filters.
+    pub filters: seccomp::Filters,
+    /// What the format has no place for.
+    pub extras: Extras,
 }
 
 /// The record of one thread, without what belongs to the whole process.
@@ -42,21 +55,28 @@ pub fn record(
     thread: &Thread,
     ask: &Ask,
     answers: &Batch,
-    filters: &mut seccomp::Filters,
+    gathered: &mut Gathered,
 ) -> Result<CoreEntry> {
     let tid = thread.tid;
     let failed = |about| unanswered(tid, about);
     let id = pid_of(tid)?;
-    let task = process.task.thread(id)?;
-    let status: Status = task.status()?;
+    let own_status: Status;
+    let status = if tid == process.pid {
+        &process.status
+    } else {
+        own_status = process.task.thread(id).status()?;
+        &own_status
+    };
     let sched = sched::sched_getattr(id).map_err(failed("scheduling"))?;
     let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
+    let slack = answers.result(ask.timer_slack).map_err(failed("timer slack"))?;
+    gathered.extras.insert(tid, extras::record(thread, slack)?);
     let mut context = thread.context.clone();
     let rseq = rseq_record(process, tid, &mut context)?;
-    let tid_address = ask.tid_address.map_or(0, |d| answers.read_u64(d));
-    let mut info = arch::thread_info(tid, &context, tid_address)?;
+    let mut info = arch::thread_info(tid, &context, answers.read_u64(ask.tid_address))?;
     arch::settle_call(&context.regs, &mut info);
-    let (seccomp_mode, seccomp_filter) = filters.of_thread(tid, status.seccomp)?;
+    let (seccomp_mode, seccomp_filter) = gathered.filters.of_thread(tid, status.seccomp)?;
+    let comm = answers.read(ask.comm);
     let core = ThreadCoreEntry {
         futex_rla: robust,
         futex_rla_len: robust_len as u32,
@@ -71,10 +91,10 @@ pub fn record(
         }),
         pdeath_sig: Some(answers.read_u32(ask.pdeath)).filter(|s| *s != 0),
         signals_p: Some(signals::queued(tid, false)?),
-        creds: Some(ask.creds.record(tid, answers, &status)?),
+        creds: Some(ask.creds.record(tid, answers, status)?),
         seccomp_mode,
         seccomp_filter,
-        comm: Some(task.comm()?),
+        comm: Some(comm[..comm.iter().position(|b| *b == 0).unwrap_or(comm.len())].to_vec()),
         blk_sigset_extended: None,
         rseq_entry: rseq,
         cg_set: None,

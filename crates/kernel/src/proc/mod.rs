@@ -18,11 +18,13 @@ mod text;
 pub mod timers;
 pub mod values;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -69,40 +71,42 @@ impl Error {
 /// What reading a file of /proc answers.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The directory of one process (`/proc/PID`) or thread (`/proc/PID/task/TID`), held open.
+/// The directory of one process (`/proc/PID`), held open, or of one of its threads below it
+/// (`/proc/PID/task/TID`). A thread's id may be given to another thread of the same process.
 #[derive(Debug)]
 pub struct Task {
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     path: String,
+    /// Where in `path` the names begin that are looked up below `dir`, if it is a thread's.
+    below: Option<usize>,
 }
 
 impl Task {
     /// Opens `/proc/PID`. A thread that is not its group's leader can be opened this way as well.
     pub fn open(pid: Pid) -> Result<Self> {
-        Self::open_at(rustix::fs::CWD, format!("/proc/{}", pid.as_raw_nonzero()), 0)
+        Self::open_path(format!("/proc/{}", pid.as_raw_nonzero()))
     }
 
     /// Opens the directory of the calling process.
     pub fn current() -> Result<Self> {
-        Self::open_at(rustix::fs::CWD, "/proc/self".to_owned(), 0)
+        Self::open_path("/proc/self".to_owned())
     }
 
-    /// Opens the directory of one of this process' threads.
-    pub fn thread(&self, tid: Pid) -> Result<Self> {
-        let path = format!("{}/task/{}", self.path, tid.as_raw_nonzero());
-        Self::open_at(self.dir.as_fd(), path, self.path.len() + 1)
-    }
-
-    /// `path` is what errors show; what follows its first `skip` bytes is opened relative to `base`.
-    fn open_at(base: BorrowedFd<'_>, path: String, skip: usize) -> Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::openat(base, &path[skip..], flags, Mode::empty()) {
-            Ok(dir) => Ok(Self { dir, path }),
+    fn open_path(path: String) -> Result<Self> {
+        match rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => Ok(Self { dir: Arc::new(dir), path, below: None }),
             Err(errno) => Err(Error::Io { action: "open", path, errno }),
         }
     }
 
-    /// The directory, for the `*at` calls (O_PATH).
+    /// One of this process' threads. Nothing is opened: a thread that is not there fails at the first reading.
+    #[must_use]
+    pub fn thread(&self, tid: Pid) -> Self {
+        let path = format!("{}/task/{}", self.path, tid.as_raw_nonzero());
+        Self { dir: self.dir.clone(), path, below: Some(self.path.len() + 1) }
+    }
+
+    /// The process' directory, for the `*at` calls (O_PATH).
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
@@ -110,6 +114,14 @@ impl Task {
     /// The directory's path, for messages only: it may by now name another process.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// A file's name as it is looked up below `dir`.
+    fn name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match self.below {
+            None => Cow::Borrowed(name),
+            Some(skip) => Cow::Owned(format!("{}/{name}", &self.path[skip..])),
+        }
     }
 
     fn io(&self, action: &'static str, name: &str, errno: Errno) -> Error {
@@ -122,7 +134,7 @@ impl Task {
 
     /// Opens a file below the directory; close-on-exec is added to `flags`.
     pub fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
-        rustix::fs::openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(&*self.dir, &*self.name(name), flags | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| self.io("open", name, errno))
     }
 
@@ -157,7 +169,7 @@ impl Task {
 
     /// The target of a link below the directory (`exe`, `cwd`, `root`, `fd/3`).
     pub fn link(&self, name: &str) -> Result<PathBuf> {
-        let target = rustix::fs::readlinkat(&self.dir, name, Vec::with_capacity(256))
+        let target = rustix::fs::readlinkat(&*self.dir, &*self.name(name), Vec::with_capacity(256))
             .map_err(|errno| self.io("read link", name, errno))?;
         Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
     }

@@ -329,7 +329,7 @@ mod tests {
         }
         assert!(task.uid_map().unwrap().iter().any(|range| range.inside == 0));
         task.timens_offsets().unwrap();
-        let thread = task.thread(rustix::thread::gettid()).unwrap();
+        let thread = task.thread(rustix::thread::gettid());
         assert!(matches!(thread.syscall().unwrap(), Syscall::In { .. } | Syscall::Running));
         assert!(!thread.comm().unwrap().is_empty());
         assert_eq!(thread.wchan().unwrap(), None);

@@ -3,6 +3,7 @@
 
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{UserX86FpregsEntry, UserX86XsaveEntry};
+use std::sync::OnceLock;
 
 const HEADER: usize = 512;
 const LEGACY_END: usize = 576;
@@ -21,10 +22,17 @@ const KNOWN: u64 =
     0b11 | 1 << YMM | 1 << BNDREGS | 1 << BNDCSR | 1 << OPMASK | 1 << ZMM_HI256 | 1 << HI16_ZMM | 1 << PKRU;
 
 /// Where a component stands in the area: offset and size in bytes (CPUID leaf
-/// 0xD); `None` if this processor lacks it.
+/// 0xD); `None` if this processor lacks it. Asked once: under a hypervisor the
+/// instruction leaves the guest.
 fn component(bit: u32) -> Option<(usize, usize)> {
-    let leaf = std::arch::x86_64::__cpuid_count(0xd, bit);
-    (leaf.eax != 0).then_some((leaf.ebx as usize, leaf.eax as usize))
+    static LAYOUT: OnceLock<[(usize, usize); 1 + PKRU as usize]> = OnceLock::new();
+    let layout = LAYOUT.get_or_init(|| {
+        std::array::from_fn(|bit| {
+            let leaf = std::arch::x86_64::__cpuid_count(0xd, bit as u32);
+            (leaf.ebx as usize, leaf.eax as usize)
+        })
+    });
+    layout.get(bit as usize).copied().filter(|(_, len)| *len != 0)
 }
 
 fn u32s(bytes: &[u8]) -> Vec<u32> {
