@@ -1,4 +1,3 @@
-// peer: no, CRIU 4.2 loses it
 /* Input that nobody has read yet, on both sides of a pseudo terminal. */
 #include <pty.h>
 #include <termios.h>
