@@ -1,5 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
+use crate::attributes::clocks::Clocks;
 use crate::attributes::{extras, limits, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
@@ -8,7 +9,7 @@ use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
-use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TimensEntry, Timespec};
+use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind};
 use cryonaut_puppet::Batch;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
@@ -173,6 +174,8 @@ fn dump(
         dump_uptime: Some(uptime_ticks()),
         ..InventoryEntry::default()
     };
+    let own_time = inventory.root_ids.as_ref().and_then(|ids| ids.time_ns_id);
+    let mut clocks = Clocks::new(images, own_time)?;
     for process in &mut frozen.processes {
         write_pstree(images, process)?;
         report.processes += 1;
@@ -189,6 +192,7 @@ fn dump(
         let ids = sharing.ids(process)?;
         let files_id = ids.files_id;
         images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
+        clocks.note(images, ids.time_ns_id, process)?;
         if !tables.contains(&files_id) {
             tables.push(files_id);
             descriptors(&mut cx, process, files_id)?;
@@ -206,7 +210,6 @@ fn dump(
     in_memory.write(images)?;
     extras::write(images, &threads.extras)?;
     images.write_one(ImageKind::Seccomp, None, threads.filters.record())?;
-    images.write_one(ImageKind::Timens, 0u64, &clocks())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
     images.write_one(ImageKind::Inventory, None, &inventory)?;
@@ -290,15 +293,6 @@ fn dump_thread(cx: &Collect<'_>, threads: &mut thread::Gathered, process: &mut P
     process.hand()?.run_in_thread(tid, &context, &mut b)?;
     let core = thread::record(process, &process.threads[index], &ask, &b, threads)?;
     Ok(cx.images.write_one(ImageKind::Core, tid as u64, &core)?)
-}
-
-/// The clocks that a time namespace can shift, as they stand.
-fn clocks() -> TimensEntry {
-    let now = |clock| {
-        let t = clock_gettime(clock);
-        Timespec { tv_sec: t.tv_sec as u64, tv_nsec: t.tv_nsec as u64 }
-    };
-    TimensEntry { monotonic: now(ClockId::Monotonic), boottime: now(ClockId::Boottime) }
 }
 
 /// Time since boot in clock ticks, as /proc/PID/stat counts start times.

@@ -1,6 +1,7 @@
 //! What a process or thread has besides memory and files. Each module owns
 //! one group of attributes, with its two halves side by side.
 
+pub mod clocks;
 pub mod credentials;
 pub mod extras;
 pub mod limits;
