@@ -53,11 +53,22 @@ impl Engine {
         images: &Path,
         leave_running: bool,
     ) -> Result<(), CommandFailure> {
-        let pid = pid.as_raw_nonzero().to_string();
-        let mut command = self.command(images);
         if let Self::Criu(_) = self {
             make_directory(images)?;
         }
+        self.run(&mut self.checkpoint_command(workload, pid, images, leave_running), images, "dump.log")
+    }
+
+    /// The command line of [`Engine::checkpoint`].
+    pub(crate) fn checkpoint_command(
+        &self,
+        workload: &Declaration,
+        pid: Pid,
+        images: &Path,
+        leave_running: bool,
+    ) -> Command {
+        let pid = pid.as_raw_nonzero().to_string();
+        let mut command = self.command(images);
         match self {
             Self::Cryonaut(_) => command.args(["checkpoint", &pid, "-o"]).arg(images),
             Self::Criu(_) => command
@@ -69,7 +80,7 @@ impl Engine {
         if leave_running {
             command.arg("--leave-running");
         }
-        self.run(&mut command, images, "dump.log")
+        command
     }
 
     /// Brings back what `images` holds, and returns when it runs.
@@ -77,6 +88,21 @@ impl Engine {
     /// # Errors
     /// When the program fails, takes more than a minute, or names another root process than `pid`.
     pub(crate) fn restore(&self, workload: &Declaration, pid: Pid, images: &Path) -> Result<(), CommandFailure> {
+        let mut command = self.restore_command(workload, images);
+        self.run(&mut command, images, "restore.log")?;
+        let named = fs::read_to_string(images.with_extension("pid")).unwrap_or_default();
+        if named.trim() == pid.as_raw_nonzero().to_string() {
+            return Ok(());
+        }
+        Err(CommandFailure {
+            command: format!("{command:?}"),
+            what: format!("the pidfile says '{}', the root process was {}", named.trim(), pid.as_raw_nonzero()),
+            output: String::new(),
+        })
+    }
+
+    /// The command line of [`Engine::restore`]; the pid goes into a file beside the images.
+    pub(crate) fn restore_command(&self, workload: &Declaration, images: &Path) -> Command {
         let pidfile = images.with_extension("pid");
         // CRIU creates it exclusively, and an earlier restore from the same images may have left one.
         let _ = fs::remove_file(&pidfile);
@@ -94,16 +120,7 @@ impl Engine {
                 .arg("--pidfile")
                 .arg(&pidfile),
         };
-        self.run(&mut command, images, "restore.log")?;
-        let named = fs::read_to_string(&pidfile).unwrap_or_default();
-        if named.trim() == pid.as_raw_nonzero().to_string() {
-            return Ok(());
-        }
-        Err(CommandFailure {
-            command: format!("{command:?}"),
-            what: format!("the pidfile says '{}', the root process was {}", named.trim(), pid.as_raw_nonzero()),
-            output: String::new(),
-        })
+        command
     }
 
     /// The engine carries the family's mark as well: what it leaves behind by mistake is then found and ended too.

@@ -12,6 +12,9 @@ mod catalogue;
 mod command;
 mod engine;
 mod family;
+pub mod kills;
+mod picture;
+mod strike;
 pub mod suite;
 mod workload;
 

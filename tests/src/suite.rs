@@ -103,6 +103,6 @@ fn each(
     all.iter().map(one).collect()
 }
 
-fn run(tests: Vec<Trial>) -> ExitCode {
+pub(crate) fn run(tests: Vec<Trial>) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

@@ -119,13 +119,25 @@ impl Workload {
         self.directory.with_file_name(format!("images{}", self.checkpoints))
     }
 
-    /// Checkpoints the workload; afterwards no process of it is left.
-    ///
-    /// # Errors
-    /// When the engine fails, or leaves a process.
-    pub fn checkpoint(&mut self) -> Result<(), Failure> {
-        let mut members = self.family.members_and_zombies();
-        self.dump(false)?;
+    /// The directory for the next checkpoint's images.
+    pub(crate) fn next_images(&mut self) -> PathBuf {
+        self.checkpoints += 1;
+        self.images()
+    }
+
+    /// Its processes.
+    pub(crate) fn family(&self) -> &Family {
+        &self.family
+    }
+
+    /// The engine that checkpoints, and the one that restores.
+    pub(crate) fn engines(&self) -> &(Engine, Engine) {
+        &self.engines
+    }
+
+    /// Takes note that a checkpoint has ended the tree: its dead are collected, also those that come to us meanwhile.
+    /// Returns what is still there after a while.
+    pub(crate) fn bury(&mut self, mut members: Vec<Pid>) -> Vec<Pid> {
         if let Some(mut child) = self.child.take() {
             let ended = wait_child(&mut child, EXIT_LIMIT);
             if !ended {
@@ -134,7 +146,17 @@ impl Workload {
         }
         // Also the zombies must be gone before their pids can be given out again, and children born meanwhile.
         members.extend(session_members(self.root));
-        let left = wait_gone(&members, EXIT_LIMIT);
+        wait_gone(&members, EXIT_LIMIT)
+    }
+
+    /// Checkpoints the workload; afterwards no process of it is left.
+    ///
+    /// # Errors
+    /// When the engine fails, or leaves a process.
+    pub fn checkpoint(&mut self) -> Result<(), Failure> {
+        let members = self.family.members_and_zombies();
+        self.dump(false)?;
+        let left = self.bury(members);
         if left.is_empty() {
             return Ok(());
         }
@@ -222,7 +244,7 @@ impl Workload {
     }
 
     /// Where each process of the family hangs, for the message about one that did not answer.
-    fn describe_members(&self) -> String {
+    pub(crate) fn describe_members(&self) -> String {
         let one = |pid: Pid| {
             let field =
                 |name: &str| fs::read_to_string(format!("/proc/{}/{name}", pid.as_raw_nonzero())).unwrap_or_default();
@@ -238,7 +260,7 @@ impl Workload {
         self.family.members().into_iter().map(one).collect()
     }
 
-    fn failure(&self, step: &'static str, what: String) -> Failure {
+    pub(crate) fn failure(&self, step: &'static str, what: String) -> Failure {
         let kept = if self._scratch.is_some() {
             "    (CRYONAUT_KEEP=1 keeps the images and logs)\n".to_owned()
         } else {
