@@ -36,6 +36,9 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     refuse_shared_memory(&frozen, &mut sharing)?;
     let entering = Instant::now();
     frozen.enter_all()?;
+    if options.afterwards == Afterwards::Kill {
+        frozen.share_verdict()?;
+    }
     let mut report = CheckpointReport {
         root_pid: pid,
         freeze_us: micros(stood_still - freezing),

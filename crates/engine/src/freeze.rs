@@ -6,14 +6,14 @@
 //! in between.
 
 use crate::attributes::extras::Restart;
-use crate::attributes::restart;
+use crate::attributes::{filter, restart};
 use crate::{Error, Object, Result};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
-use cryonaut_puppet::{Context, DoorMaps, Hand, find_doorway, scratch, trace};
+use cryonaut_puppet::{Context, DoorMaps, Hand, Verdict, find_doorway, scratch, trace};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -86,15 +86,17 @@ impl Process {
 pub struct Frozen {
     /// The processes.
     pub processes: Vec<Process>,
+    /// Process and thread, in the order in which they were taken.
     seized: Vec<(i32, i32)>,
     doors: DoorMaps,
+    verdict: Option<Verdict>,
 }
 
 impl Frozen {
     /// Freezes `root` and everything below it. Waits at most `limit` for each
     /// thread.
     pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
-        let mut frozen = Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default() };
+        let mut frozen = Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default(), verdict: None };
         frozen.take(root, 0, limit)?;
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.
@@ -177,7 +179,10 @@ impl Frozen {
             for (tid, asleep) in taken {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
                     let mut context = Context::read(tid)?;
-                    cryonaut_puppet::arch::undo_interruption(&mut context.regs);
+                    if cryonaut_puppet::arch::undo_interruption(&mut context.regs) {
+                        // At once: it must not see this interruption should we die.
+                        trace::set_registers(tid, &context.regs)?;
+                    }
                     if status.seccomp != Seccomp::Disabled {
                         trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP)?;
                     }
@@ -216,9 +221,31 @@ impl Frozen {
                 let base = free_range(&process.maps, scratch::LEN)
                     .ok_or_else(|| Error::unsupported(Object::Process(process.pid), "its address space is full", ""))?;
                 let caught = process.status.sig_caught;
-                process.hand = Some(Hand::enter(process.pid, thread.tid, context, door, base, caught)?);
+                let mut hand = Hand::enter(process.pid, thread.tid, context, door, base, caught)?;
+                if !filter::lets_go_home(thread.tid, process.status.seccomp) {
+                    hand.be_restless();
+                }
+                process.hand = Some(hand);
             }
         }
+        Ok(())
+    }
+
+    /// Prepares the end of the tree: [`Frozen::kill`] will be one store for
+    /// all processes. One process needs no preparation.
+    pub fn share_verdict(&mut self) -> Result<()> {
+        if self.processes.iter().filter(|p| p.hand.is_some()).count() < 2 {
+            return Ok(());
+        }
+        let verdict = Verdict::new()?;
+        for process in &mut self.processes {
+            let Some(hand) = &mut process.hand else { continue };
+            if let Err(e) = verdict.give(hand) {
+                // Without a free descriptor, for example. It can be ended like the others while we live.
+                tracing::warn!("process {} would survive if we were killed while ending the tree: {e}", process.pid);
+            }
+        }
+        self.verdict = Some(verdict);
         Ok(())
     }
 
@@ -236,8 +263,22 @@ impl Frozen {
         Ok(())
     }
 
-    /// Ends the whole tree.
+    /// Ends the whole tree, also if we are killed after the first step: each
+    /// hand then finds itself alone and obeys. Its process's other threads run
+    /// until it does, were it not for the second step, which makes the kernel
+    /// end their process before it lets the first of them go.
     pub fn kill(mut self) -> Result<()> {
+        if let Some(verdict) = &self.verdict {
+            verdict.die();
+            for process in self.processes.iter().filter(|p| p.threads.len() > 1) {
+                // The kernel lets go in the reverse order of taking.
+                let last = self.seized.iter().rev().find(|(pid, _)| *pid == process.pid);
+                if let Some(&(_, tid)) = last {
+                    // It fails only if the thread has been killed already.
+                    let _ = trace::set_options(tid, stops::VISIT | stops::DIES_WITH_US);
+                }
+            }
+        }
         let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());
         for process in zombies_last {
             let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);

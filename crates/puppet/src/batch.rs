@@ -66,6 +66,11 @@ impl Data {
     pub fn at(self, by: usize) -> Data {
         Data { off: self.off + by as u32, len: self.len.saturating_sub(by as u32) }
     }
+    /// Where it begins.
+    pub(crate) fn offset(self) -> u64 {
+        u64::from(self.off)
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(self) -> usize {

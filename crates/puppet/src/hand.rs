@@ -10,13 +10,29 @@
 //! At every instant in between, a target whose tracer dies finds its own way
 //! back: the stack page prepared before the first call holds a chain of signal
 //! frames that unmaps the scratch mapping and restores every register; once
-//! the trampoline is in, the same chain ends its farewell. A target that is
-//! *built* (restore) needs none of this, since it dies with its tracer.
+//! the trampoline is in, the same chain ends its farewell. Before it unmaps
+//! anything, a hand waits until another thread that was in the trampoline has
+//! left. A target that is *built* (restore) needs none of this, since it dies
+//! with its tracer, until its last moment: see `park`.
+//!
+//! What a deserted target still notices:
+//! - A call with a relative time limit begins anew, so it may last longer by
+//!   what had passed of it: the kernel's restart block does not survive the
+//!   return through a signal frame.
+//! - A thread whose stack is nearly full, and which has no main stack to fall
+//!   back to, loses its floating-point registers: the frame with them has no
+//!   room ([`Doorway::roomy`]).
+//! - A stop signal that came while a batch ran is lost with us.
+//! - A process that job control had stopped stays stopped, with the scratch
+//!   mapping in it, and goes home when it is continued.
+//! - Seccomp filters judge it again. A hand with filters therefore returns
+//!   home after each batch, so that only a death within a batch can meet them;
+//!   then the scratch mapping stays behind.
 
 use crate::arch::{self, Gadgets, Registers};
 use crate::batch::{Batch, Place};
 use crate::scratch::{self, op, slot};
-use crate::{Error, Result, memory, trace};
+use crate::{Error, Result, farewell, memory, trace};
 
 /// What a stopped thread has to get back when it is let go.
 #[derive(Debug, Clone)]
@@ -59,7 +75,7 @@ pub struct Doorway {
 
 impl Doorway {
     /// Address of the frame that restores everything, the second of the chain.
-    fn home(&self) -> u64 {
+    pub(crate) fn home(&self) -> u64 {
         self.stack + arch::FRAME_HEAD as u64 + 8
     }
 
@@ -79,16 +95,22 @@ impl Doorway {
 /// A process that runs batches.
 #[derive(Debug)]
 pub struct Hand {
-    pid: i32,
-    tid: i32,
-    base: u64,
-    len: u64,
-    requests: u64,
-    signal: i32,
+    pub(crate) pid: i32,
+    pub(crate) tid: i32,
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+    pub(crate) requests: u64,
+    pub(crate) signal: i32,
     entry: Entry,
     thread_requests: u64,
     stop_seen: bool,
-    serving: bool,
+    pub(crate) serving: bool,
+    /// Does not wait in the trampoline for the next batch.
+    restless: bool,
+    /// Its signal would be noticed: no thread is to be left waiting with it.
+    loud: bool,
+    /// Where the rows of parked threads are, and their length.
+    pub(crate) rows: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -106,9 +128,19 @@ const CLONE_ARGS_SET_TID: usize = 8;
 /// Signals that a program which does not handle them does not notice.
 const QUIET_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
 
+/// [`scratch::BUSY`] while no other thread is in the trampoline.
+const NOBODY: i64 = -1;
+
+/// How many operations a hand's own farewell has: it waits for another thread.
+pub(crate) const OWN_FAREWELL: u64 = 2;
+
 /// The quiet signal for a program that catches `caught` (bit n-1 for signal n).
-fn quiet_signal(caught: u64) -> i32 {
-    QUIET_SIGNALS.into_iter().find(|s| caught & (1 << (s - 1)) == 0).unwrap_or(libc::SIGURG)
+fn quiet_signal(caught: u64) -> Option<i32> {
+    QUIET_SIGNALS.into_iter().find(|s| caught & bit(*s) == 0)
+}
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
 }
 
 impl Hand {
@@ -117,16 +149,20 @@ impl Hand {
     /// the program handles.
     pub fn enter(pid: i32, tid: i32, context: Context, door: Doorway, base: u64, caught: u64) -> Result<Hand> {
         let len = scratch::LEN;
+        let quiet = quiet_signal(caught);
         let mut hand = Hand {
             pid,
             tid,
             base,
             len,
             requests: 0,
-            signal: quiet_signal(caught),
+            signal: quiet.unwrap_or(libc::SIGURG),
             thread_requests: 0,
             stop_seen: false,
             serving: false,
+            restless: false,
+            loud: quiet.is_none(),
+            rows: None,
             entry: Entry::Built,
         };
         let unmap = door.stack;
@@ -174,6 +210,9 @@ impl Hand {
             thread_requests: 0,
             stop_seen: false,
             serving: false,
+            restless: false,
+            loud: false,
+            rows: None,
             entry: Entry::Built,
         };
         hand.furnish(base + scratch::CODE + arch::die_offset(), base + scratch::STACK_TOP - 16, 0)?;
@@ -205,6 +244,30 @@ impl Hand {
         self.wait(batch)
     }
 
+    /// From now on a built hand announces itself by a signal that does no harm
+    /// should we die: none that the program to be catches, or has waiting
+    /// (`busy`, bit n-1 for signal n).
+    pub fn hush(&mut self, busy: u64) -> Result<()> {
+        let quiet = QUIET_SIGNALS.into_iter().find(|s| *s != libc::SIGCHLD && busy & bit(*s) == 0);
+        self.loud = quiet.is_none();
+        self.signal = quiet.unwrap_or(self.signal);
+        let at = self.base + scratch::SLOT + slot::SIGNAL as u64;
+        self.poke(at, &(self.signal as u64).to_le_bytes())?;
+        self.block_all()
+    }
+
+    /// Whether a thread with this signal mask must not be left in the stop in
+    /// which its hand announced itself: the signal would stay with it.
+    #[must_use]
+    pub fn disturbs(&self, sigmask: u64) -> bool {
+        self.loud || sigmask & bit(self.signal) != 0
+    }
+
+    /// For a process with seccomp filters: its hand goes home after each batch.
+    pub fn be_restless(&mut self) {
+        self.restless = true;
+    }
+
     /// Starts a batch without waiting, so that many hands work at once.
     pub fn start(&mut self, batch: &Batch) -> Result<()> {
         self.requests += 1;
@@ -223,6 +286,10 @@ impl Hand {
     /// Waits for the batch that [`Hand::start`] started.
     pub fn wait(&mut self, batch: &mut Batch) -> Result<()> {
         self.wait_announcement(self.tid)?;
+        if let (true, Entry::Visited { context, .. }) = (self.restless, &self.entry) {
+            context.write_back(self.tid)?;
+            self.serving = false;
+        }
         self.fetch(batch, &self.place(), self.base + scratch::SLOT)?;
         self.failed(batch)
     }
@@ -261,46 +328,50 @@ impl Hand {
         let frame_at = self.base + scratch::THREAD_FRAME;
         let home = arch::with_call_reissued(&context.regs);
         let frame = arch::write_frame(frame_at, 0, &home, context.sigmask, &context.xstate);
-        self.poke(frame_at, &frame)?;
-        self.lay_slot(
-            at,
-            &[
-                (slot::OPS, self.base + scratch::THREAD_OPS),
-                (slot::LEAVE_SP, frame_at + 8),
-                (slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64),
-                (slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset()),
-            ],
-        )?;
         self.thread_requests += 1;
-        let request = self.thread_requests;
+        let slot = self.slot(&[
+            (slot::OPS, self.base + scratch::THREAD_OPS),
+            (slot::COUNT, batch.len() as u64),
+            (slot::REQUEST, self.thread_requests),
+            (slot::FAREWELL_OPS, self.base + scratch::THREAD_FAREWELL),
+            (slot::FAREWELL_COUNT, 1),
+            (slot::LEAVE_SP, frame_at + 8),
+            (slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64),
+            (slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset()),
+        ]);
         let place = self.thread_place();
-        self.submit(batch, &place, at, request)?;
+        let (ops, data) = self.encode(batch, &place)?;
+        // Nobody has left yet, and somebody is there: the process's own hand will wait.
+        let busy = [0; 16];
+        self.poke_all(&[
+            (self.base + scratch::LEFT, &busy),
+            (frame_at, &frame),
+            (place.ops, &ops),
+            (place.data, &data),
+            (at, &slot),
+        ])?;
         self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
         trace::resume(tid, 0)?;
         self.wait_announcement(tid)?;
-        self.fetch(batch, &place, at)?;
         context.write_back(tid)?;
+        if self.disturbs(context.sigmask) {
+            crate::stops::move_on(tid)?;
+        }
+        self.poke(self.base + scratch::BUSY, &NOBODY.to_le_bytes())?;
+        self.fetch(batch, &place, at)?;
         self.failed(batch)
-    }
-
-    /// Makes one system call outside the trampoline, through a `syscall; ret`
-    /// at `gadget`, and leaves the thread stopped behind it.
-    pub fn call_bare(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
-        let base = trace::registers(self.tid)?;
-        self.serving = false;
-        self.set_regs(&arch::for_call(&base, gadget, self.base + scratch::STACK_TOP - 64, nr as u64, args))?;
-        crate::stops::run_one_call(self.tid)
     }
 
     /// Makes a held thread of the process enter a call that sleeps, and
     /// interrupts it there; see [`crate::stops::run_until_asleep`].
     pub fn enter_call(&self, tid: i32, nr: i64, args: [u64; 6]) -> Result<i64> {
-        let at = self.base + scratch::CODE + arch::syscall_offset();
+        let code = self.base + scratch::CODE;
+        let at = code + arch::syscall_offset();
         let base = trace::registers(tid)?;
-        trace::set_registers(
-            tid,
-            &arch::for_call(&base, at, self.base + scratch::THREAD_STACK_TOP - 64, nr as u64, args),
-        )?;
+        // A parked thread that finishes the call alone goes on as it would have without it.
+        let stack = self.base + scratch::THREAD_STACK_TOP - 64;
+        self.poke(stack, &(code + arch::alone_offset()).to_le_bytes())?;
+        trace::set_registers(tid, &arch::for_call(&base, at, stack, nr as u64, args))?;
         self.block_all_in(tid)?;
         crate::stops::run_until_asleep(tid)
     }
@@ -359,32 +430,42 @@ impl Hand {
         }
     }
 
-    /// Lays the code and the main slot into the scratch mapping.
+    /// Lays the code, the main slot and the farewells into the scratch mapping.
     fn furnish(&mut self, leave_ip: u64, leave_sp: u64, leave_nr: u64) -> Result<()> {
-        self.poke(self.base + scratch::CODE, arch::code())?;
-        self.lay_slot(
-            self.base + scratch::SLOT,
-            &[
-                (slot::OPS, self.base + scratch::OPS),
-                (slot::FAREWELL_OPS, self.base + scratch::FAREWELL),
-                (slot::LEAVE_SP, leave_sp),
-                (slot::LEAVE_ARG0, self.base),
-                (slot::LEAVE_ARG1, self.len),
-                (slot::LEAVE_NR, leave_nr),
-                (slot::LEAVE_IP, leave_ip),
-            ],
-        )
+        let at = |offset: u64| self.base + offset;
+        let slot = self.slot(&[
+            (slot::OPS, at(scratch::OPS)),
+            (slot::VERDICT, at(scratch::VERDICT)),
+            (slot::FAREWELL_OPS, at(scratch::FAREWELL)),
+            (slot::FAREWELL_COUNT, OWN_FAREWELL),
+            (slot::LEAVE_SP, leave_sp),
+            (slot::LEAVE_ARG0, self.base),
+            (slot::LEAVE_ARG1, self.len),
+            (slot::LEAVE_NR, leave_nr),
+            (slot::LEAVE_IP, leave_ip),
+        ]);
+        let mut farewell = farewell::wait_for_leaver(self.base, 0, at(scratch::BUSY)).to_vec();
+        farewell.extend(farewell::grace(self.base, at(scratch::BUSY)));
+        let mut words = farewell::times(farewell::GRACE_OF_ONE);
+        words[1] = NOBODY as u64;
+        let words: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.poke_all(&[
+            (at(scratch::CODE), arch::code()),
+            (at(scratch::FAREWELL), &farewell),
+            (at(scratch::LEFT), &words),
+            (at(scratch::THREAD_FAREWELL), &farewell::say_left(self.base)),
+            (at(scratch::SLOT), &slot),
+        ])
     }
 
-    /// Writes a slot: these fields, the signal, and zero for the rest.
-    fn lay_slot(&self, at: u64, fields: &[(usize, u64)]) -> Result<()> {
+    /// The bytes of a slot: these fields, the signal, and zero for the rest.
+    pub(crate) fn slot(&self, fields: &[(usize, u64)]) -> Vec<u8> {
         let mut words = [0u64; slot::SIZE / 8];
         words[slot::SIGNAL / 8] = self.signal as u64;
         for &(field, value) in fields {
             words[field / 8] = value;
         }
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        self.poke(at, &bytes)
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
     }
 
     /// Points the stopped thread at the trampoline, to serve the batch that
@@ -396,15 +477,23 @@ impl Hand {
         self.block_all_in(tid)
     }
 
-    fn submit(&self, batch: &Batch, place: &Place, slot_at: u64, request: u64) -> Result<()> {
+    fn encode(&self, batch: &Batch, place: &Place) -> Result<(Vec<u8>, Vec<u8>)> {
         if !batch.fits(place) {
             return Err(Error::TooLarge { pid: self.pid, what: "batch" });
         }
-        let (ops, data) = batch.encode(place);
-        self.poke(place.ops, &ops)?;
-        self.poke(place.data, &data)?;
-        self.poke(slot_at + slot::COUNT as u64, &(batch.len() as u64).to_le_bytes())?;
-        self.poke(slot_at + slot::REQUEST as u64, &request.to_le_bytes())
+        Ok(batch.encode(place))
+    }
+
+    /// Lays a batch down. The number of the request comes last: until it is
+    /// there, a hand that is left alone sees nothing new.
+    fn submit(&self, batch: &Batch, place: &Place, slot_at: u64, request: u64) -> Result<()> {
+        let (ops, data) = self.encode(batch, place)?;
+        self.poke_all(&[
+            (place.ops, &ops),
+            (place.data, &data),
+            (slot_at + slot::COUNT as u64, &(batch.len() as u64).to_le_bytes()),
+            (slot_at + slot::REQUEST as u64, &request.to_le_bytes()),
+        ])
     }
 
     fn fetch(&self, batch: &mut Batch, place: &Place, slot_at: u64) -> Result<()> {
@@ -418,7 +507,7 @@ impl Hand {
         Ok(())
     }
 
-    fn set_regs(&self, regs: &Registers) -> Result<()> {
+    pub(crate) fn set_regs(&self, regs: &Registers) -> Result<()> {
         trace::set_registers(self.tid, regs)
     }
 
@@ -427,12 +516,15 @@ impl Hand {
     }
 
     fn block_all_in(&self, tid: i32) -> Result<()> {
-        let all_but_ours = !(1u64 << (self.signal - 1));
+        let all_but_ours = !bit(self.signal);
         trace::set_sigmask(tid, all_but_ours)
     }
 
     fn wait_announcement(&mut self, tid: i32) -> Result<()> {
         self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
+        if self.loud {
+            crate::stops::move_on(tid)?;
+        }
         Ok(())
     }
 
@@ -442,6 +534,12 @@ impl Hand {
             return Ok(());
         }
         memory::write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+    }
+
+    /// Writes pieces to the target's memory, in this order.
+    pub fn poke_all(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
+        let at = pieces.first().map_or(0, |p| p.0);
+        memory::write_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Reads from the target's memory.

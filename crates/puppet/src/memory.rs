@@ -20,3 +20,19 @@ pub fn read_spans(pid: i32, spans: &[Remote], buf: &mut [u8]) -> Result<usize, E
 pub fn write(pid: i32, at: u64, bytes: &[u8]) -> Result<(), Errno> {
     mem::write(id(pid)?, at, bytes)
 }
+
+/// Writes pieces that need not lie beside each other, in this order, with one
+/// call as long as the kernel takes so many: what is written stays a prefix of
+/// them should we die in between.
+pub fn write_pieces(pid: i32, pieces: &[(u64, &[u8])]) -> Result<(), Errno> {
+    let pid = id(pid)?;
+    for pieces in pieces.chunks(MAX_SPANS) {
+        let spans: Vec<Remote> =
+            pieces.iter().map(|(at, bytes)| Remote { address: *at, len: bytes.len() as u64 }).collect();
+        let bytes: Vec<u8> = pieces.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        if mem::write_spans(pid, &bytes, &spans)? != bytes.len() {
+            return Err(Errno::FAULT);
+        }
+    }
+    Ok(())
+}

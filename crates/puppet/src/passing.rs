@@ -58,19 +58,10 @@ impl Service {
     pub fn give(&self, hand: &mut Hand, files: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
         let mut numbers = Vec::with_capacity(files.len());
         for chunk in files.chunks(MOST) {
-            self.send(chunk)?;
+            send_files(&self.sender, chunk)?;
             numbers.extend(self.receive(hand, chunk.len())?);
         }
         Ok(numbers)
-    }
-
-    fn send(&self, files: &[BorrowedFd<'_>]) -> Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(files));
-        rustix::net::sendmsg(&self.sender, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
-            .map_err(|errno| Error::Own { what: "send files to a process", errno })?;
-        Ok(())
     }
 
     fn receive(&self, hand: &mut Hand, count: usize) -> Result<Vec<i32>> {
@@ -97,4 +88,14 @@ impl Service {
             .map(|c| i32::from_le_bytes(c.try_into().unwrap_or_default()))
             .collect())
     }
+}
+
+/// Sends descriptors into a socket.
+pub(crate) fn send_files(socket: &OwnedFd, files: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(files));
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
+        .map_err(|errno| Error::Own { what: "send files to a process", errno })?;
+    Ok(())
 }

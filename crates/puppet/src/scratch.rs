@@ -9,11 +9,15 @@
 //! | CODE    | the trampoline                                              |
 //! | SLOT    | the slot of the process's own hand                          |
 //! | FAREWELL| operations to run when nobody stands behind the hand        |
+//! | LEFT... | how many threads have left, and how long to wait for them    |
 //! | OPS     | the operations of the current batch                         |
 //! | DATA    | what those operations read and write                        |
 //! | STACK   | a stack, grows down from STACK_TOP                          |
 //! | THREAD  | the same again, small, for one further thread at a time     |
-//! | PARK    | one slot and frame per parked thread, from here on          |
+//! | VERDICT | a page of its own, shared by all hands of a tree if need be |
+//!
+//! Threads of a built process that wait for the verdict have rows in a mapping
+//! of their own, see `park`.
 
 /// Offset of the trampoline.
 pub const CODE: u64 = 0;
@@ -47,10 +51,24 @@ pub const THREAD_DATA_LEN: usize = 0xc00;
 pub const THREAD_FRAME: u64 = 0x20000;
 /// Top of its stack.
 pub const THREAD_STACK_TOP: u64 = 0x25000;
-/// Length of the mapping without parked threads.
-pub const LEN: u64 = 0x25000;
+/// The page with the verdict word.
+pub const VERDICT: u64 = 0x25000;
+/// Length of the mapping, the verdict's page included.
+pub const LEN: u64 = 0x26000;
 
-/// The verdict word: what a hand does when nobody stands behind it.
+/// A futex word: how many of the process's other threads have left for home.
+pub const LEFT: u64 = 0x1e00;
+/// Negative while no other thread is in the mapping.
+pub const BUSY: u64 = 0x1e08;
+/// `struct timespec`: how long to wait for another thread to leave.
+pub const PATIENCE: u64 = 0x1e10;
+/// `struct timespec`: how long its last steps may take after it has said so.
+pub const GRACE: u64 = 0x1e20;
+/// The farewell operation of another thread: it says that it leaves.
+pub const THREAD_FAREWELL: u64 = 0x1e40;
+
+/// The verdict word, for a hand with nobody behind it: go home. Zero says the
+/// same.
 pub const VERDICT_GO_ON: u32 = 1;
 /// The verdict word: end the process.
 pub const VERDICT_DIE: u32 = 2;
@@ -107,7 +125,8 @@ pub mod op {
     pub const MAY_FAIL: u64 = 0x100;
 }
 
-const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= OPS as usize);
+const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= LEFT as usize);
+const _: () = assert!(THREAD_FAREWELL as usize + op::SIZE <= OPS as usize);
 const _: () = assert!(OPS as usize + OPS_MAX * op::SIZE <= DATA as usize);
 const _: () = assert!(DATA as usize + DATA_LEN < STACK_TOP as usize - 0x1000);
 const _: () = assert!(THREAD_OPS as usize + THREAD_OPS_MAX * op::SIZE <= THREAD_DATA as usize);

@@ -1,7 +1,8 @@
 //! The birth of the first process of a restored tree.
 //!
 //! The scratch mapping is made in this process, at the address where every
-//! process of the tree will have it, and the child inherits it. From then on
+//! process of the tree will have it, and the child inherits it, with the page
+//! of the verdict that [`crate::Verdict::inherited`] has put there. From then on
 //! the child is a hand like any other, and everything that it had from us is
 //! taken away by its own batches.
 
@@ -19,7 +20,7 @@ fn map_scratch(base: u64) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: MAP_FIXED_NOREPLACE changes no existing mapping, and nothing in
     // this process refers to the new one.
-    let got = unsafe { libc::mmap(base as *mut _, scratch::LEN as usize, prot, flags, -1, 0) };
+    let got = unsafe { libc::mmap(base as *mut _, scratch::VERDICT as usize, prot, flags, -1, 0) };
     if got == libc::MAP_FAILED {
         let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOMEM);
         return Err(Error::Own { what: "map working memory for the first process", errno });
@@ -29,7 +30,7 @@ fn map_scratch(base: u64) -> Result<()> {
 
 fn unmap_scratch(base: u64) {
     // SAFETY: exactly the mapping that `map_scratch` made, used by nobody here.
-    unsafe { libc::munmap(base as *mut _, scratch::LEN as usize) };
+    unsafe { libc::munmap(base as *mut _, scratch::VERDICT as usize) };
 }
 
 /// Creates a process with this pid, held and dying with us, and makes a hand

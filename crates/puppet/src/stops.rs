@@ -29,6 +29,9 @@ pub const BUILD: Options = Options::TRACESYSGOOD
     .union(Options::TRACEVFORK)
     .union(Options::TRACECLONE);
 
+/// To be added for a thread whose process is to end should we.
+pub const DIES_WITH_US: Options = Options::EXITKILL;
+
 /// To be added for a thread whose seccomp filters must not see what its hand
 /// does.
 pub const SUSPEND_SECCOMP: Options = Options::SUSPEND_SECCOMP;
@@ -182,6 +185,15 @@ pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {
             _ => trace::resume(tid, 0)?,
         }
     }
+}
+
+/// Moves a thread from a stop before a signal, which it would get should we
+/// die, on to one that leaves no trace. It runs nothing of its own meanwhile.
+pub fn move_on(tid: i32) -> Result<()> {
+    let failed = |errno| Error::Ptrace { tid, op: "interrupt", errno };
+    trace::interrupt(tid).map_err(failed)?;
+    trace::resume(tid, 0)?;
+    wait_newborn(tid)
 }
 
 fn is_fault(signal: i32) -> bool {

@@ -4,6 +4,7 @@
 pub mod clocks;
 pub mod credentials;
 pub mod extras;
+pub mod filter;
 pub mod limits;
 pub mod restart;
 pub mod seccomp;

@@ -71,6 +71,20 @@ pub fn build_actions(pid: i32, b: &mut Batch, actions: &[SaEntry]) -> Result<()>
     Ok(())
 }
 
+/// The signals that actions catch, bit n-1 for signal n.
+#[must_use]
+pub fn caught(actions: &[SaEntry]) -> u64 {
+    // SIG_DFL is 0, SIG_IGN is 1.
+    signals().zip(actions).filter(|(_, a)| a.sigaction > 1).fold(0, |set, (signal, _)| set | 1 << (signal - 1))
+}
+
+/// The signals that wait in a queue, bit n-1 for signal n.
+#[must_use]
+pub fn waiting(queue: Option<&SignalQueueEntry>) -> u64 {
+    let numbers = queue.into_iter().flat_map(|q| &q.signals).filter_map(|s| s.siginfo.first_chunk::<4>());
+    numbers.map(|n| i32::from_le_bytes(*n)).filter(|n| (1..=64).contains(n)).fold(0, |set, n| set | 1 << (n - 1))
+}
+
 /// How many signals one batch sends: what a thread's slot has room for.
 const SENT_AT_ONCE: usize = 16;
 

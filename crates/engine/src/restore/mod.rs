@@ -7,7 +7,7 @@ mod births;
 mod descriptors;
 mod resume;
 
-use crate::attributes::{limits, task, timers};
+use crate::attributes::{limits, signals, task, timers};
 use crate::files::{Build, Settle, kind_of};
 use crate::memory::{self, AllExtras, Shape, SharedBuild, status};
 use crate::plan::{Plan, ProcessPlan};
@@ -16,7 +16,7 @@ use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Hand, scratch};
+use cryonaut_puppet::{Hand, Verdict, scratch};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -60,6 +60,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let base = shape.free(scratch::LEN + (1 << 20)).ok_or_else(no_room)?;
     let detour = base + scratch::LEN + 4096;
 
+    let verdict = Verdict::inherited(base)?;
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan))?;
     let mut build = Build::new(&images, options, &plan.files);
@@ -94,7 +95,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     drop(shared);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
-    resume::resume_all(nursery, &plan, &service, options)?;
+    resume::resume_all(nursery, &plan, &service, options, &verdict)?;
     options.hook.call(Moment::PostResume, plan.root)?;
     Ok(RestoreReport {
         root_pid: plan.root,
@@ -199,6 +200,7 @@ fn settle(
 /// Threads and attributes of one process, short of what resuming does.
 fn finish_process(nursery: &mut Nursery, process: &ProcessPlan, service: &Service) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
+    hand.hush(signals_in_use(process))?;
     if let Some(tc) = &process.core.tc {
         task::build(hand, service, tc)?;
         if let Some(rlimits) = &tc.rlimits {
@@ -210,4 +212,14 @@ fn finish_process(nursery: &mut Nursery, process: &ProcessPlan, service: &Servic
         timers::create(hand, all)?;
     }
     Ok(())
+}
+
+/// The signals that a process catches or has waiting, bit n-1 for signal n.
+fn signals_in_use(process: &ProcessPlan) -> u64 {
+    let tc = process.core.tc.as_ref();
+    let mut set = tc.map_or(0, |tc| signals::caught(&tc.sigactions) | signals::waiting(tc.signals_s.as_ref()));
+    for core in process.threads.iter().map(|(_, core)| core).chain([&process.core]) {
+        set |= signals::waiting(core.thread_core.as_ref().and_then(|t| t.signals_p.as_ref()));
+    }
+    set
 }

@@ -3,45 +3,144 @@
 
 use super::{Nursery, births, descriptors};
 use crate::arch;
-use crate::attributes::{credentials, extras, restart, seccomp, signals, task, thread, timers};
+use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, task, thread, timers};
 use crate::plan::{Plan, ProcessPlan};
-use crate::{Error, Object, RestoreOptions, Result};
+use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, SignalQueueEntry};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::proc::maps::{Perms, Vma};
+use cryonaut_kernel::proc::status::Seccomp;
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Context, Hand, memory, stops, trace};
-use std::collections::HashMap;
+use cryonaut_puppet::arch as puppet_arch;
+use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Verdict, find_doorway, stops, trace};
 
 /// Lets the whole tree run.
-pub fn resume_all(mut nursery: Nursery, plan: &Plan, service: &Service, options: &RestoreOptions) -> Result<()> {
+///
+/// A single process gets its final state while it still dies with us, and the
+/// verdict is that the last of its threads no longer does. Of several, all
+/// threads are parked first: they no longer die with us, but obey the verdict,
+/// which is one store; after it, they need us only for the niceties.
+pub fn resume_all(
+    mut nursery: Nursery,
+    plan: &Plan,
+    service: &Service,
+    options: &RestoreOptions,
+    verdict: &Verdict,
+) -> Result<()> {
     let have = Task::current()?.status()?.caps.bounding;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
-    for process in &living {
+    let mut doors = DoorMaps::default();
+    let mut ready = Vec::new();
+    for process in living {
         let hand = nursery.hand(process.pid())?;
         descriptors::withdraw(hand, service)?;
         threads_of(hand, process, plan, have)?;
-    }
-    // From here on nothing is left to fail but ptrace itself.
-    for process in &living {
-        let hand = nursery.hand(process.pid())?;
-        let results = reenter_calls(hand, process, plan)?;
-        strip(hand)?;
-        set_state(process, plan, &results)?;
-    }
-    for process in &living {
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
-        if let Some(signal) = stop {
-            stops::send(process.pid(), signal)?;
-        }
+        ready.push(Ready { process, homes: homes(process, plan)?, door: door_of(hand, process, &mut doors)?, stop });
     }
-    for process in &living {
-        nursery.hands.remove(&process.pid());
-        for (tid, _) in cores(process) {
-            trace::detach(tid)?;
-        }
+    if let [only] = ready.as_slice() {
+        only.finish(nursery.hand(only.process.pid())?, plan)?;
+        only.survive_us()?;
+        nursery.hands.clear();
+        return only.let_go();
     }
-    Ok(())
+    for one in &ready {
+        one.park(nursery.hand(one.process.pid())?, plan)?;
+    }
+    for one in &ready {
+        one.survive_us()?;
+    }
+    verdict.go_on();
+    // From here on nothing may take the tree away again, so no failure ends this: the others still have to be let go.
+    let mut hands = std::mem::take(&mut nursery.hands);
+    let mut failures = Vec::new();
+    for one in &ready {
+        let finished = hands.get_mut(&one.process.pid()).map_or(Ok(()), |hand| one.finish(hand, plan));
+        failures.extend(finished.err());
+    }
+    for one in &ready {
+        failures.extend(one.let_go().err());
+    }
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// A process of which nothing is missing but that it runs.
+struct Ready<'a> {
+    process: &'a ProcessPlan,
+    /// Final state of each thread, the leader's first; then in the order of their creation.
+    homes: Vec<(i32, Context)>,
+    door: Doorway,
+    /// The signal that is to stop it.
+    stop: Option<i32>,
+}
+
+impl Ready<'_> {
+    /// Whether filters of it would not let its threads go home alone.
+    fn is_confined(&self) -> bool {
+        let mode = |core: &CoreEntry| match core.thread_core.as_ref().and_then(|t| t.seccomp_mode) {
+            None | Some(0) => Seccomp::Disabled,
+            Some(1) => Seccomp::Strict,
+            Some(_) => Seccomp::Filter,
+        };
+        cores(self.process).any(|(tid, core)| !filter::lets_go_home(tid, mode(core)))
+    }
+
+    /// From here on it obeys the verdict when it is let go.
+    fn park(&self, hand: &mut Hand, plan: &Plan) -> Result<()> {
+        let mut others = self.homes.clone();
+        for (tid, context) in &mut others {
+            // Without us, nobody enters the call with what is left of its time: it begins anew.
+            if let Some(restart) = plan.extras.get(tid).and_then(|e| e.restart) {
+                puppet_arch::begin_anew(&mut context.regs, restart.number);
+            }
+        }
+        let (_, own) = others.remove(0);
+        hand.park(&self.door, &Homes { own, others }, self.is_confined())?;
+        // It has to be sent again later: it does not last through what the hand still runs.
+        self.send_stop()
+    }
+
+    /// It no longer dies with us. The kernel lets go in the reverse order of
+    /// creation, so as long as the last thread dies with us, all do.
+    fn survive_us(&self) -> Result<()> {
+        for (tid, core) in cores(self.process) {
+            let filters = if has_filters(core) { stops::SUSPEND_SECCOMP } else { stops::VISIT };
+            trace::set_options(tid, stops::VISIT | filters)?;
+        }
+        Ok(())
+    }
+
+    /// Calls that were interrupted, and the final state of all threads; the hand's process loses the scratch mapping.
+    fn finish(&self, hand: &mut Hand, plan: &Plan) -> Result<()> {
+        for (tid, context) in self.homes.iter().skip(1) {
+            let result = self.reenter(hand, *tid, plan)?;
+            set_state(hand, *tid, context, result)?;
+        }
+        hand.clear_rows()?;
+        let (tid, context) = &self.homes[0];
+        let result = self.reenter(hand, *tid, plan)?;
+        hand.strip(&self.door)?;
+        set_state(hand, *tid, context, result)
+    }
+
+    /// A call that continues through the kernel's restart block is entered
+    /// again. Returns what the result register is to hold then.
+    fn reenter(&self, hand: &Hand, tid: i32, plan: &Plan) -> Result<Option<u64>> {
+        let Some(restart) = plan.extras.get(&tid).and_then(|e| e.restart) else { return Ok(None) };
+        let core = cores(self.process).find(|(t, _)| *t == tid).map(|(_, core)| core);
+        core.map(|core| restart::reenter(hand, tid, core, restart)).transpose()
+    }
+
+    fn send_stop(&self) -> Result<()> {
+        Ok(self.stop.map_or(Ok(()), |signal| stops::send(self.process.pid(), signal))?)
+    }
+
+    fn let_go(&self) -> Result<()> {
+        let mut result = self.send_stop();
+        for (tid, _) in &self.homes {
+            result = result.and(trace::detach(*tid).map_err(Error::from));
+        }
+        result
+    }
 }
 
 /// Everything that each thread does itself, the leader last: the actions and
@@ -121,72 +220,61 @@ fn last_batch(core: &CoreEntry, process: &ProcessPlan, plan: &Plan, have: u64) -
 
 /// A thread's filters must not judge the calls that are still made in it.
 fn suspend_seccomp(tid: i32, core: &CoreEntry) -> Result<()> {
-    let has = core.thread_core.as_ref().and_then(|t| t.seccomp_mode).is_some_and(|m| m != 0);
-    if has {
+    if has_filters(core) {
         trace::set_options(tid, stops::BUILD | stops::SUSPEND_SECCOMP)?;
     }
     Ok(())
 }
 
-/// Calls that continue through the kernel's restart block are entered again.
-/// Returns what the result register of each such thread is to hold.
-fn reenter_calls(hand: &Hand, process: &ProcessPlan, plan: &Plan) -> Result<HashMap<i32, u64>> {
-    let mut results = HashMap::new();
-    for (tid, core) in cores(process) {
-        if let Some(restart) = plan.extras.get(&tid).and_then(|e| e.restart) {
-            results.insert(tid, restart::reenter(hand, tid, core, restart)?);
-        }
-    }
-    Ok(results)
+fn has_filters(core: &CoreEntry) -> bool {
+    core.thread_core.as_ref().and_then(|t| t.seccomp_mode).is_some_and(|m| m != 0)
 }
 
 fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
     std::iter::once((process.pid(), &process.core)).chain(process.threads.iter().map(|(t, c)| (*t, c)))
 }
 
-/// Removes the scratch mapping, through a system call instruction of the
-/// process's own text.
-fn strip(hand: &mut Hand) -> Result<()> {
-    let pid = hand.pid();
-    let task = Task::open(crate::freeze::pid_of(pid)?)?;
-    let scratch = hand.scratch();
-    let maps = task.maps()?;
-    let outside = maps.iter().filter(|v| v.perms.contains(Perms::EXEC) && !scratch.contains(&v.start));
-    let instruction = outside.rev().find_map(|v| find_syscall(pid, v)).ok_or_else(|| {
-        Error::unsupported(Object::Process(pid), "no executable mapping of it contains a system call instruction", "")
-    })?;
-    let len = scratch.end - scratch.start;
-    let got = hand.call_bare(instruction, libc::SYS_munmap, [scratch.start, len, 0, 0, 0, 0])?;
-    if got != 0 {
-        let errno = rustix::io::Errno::from_raw_os_error(-got as i32);
-        return Err(Error::kernel(Object::Process(pid), "unmap the working memory", errno));
-    }
-    Ok(())
-}
-
-fn find_syscall(pid: i32, vma: &Vma) -> Option<u64> {
-    let mut text = vec![0; (vma.end - vma.start).min(1 << 16) as usize];
-    memory::read(pid, vma.start, &mut text).ok()?;
-    text.windows(2).position(|w| w == [0x0f, 0x05]).map(|at| vma.start + at as u64)
-}
-
-/// Extended state, signal mask and registers of every thread.
-fn set_state(process: &ProcessPlan, plan: &Plan, results: &HashMap<i32, u64>) -> Result<()> {
+/// Final registers, signal mask and extended state of every thread.
+fn homes(process: &ProcessPlan, plan: &Plan) -> Result<Vec<(i32, Context)>> {
+    let mut all = Vec::with_capacity(1 + process.threads.len());
     for (tid, core) in cores(process) {
         let info = arch::info_of(tid, core)?;
+        let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
         let mut regs = arch::registers(tid, info)?;
         if let Some(interruption) = plan.extras.get(&tid).and_then(|e| e.interruption) {
             arch::unsettle_call(&mut regs, interruption);
         }
-        if let Some(result) = results.get(&tid) {
-            regs.rax = *result;
-        }
-        let area = arch::extended_state(tid, info, &trace::xstate(tid)?)?;
-        let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
-        let mask = mask.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
-        trace::set_xstate(tid, &area)?;
-        trace::set_sigmask(tid, mask)?;
-        trace::set_registers(tid, &regs)?;
+        let context = Context {
+            regs,
+            sigmask: mask.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0),
+            xstate: arch::extended_state(tid, info, &trace::xstate(tid)?)?,
+        };
+        trace::set_xstate(tid, &context.xstate)?;
+        all.push((tid, context));
+    }
+    Ok(all)
+}
+
+/// How the scratch mapping is left for good: through instructions of the process itself.
+fn door_of(hand: &Hand, process: &ProcessPlan, seen: &mut DoorMaps) -> Result<Doorway> {
+    let pid = process.pid();
+    let scratch = hand.scratch();
+    let mut maps = Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
+    maps.retain(|v| !scratch.contains(&v.start));
+    let regs = arch::registers(pid, arch::info_of(pid, &process.core)?)?;
+    Ok(find_doorway(seen, pid, &maps, regs.rsp, trace::xstate(pid)?.len())?)
+}
+
+/// Signal mask and registers of a thread. The mask first, as for a visitor: see [`Context::write_back`].
+fn set_state(hand: &Hand, tid: i32, home: &Context, result: Option<u64>) -> Result<()> {
+    let mut regs = home.regs;
+    if let Some(result) = result {
+        regs.rax = result;
+    }
+    trace::set_sigmask(tid, home.sigmask)?;
+    trace::set_registers(tid, &regs)?;
+    if result.is_none() && hand.disturbs(home.sigmask) {
+        stops::move_on(tid)?;
     }
     Ok(())
 }

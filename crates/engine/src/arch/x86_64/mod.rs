@@ -10,6 +10,10 @@ use cryonaut_puppet::arch::Registers;
 /// The architecture's tag in a core record.
 pub const MARCH: core_entry::March = core_entry::March::X8664;
 
+/// `AUDIT_ARCH_X86_64`, by which a seccomp filter knows the architecture
+/// (linux/audit.h).
+pub const AUDIT_ARCH: u32 = 0xc000_003e;
+
 /// Entries of the GDT that a thread may fill by `set_thread_area`; 64-bit
 /// programs do not.
 const TLS_ENTRIES: std::ops::RangeInclusive<u32> = 12..=14;

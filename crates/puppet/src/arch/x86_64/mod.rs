@@ -6,7 +6,7 @@ mod trampoline;
 
 pub use frame::{FRAME_HEAD, frame_len, write_frame, write_step_frame, xstate_align};
 pub use gadgets::{Gadgets, find_gadgets, spare_gadgets};
-pub use trampoline::{code, die_offset, serve_offset, syscall_offset};
+pub use trampoline::{alone_offset, code, die_offset, serve_offset, syscall_offset};
 
 /// The general registers as `PTRACE_GETREGS` gives them.
 pub type Registers = libc::user_regs_struct;
@@ -48,6 +48,13 @@ pub fn with_call_reissued(regs: &Registers) -> Registers {
     out
 }
 
+/// Makes a thread that stands behind a call one that waits in it, call `nr`,
+/// for [`with_call_reissued`].
+pub fn begin_anew(regs: &mut Registers, nr: i64) {
+    regs.orig_rax = nr as u64;
+    regs.rax = ERESTART_RESTARTBLOCK as u64;
+}
+
 /// Waits that the kernel ends with EINTR when a thread is stopped, although no
 /// signal was delivered (signal(7), "Interruption of system calls and library
 /// functions by stop signals").
@@ -61,11 +68,14 @@ const ENDED_BY_A_STOP: [i64; 6] = [
 ];
 
 /// Makes such a wait one that the kernel starts again unless a signal with a
-/// handler comes first, so that the program never sees our interruption.
-pub fn undo_interruption(regs: &mut Registers) {
-    if regs.rax as i64 == -i64::from(libc::EINTR) && ENDED_BY_A_STOP.contains(&(regs.orig_rax as i64)) {
+/// handler comes first, so that the program never sees our interruption. Says
+/// whether it was one.
+pub fn undo_interruption(regs: &mut Registers) -> bool {
+    let ended = regs.rax as i64 == -i64::from(libc::EINTR) && ENDED_BY_A_STOP.contains(&(regs.orig_rax as i64));
+    if ended {
         regs.rax = ERESTARTNOHAND as u64;
     }
+    ended
 }
 
 /// Number and arguments of the call that a thread was in.

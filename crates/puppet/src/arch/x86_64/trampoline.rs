@@ -96,6 +96,8 @@ global_asm!(
     "39:",
     "ret",
     // Nobody is there. Verdict 2: die; else undo and go back.
+    ".globl cryonaut_trampoline_alone",
+    "cryonaut_trampoline_alone:",
     "60:",
     "mov rax, qword ptr [rbx + {slot_verdict}]",
     "test rax, rax",
@@ -161,6 +163,7 @@ global_asm!(
 unsafe extern "C" {
     static cryonaut_trampoline_start: u8;
     static cryonaut_trampoline_serve: u8;
+    static cryonaut_trampoline_alone: u8;
     static cryonaut_trampoline_die: u8;
     static cryonaut_trampoline_syscall: u8;
     static cryonaut_trampoline_end: u8;
@@ -174,6 +177,12 @@ fn offset(symbol: *const u8) -> u64 {
 #[must_use]
 pub fn serve_offset() -> u64 {
     offset(&raw const cryonaut_trampoline_serve)
+}
+
+/// Where a thread waits that is to obey the verdict once it is alone.
+#[must_use]
+pub fn alone_offset() -> u64 {
+    offset(&raw const cryonaut_trampoline_alone)
 }
 
 /// Where a thread is sent that must end its process at once.
