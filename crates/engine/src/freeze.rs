@@ -96,7 +96,8 @@ impl Frozen {
     /// Freezes `root` and everything below it. Waits at most `limit` for each
     /// thread.
     pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
-        let mut frozen = Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default(), verdict: None };
+        let mut frozen =
+            Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default(), verdict: None };
         frozen.take(root, 0, limit)?;
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.

@@ -168,10 +168,8 @@ impl Exchange {
         let descriptor = Arg::Load(self.control.at(CONTROL_HEAD));
         let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
         let at = hand.base + scratch::VERDICT;
-        second.call(
-            libc::SYS_mmap,
-            [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), descriptor, 0.into()],
-        );
+        second
+            .call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), descriptor, 0.into()]);
         second.attempt(libc::SYS_close, [descriptor]);
         second.attempt(libc::SYS_close, [mine.into()]);
         second.attempt(libc::SYS_close, [theirs.into()]);

@@ -9,8 +9,8 @@ use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, SignalQueueEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::status::Seccomp;
-use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::arch as puppet_arch;
+use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Verdict, find_doorway, stops, trace};
 
 /// Lets the whole tree run.
