@@ -246,6 +246,7 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
         let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
         writer.append(&entry)?;
     }
+    cx.images.complete(writer);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::dir::{self, Dir};
 use crate::entry_writer::EntryWriter;
 use crate::error::{Error, Result};
+use crate::finisher::Finisher;
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
 use crate::shape::Record;
@@ -45,6 +46,8 @@ pub struct CommitOptions {
 /// threads. Dropped without [`DumpDir::commit`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct DumpDir {
+    /// Dropped first: it must not write any more when the files are removed.
+    finisher: Finisher,
     staging: Staging,
     files: Mutex<BTreeMap<String, Content>>,
 }
@@ -76,7 +79,7 @@ impl DumpDir {
             Err(source) => return Err(Error::io("create the directory", path, source)),
         };
         let staging = Staging::create(Dir::open(path)?, made)?;
-        Ok(Self { staging, files: Mutex::default() })
+        Ok(Self { staging, files: Mutex::default(), finisher: Finisher::default() })
     }
 
     /// The directory as it was named to [`DumpDir::create`].
@@ -109,7 +112,10 @@ impl DumpDir {
     /// # Errors
     /// [`Error::Misuse`] if the kind holds no messages, or does not go with `id`.
     pub fn entry_file(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<EntryWriter> {
-        let name = kind.file_name(id)?;
+        self.entry_file_named(kind, kind.file_name(id)?)
+    }
+
+    fn entry_file_named(&self, kind: ImageKind, name: String) -> Result<EntryWriter> {
         let path = self.path_of(&name);
         if kind.records().is_empty() || kind.is_service() {
             return Err(Error::misuse(path, "not a file of an image's messages"));
@@ -146,11 +152,30 @@ impl DumpDir {
     /// # Errors
     /// As for [`DumpDir::append`]; also if the file has been written already.
     pub fn write_one<M: Record>(&self, kind: ImageKind, id: impl Into<Option<u64>>, message: &M) -> Result<()> {
-        let id = id.into();
-        if self.files().contains_key(&kind.file_name(id)?) {
-            return Err(Error::misuse(self.path_of(&kind.file_name(id)?), "written twice"));
+        self.complete(self.begin(kind, id, message)?);
+        Ok(())
+    }
+
+    /// Begins a file with its first message.
+    pub(crate) fn begin<M: Record>(
+        &self,
+        kind: ImageKind,
+        id: impl Into<Option<u64>>,
+        message: &M,
+    ) -> Result<EntryWriter> {
+        let name = kind.file_name(id.into())?;
+        if self.files().contains_key(&name) {
+            return Err(Error::misuse(self.path_of(&name), "written twice"));
         }
-        self.entry_file(kind, id)?.append(message)
+        let writer = self.entry_file_named(kind, name)?;
+        writer.append(message)?;
+        Ok(writer)
+    }
+
+    /// Says that a file is whole. A thread of our own puts it on the file system
+    /// meanwhile; should that fail, the commit tells.
+    pub fn complete(&self, file: EntryWriter) {
+        self.finisher.take(file);
     }
 
     /// Makes a file of raw data, open for reading and writing. It may be handed
@@ -216,6 +241,7 @@ impl DumpDir {
             return Err(Error::misuse(self.path_of(&inventory), "an image needs an inventory"));
         }
 
+        self.finisher.finish();
         let mut sums = BTreeMap::new();
         let mut names: Vec<String> = contents.keys().cloned().collect();
         for (name, content) in contents {

@@ -39,13 +39,25 @@ struct EntryFile {
     hasher: Box<blake3::Hasher>,
     /// Why the file can take nothing more, if so.
     closed: Option<&'static str>,
+    /// Once it is whole.
+    sum: Option<FileSum>,
+    /// Why it could not be completed, until that is told.
+    failed: Option<Error>,
 }
 
 impl EntryWriter {
     /// Begins a file; `path` is where it will be after the commit.
     pub(crate) fn new(kind: ImageKind, dir: Arc<Dir>, name: String, path: PathBuf) -> Self {
-        let file =
-            EntryFile { name, path, pending: kind.header().bytes(), written: 0, hasher: Box::default(), closed: None };
+        let file = EntryFile {
+            name,
+            path,
+            pending: kind.header().bytes(),
+            written: 0,
+            hasher: Box::default(),
+            closed: None,
+            sum: None,
+            failed: None,
+        };
         Self { kind, dir, file: Arc::new(Mutex::new(file)) }
     }
 
@@ -132,13 +144,21 @@ impl EntryWriter {
         file.written + file.pending.len() as u64
     }
 
-    /// Writes out all there is and takes nothing more.
+    /// Writes out all there is and takes nothing more. Asked again, it answers
+    /// the same.
     pub(crate) fn close(&self) -> Result<FileSum> {
         let mut file = self.lock();
-        file.check_open()?;
-        file.spill(&self.dir)?;
-        file.closed = Some("the image was committed");
-        Ok(FileSum::new(file.written, Some(file.hasher.finalize())))
+        match file.failed.take() {
+            None => file.complete(&self.dir),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// The same, for a caller that has nobody to tell of a failure: the next
+    /// [`EntryWriter::close`] tells it.
+    pub(crate) fn close_early(&self) {
+        let mut file = self.lock();
+        file.failed = file.complete(&self.dir).err();
     }
 }
 
@@ -148,6 +168,19 @@ impl EntryFile {
             None => Ok(()),
             Some(why) => Err(Error::misuse(&self.path, format!("cannot take more: {why}"))),
         }
+    }
+
+    fn complete(&mut self, dir: &Dir) -> Result<FileSum> {
+        if let Some(sum) = &self.sum {
+            return Ok(sum.clone());
+        }
+        self.check_open()?;
+        self.spill(dir)?;
+        self.pending = Vec::new();
+        self.closed = Some("it is complete");
+        let sum = FileSum::new(self.written, Some(self.hasher.finalize()));
+        self.sum = Some(sum.clone());
+        Ok(sum)
     }
 
     fn put_message(&mut self, kind: ImageKind, shape: &Shape, bytes: &[u8]) -> Result<()> {

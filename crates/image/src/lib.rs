@@ -27,6 +27,7 @@ mod dump_dir;
 mod entry_reader;
 mod entry_writer;
 mod error;
+mod finisher;
 mod image_dir;
 mod kind;
 mod manifest;

@@ -206,9 +206,9 @@ impl PagemapWriter {
     /// # Errors
     /// As for [`DumpDir::write_one`].
     pub fn create(dump: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
-        dump.write_one(kind, id, &PagemapHead { pages_id })?;
+        let writer = dump.begin(kind, id, &PagemapHead { pages_id })?;
         let path = dump.path().join(kind.file_name(id)?);
-        Ok(Self { writer: dump.entry_file(kind, id)?, path, last: None, offset: 0 })
+        Ok(Self { writer, path, last: None, offset: 0 })
     }
 
     /// Adds pages; addresses must ascend. Returns where present pages belong in
