@@ -172,7 +172,10 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
         explain(&workload, "checkpoint", blow, struck)?;
         let fate = settle(&workload, &before, Picture::of);
         match explain(&workload, "checkpoint", blow, fate)? {
-            Fate::Unharmed => {}
+            Fate::Unharmed => {
+                let left = nothing_hidden(&images);
+                explain(&workload, "checkpoint", blow, left)?;
+            }
             Fate::Gone => {
                 let left = workload.bury(dead);
                 let seen = all_gone(&left, &images).and_then(|()| no_complaint(&workload));
@@ -191,7 +194,28 @@ fn all_gone(left: &[Pid], images: &Path) -> Result<(), String> {
     if !images.join("inventory.img").exists() {
         return Err("the tree is gone and there is no image".into());
     }
-    Ok(())
+    nothing_hidden(images)
+}
+
+/// The directory of an image holds a whole image, or nothing of ours at all.
+fn nothing_hidden(images: &Path) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        let names: Vec<String> = fs::read_dir(images)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        let whole = names.iter().any(|name| name == "inventory.img");
+        if names.is_empty() || whole && !names.iter().any(|name| name.starts_with('.')) {
+            return Ok(());
+        }
+        if begun.elapsed() > LIMIT {
+            return Err(format!("files are left behind: {names:?}"));
+        }
+        sleep(Duration::from_millis(1));
+    }
 }
 
 fn checkpoint_course(workload: &mut Workload) -> Result<Course, Failure> {

@@ -10,10 +10,13 @@ use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry};
-use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind};
+use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, is_part_of_an_image};
+use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_puppet::Batch;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use rustix::time::{ClockId, clock_gettime};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let begun = Instant::now();
     refuse_ourselves(pid)?;
     options.hook.call(Moment::PreDump, pid)?;
+    let _janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
@@ -68,6 +72,22 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     }
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Who removes what we have written, should we be killed. Without one, the
+/// next checkpoint into the same directory does.
+fn janitor(dir: &Path) -> Result<Option<Janitor>> {
+    let leavings = Leavings::of(dir)?;
+    let (Ok(directory), Ok(hidden), Ok(mark)) = (
+        CString::new(std::path::absolute(dir).unwrap_or_default().into_os_string().into_vec()),
+        CString::new(leavings.hidden),
+        CString::new(leavings.inventory),
+    ) else {
+        return Ok(None);
+    };
+    let ours = if leavings.visible { is_part_of_an_image } else { |_: &[u8]| false };
+    let duty = Duty { directory, hidden, mark, ours, whole: leavings.directory };
+    Ok(Janitor::hire(&duty).inspect_err(|e| tracing::warn!("nobody would clear up behind us: {e}")).ok())
 }
 
 fn commit(images: DumpDir, durability: Durability) -> Result<()> {

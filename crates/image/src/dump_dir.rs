@@ -18,7 +18,7 @@ use crate::finisher::Finisher;
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
 use crate::shape::Record;
-use crate::staging::Staging;
+use crate::staging::{PREFIX, Staging, belongs_to_image};
 
 /// What survives a crash of the machine right after the commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,6 +58,46 @@ enum Content {
     Raw { pages: bool },
     Done(FileSum),
     Link,
+}
+
+/// What a dump by this process into a directory would leave there if it were
+/// killed, for somebody who clears up behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leavings {
+    /// How the names of its hidden directories begin.
+    pub hidden: String,
+    /// The file that makes the image one.
+    pub inventory: String,
+    /// Whether files are written under their own names before there is an
+    /// image: those that [`is_part_of_an_image`] would be of this dump alone.
+    pub visible: bool,
+    /// Whether the directory itself would be of this dump.
+    pub directory: bool,
+}
+
+impl Leavings {
+    /// Looks at the directory before [`DumpDir::create`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
+        let there = match Dir::open(path) {
+            Ok(dir) => Some(dir.names()?),
+            Err(_) if !path.exists() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            hidden: format!("{PREFIX}{}-", std::process::id()),
+            inventory: ImageKind::Inventory.file_name(None)?,
+            visible: there.iter().flatten().all(|name| !belongs_to_image(name)),
+            directory: there.is_none(),
+        })
+    }
+}
+
+/// Whether a file of this name is part of an image. Does not allocate.
+pub fn is_part_of_an_image(name: &[u8]) -> bool {
+    std::str::from_utf8(name).is_ok_and(belongs_to_image)
 }
 
 /// Name of the link to the image that this one builds on.

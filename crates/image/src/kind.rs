@@ -218,7 +218,7 @@ impl ImageKind {
     /// The kind and number of a file, judged by its name; `None` for files that
     /// are no part of an image.
     ///
-    /// Of two kinds with the same name, it is the one of today's format.
+    /// Of two kinds with the same name, it is the one of today's format. Does not allocate.
     pub fn from_file_name(name: &str) -> Option<(Self, Option<u64>)> {
         Self::ALL.iter().find_map(|&kind| {
             let pattern = kind.facts().pattern;
@@ -226,9 +226,11 @@ impl ImageKind {
                 return (name == pattern).then_some((kind, None));
             };
             let digits = name.strip_prefix(head)?.strip_suffix(tail)?;
-            let id = u64::from_str_radix(digits, radix).ok()?;
             // Only the one spelling that we would write: no "+7", "07", "A".
-            (kind.file_name(id).ok()? == name).then_some((kind, Some(id)))
+            let canonical = digits.bytes().all(|b| b.is_ascii_digit() || radix == 16 && (b'a'..=b'f').contains(&b))
+                && (digits == "0" || !digits.starts_with('0'));
+            let id = u64::from_str_radix(digits, radix).ok().filter(|_| canonical)?;
+            Some((kind, Some(id)))
         })
     }
 

@@ -38,7 +38,7 @@ pub mod stats;
 mod tail;
 mod verify;
 
-pub use dump_dir::{CommitOptions, DumpDir, Durability};
+pub use dump_dir::{CommitOptions, DumpDir, Durability, Leavings, is_part_of_an_image};
 pub use entry_reader::EntryReader;
 pub use entry_writer::EntryWriter;
 pub use error::{Error, Result};

@@ -15,7 +15,7 @@ use crate::kind::ImageKind;
 use crate::manifest::{MANIFEST_NAME, is_json_name};
 
 /// Hidden directories begin with this; the writer's pid and a number follow.
-const PREFIX: &str = ".cryonaut-";
+pub(crate) const PREFIX: &str = ".cryonaut-";
 /// Inside the hidden directory: the files of the image that we replace.
 const OLD: &str = "old";
 
@@ -162,8 +162,8 @@ impl Moves<'_> {
     }
 }
 
-/// Whether a file in the target is part of an image that was dumped there.
-fn belongs_to_image(name: &str) -> bool {
+/// Whether a file in the target is part of an image that was dumped there. Does not allocate.
+pub(crate) fn belongs_to_image(name: &str) -> bool {
     name == PARENT || is_json_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
 }
 
