@@ -285,12 +285,12 @@ impl Hand {
 
     /// Waits for the batch that [`Hand::start`] started.
     pub fn wait(&mut self, batch: &mut Batch) -> Result<()> {
-        self.wait_announcement(self.tid)?;
+        let left = self.wait_announcement(self.tid, self.base + scratch::SLOT)?;
         if let (true, Entry::Visited { context, .. }) = (self.restless, &self.entry) {
             context.write_back(self.tid)?;
             self.serving = false;
         }
-        self.fetch(batch, &self.place(), self.base + scratch::SLOT)?;
+        self.fetch(batch, &self.place(), left)?;
         self.failed(batch)
     }
 
@@ -352,13 +352,13 @@ impl Hand {
         ])?;
         self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
         trace::resume(tid, 0)?;
-        self.wait_announcement(tid)?;
+        let left = self.wait_announcement(tid, at)?;
         context.write_back(tid)?;
         if self.disturbs(context.sigmask) {
             crate::stops::move_on(tid)?;
         }
         self.poke(self.base + scratch::BUSY, &NOBODY.to_le_bytes())?;
-        self.fetch(batch, &place, at)?;
+        self.fetch(batch, &place, left)?;
         self.failed(batch)
     }
 
@@ -496,10 +496,9 @@ impl Hand {
         ])
     }
 
-    fn fetch(&self, batch: &mut Batch, place: &Place, slot_at: u64) -> Result<()> {
-        let left = self.peek(slot_at + slot::LEFT as u64, 8)?;
+    fn fetch(&self, batch: &mut Batch, place: &Place, left: u64) -> Result<()> {
         let ops = self.peek(place.ops, batch.len() * op::SIZE)?;
-        batch.take_results(&ops, u64::from_le_bytes(left[..8].try_into().unwrap_or_default()));
+        batch.take_results(&ops, left);
         if let Some(range) = batch.output_range() {
             let got = self.peek(place.data + range.start as u64, range.len())?;
             batch.data_mut()[range].copy_from_slice(&got);
@@ -520,12 +519,22 @@ impl Hand {
         trace::set_sigmask(tid, all_but_ours)
     }
 
-    fn wait_announcement(&mut self, tid: i32) -> Result<()> {
-        self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
-        if self.loud {
-            crate::stops::move_on(tid)?;
+    /// Waits until the batch of the slot at `slot_at` has been run; returns how
+    /// many calls of it were not reached.
+    fn wait_announcement(&mut self, tid: i32, slot_at: u64) -> Result<u64> {
+        loop {
+            self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
+            let slot = self.peek(slot_at, slot::LEFT + 8)?;
+            let word = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().unwrap_or_default());
+            if word(slot::DONE) == word(slot::REQUEST) {
+                if self.loud {
+                    crate::stops::move_on(tid)?;
+                }
+                return Ok(word(slot::LEFT));
+            }
+            // Somebody else sent the same signal.
+            trace::resume(tid, 0)?;
         }
-        Ok(())
     }
 
     /// Writes to the target's memory.

@@ -166,15 +166,14 @@ pub fn run_until_asleep(tid: i32) -> Result<i64> {
     }
 }
 
-/// Waits until the thread sends itself `signal`, and cancels that signal.
+/// Waits until the thread stops before `signal`, whoever sent it: of one that
+/// it sends itself, a kernel out of room for queued signals forgets the sender.
 /// `true` if a stop signal from elsewhere was held back meanwhile.
 pub fn wait_for_signal(tid: i32, signal: i32) -> Result<bool> {
     let mut stop_seen = false;
     loop {
         match next(tid)? {
-            WaitStatus::SignalStop(s) if s == signal && sent_by_itself(tid) => {
-                return Ok(stop_seen);
-            }
+            WaitStatus::SignalStop(s) if s == signal => return Ok(stop_seen),
             WaitStatus::SignalStop(s) if is_fault(s) => {
                 return Err(Error::Died { tid, how: format!("signal {s} in the trampoline") });
             }
@@ -198,11 +197,6 @@ pub fn move_on(tid: i32) -> Result<()> {
 
 fn is_fault(signal: i32) -> bool {
     matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGSYS | libc::SIGTRAP)
-}
-
-/// The trampoline's own announcement comes by `tgkill`.
-fn sent_by_itself(tid: i32) -> bool {
-    trace::signal_code(tid) == Some(libc::SI_TKILL)
 }
 
 /// Waits for a thread that a hand has just created, which stops by itself

@@ -72,11 +72,6 @@ pub fn set_sigmask(tid: i32, mask: u64) -> Result<()> {
     on(tid, "set the signal mask of", |t| ptrace::set_sigmask(t, mask))
 }
 
-/// Who sent the signal that a held thread is about to get (`si_code`).
-pub(crate) fn signal_code(tid: i32) -> Option<i32> {
-    id(tid).and_then(ptrace::get_siginfo).ok().map(|info| info.code())
-}
-
 pub(crate) fn poke_data(tid: i32, at: u64, word: u64) -> std::result::Result<(), Errno> {
     id(tid).and_then(|t| ptrace::poke_data(t, at, word))
 }
