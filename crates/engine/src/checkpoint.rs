@@ -4,6 +4,7 @@ use crate::attributes::clocks::Clocks;
 use crate::attributes::{extras, limits, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, pid_of};
+use crate::lineage::{Kin, Lineage};
 use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
 use crate::report::CheckpointReport;
@@ -136,6 +137,7 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
             "use --shell-job if it was started from a terminal, or start it with setsid",
         ));
     }
+    refuse_history(frozen)?;
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
         const SHSTK: u32 = 1 << 0;
         if process.status.x86_thread_features & SHSTK != 0 {
@@ -157,6 +159,15 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A tree whose sessions and groups no order of births could make again.
+fn refuse_history(frozen: &Frozen) -> Result<()> {
+    let kin = |p: &Process| (p.pid, Kin { parent: p.ppid, group: p.stat.pgrp, session: p.stat.session });
+    let tree = frozen.processes.iter().map(kin).collect();
+    Lineage::arrange(frozen.processes[0].pid, &tree).map(drop).map_err(|e| {
+        Error::unsupported(Object::Process(e.pid), format!("it {}", e.what), "nothing could make this tree again")
+    })
 }
 
 /// Two processes in one address space would need two hands in it, and a birth

@@ -9,6 +9,7 @@ mod checkpoint;
 mod error;
 pub mod files;
 pub mod freeze;
+mod lineage;
 mod memory;
 mod options;
 mod plan;

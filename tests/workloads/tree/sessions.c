@@ -1,4 +1,3 @@
-// gap: some orders of sessions and reparenting
 // peer: no, CRIU 4.2 restores such orphans as children of pid 1
 /* Sessions of children, a process in a session whose leader has exited, and one in a group whose leader has exited. */
 #include <sys/prctl.h>

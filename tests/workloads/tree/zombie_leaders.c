@@ -1,4 +1,3 @@
-// gap: members of a session whose leader is a zombie
 // peer: no, CRIU 4.2 restores such orphans as children of pid 1
 /* Zombies that still name a session and a group with living members. */
 #include <sys/prctl.h>

@@ -4,7 +4,8 @@
 
 use super::Nursery;
 use crate::files::{Build, tty};
-use crate::plan::{Birth, Plan, ProcessPlan, Step};
+use crate::lineage::{Birth, Step};
+use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, Result};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
@@ -22,7 +23,7 @@ pub fn create_all(
     build: &mut Build<'_>,
     base: u64,
 ) -> Result<()> {
-    for step in &plan.steps {
+    for step in &plan.lineage.steps {
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
                 let mut hand = spawn::first(birth.pid, build.options.sibling, base)?;
@@ -64,34 +65,23 @@ fn create(nursery: &mut Nursery, birth: Birth, flags: u64, base: u64) -> Result<
     let creator = nursery.hand(birth.creator)?;
     let mut args = [0u64; 11];
     args[FLAGS] = flags;
-    // A sibling's parent is told by the signal of its creator's own birth; a helper's end is nobody's business.
-    args[EXIT_SIGNAL] = if birth.sibling || birth.helper { 0 } else { libc::SIGCHLD as u64 };
+    // A sibling's parent is told by the signal of its creator's own birth.
+    args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
     let pid = creator.clone_child(&args, birth.pid)?;
     nursery.hands.insert(birth.pid, Hand::adopt(pid, base)?);
     Ok(())
 }
 
-/// Puts every process into its group, leaders first.
+/// Puts every process into its group.
 fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
-    let mut stand_ins = Vec::new();
-    for (group, member) in plan.leaderless_groups() {
+    for &(group, member) in &plan.lineage.leaderless {
         create(nursery, Birth { pid: group, creator: member, sibling: false, helper: true }, 0, base)?;
-        stand_ins.push((group, member));
         set_group(nursery, group, group)?;
     }
-    let (leaders, members): (Vec<&ProcessPlan>, Vec<&ProcessPlan>) =
-        plan.processes.values().partition(|p| p.tree.pgid == p.tree.pid);
-    let outside = plan.processes[&plan.root].tree.pgid;
-    for process in leaders.into_iter().chain(members) {
-        if process.tree.sid == process.tree.pid {
-            continue;
-        }
-        let foreign = process.tree.pgid == outside && !nursery.hands.contains_key(&(outside as i32));
-        if !foreign {
-            set_group(nursery, process.pid(), process.tree.pgid as i32)?;
-        }
+    for &(pid, group) in &plan.lineage.groups {
+        set_group(nursery, pid, group)?;
     }
-    for (helper, parent) in stand_ins {
+    for &(helper, parent) in &plan.lineage.leaderless {
         end(nursery, helper, 0, Some(parent))?;
     }
     Ok(())
@@ -105,7 +95,7 @@ fn set_group(nursery: &mut Nursery, pid: i32, group: i32) -> Result<()> {
 
 /// Zombies get the end that they had; helpers go for good.
 pub fn end_zombies_and_helpers(nursery: &mut Nursery, plan: &Plan) -> Result<()> {
-    for &(helper, parent) in &plan.helpers {
+    for &(helper, parent) in &plan.lineage.helpers {
         end(nursery, helper, 0, Some(parent))?;
     }
     // Children before parents: a zombie's own children were reparented long ago, so it has none.
