@@ -10,7 +10,7 @@ use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
-use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry};
+use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_puppet::Batch;
@@ -224,6 +224,7 @@ fn dump(
             continue;
         }
         let ids = sharing.ids(process)?;
+        refuse_namespaces(process.pid, &ids, inventory.root_ids.as_ref())?;
         let files_id = ids.files_id;
         images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
         clocks.note(images, ids.time_ns_id, process)?;
@@ -249,6 +250,31 @@ fn dump(
     images.write_one(ImageKind::Inventory, None, &inventory)?;
     cx.keep_links();
     Ok(())
+}
+
+/// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a
+/// time namespace, whose clocks are written down; ours runs on without it.
+fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: Option<&TaskKobjIdsEntry>) -> Result<()> {
+    let all = |ids: &TaskKobjIdsEntry| {
+        [
+            ("pid", ids.pid_ns_id),
+            ("network", ids.net_ns_id),
+            ("ipc", ids.ipc_ns_id),
+            ("uts", ids.uts_ns_id),
+            ("mount", ids.mnt_ns_id),
+            ("user", ids.user_ns_id),
+            ("cgroup", ids.cgroup_ns_id),
+        ]
+    };
+    let same = ours.map_or_else(|| all(ids), all);
+    match all(ids).iter().zip(same).find(|(theirs, ours)| theirs.1 != ours.1) {
+        None => Ok(()),
+        Some(((name, _), _)) => Err(Error::unsupported(
+            Object::Process(pid),
+            format!("it has a {name} namespace of its own"),
+            "start it in the namespaces of this program: others cannot be carried yet",
+        )),
+    }
 }
 
 fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {

@@ -1,0 +1,32 @@
+// refused: namespace of its own
+/* A child in a namespace for host names of its own. */
+#include <sched.h>
+#include <sys/utsname.h>
+
+#include "workload.h"
+
+int main(int argc, char **argv)
+{
+	struct utsname before, now;
+	pid_t child;
+
+	wl_init(argc, argv);
+	MUST(uname(&before));
+	child = wl_fork();
+	if (child == 0) {
+		MUST(unshare(CLONE_NEWUTS));
+		MUST(sethostname("frozen", 6));
+		wl_child_ready();
+		wl_wait();
+		if (wl_lose)
+			MUST(sethostname("lost", 4));
+		MUST(uname(&now));
+		CHECK(strcmp(now.nodename, "frozen") == 0, "the child's host is called %s", now.nodename);
+		_exit(0);
+	}
+	wl_ready();
+	MUST(uname(&now));
+	CHECK(strcmp(before.nodename, now.nodename) == 0, "the host was called %s, is called %s", before.nodename, now.nodename);
+	wl_join(child);
+	wl_ok();
+}
