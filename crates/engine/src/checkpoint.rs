@@ -341,7 +341,7 @@ fn dump_process(
     let mut vmas = mappings(cx, &mut extras, process)?;
     in_memory.add(process, extras);
     let pages_id = cx.new_pages_id();
-    let count = dump_private(cx.images, pages_id, process, &mut vmas)?;
+    let count = dump_private(cx.images, pages_id, process, &mut vmas, cx.pids.len() == 1)?;
     let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;
     cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
     Ok(count)

@@ -1,7 +1,7 @@
 //! The plan of a restore: everything that the image says about the tree, and
 //! in which order its processes are created. Data only; nothing is touched.
 
-use crate::lineage::{Kin, Lineage};
+use crate::lineage::{Birth, Kin, Lineage, Step};
 use crate::{Error, Result};
 use cryonaut_image::records::{
     CoreEntry, FdinfoEntry, FileEntry, FsEntry, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
@@ -101,6 +101,23 @@ impl Plan {
         let lineage =
             Lineage::arrange(root, &kin).map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
         Ok(Plan { processes, root, files, tables, seccomp, extras: extras::load(images)?, lineage })
+    }
+
+    /// From whose memory each process is born, in the order of birth: its
+    /// creator's, or if that has none of its own in the image, its creator's
+    /// creator's.
+    #[must_use]
+    pub fn origins(&self) -> Vec<(i32, i32)> {
+        let (mut origins, mut order) = (BTreeMap::new(), Vec::new());
+        for step in &self.lineage.steps {
+            if let Step::Create(Birth { pid, creator, .. }) = *step {
+                let has_own = self.processes.get(&creator).is_some_and(|p| p.mm.is_some());
+                let origin = if has_own { Some(creator) } else { origins.get(&creator).copied() };
+                origins.extend(origin.map(|origin| (pid, origin)));
+                order.extend(origin.map(|origin| (pid, origin)));
+            }
+        }
+        order
     }
 }
 

@@ -1,4 +1,3 @@
-// gap: pages that fork left shared become private to each process
 /* Pages that a parent and its child have not written since the fork are the same physical pages, before and after. */
 #include "workload.h"
 

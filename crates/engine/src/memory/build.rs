@@ -1,16 +1,17 @@
 //! Building an address space: everything that the hand had from us goes, then
 //! the mappings of the record are made and filled.
 
+use super::contents::{Contents, Piece, Store};
 use super::vma::status;
-use super::{SharedBuild, extras::Extras, vdso};
+use super::{SharedBuild, inherit::Inheritance, vdso};
 use crate::files::Build;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
-use cryonaut_image::{ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::AsFd;
 
 /// Addresses above which x86_64 user space has nothing.
@@ -68,41 +69,72 @@ fn spill(hand: &mut Hand, b: &mut Batch) -> Result<()> {
     Ok(())
 }
 
-/// Gives the process of `hand` the address space of the record.
-pub fn build(
+/// Gives the process of `hand` the mappings of its record and their contents.
+/// What [`finish`] does is left, so that children can still be born with it.
+pub fn begin(
     hand: &mut Hand,
     service: &Service,
     files: &mut Build<'_>,
-    shared: &mut SharedBuild,
+    tree: &mut Tree<'_>,
     mm: &MmEntry,
-    extras: Extras,
-    free: u64,
+    space: Space<'_>,
 ) -> Result<()> {
-    clear(hand, mm, free)?;
-    let numbers = lend_files(hand, service, files, shared, &mm.vmas)?;
-    let contents = Contents::read(files.images, hand.pid(), &mm.vmas, extras)?;
-    map_all(hand, &mm.vmas, &numbers, &contents)?;
-    fill(hand, service, files, &contents)?;
-    finish(hand, &mm.vmas, &contents)?;
-    set_fields(hand, service, files, mm)?;
-    Ok(())
+    clear(hand, mm, space.inherited, tree.detour)?;
+    let numbers = lend_files(hand, service, files, &mut tree.shared, &mm.vmas, space.inherited)?;
+    map_all(hand, &mm.vmas, &numbers, space)?;
+    fill(hand, service, &mut tree.store, space)
 }
 
-/// Unmaps all that the hand inherited from us and moves the vdso in place.
-fn clear(hand: &mut Hand, mm: &MmEntry, free: u64) -> Result<()> {
+/// What all address spaces of a tree are built with.
+#[derive(Debug)]
+pub struct Tree<'i> {
+    /// The image.
+    pub store: Store<'i>,
+    /// Shared memory.
+    pub shared: SharedBuild,
+    /// Where mappings can be put that stand in the way of themselves.
+    pub detour: u64,
+}
+
+/// What one is built of.
+#[derive(Debug, Clone, Copy)]
+pub struct Space<'a> {
+    /// Its pages.
+    pub contents: &'a Contents,
+    /// What is there from birth.
+    pub inherited: &'a Inheritance,
+}
+
+impl Space<'_> {
+    /// The protection of a mapping until [`finish`].
+    pub fn protection(&self, vma: &VmaEntry) -> u32 {
+        let new = if self.contents.fill(vma) { vma.prot | READ_WRITE } else { vma.prot };
+        self.inherited.protection(vma).unwrap_or(new)
+    }
+}
+
+/// Unmaps all that the hand inherited from us, or from a process of the tree
+/// and is not to keep, and moves the vdso in place.
+fn clear(hand: &mut Hand, mm: &MmEntry, inherited: &Inheritance, free: u64) -> Result<()> {
     let task = cryonaut_kernel::proc::Task::open(crate::freeze::pid_of(hand.pid())?)?;
     let specials = vdso::specials(&task.maps()?);
     let scratch = hand.scratch();
     let mut keep: Vec<(u64, u64)> = specials.clone();
     keep.push((scratch.start, scratch.end));
+    keep.extend(inherited.areas());
     keep.sort_unstable();
     let mut b = Batch::new();
     let mut low = LOWEST;
     for (start, end) in keep.into_iter().chain([(TASK_END, TASK_END)]) {
         if start > low {
             b.call(libc::SYS_munmap, [low.into(), (start - low).into()]);
+            spill(hand, &mut b)?;
         }
         low = end;
+    }
+    for &(start, end) in &inherited.surplus {
+        b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
+        spill(hand, &mut b)?;
     }
     vdso::relocate(hand.pid(), &mut b, &specials, &mm.vmas, free)?;
     Ok(hand.run(&mut b)?)
@@ -133,9 +165,10 @@ fn lend_files(
     files: &mut Build<'_>,
     shared: &mut SharedBuild,
     vmas: &[VmaEntry],
+    inherited: &Inheritance,
 ) -> Result<HashMap<Backing, i32>> {
     let mut order: Vec<Backing> = Vec::new();
-    for vma in vmas {
+    for vma in vmas.iter().filter(|v| !inherited.has(v)) {
         if let Some(b) = backing(vma).filter(|b| !order.contains(b)) {
             order.push(b);
         }
@@ -159,54 +192,13 @@ fn lend_files(
     Ok(order.into_iter().zip(numbers).collect())
 }
 
-/// The private pages that the image has for a process.
-#[derive(Debug)]
-struct Contents {
-    pages_id: u32,
-    /// Address, bytes, offset in the file of pages; ascending by address.
-    runs: Vec<(u64, u64, u64)>,
-    extras: Extras,
-}
-
-impl Contents {
-    fn read(images: &ImageDir, pid: i32, vmas: &[VmaEntry], extras: Extras) -> Result<Self> {
-        let map = Pagemap::read(images, ImageKind::Pagemap, pid as u64)?;
-        let there = map.runs().iter().filter_map(|r| Some((r.vaddr, r.len(), r.offset?)));
-        // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
-        let vdso = vmas.iter().find(|v| v.status & status::VDSO != 0).map_or((0, 0), |v| (v.start, v.end));
-        let mut runs: Vec<_> = there.flat_map(|run| without(run, vdso)).collect();
-        runs.sort_unstable();
-        Ok(Contents { pages_id: map.pages_id(), runs, extras })
-    }
-
-    /// Whether pages have to be written into a mapping before it gets its
-    /// final protection. One that could be written is counted against the
-    /// commit limit for good (VM_ACCOUNT), and merges with no neighbour that
-    /// is not: so none may be writable that has no need of it.
-    fn fill(&self, vma: &VmaEntry) -> bool {
-        let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
-        let next = self.runs.partition_point(|r| r.0 + r.1 <= vma.start);
-        let has_pages = self.runs.get(next).is_some_and(|r| r.0 < vma.end);
-        vma.status & status::REGULAR != 0 && private && (has_pages || self.extras.was_writable(vma.start))
-    }
-}
-
-/// What is left of a run of pages before and behind the area `out`.
-fn without((start, len, offset): (u64, u64, u64), out: (u64, u64)) -> impl Iterator<Item = (u64, u64, u64)> {
-    let end = start + len;
-    let before = (start, end.min(out.0).saturating_sub(start));
-    let behind = (start.max(out.1), end.saturating_sub(start.max(out.1)));
-    let parts = if out.0 < end && start < out.1 { [before, behind] } else { [(start, len), (end, 0)] };
-    parts.into_iter().filter(|p| p.1 > 0).map(move |p| (p.0, p.1, offset + (p.0 - start)))
-}
-
 fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
 }
 
-fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, contents: &Contents) -> Result<()> {
+fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {
     let mut b = Batch::new();
-    for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
+    for vma in vmas.iter().filter(|v| is_mapped_here(v) && !space.inherited.has(v)) {
         if vma.status & status::AIORING != 0 {
             return Err(Error::unsupported(
                 Object::Mapping(hand.pid(), vma.start, "AIO ring".into()),
@@ -218,7 +210,7 @@ fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, 
             Some(back) => i64::from(numbers[&back]),
             None => -1,
         };
-        let prot = if contents.fill(vma) { vma.prot | READ_WRITE } else { vma.prot };
+        let prot = space.protection(vma);
         // Locked memory is locked at the end, when it is filled; a file stands for shared memory here.
         let mut flags = vma.flags & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
         if number >= 0 {
@@ -246,23 +238,29 @@ fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, 
 
 /// Reads the private pages into place, by the process itself: one copy, out of
 /// the page cache.
-fn fill(hand: &mut Hand, service: &Service, files: &Build<'_>, contents: &Contents) -> Result<()> {
-    if contents.runs.is_empty() {
-        return Ok(());
+fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, space: Space<'_>) -> Result<()> {
+    let mut pieces = space.inherited.rest(&space.contents.pieces);
+    // File by file; within each they ascend by address and offset.
+    pieces.sort_by_key(|piece| piece.source);
+    for group in pieces.chunk_by(|a, b| a.source == b.source) {
+        fill_from(hand, service, &store.open(group[0].source)?, group)?;
     }
-    let pages = files.images.open_raw(ImageKind::Pages, u64::from(contents.pages_id))?;
+    Ok(())
+}
+
+fn fill_from(hand: &mut Hand, service: &Service, pages: &File, pieces: &[Piece]) -> Result<()> {
     let number = service.give(hand, &[pages.as_fd()])?[0];
     let mut b = Batch::new();
     let mut expected = Vec::new();
-    let mut rest = contents.runs.as_slice();
-    while let Some(&(_, _, offset)) = rest.first() {
+    let mut rest = pieces;
+    while let Some(&Piece { offset, .. }) = rest.first() {
         // Runs that lie one behind the other in the file go into one call.
         let (mut count, mut total) = (0, 0);
-        while count < rest.len() && count < IOVECS && rest[count].2 == offset + total && total < 1 << 30 {
-            total += rest[count].1;
+        while count < rest.len() && count < IOVECS && rest[count].offset == offset + total && total < 1 << 30 {
+            total += rest[count].len;
             count += 1;
         }
-        let iov: Vec<u8> = rest[..count].iter().flat_map(|r| [r.0, r.1]).flat_map(u64::to_le_bytes).collect();
+        let iov: Vec<u8> = rest[..count].iter().flat_map(|p| [p.start, p.len]).flat_map(u64::to_le_bytes).collect();
         let at = b.bytes(&iov);
         let call = b.call(libc::SYS_preadv, [number.into(), at.into(), count.into(), offset.into()]);
         expected.push((call, total));
@@ -290,10 +288,16 @@ fn run_reads(hand: &mut Hand, b: &mut Batch, expected: &mut Vec<(cryonaut_puppet
     Ok(())
 }
 
+/// Completes an address space that was begun.
+pub fn finish(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &MmEntry, space: Space<'_>) -> Result<()> {
+    finish_mappings(hand, &mm.vmas, space)?;
+    set_fields(hand, service, files, mm)
+}
+
 /// Final protection, advice, locks and guard regions; seals last of all.
-fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()> {
+fn finish_mappings(hand: &mut Hand, vmas: &[VmaEntry], space: Space<'_>) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
-    let extras = &contents.extras;
+    let extras = &space.contents.extras;
     let mut b = Batch::new();
     extras.build_merging(&mut b);
     for vma in vmas {
@@ -301,7 +305,7 @@ fn finish(hand: &mut Hand, vmas: &[VmaEntry], contents: &Contents) -> Result<()>
         if vma.status & status::GUARD != 0 {
             b.call(libc::SYS_madvise, [start.into(), len.into(), MADV_GUARD_INSTALL.into()]);
         } else if is_mapped_here(vma) {
-            if contents.fill(vma) && vma.prot & READ_WRITE != READ_WRITE {
+            if space.protection(vma) != vma.prot {
                 b.call(libc::SYS_mprotect, [start.into(), len.into(), vma.prot.into()]);
             }
             if extras.merges_any() && vma.madv.unwrap_or(0) & 1 << libc::MADV_MERGEABLE == 0 {
@@ -358,19 +362,4 @@ fn set_fields(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &Mm
         );
     }
     Ok(hand.run(&mut b)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_around_an_area_remain() {
-        let left = |run, out| without(run, out).collect::<Vec<_>>();
-        assert_eq!(left((0x1000, 0x4000, 0), (0x2000, 0x4000)), [(0x1000, 0x1000, 0), (0x4000, 0x1000, 0x3000)]);
-        assert_eq!(left((0x2000, 0x3000, 8), (0x2000, 0x4000)), [(0x4000, 0x1000, 0x2008)]);
-        assert_eq!(left((0x2000, 0x1000, 8), (0x2000, 0x4000)), []);
-        assert_eq!(left((0x5000, 0x1000, 8), (0x2000, 0x4000)), [(0x5000, 0x1000, 8)]);
-        assert_eq!(left((0x5000, 0x1000, 8), (0, 0)), [(0x5000, 0x1000, 8)]);
-    }
 }

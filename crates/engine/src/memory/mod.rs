@@ -8,22 +8,30 @@
 //! | shared  | segments of shared memory that an image has without a file      |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
 //! | extras  | what CRIU's records have no place for: seals, KSM, lazy locks  |
+//! | contents | where the image has the pages of a process                  |
+//! | inherit | what a process keeps of the memory that it is born with       |
+//! | spaces  | which process is given its memory when                       |
 //! | build   | mapping everything again and filling it                      |
 //! | vdso    | moving this kernel's vdso to where the program expects it    |
 
 mod build;
+mod contents;
 mod extras;
 mod fields;
+mod inherit;
 mod pages;
+mod ranges;
 mod shared;
+mod spaces;
 mod vdso;
 mod vma;
 
-pub use build::{Shape, build};
+pub use build::Shape;
 pub use extras::{AllExtras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};
 pub use shared::SharedBuild;
+pub use spaces::Spaces;
 pub use vma::{mappings, status};
 
 /// Bytes of a page.

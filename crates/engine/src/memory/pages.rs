@@ -135,7 +135,17 @@ impl PageWriter {
 
 /// Writes the pages that the process has of its own. Guard regions found on
 /// the way are added to `vmas` as records of their own.
-pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &mut Vec<VmaEntry>) -> Result<PageCount> {
+///
+/// Unless the process is `alone`, it may share pages with others until one of
+/// them writes. process_vm_readv(2) would end that: it pins what it reads, and
+/// a page that is to be pinned is made the process's own.
+pub fn dump_private(
+    images: &DumpDir,
+    pages_id: u32,
+    process: &Process,
+    vmas: &mut Vec<VmaEntry>,
+    alone: bool,
+) -> Result<PageCount> {
     let mut out = PageWriter::new(images, ImageKind::Pagemap, process.pid as u64, pages_id)?;
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
@@ -164,11 +174,11 @@ pub fn dump_private(images: &DumpDir, pages_id: u32, process: &Process, vmas: &m
                 return Ok(());
             }
             let len = run.end - run.start;
-            if vma.prot & libc::PROT_READ as u32 != 0 {
+            if alone && vma.prot & libc::PROT_READ as u32 != 0 {
                 return out.remote(process.pid, run.start, len);
             }
             out.flush(process.pid)?;
-            unreadable(&mut out, &mem, process, run)
+            through_file(&mut out, &mem, process, run)
         })?;
     }
     out.flush(process.pid)?;
@@ -182,9 +192,9 @@ fn holds_pages(vma: &VmaEntry) -> bool {
     private && !is_droppable(vma) && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
 }
 
-/// Memory that the process itself may not read: through /proc/PID/mem, which
-/// asks no leave of the protection.
-fn unreadable(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
+/// Memory that the process itself may not read, or shares: through
+/// /proc/PID/mem, which asks no leave of the protection and pins nothing.
+fn through_file(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
     let mut at = run.start;
     let mut buffer = vec![0; PIECE.min((run.end - run.start) as usize)];
     while at < run.end {

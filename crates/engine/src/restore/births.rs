@@ -5,6 +5,7 @@
 use super::Nursery;
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
+use crate::memory::Spaces;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, Result};
 use cryonaut_puppet::passing::Service;
@@ -15,12 +16,14 @@ use rustix::io::Errno;
 const FLAGS: usize = 0;
 const EXIT_SIGNAL: usize = 4;
 
-/// Creates every process of the plan.
+/// Creates every process of the plan. Those whose children keep some of their
+/// memory have it before.
 pub fn create_all(
     nursery: &mut Nursery,
     plan: &Plan,
     service: &mut Service,
     build: &mut Build<'_>,
+    spaces: &mut Spaces<'_>,
     base: u64,
 ) -> Result<()> {
     for step in &plan.lineage.steps {
@@ -31,6 +34,9 @@ pub fn create_all(
                 nursery.hands.insert(birth.pid, hand);
             }
             Step::Create(birth) => {
+                if spaces.comes_first(birth.creator) {
+                    spaces.begin(nursery.hand(birth.creator)?, service, build)?;
+                }
                 let flags = sharing_flags(plan, birth);
                 create(nursery, birth, flags, base)?;
             }

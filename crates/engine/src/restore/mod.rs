@@ -9,7 +9,7 @@ mod resume;
 
 use crate::attributes::{limits, signals, task, timers};
 use crate::files::{Build, Settle, kind_of};
-use crate::memory::{self, AllExtras, Shape, SharedBuild, status};
+use crate::memory::{Shape, Spaces};
 use crate::plan::{Plan, ProcessPlan};
 use crate::report::RestoreReport;
 use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
@@ -64,20 +64,15 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan))?;
     let mut build = Build::new(&images, options, &plan.files);
-    births::create_all(&mut nursery, &plan, &mut service, &mut build, base)?;
+    let records = plan.processes.values().filter_map(|p| Some((p.pid(), p.mm.as_ref()?)));
+    let mut spaces = Spaces::read(&images, records, &plan.origins(), detour)?;
+    births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, base)?;
     let forked = Instant::now();
 
-    let extras = AllExtras::read(&images)?;
-    let mut shared = SharedBuild::default();
-    for vma in plan.processes.values().filter_map(|p| p.mm.as_ref()).flat_map(|m| &m.vmas) {
-        if vma.status & status::ANON_SHARED != 0 {
-            shared.note(vma);
-        }
-    }
     for process in plan.processes.values() {
-        if let (Some(mm), Some(fs)) = (&process.mm, &process.fs) {
+        if let Some(fs) = &process.fs {
             let hand = nursery.hand(process.pid())?;
-            memory::build(hand, &service, &mut build, &mut shared, mm, extras.of(process.pid()), detour)?;
+            spaces.finish(hand, &service, &mut build)?;
             task::build_fs(hand, &service, &mut build, fs)?;
         }
     }
@@ -92,7 +87,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
     build.finish()?;
     drop(build);
-    drop(shared);
+    drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
     resume::resume_all(nursery, &plan, &service, options, &verdict)?;
