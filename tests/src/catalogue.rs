@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::fingerprint::rules::Rule;
+
 /// A workload as its source declares it, by lines at the top of the C file:
 ///
 /// - `// flags: --file-locks`: options for every engine, at both ends
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 /// - `// peer: no, REASON`: the peer cannot carry this state
 /// - `// gap: REASON`: known to be lost
 /// - `// twice: no, REASON`: known to survive one checkpoint, not yet a second
+/// - `// differs: KIND NAME, REASON`: what else may differ between the fingerprints before and after, one to a line
 /// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
 #[derive(Debug, Clone)]
 pub struct Declaration {
@@ -30,6 +33,8 @@ pub struct Declaration {
     pub refused: Option<String>,
     /// What of it is known to be lost today. The suite then expects the loss, so that whoever mends it is told.
     pub gap: Option<String>,
+    /// What else may differ between its fingerprints.
+    pub differs: Vec<Rule>,
     /// Why it is carried once only: a second checkpoint of what was restored loses this state.
     pub once: Option<String>,
 }
@@ -60,12 +65,12 @@ pub fn declaration(name: &str) -> Option<Declaration> {
 
 fn parse(source: &Path, relative: &Path) -> Declaration {
     let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
-    let value = |key: &str| {
-        text.lines()
-            .take_while(|line| !line.starts_with("int main"))
-            .find_map(|line| line.strip_prefix("// ")?.strip_prefix(key)?.strip_prefix(": "))
-            .map(str::trim)
+    let values = |key: &str| {
+        let lines = text.lines().take_while(|line| !line.starts_with("int main"));
+        let found = lines.filter_map(|line| line.strip_prefix("// ")?.strip_prefix(key)?.strip_prefix(": "));
+        found.map(|value| value.trim().to_owned()).collect::<Vec<_>>()
     };
+    let value = |key: &str| values(key).into_iter().next();
     let words = |key: &str| value(key).map(|v| v.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
     Declaration {
         name: relative.display().to_string(),
@@ -73,11 +78,16 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         flags: words("flags"),
         checkpoint_flags: words("checkpoint-flags"),
         criu_flags: words("criu-flags"),
-        peer_cannot: value("peer").and_then(|v| v.strip_prefix("no, ")).map(str::to_owned),
-        refused: value("refused").map(str::to_owned),
-        gap: value("gap").map(str::to_owned),
-        once: value("twice").and_then(|v| v.strip_prefix("no, ")).map(str::to_owned),
+        peer_cannot: value("peer").and_then(|v| v.strip_prefix("no, ").map(str::to_owned)),
+        refused: value("refused"),
+        gap: value("gap"),
+        differs: values("differs").iter().map(|text| rule(source, text)).collect(),
+        once: value("twice").and_then(|v| v.strip_prefix("no, ").map(str::to_owned)),
     }
+}
+
+fn rule(source: &Path, text: &str) -> Rule {
+    Rule::parse(text).unwrap_or_else(|| panic!("{}: not 'KIND NAME, REASON': {text}", source.display()))
 }
 
 fn subdirectories(of: &Path) -> Vec<PathBuf> {

@@ -15,6 +15,7 @@ mod family;
 pub mod kills;
 mod picture;
 mod strike;
+pub mod fingerprint;
 pub mod suite;
 mod workload;
 

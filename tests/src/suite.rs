@@ -34,13 +34,15 @@ pub fn survives(own: &Engine) -> ExitCode {
         Ok(()) => Err("this is carried now: take its `// gap:` line away".into()),
         Err(_) => Ok(()),
     });
-    tests.extend(each("survives", &all, engines.clone(), |start| round_trips(start, 1)));
+    tests.extend(each("survives", &all, engines.clone(), |start| unchanged(start, 1)));
     let again: Vec<Declaration> = all.iter().filter(|w| w.once.is_none()).cloned().collect();
-    tests.extend(each("twice", &again, engines.clone(), |start| round_trips(start, 2)));
+    tests.extend(each("twice", &again, engines.clone(), |start| unchanged(start, 2)));
     tests.extend(each("refused", &cannot, engines.clone(), refused));
     tests.extend(each("unharmed", &all, engines, |start| {
         let mut workload = start(false)?;
+        workload.fingerprint();
         workload.checkpoint_leave_running()?;
+        workload.compare()?;
         Ok(workload.finish()?)
     }));
     run(tests)
@@ -78,12 +80,28 @@ fn round_trips(start: Start<'_>, times: u32) -> Result<(), Failed> {
     Ok(workload.finish()?)
 }
 
+/// Round trips after which the tree is the same by its fingerprint, too.
+fn unchanged(start: Start<'_>, times: u32) -> Result<(), Failed> {
+    let mut workload = start(false)?;
+    workload.fingerprint();
+    for _ in 0..times {
+        workload.checkpoint()?;
+        workload.restore()?;
+        workload.compare()?;
+    }
+    Ok(workload.finish()?)
+}
+
 fn refused(start: Start<'_>) -> Result<(), Failed> {
     let mut workload = start(false)?;
     let reason = workload.declaration().refused.clone().unwrap_or_default();
+    workload.fingerprint();
     match workload.checkpoint_leave_running() {
         Ok(()) => Err("was checkpointed although nobody can carry its state".into()),
-        Err(failure) if failure.what.contains(&reason) => Ok(workload.finish()?),
+        Err(failure) if failure.what.contains(&reason) => {
+            workload.compare()?;
+            Ok(workload.finish()?)
+        }
         Err(other) => Err(format!("the refusal does not say \"{reason}\": {other}").into()),
     }
 }

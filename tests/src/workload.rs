@@ -16,6 +16,7 @@ use crate::catalogue::{Declaration, declaration};
 use crate::command::tail;
 use crate::engine::Engine;
 use crate::family::{Family, MARK, adopt_orphans, collect, session_members, wait_gone};
+use crate::fingerprint::Baseline;
 
 const SETUP_LIMIT: Duration = Duration::from_secs(20);
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
@@ -27,7 +28,7 @@ const EXIT_LIMIT: Duration = Duration::from_secs(10);
 pub struct Failure {
     /// `AREA/NAME`.
     pub workload: String,
-    /// start, checkpoint, restore or check.
+    /// start, checkpoint, restore, fingerprint or check.
     pub step: &'static str,
     /// The cause.
     pub what: String,
@@ -49,6 +50,7 @@ pub struct Workload {
     /// The root process while it is our own child, that is until it is checkpointed for the first time.
     child: Option<Child>,
     checkpoints: u32,
+    baseline: Option<Baseline>,
     /// Held while a workload uses what the whole machine has only one of.
     _turn: Option<File>,
 }
@@ -98,6 +100,7 @@ impl Workload {
             root,
             child: Some(child),
             checkpoints: 0,
+            baseline: None,
             _turn: turn,
         };
         started.await_line("start", SETUP_LIMIT, &["ready"])?;
@@ -192,6 +195,32 @@ impl Workload {
     pub fn restore(&mut self) -> Result<(), Failure> {
         let done = self.engines.1.restore(&self.declaration, self.root, &self.images());
         done.map_err(|failure| self.failure("restore", failure.to_string()))
+    }
+
+    /// Looks at the tree, which is at rest, so that [`Workload::compare`] can tell what has become of it.
+    pub fn fingerprint(&mut self) {
+        let members = || self.family.members_and_zombies();
+        self.baseline = Some(Baseline::take(members));
+    }
+
+    /// Looks again: nothing may differ from the fingerprint but what must.
+    ///
+    /// # Errors
+    /// When something does.
+    pub fn compare(&self) -> Result<(), Failure> {
+        let Some(baseline) = &self.baseline else {
+            return Ok(());
+        };
+        let found = baseline.compare(|| self.family.members_and_zombies(), &self.declaration.differs);
+        if found.is_empty() {
+            return Ok(());
+        }
+        const SHOWN: usize = 40;
+        let mut lines: Vec<String> = found.iter().take(SHOWN).map(|difference| format!("\n    {difference}")).collect();
+        if found.len() > SHOWN {
+            lines.push(format!("\n    and {} more", found.len() - SHOWN));
+        }
+        Err(self.failure("fingerprint", format!("differs from before:{}", lines.concat())))
     }
 
     /// Asks the workload for its verdict and waits for its end.

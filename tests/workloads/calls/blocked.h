@@ -96,7 +96,7 @@ __attribute__((noreturn)) static void blocked_main(struct blocked_call what)
 	if (what.duration_ms)
 		wl_sleep_ms(what.duration_ms * 2 / 3 - (wl_now_ms(CLOCK_MONOTONIC) - blocked_began_ms));
 
-	gap = blocked_ready();
+	gap = what.duration_ms ? blocked_ready() : (wl_ready(), 0);
 	if (wl_lose) {
 		if (what.lose)
 			what.lose();

@@ -1,5 +1,8 @@
 // twice: no, a restarted call does not tell how long it has slept before
 // peer: no, CRIU 4.2 lets the interruption show (EINTR)
+// differs: mapping *, the call ends meanwhile: its time is measured by the workload itself
+// differs: thread *, the call ends meanwhile: its time is measured by the workload itself
+// differs: process *, the call ends meanwhile: its time is measured by the workload itself
 /* clock_nanosleep on another clock (CLOCK_BOOTTIME), relative. */
 #include "blocked.h"
 

@@ -1,3 +1,6 @@
+// differs: mapping *, the call ends meanwhile: its time is measured by the workload itself
+// differs: thread *, the call ends meanwhile: its time is measured by the workload itself
+// differs: process *, the call ends meanwhile: its time is measured by the workload itself
 /* clock_nanosleep until a moment of the monotonic clock. */
 #include "blocked.h"
 

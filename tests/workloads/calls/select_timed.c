@@ -1,3 +1,6 @@
+// differs: mapping *, the call ends meanwhile: its time is measured by the workload itself
+// differs: thread *, the call ends meanwhile: its time is measured by the workload itself
+// differs: process *, the call ends meanwhile: its time is measured by the workload itself
 /* select whose time runs out: the kernel keeps the rest of it in the program's own timeval. */
 #include <sys/select.h>
 

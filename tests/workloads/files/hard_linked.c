@@ -1,4 +1,5 @@
 // checkpoint-flags: --link-remap
+// differs: descriptor file.links, --link-remap gives the file another name
 /* A file deleted under the name that it was opened by, while another name for it remains: it is that file, not a copy. */
 #include "workload.h"
 

@@ -1,3 +1,4 @@
+// differs: descriptor fdinfo.flags, O_NOFOLLOW of a deleted file has done its work
 /* POSIX shared memory: a named segment and an unlinked one, between two processes. */
 #include "workload.h"
 

@@ -1,3 +1,5 @@
+// differs: mapping *, it makes and ends threads all the time
+// differs: thread *, it makes and ends threads all the time
 /* Threads that come and go all the time: whatever the moment of the freeze, none is lost and none is double. */
 #include <pthread.h>
 

@@ -1,3 +1,4 @@
+// differs: mapping content.*, its handlers count
 /* The three interval timers: what remains, the interval, and that they fire on. */
 #include <sys/time.h>
 

@@ -19,8 +19,7 @@ int main(int argc, char **argv)
 		wl_child_ready();
 		/* Outside files cannot be polled for from here: ours is made in the jail. */
 		strcpy(wl_dir, "/");
-		while (!wl_told_to_go())
-			wl_sleep_ms(2);
+		wl_wait();
 		if (wl_lose)
 			MUST(chroot("/below"));
 		MUST(stat("/", &root));

@@ -1,3 +1,5 @@
+// differs: process stat.exit_code, a stop that the parent has been told of waits to be told a second time
+// differs: mapping content.*, the kernel writes what is left of the nap in which a child was stopped
 /* Stopped children stay stopped: one whose stop has been reported, one whose stop has not; SIGCONT wakes them. */
 #include "workload.h"
 

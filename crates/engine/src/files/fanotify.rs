@@ -15,7 +15,7 @@ use cryonaut_kernel::proc::fdinfo::{Details, FanotifyMark, FanotifyObject, split
 use cryonaut_kernel::proc::mountinfo::MountInfo;
 use cryonaut_kernel::sys::fanotify;
 use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,9 +23,6 @@ use std::os::unix::ffi::OsStrExt;
 /// Groups of marks.
 #[derive(Debug)]
 pub struct Fanotify;
-
-const FAN_NONBLOCK: u32 = 2;
-const FAN_CLOEXEC: u32 = 1;
 
 // Flags of fanotify_mark(2).
 const ADD: u32 = 0x1;
@@ -67,8 +64,10 @@ impl FileKind for Fanotify {
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let ffy = entry.ffy.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
-        let file = fanotify::init((ffy.faflags & !FAN_NONBLOCK) | FAN_CLOEXEC, ffy.evflags)
-            .map_err(|e| failed(entry.id, "make a fanotify group", e))?;
+        // The group remembers even the flags that went to its descriptor.
+        let file =
+            fanotify::init(ffy.faflags, ffy.evflags).map_err(|e| failed(entry.id, "make a fanotify group", e))?;
+        rustix::io::fcntl_setfd(&file, FdFlags::CLOEXEC).map_err(|e| failed(entry.id, "mark it close-on-exec", e))?;
         for mark in &ffy.mark {
             add(cx, &file, entry.id, mark)?;
         }
@@ -171,6 +170,8 @@ mod tests {
     use cryonaut_kernel::proc::Task;
     use std::os::fd::AsRawFd;
 
+    const FAN_NONBLOCK: u32 = 2;
+    const FAN_CLOEXEC: u32 = 1;
     const FAN_MODIFY: u64 = 2;
     const FAN_OPEN: u64 = 0x20;
     const FAN_CLOSE_WRITE: u64 = 8;

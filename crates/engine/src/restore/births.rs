@@ -8,6 +8,7 @@ use crate::lineage::{Birth, Step};
 use crate::memory::Spaces;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, Result};
+use cryonaut_image::records::TaskCoreEntry;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
 use rustix::io::Errno;
@@ -88,7 +89,7 @@ fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
         set_group(nursery, pid, group)?;
     }
     for &(helper, parent) in &plan.lineage.leaderless {
-        end(nursery, helper, 0, Some(parent))?;
+        end(nursery, helper, None, Some(parent))?;
     }
     Ok(())
 }
@@ -102,19 +103,19 @@ fn set_group(nursery: &mut Nursery, pid: i32, group: i32) -> Result<()> {
 /// Zombies get the end that they had; helpers go for good.
 pub fn end_zombies_and_helpers(nursery: &mut Nursery, plan: &Plan) -> Result<()> {
     for &(helper, parent) in &plan.lineage.helpers {
-        end(nursery, helper, 0, Some(parent))?;
+        end(nursery, helper, None, Some(parent))?;
     }
     // Children before parents: a zombie's own children were reparented long ago, so it has none.
     for process in plan.processes.values().filter(|p| p.is_zombie()) {
-        let status = process.core.tc.as_ref().map_or(0, |tc| tc.exit_code);
-        end(nursery, process.pid(), status, None)?;
+        end(nursery, process.pid(), process.core.tc.as_ref(), None)?;
         forget_sigchld(nursery, process.tree.ppid as i32)?;
     }
     Ok(())
 }
 
-/// Ends a process with a wait status; `reaper` takes that status at once.
-fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Result<()> {
+/// Ends a process as its record says, under the name that `ps` shows for it; `reaper` takes the status at once.
+fn end(nursery: &mut Nursery, pid: i32, record: Option<&TaskCoreEntry>, reaper: Option<i32>) -> Result<()> {
+    let status = record.map_or(0, |tc| tc.exit_code);
     let Some(mut hand) = nursery.hands.remove(&pid) else {
         return Err(Error::kernel(Object::Process(pid), "end it", Errno::SRCH));
     };
@@ -123,6 +124,10 @@ fn end(nursery: &mut Nursery, pid: i32, status: u32, reaper: Option<i32>) -> Res
     // A core dump of a zombie to be would be one too many.
     let none = b.bytes(&[0; 16]);
     b.attempt(libc::SYS_prlimit64, [Arg::Val(0), libc::RLIMIT_CORE.into(), none.into(), Arg::Val(0)]);
+    if let Some(tc) = record {
+        let name = b.cstr(&tc.comm);
+        b.attempt(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    }
     if signal != 0 && signal != libc::SIGKILL {
         let default = b.bytes(&[0; 32]);
         b.call(libc::SYS_rt_sigaction, [signal.into(), default.into(), Arg::Val(0), Arg::Val(8)]);

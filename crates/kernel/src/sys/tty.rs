@@ -143,10 +143,14 @@ pub fn device(tty: impl AsFd) -> Result<u32, Errno> {
     unsafe { ioctl(tty, Getter::<TIOCGDEV, u32>::new()) }
 }
 
-/// Opens the other end of a pty through its master, whatever is mounted on /dev/pts. `flags`: `O_*`.
+/// Opens the other end of a pty through its master, whatever is mounted on /dev/pts, close-on-exec. `flags`: `O_*`.
 pub fn open_peer(master: impl AsFd, flags: rustix::fs::OFlags) -> Result<OwnedFd, Errno> {
-    let flags = rustix::pty::OpenptFlags::from_bits_retain(flags.bits());
-    rustix::pty::ioctl_tiocgptpeer(master, flags)
+    // Given to the ioctl, O_CLOEXEC would become a status flag of the open file, and fdinfo would show it for every
+    // duplicate (ptm_open_peer in drivers/tty/pty.c).
+    let flags = flags - rustix::fs::OFlags::CLOEXEC;
+    let peer = rustix::pty::ioctl_tiocgptpeer(master, rustix::pty::OpenptFlags::from_bits_retain(flags.bits()))?;
+    rustix::io::fcntl_setfd(&peer, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(peer)
 }
 
 /// Makes the terminal that of the calling session leader. `steal` takes it from another session (CAP_SYS_ADMIN).

@@ -1,0 +1,132 @@
+//! What may differ between a tree before its checkpoint and after its restore, and why. Nothing else may.
+
+use super::Field;
+
+/// A sort of field that may differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// process, thread, descriptor or mapping.
+    pub kind: String,
+    /// The name of the field; a `*` at the end stands for any rest.
+    pub name: String,
+    /// Why it may differ.
+    pub reason: String,
+}
+
+impl Rule {
+    /// `KIND NAME, REASON`, as a workload declares it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (what, reason) = text.split_once(", ")?;
+        let (kind, name) = what.split_once(' ')?;
+        Some(Self { kind: kind.to_owned(), name: name.to_owned(), reason: reason.to_owned() })
+    }
+
+    /// Whether it speaks of this field.
+    pub fn covers(&self, field: &Field) -> bool {
+        covers(&self.kind, &self.name, field)
+    }
+}
+
+const ACCOUNT: &str = "an account of what was used until now, which the kernel keeps for itself and lets nobody set";
+const RESIDENT: &str = "which pages are in memory depends on what was touched; what they hold is compared";
+const MACHINE: &str = "counts or numbers things of the whole machine";
+
+/// Kind, name, reason.
+const RULES: &[(&str, &str, &str)] = &[
+    ("process", "stat.flags", "the kernel's own notes, such as that a process has forked or used root's rights"),
+    ("thread", "stat.flags", "the kernel's own notes, such as that a process has forked or used root's rights"),
+    ("process", "stat.minflt", ACCOUNT),
+    ("process", "stat.majflt", ACCOUNT),
+    ("process", "stat.cminflt", ACCOUNT),
+    ("process", "stat.cmajflt", ACCOUNT),
+    ("process", "stat.utime", ACCOUNT),
+    ("process", "stat.stime", ACCOUNT),
+    ("process", "stat.cutime", ACCOUNT),
+    ("process", "stat.cstime", ACCOUNT),
+    ("process", "stat.delayacct_blkio_ticks", ACCOUNT),
+    ("process", "stat.starttime", "the moment of the birth, which was another"),
+    ("process", "stat.rss", RESIDENT),
+    ("process", "stat.processor", "where it ran last"),
+    ("process", "stat.wchan", "0 or 1, whether it sleeps at this moment"),
+    ("thread", "stat.minflt", ACCOUNT),
+    ("thread", "stat.majflt", ACCOUNT),
+    ("thread", "stat.cminflt", ACCOUNT),
+    ("thread", "stat.cmajflt", ACCOUNT),
+    ("thread", "stat.utime", ACCOUNT),
+    ("thread", "stat.stime", ACCOUNT),
+    ("thread", "stat.cutime", ACCOUNT),
+    ("thread", "stat.cstime", ACCOUNT),
+    ("thread", "stat.delayacct_blkio_ticks", ACCOUNT),
+    ("thread", "stat.starttime", "the moment of the birth, which was another"),
+    ("thread", "stat.rss", RESIDENT),
+    ("thread", "stat.processor", "where it ran last"),
+    ("thread", "stat.wchan", "0 or 1, whether it sleeps at this moment"),
+    ("process", "oom_score", "computed from the memory in use"),
+    ("process", "status.FDSize", "room in the table of descriptors, which the kernel grows as it likes"),
+    ("thread", "status.FDSize", "room in the table of descriptors, which the kernel grows as it likes"),
+    ("process", "status.SigQ", MACHINE),
+    ("thread", "status.SigQ", MACHINE),
+    ("process", "status.voluntary_ctxt_switches", ACCOUNT),
+    ("process", "status.nonvoluntary_ctxt_switches", ACCOUNT),
+    ("thread", "status.voluntary_ctxt_switches", ACCOUNT),
+    ("thread", "status.nonvoluntary_ctxt_switches", ACCOUNT),
+    ("process", "ksm_stat.*", "what the kernel's merging of pages has come to; whether it is asked for is compared"),
+    ("thread", "shared.I/O context", "made by the first I/O; threads without any compare as sharing one"),
+    ("descriptor", "memfd.modified", "the images have no place for the times of a memfd"),
+    ("descriptor", "memfd.modified_ns", "the images have no place for the times of a memfd"),
+    ("descriptor", "fdinfo.eventfd-id", MACHINE),
+    ("descriptor", "fdinfo.map_id", MACHINE),
+];
+
+/// Lines of `status` about resident memory, which a process and its threads tell alike.
+const STATUS_RESIDENT: &[&str] = &[
+    "status.VmPeak",
+    "status.VmHWM",
+    "status.VmRSS",
+    "status.RssAnon",
+    "status.RssFile",
+    "status.RssShmem",
+    "status.VmPTE",
+    "status.VmSwap",
+    "status.HugetlbPages",
+];
+
+/// Names that a `*` of the rules does not stand for.
+const ALWAYS_COMPARED: &[&str] = &["ksm_stat.ksm_merge_any", "ksm_stat.ksm_mergeable"];
+
+fn covers(kind: &str, name: &str, field: &Field) -> bool {
+    let named = match name.strip_suffix('*') {
+        Some(prefix) => field.name.starts_with(prefix) && !ALWAYS_COMPARED.contains(&field.name.as_str()),
+        None => field.name == name,
+    };
+    named && field.object.kind() == kind
+}
+
+/// Whether this difference is one that must be borne.
+pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&String>, more: &[Rule]) -> bool {
+    if STATUS_RESIDENT.contains(&field.name.as_str()) || more.iter().any(|rule| rule.covers(field)) {
+        return true;
+    }
+    // A state of sleep or work is one; stopped, traced and dead are not.
+    let restless = |value: Option<&String>| value.is_some_and(|state| ["R", "S", "D"].contains(&state.as_str()));
+    match field.name.as_str() {
+        "stat.state" => restless(before) && restless(after),
+        "status.State" => {
+            let letter = |value: Option<&String>| value.map(|text| text.chars().take(1).collect::<String>());
+            restless(letter(before).as_ref()) && restless(letter(after).as_ref())
+        }
+        // A nap that was over when it was stopped, and one that was not (-ERESTART_RESTARTBLOCK).
+        "registers.rax" => {
+            let nap = |value: Option<&String>| value.is_some_and(|rax| rax == "0x0" || rax == "0xfffffffffffffdfc");
+            nap(before) && nap(after)
+        }
+        // An interval timer that nobody reads goes on counting.
+        "fdinfo.ticks" => {
+            let ticks = |value: Option<&String>| value.and_then(|text| text.parse::<u64>().ok());
+            matches!((ticks(before), ticks(after)), (Some(before), Some(after)) if before <= after)
+        }
+        // The images tell the times of a deleted file in microseconds.
+        "file.modified_ns" => after.is_some_and(|ns| ns == "0"),
+        _ => RULES.iter().any(|(kind, name, _)| covers(kind, name, field)),
+    }
+}
