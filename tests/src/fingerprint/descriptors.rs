@@ -141,7 +141,8 @@ fn ask(taking: &mut Taking, object: &Object, file: BorrowedFd<'_>, link: &str) {
     taking.put(object, "file.device", format!("{:x} {:x}", stat.st_dev, stat.st_rdev));
     if sort == FileType::RegularFile && !link.starts_with("/proc/") {
         taking.put(object, "file.size", stat.st_size.to_string());
-        let sort = if link.starts_with("/memfd:") { "memfd" } else { "file" };
+        let memory = link.starts_with("/memfd:") || link.starts_with("/dev/zero");
+        let sort = if memory { "memfd" } else { "file" };
         taking.put(object, format!("{sort}.modified"), format!("{}.{:06}", stat.st_mtime, stat.st_mtime_nsec / 1000));
         taking.put(object, format!("{sort}.modified_ns"), (stat.st_mtime_nsec % 1000).to_string());
     }

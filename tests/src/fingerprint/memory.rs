@@ -195,6 +195,10 @@ fn contents(taking: &mut Taking, object: &Object, task: &Task, pid: Pid, mapping
     if mapping.path.starts_with("[v") || mapping.path.starts_with("/dev/") && mapping.path != "/dev/zero (deleted)" {
         return;
     }
+    // Memory that the kernel may drop at any time.
+    if mapping.lines.iter().any(|(key, value)| key == "VmFlags" && value.split(' ').any(|flag| flag == "dp")) {
+        return;
+    }
     if mapping.perms.ends_with('s') {
         // A file with a name is on the disk, and is the same after the restore.
         if is_made_anew(&mapping.path) && !mapping.path.starts_with("/proc/") {

@@ -174,7 +174,7 @@ pub struct Baseline {
 
 impl Baseline {
     /// How often is looked at most until nothing moves any more.
-    const LOOKS: usize = 10;
+    const LOOKS: usize = 25;
     /// How often is looked at most until a tree that has been let go is as it was.
     const PATIENCE: usize = 25;
     /// Time between two looks: more than the pause in which workloads look for their word to go on.

@@ -197,12 +197,10 @@ fn take_lines(taking: &mut Taking, object: &Object, task: &Task, name: &str) {
 
 fn take_thread(taking: &mut Taking, process: &Task, pid: Pid, tid: Pid, queue_told: &mut bool) {
     let object = Object::Thread(pid.as_raw_nonzero().get(), tid.as_raw_nonzero().get());
-    let Ok(task) = process.thread(tid) else {
-        return;
-    };
+    let task = process.thread(tid);
     for name in THREAD_FILES {
         // Given to the thread's own directory in /proc alone.
-        let from = if *name == "timerslack_ns" { Task::open(tid) } else { process.thread(tid) };
+        let from = if *name == "timerslack_ns" { Task::open(tid) } else { Ok(process.thread(tid)) };
         taking.put_result(&object, *name, from.map_err(errno).and_then(|task| text(&task, name)));
     }
     take_stat(taking, &object, &task);

@@ -61,6 +61,7 @@ const RULES: &[(&str, &str, &str)] = &[
     ("thread", "stat.rss", RESIDENT),
     ("thread", "stat.processor", "where it ran last"),
     ("thread", "stat.wchan", "0 or 1, whether it sleeps at this moment"),
+    ("process", "sessionid", "a number that the kernel gives out whenever a login uid is set"),
     ("process", "oom_score", "computed from the memory in use"),
     ("process", "status.FDSize", "room in the table of descriptors, which the kernel grows as it likes"),
     ("thread", "status.FDSize", "room in the table of descriptors, which the kernel grows as it likes"),

@@ -17,6 +17,7 @@ use linux_raw_sys::general as nr;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::memory::Digest;
 use super::{Field, Object, Taking};
 
 /// Calls that the kernel continues under the number of restart_syscall, and that number.
@@ -78,9 +79,9 @@ pub(super) fn take(
         taking.put(object, FIELD, "none");
         return;
     }
-    match seized(tid) {
-        Ok(()) => {}
-        Err(errno) => return taking.put_result::<&str>(object, FIELD, Err(errno)),
+    if let Err(errno) = seized(tid) {
+        release(tid);
+        return taking.put_result::<&str>(object, FIELD, Err(errno));
     }
     taking.put(object, FIELD, MADE);
     // Those of a thread at work change from instruction to instruction.
@@ -107,8 +108,24 @@ pub(super) fn take(
     taking.put_result(object, "rseq", rseq.map(|rseq| format!("{rseq:x?}")));
     let dispatch = ptrace::syscall_user_dispatch(tid).map(|config| format!("{config:x?}"));
     taking.put_result(object, "syscall_user_dispatch", dispatch);
-    // Fails only for one that has been killed meanwhile.
-    let _ = ptrace::detach(tid, 0);
+    release(tid);
+}
+
+/// Lets a thread go, which must stand still for it.
+fn release(tid: Pid) {
+    let deadline = Instant::now() + STOP_LIMIT;
+    let mut signal = 0;
+    while ptrace::detach(tid, signal).is_err() && Instant::now() < deadline {
+        // Both fail for one that has been killed meanwhile.
+        let (_, Ok(Some((_, status)))) = (ptrace::interrupt(tid), try_wait(Who::One(tid))) else {
+            std::thread::sleep(Duration::from_micros(100));
+            continue;
+        };
+        if status.is_end() {
+            return;
+        }
+        signal = if let WaitStatus::SignalStop(signal) = status { signal } else { 0 };
+    }
 }
 
 /// Whether the call that the thread is blocked in would tell it of a visit.
@@ -217,11 +234,19 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Longer queues are told by their digest.
+const SHOWN: usize = 64;
+
 fn signals(taking: &mut Taking, object: &Object, tid: Pid, queue_told: &mut bool) {
     taking.put_result(object, "signals.blocked", ptrace::get_sigmask(tid).map(|mask| format!("{mask:#x}")));
     let list = |infos: Vec<SigInfo>| {
         let one = |info: &SigInfo| hex(info.as_bytes()).trim_end_matches('0').to_owned();
-        infos.iter().map(one).collect::<Vec<_>>().join(" ")
+        if infos.len() <= SHOWN {
+            return infos.iter().map(one).collect::<Vec<_>>().join(" ");
+        }
+        let mut digest = Digest::default();
+        infos.iter().for_each(|info| digest.add(info.as_bytes()));
+        format!("{} signals, {digest}", infos.len())
     };
     taking.put_result(object, "signals.queued", ptrace::peek_siginfo(tid, false).map(list));
     if !*queue_told {

@@ -258,9 +258,10 @@ pub fn set_siginfo(tid: Pid, info: &SigInfo) -> Result<(), Errno> {
 /// All queued signals of the thread, or (`shared`) of its process, in the order of delivery among equals. They
 /// stay queued.
 pub fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<SigInfo>, Errno> {
-    const BATCH: usize = 32;
+    // The kernel walks the queue from its beginning at each call: few and large ones.
+    const BATCH: usize = 1024;
     let mut queued = Vec::new();
-    let mut batch = [SigInfo::zeroed(); BATCH];
+    let mut batch = vec![SigInfo::zeroed(); BATCH];
     loop {
         let args = uapi::ptrace_peeksiginfo_args {
             off: queued.len() as u64,
