@@ -20,7 +20,7 @@ mod visit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
@@ -175,6 +175,8 @@ pub struct Baseline {
 impl Baseline {
     /// How often is looked at most until nothing moves any more.
     const LOOKS: usize = 25;
+    /// When looking takes its time, no more is looked than needed.
+    const LONG_ENOUGH: Duration = Duration::from_millis(700);
     /// How often is looked at most until a tree that has been let go is as it was.
     const PATIENCE: usize = 25;
     /// Time between two looks: more than the pause in which workloads look for their word to go on.
@@ -183,20 +185,23 @@ impl Baseline {
     /// Looks twice at a tree, and again as long as it still changes; what has changed between the last looks is known
     /// to move by itself.
     pub fn take(members: impl Fn() -> Vec<Pid>) -> Self {
+        let begun = Instant::now();
         let mut looks = vec![Fingerprint::take(&members())];
+        let restless;
         loop {
             sleep(Self::PAUSE);
             let next = Fingerprint::take(&members());
             let moved = differences(&looks[looks.len() - 1], &next, &[]);
             looks.push(next);
             let rest = moved.is_empty() && !looks[looks.len() - 1].works();
-            if rest || looks.len() == Self::LOOKS {
+            if rest || looks.len() == Self::LOOKS || looks.len() >= 4 && begun.elapsed() > Self::LONG_ENOUGH {
+                restless = !rest;
                 break;
             }
         }
         let last = looks.pop().unwrap_or_default();
         let mut moving = BTreeSet::new();
-        if looks.len() + 1 == Self::LOOKS {
+        if restless {
             for earlier in &looks[looks.len() / 2..] {
                 moving.extend(differences(earlier, &last, &[]).into_iter().map(|difference| difference.field));
             }
