@@ -12,10 +12,10 @@ mod catalogue;
 mod command;
 mod engine;
 mod family;
+pub mod fingerprint;
 pub mod kills;
 mod picture;
 mod strike;
-pub mod fingerprint;
 pub mod suite;
 mod workload;
 
