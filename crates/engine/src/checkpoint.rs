@@ -3,7 +3,7 @@
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{extras, limits, signals, task, thread, timers};
 use crate::files::Collect;
-use crate::freeze::{Frozen, Process, pid_of};
+use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
@@ -13,7 +13,7 @@ use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
-use cryonaut_puppet::Batch;
+use cryonaut_puppet::{Batch, Hand, Job};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use rustix::time::{ClockId, clock_gettime};
 use std::ffi::CString;
@@ -334,9 +334,7 @@ fn dump_process(
     let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, threads)?;
     core.tc = Some(tc);
     cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-    for index in 1..process.threads.len() {
-        dump_thread(cx, threads, process, index)?;
-    }
+    dump_threads(cx, threads, process)?;
     let mut extras = ask_extras.answer(&b);
     let mut vmas = mappings(cx, &mut extras, process)?;
     in_memory.add(process, extras);
@@ -347,13 +345,43 @@ fn dump_process(
     Ok(count)
 }
 
-fn dump_thread(cx: &Collect<'_>, threads: &mut thread::Gathered, process: &mut Process, index: usize) -> Result<()> {
-    let mut b = Batch::new();
-    let ask = thread::Ask::new(&mut b);
-    let (tid, context) = (process.threads[index].tid, process.threads[index].context.clone());
-    process.hand()?.run_in_thread(tid, &context, &mut b)?;
-    let core = thread::record(process, &process.threads[index], &ask, &b, threads)?;
-    Ok(cx.images.write_one(ImageKind::Core, tid as u64, &core)?)
+/// How many threads' answers are held at a time.
+const THREADS_AT_ONCE: usize = 64;
+
+/// All threads but the first.
+fn dump_threads(cx: &Collect<'_>, gathered: &mut thread::Gathered, process: &mut Process) -> Result<()> {
+    let Some(mut hand) = process.hand.take() else { return Ok(()) };
+    let others = process.threads.get(1..).unwrap_or_default();
+    let result = others
+        .chunks(THREADS_AT_ONCE)
+        .try_for_each(|threads| dump_some_threads(cx, gathered, process, &mut hand, threads));
+    process.hand = Some(hand);
+    result
+}
+
+fn dump_some_threads(
+    cx: &Collect<'_>,
+    gathered: &mut thread::Gathered,
+    process: &Process,
+    hand: &mut Hand,
+    threads: &[Thread],
+) -> Result<()> {
+    let (mut asks, mut answers) = (Vec::new(), Vec::new());
+    for _ in threads {
+        let mut b = Batch::new();
+        asks.push(thread::Ask::new(&mut b));
+        answers.push(b);
+    }
+    let job = |(thread, batch): (_, _)| {
+        let thread: &Thread = thread;
+        Job { tid: thread.tid, context: &thread.context, batch }
+    };
+    hand.run_in_threads(&mut threads.iter().zip(&mut answers).map(job).collect::<Vec<_>>())?;
+    for (thread, (ask, answers)) in threads.iter().zip(asks.iter().zip(&answers)) {
+        let core = thread::record(process, thread, ask, answers, gathered)?;
+        cx.images.write_one(ImageKind::Core, thread.tid as u64, &core)?;
+    }
+    Ok(())
 }
 
 /// Time since boot in clock ticks, as /proc/PID/stat counts start times.

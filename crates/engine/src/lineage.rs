@@ -43,6 +43,16 @@ pub enum Step {
     NewSession(i32),
 }
 
+impl Step {
+    /// Who executes the clone, if it is one.
+    pub fn creator(&self) -> Option<i32> {
+        match self {
+            Step::Create(birth) => Some(birth.creator),
+            Step::NewSession(_) => None,
+        }
+    }
+}
+
 /// The whole order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lineage {

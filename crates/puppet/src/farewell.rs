@@ -10,7 +10,7 @@
 
 use crate::scratch::{self, op};
 
-/// Words at [`scratch::LEFT`]: the count, [`scratch::BUSY`], and two times.
+/// Words at [`scratch::LEFT`]: the count, a word unused, and two times.
 pub(crate) type Words = [u64; 6];
 
 /// Nanoseconds for the last steps of one thread.
@@ -28,7 +28,7 @@ const FUTEX_WAKE_OP: u64 = 5 | FUTEX_PRIVATE;
 const ADD_ONE: u64 = 1 << 28 | 1 << 24 | 1 << 12;
 const NANOS: u64 = 1_000_000_000;
 
-/// The words while nobody has left: the count is 0, and so is `BUSY`.
+/// The words while nobody has left.
 pub(crate) fn times(grace: u64) -> Words {
     [0, 0, PATIENCE, 0, grace / NANOS, grace % NANOS]
 }
@@ -58,6 +58,17 @@ pub(crate) fn wait_for_leaver(base: u64, count: u64, unless: u64) -> [u8; op::SI
 /// Gives who has said that it leaves the time for its last steps.
 pub(crate) fn grace(base: u64, unless: u64) -> [u8; op::SIZE] {
     operation(libc::SYS_nanosleep, [base + scratch::GRACE, 0, 0, 0, 0, 0], 0, unless)
+}
+
+/// How many operations [`for_others`] has.
+pub(crate) const FOR_OTHERS: u64 = scratch::THREADS as u64 + 1;
+
+/// A hand waits for each of the other threads that are in the mapping.
+pub(crate) fn for_others(base: u64) -> Vec<u8> {
+    let busy = |n: u64| base + scratch::BUSY + 8 * n;
+    let mut all: Vec<u8> = (0..scratch::THREADS as u64).flat_map(|n| wait_for_leaver(base, n, busy(n))).collect();
+    all.extend(grace(base, busy(0)));
+    all
 }
 
 /// Says that this thread leaves.

@@ -30,7 +30,7 @@
 //!   then the scratch mapping stays behind.
 
 use crate::arch::{self, Gadgets, Registers};
-use crate::batch::{Batch, Place};
+use crate::batch::{Batch, Call, Place};
 use crate::scratch::{self, op, slot};
 use crate::{Error, Result, farewell, memory, trace};
 
@@ -102,7 +102,6 @@ pub struct Hand {
     pub(crate) requests: u64,
     pub(crate) signal: i32,
     entry: Entry,
-    thread_requests: u64,
     stop_seen: bool,
     pub(crate) serving: bool,
     /// Does not wait in the trampoline for the next batch.
@@ -125,14 +124,23 @@ enum Entry {
 /// `set_tid_size` follows.
 const CLONE_ARGS_SET_TID: usize = 8;
 
+/// How many births one batch has room for.
+const BIRTHS_AT_ONCE: usize = 128;
+
+/// Adds to a batch the birth of one.
+fn clone_call(b: &mut Batch, args: &[u64; 11], set_tid: i32) -> Call {
+    let tid = b.bytes(&set_tid.to_le_bytes());
+    let mut args = *args;
+    args[0] |= libc::CLONE_PTRACE as u64;
+    args[CLONE_ARGS_SET_TID + 1] = 1;
+    let bytes: Vec<u8> = args.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let data = b.bytes(&bytes);
+    b.point(data.at(8 * CLONE_ARGS_SET_TID), tid);
+    b.call(libc::SYS_clone3, [data.into(), bytes.len().into()])
+}
+
 /// Signals that a program which does not handle them does not notice.
 const QUIET_SIGNALS: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
-
-/// [`scratch::BUSY`] while no other thread is in the trampoline.
-const NOBODY: i64 = -1;
-
-/// How many operations a hand's own farewell has: it waits for another thread.
-pub(crate) const OWN_FAREWELL: u64 = 2;
 
 /// The quiet signal for a program that catches `caught` (bit n-1 for signal n).
 fn quiet_signal(caught: u64) -> Option<i32> {
@@ -157,7 +165,6 @@ impl Hand {
             len,
             requests: 0,
             signal: quiet.unwrap_or(libc::SIGURG),
-            thread_requests: 0,
             stop_seen: false,
             serving: false,
             restless: false,
@@ -207,7 +214,6 @@ impl Hand {
             len: scratch::LEN,
             requests: 0,
             signal: libc::SIGSTKFLT,
-            thread_requests: 0,
             stop_seen: false,
             serving: false,
             restless: false,
@@ -294,72 +300,34 @@ impl Hand {
         self.failed(batch)
     }
 
-    fn failed(&self, batch: &Batch) -> Result<()> {
+    pub(crate) fn failed(&self, batch: &Batch) -> Result<()> {
         match batch.failure() {
             None => Ok(()),
             Some((_, nr, errno)) => Err(Error::Call { pid: self.pid, call: crate::names::syscall_name(nr), errno }),
         }
     }
 
-    /// Creates a process by `clone3` in this one, with the arguments that
-    /// `args` holds (struct clone_args), and waits until it stands still. It
-    /// shares our tracing options.
-    pub fn clone_child(&mut self, args: &[u64; 11], set_tid: i32) -> Result<i32> {
-        let mut b = Batch::new();
-        let tid = b.bytes(&set_tid.to_le_bytes());
-        let bytes: Vec<u8> = args.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let data = b.bytes(&bytes);
-        b.point(data.at(8 * CLONE_ARGS_SET_TID), tid);
-        b.set(data.at(8 * CLONE_ARGS_SET_TID + 8), &1u64.to_le_bytes());
-        let call = b.call(libc::SYS_clone3, [data.into(), bytes.len().into()]);
-        self.run(&mut b).map_err(|e| match e {
-            Error::Call { errno, .. } => Error::Birth { pid: set_tid, errno },
-            other => other,
-        })?;
-        let child = b.result(call).map_err(|errno| Error::Birth { pid: set_tid, errno })? as i32;
-        crate::stops::wait_newborn(child)?;
-        Ok(child)
-    }
-
-    /// Runs a small batch in another stopped thread of the same process and
-    /// puts the thread back to where it was.
-    pub fn run_in_thread(&mut self, tid: i32, context: &Context, batch: &mut Batch) -> Result<()> {
-        let at = self.base + scratch::THREAD_SLOT;
-        let frame_at = self.base + scratch::THREAD_FRAME;
-        let home = arch::with_call_reissued(&context.regs);
-        let frame = arch::write_frame(frame_at, 0, &home, context.sigmask, &context.xstate);
-        self.thread_requests += 1;
-        let slot = self.slot(&[
-            (slot::OPS, self.base + scratch::THREAD_OPS),
-            (slot::COUNT, batch.len() as u64),
-            (slot::REQUEST, self.thread_requests),
-            (slot::FAREWELL_OPS, self.base + scratch::THREAD_FAREWELL),
-            (slot::FAREWELL_COUNT, 1),
-            (slot::LEAVE_SP, frame_at + 8),
-            (slot::LEAVE_NR, libc::SYS_rt_sigreturn as u64),
-            (slot::LEAVE_IP, self.base + scratch::CODE + arch::syscall_offset()),
-        ]);
-        let place = self.thread_place();
-        let (ops, data) = self.encode(batch, &place)?;
-        // Nobody has left yet, and somebody is there: the process's own hand will wait.
-        let busy = [0; 16];
-        self.poke_all(&[
-            (self.base + scratch::LEFT, &busy),
-            (frame_at, &frame),
-            (place.ops, &ops),
-            (place.data, &data),
-            (at, &slot),
-        ])?;
-        self.send_in(tid, &context.regs, at, self.base + scratch::THREAD_STACK_TOP - 64)?;
-        trace::resume(tid, 0)?;
-        let left = self.wait_announcement(tid, at)?;
-        context.write_back(tid)?;
-        if self.disturbs(context.sigmask) {
-            crate::stops::move_on(tid)?;
+    /// Creates processes or threads by `clone3` in this one, each from the
+    /// arguments (struct clone_args) and under the id that `births` names, and
+    /// waits until they stand still. They are held as this one is, by
+    /// CLONE_PTRACE: unlike PTRACE_O_TRACECLONE and its kin, it does not stop
+    /// their creator each time.
+    pub fn clone_all(&mut self, births: &[([u64; 11], i32)]) -> Result<()> {
+        for births in births.chunks(BIRTHS_AT_ONCE) {
+            let mut b = Batch::new();
+            let calls: Vec<Call> = births.iter().map(|(args, tid)| clone_call(&mut b, args, *tid)).collect();
+            self.run(&mut b).or_else(|e| match e {
+                Error::Call { errno, .. } => {
+                    let failed = births.iter().zip(&calls).find(|(_, call)| b.result(**call).is_err());
+                    Err(Error::Birth { pid: failed.map_or(0, |((_, tid), _)| *tid), errno })
+                }
+                other => Err(other),
+            })?;
+            for (_, tid) in births {
+                crate::stops::wait_newborn(*tid)?;
+            }
         }
-        self.poke(self.base + scratch::BUSY, &NOBODY.to_le_bytes())?;
-        self.fetch(batch, &place, left)?;
-        self.failed(batch)
+        Ok(())
     }
 
     /// Makes a held thread of the process enter a call that sleeps, and
@@ -412,21 +380,12 @@ impl Hand {
         self.stop_seen
     }
 
-    fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         Place {
             ops: self.base + scratch::OPS,
             data: self.base + scratch::DATA,
             ops_max: scratch::OPS_MAX,
             data_max: scratch::DATA_LEN,
-        }
-    }
-
-    fn thread_place(&self) -> Place {
-        Place {
-            ops: self.base + scratch::THREAD_OPS,
-            data: self.base + scratch::THREAD_DATA,
-            ops_max: scratch::THREAD_OPS_MAX,
-            data_max: scratch::THREAD_DATA_LEN,
         }
     }
 
@@ -437,22 +396,20 @@ impl Hand {
             (slot::OPS, at(scratch::OPS)),
             (slot::VERDICT, at(scratch::VERDICT)),
             (slot::FAREWELL_OPS, at(scratch::FAREWELL)),
-            (slot::FAREWELL_COUNT, OWN_FAREWELL),
+            (slot::FAREWELL_COUNT, farewell::FOR_OTHERS),
             (slot::LEAVE_SP, leave_sp),
             (slot::LEAVE_ARG0, self.base),
             (slot::LEAVE_ARG1, self.len),
             (slot::LEAVE_NR, leave_nr),
             (slot::LEAVE_IP, leave_ip),
         ]);
-        let mut farewell = farewell::wait_for_leaver(self.base, 0, at(scratch::BUSY)).to_vec();
-        farewell.extend(farewell::grace(self.base, at(scratch::BUSY)));
-        let mut words = farewell::times(farewell::GRACE_OF_ONE);
-        words[1] = NOBODY as u64;
+        let words = farewell::times(farewell::GRACE_OF_ONE + scratch::THREADS as u64 * farewell::GRACE_OF_EACH);
         let words: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         self.poke_all(&[
             (at(scratch::CODE), arch::code()),
-            (at(scratch::FAREWELL), &farewell),
+            (at(scratch::FAREWELL), &farewell::for_others(self.base)),
             (at(scratch::LEFT), &words),
+            (at(scratch::BUSY), &crate::group::busy(0)),
             (at(scratch::THREAD_FAREWELL), &farewell::say_left(self.base)),
             (at(scratch::SLOT), &slot),
         ])
@@ -471,13 +428,13 @@ impl Hand {
     /// Points the stopped thread at the trampoline, to serve the batch that
     /// lies in the slot at `slot_at`. The registers before the mask: see
     /// [`Context::write_back`].
-    fn send_in(&self, tid: i32, base: &Registers, slot_at: u64, stack: u64) -> Result<()> {
+    pub(crate) fn send_in(&self, tid: i32, base: &Registers, slot_at: u64, stack: u64) -> Result<()> {
         let regs = arch::for_trampoline(base, self.base + scratch::CODE + arch::serve_offset(), slot_at, stack);
         trace::set_registers(tid, &regs)?;
         self.block_all_in(tid)
     }
 
-    fn encode(&self, batch: &Batch, place: &Place) -> Result<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn encode(&self, batch: &Batch, place: &Place) -> Result<(Vec<u8>, Vec<u8>)> {
         if !batch.fits(place) {
             return Err(Error::TooLarge { pid: self.pid, what: "batch" });
         }
@@ -496,12 +453,15 @@ impl Hand {
         ])
     }
 
+    /// Reads the results of a batch of which `left` calls were not reached.
     fn fetch(&self, batch: &mut Batch, place: &Place, left: u64) -> Result<()> {
-        let ops = self.peek(place.ops, batch.len() * op::SIZE)?;
-        batch.take_results(&ops, left);
-        if let Some(range) = batch.output_range() {
-            let got = self.peek(place.data + range.start as u64, range.len())?;
-            batch.data_mut()[range].copy_from_slice(&got);
+        let outputs = batch.output_range();
+        let range = outputs.clone().unwrap_or_default();
+        let got =
+            self.peek_all(&[(place.ops, batch.len() * op::SIZE), (place.data + range.start as u64, range.len())])?;
+        batch.take_results(&got[0], left);
+        if let Some(range) = outputs {
+            batch.data_mut()[range].copy_from_slice(&got[1]);
         }
         Ok(())
     }
@@ -521,7 +481,7 @@ impl Hand {
 
     /// Waits until the batch of the slot at `slot_at` has been run; returns how
     /// many calls of it were not reached.
-    fn wait_announcement(&mut self, tid: i32, slot_at: u64) -> Result<u64> {
+    pub(crate) fn wait_announcement(&mut self, tid: i32, slot_at: u64) -> Result<u64> {
         loop {
             self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
             let slot = self.peek(slot_at, slot::LEFT + 8)?;
@@ -549,6 +509,12 @@ impl Hand {
     pub fn poke_all(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
         let at = pieces.first().map_or(0, |p| p.0);
         memory::write_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+    }
+
+    /// Reads pieces (address and length) of the target's memory.
+    pub(crate) fn peek_all(&self, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>> {
+        let at = pieces.first().map_or(0, |p| p.0);
+        memory::read_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })
     }
 
     /// Reads from the target's memory.

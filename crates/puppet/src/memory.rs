@@ -36,3 +36,23 @@ pub fn write_pieces(pid: i32, pieces: &[(u64, &[u8])]) -> Result<(), Errno> {
     }
     Ok(())
 }
+
+/// Reads pieces (address and length) that need not lie beside each other.
+pub fn read_pieces(pid: i32, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>, Errno> {
+    let pid = id(pid)?;
+    let mut out = Vec::with_capacity(pieces.len());
+    for pieces in pieces.chunks(MAX_SPANS) {
+        let spans: Vec<Remote> = pieces.iter().map(|(at, len)| Remote { address: *at, len: *len as u64 }).collect();
+        let mut bytes = vec![0; pieces.iter().map(|(_, len)| len).sum()];
+        if mem::read_spans(pid, &spans, &mut bytes)? != bytes.len() {
+            return Err(Errno::FAULT);
+        }
+        let mut rest = bytes.as_slice();
+        for (_, len) in pieces {
+            let (piece, later) = rest.split_at(*len);
+            out.push(piece.to_vec());
+            rest = later;
+        }
+    }
+    Ok(out)
+}

@@ -13,7 +13,7 @@
 //! | OPS     | the operations of the current batch                         |
 //! | DATA    | what those operations read and write                        |
 //! | STACK   | a stack, grows down from STACK_TOP                          |
-//! | THREAD  | the same again, small, for one further thread at a time     |
+//! | THREAD  | the same again, small: rows for a few further threads       |
 //! | VERDICT | a page of its own, shared by all hands of a tree if need be |
 //!
 //! Threads of a built process that wait for the verdict have rows in a mapping
@@ -37,7 +37,11 @@ pub const DATA: u64 = 0x8000;
 pub const DATA_LEN: usize = 0x14000;
 /// Top of the main hand's stack.
 pub const STACK_TOP: u64 = 0x1e000;
-/// The second slot: a further thread, one at a time.
+/// How many further threads run a batch at a time.
+pub const THREADS: usize = 16;
+/// Distance of their rows.
+pub const THREAD_ROW: u64 = 0x7000;
+/// The slot of the first of them.
 pub const THREAD_SLOT: u64 = 0x1e000;
 /// Its operations.
 pub const THREAD_OPS: u64 = 0x1e100;
@@ -52,14 +56,15 @@ pub const THREAD_FRAME: u64 = 0x20000;
 /// Top of its stack.
 pub const THREAD_STACK_TOP: u64 = 0x25000;
 /// The page with the verdict word.
-pub const VERDICT: u64 = 0x25000;
+pub const VERDICT: u64 = THREAD_SLOT + THREADS as u64 * THREAD_ROW;
 /// Length of the mapping, the verdict's page included.
-pub const LEN: u64 = 0x26000;
+pub const LEN: u64 = VERDICT + 0x1000;
 
 /// A futex word: how many of the process's other threads have left for home.
 pub const LEFT: u64 = 0x1e00;
-/// Negative while no other thread is in the mapping.
-pub const BUSY: u64 = 0x1e08;
+/// A word for each of [`THREADS`]: as many as there are other threads in the
+/// mapping, from the first on, are zero; the rest is negative.
+pub const BUSY: u64 = 0x1f00;
 /// `struct timespec`: how long to wait for another thread to leave.
 pub const PATIENCE: u64 = 0x1e10;
 /// `struct timespec`: how long its last steps may take after it has said so.
@@ -126,7 +131,9 @@ pub mod op {
 }
 
 const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= LEFT as usize);
-const _: () = assert!(THREAD_FAREWELL as usize + op::SIZE <= OPS as usize);
+const _: () = assert!(THREAD_FAREWELL as usize + op::SIZE <= BUSY as usize);
+const _: () = assert!(BUSY as usize + THREADS * 8 <= OPS as usize);
+const _: () = assert!(THREAD_STACK_TOP <= THREAD_SLOT + THREAD_ROW);
 const _: () = assert!(OPS as usize + OPS_MAX * op::SIZE <= DATA as usize);
 const _: () = assert!(DATA as usize + DATA_LEN < STACK_TOP as usize - 0x1000);
 const _: () = assert!(THREAD_OPS as usize + THREAD_OPS_MAX * op::SIZE <= THREAD_DATA as usize);

@@ -21,13 +21,9 @@ pub enum Stopped {
 /// turning it into a signal should the tracer die there).
 pub const VISIT: Options = Options::TRACESYSGOOD;
 
-/// Options for what is being built: it dies with the tracer, and what it
-/// creates is held as well.
-pub const BUILD: Options = Options::TRACESYSGOOD
-    .union(Options::EXITKILL)
-    .union(Options::TRACEFORK)
-    .union(Options::TRACEVFORK)
-    .union(Options::TRACECLONE);
+/// Options for what is being built: it dies with the tracer. What it creates
+/// has them too.
+pub const BUILD: Options = Options::TRACESYSGOOD.union(Options::EXITKILL);
 
 /// To be added for a thread whose process is to end should we.
 pub const DIES_WITH_US: Options = Options::EXITKILL;

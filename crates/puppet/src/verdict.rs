@@ -84,7 +84,7 @@ impl Verdict {
         if done.is_err() {
             exchange.clean(hand);
         }
-        hand.poke(hand.base + scratch::SLOT + slot::FAREWELL_COUNT as u64, &crate::hand::OWN_FAREWELL.to_le_bytes())?;
+        hand.poke(hand.base + scratch::SLOT + slot::FAREWELL_COUNT as u64, &farewell::FOR_OTHERS.to_le_bytes())?;
         done
     }
 }
@@ -138,7 +138,7 @@ impl Exchange {
         let unless = base + scratch::OPS + (LAST * op::SIZE + op::RESULT) as u64;
         let close = |at: u64| farewell::operation(libc::SYS_close, [at, 0, 0, 0, 0, 0], 1, unless);
         let all = [data(self.pair), data(self.pair.at(4)), data(self.control.at(CONTROL_HEAD))].map(close).concat();
-        let count = crate::hand::OWN_FAREWELL;
+        let count = farewell::FOR_OTHERS;
         let more = base + scratch::FAREWELL + count * op::SIZE as u64;
         // Until a batch has been laid down, there are zeros where the numbers will be.
         let none = vec![0xff; self.message.offset() as usize];

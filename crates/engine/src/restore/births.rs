@@ -27,19 +27,24 @@ pub fn create_all(
     spaces: &mut Spaces<'_>,
     base: u64,
 ) -> Result<()> {
-    for step in &plan.lineage.steps {
+    let mut steps = plan.lineage.steps.iter().peekable();
+    while let Some(step) = steps.next() {
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
                 let mut hand = spawn::first(birth.pid, build.options.sibling, base)?;
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
             }
-            Step::Create(birth) => {
-                if spaces.comes_first(birth.creator) {
-                    spaces.begin(nursery.hand(birth.creator)?, service, build)?;
+            Step::Create(first) => {
+                if spaces.comes_first(first.creator) {
+                    spaces.begin(nursery.hand(first.creator)?, service, build)?;
                 }
-                let flags = sharing_flags(plan, birth);
-                create(nursery, birth, flags, base)?;
+                let mut births = vec![(first, sharing_flags(plan, first))];
+                while let Some(&&Step::Create(next)) = steps.peek().filter(|s| s.creator() == Some(first.creator)) {
+                    births.push((next, sharing_flags(plan, next)));
+                    steps.next();
+                }
+                create(nursery, first.creator, &births, base)?;
             }
             Step::NewSession(pid) => {
                 let mut b = Batch::new();
@@ -68,21 +73,27 @@ fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
     flags
 }
 
-fn create(nursery: &mut Nursery, birth: Birth, flags: u64, base: u64) -> Result<()> {
-    let creator = nursery.hand(birth.creator)?;
-    let mut args = [0u64; 11];
-    args[FLAGS] = flags;
-    // A sibling's parent is told by the signal of its creator's own birth.
-    args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
-    let pid = creator.clone_child(&args, birth.pid)?;
-    nursery.hands.insert(birth.pid, Hand::adopt(pid, base)?);
+/// Creates what one process creates, with these flags each.
+fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], base: u64) -> Result<()> {
+    let args = |&(birth, flags): &(Birth, u64)| {
+        let mut args = [0u64; 11];
+        args[FLAGS] = flags;
+        // A sibling's parent is told by the signal of its creator's own birth.
+        args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
+        (args, birth.pid)
+    };
+    nursery.hand(creator)?.clone_all(&births.iter().map(args).collect::<Vec<_>>())?;
+    for (birth, _) in births {
+        nursery.hands.insert(birth.pid, Hand::adopt(birth.pid, base)?);
+    }
     Ok(())
 }
 
 /// Puts every process into its group.
 fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
     for &(group, member) in &plan.lineage.leaderless {
-        create(nursery, Birth { pid: group, creator: member, sibling: false, helper: true }, 0, base)?;
+        let stand_in = Birth { pid: group, creator: member, sibling: false, helper: true };
+        create(nursery, member, &[(stand_in, 0)], base)?;
         set_group(nursery, group, group)?;
     }
     for &(pid, group) in &plan.lineage.groups {
@@ -172,10 +183,7 @@ pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    for (tid, _) in &process.threads {
-        let mut args = [0u64; 11];
-        args[FLAGS] = flags as u64;
-        hand.clone_child(&args, *tid)?;
-    }
-    Ok(())
+    let mut args = [0u64; 11];
+    args[FLAGS] = flags as u64;
+    Ok(hand.clone_all(&process.threads.iter().map(|(tid, _)| (args, *tid)).collect::<Vec<_>>())?)
 }

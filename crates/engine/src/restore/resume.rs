@@ -11,7 +11,7 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::status::Seccomp;
 use cryonaut_puppet::arch as puppet_arch;
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Verdict, find_doorway, stops, trace};
+use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Job, Verdict, find_doorway, stops, trace};
 
 /// Lets the whole tree run.
 ///
@@ -147,20 +147,41 @@ impl Ready<'_> {
 /// timers of the process are with it.
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<()> {
     let pid = process.pid();
+    let mut contexts = Vec::with_capacity(process.threads.len());
     for (tid, core) in &process.threads {
-        let context = Context::read(*tid)?;
+        contexts.push(Context::read(*tid)?);
+        schedule(*tid, core, plan)?;
+    }
+    let of_all = |make: &dyn Fn(i32, &CoreEntry) -> Result<Vec<Batch>>| -> Result<Vec<(i32, &Context, Batch)>> {
+        let mut all = Vec::new();
+        for ((tid, core), context) in process.threads.iter().zip(&contexts) {
+            all.extend(make(*tid, core)?.into_iter().map(|b| (*tid, context, b)));
+        }
+        Ok(all)
+    };
+    let mut first = of_all(&|_, core| {
         let mut b = Batch::new();
         thread::build(&mut b, core);
-        hand.run_in_thread(*tid, &context, &mut b)?;
-        for mut b in signals::build_queue(pid, *tid, own_signals(core))? {
-            hand.run_in_thread(*tid, &context, &mut b)?;
-        }
-        schedule(*tid, core, plan)?;
-        let mut last = last_batch(core, process, plan, have)?;
-        suspend_seccomp(*tid, core)?;
-        hand.run_in_thread(*tid, &context, &mut last)?;
+        Ok(vec![b])
+    })?;
+    run_in_threads(hand, &mut first)?;
+    let mut waiting = of_all(&|tid, core| signals::build_queue(pid, tid, own_signals(core)))?;
+    for one in &mut waiting {
+        // One after the other: a thread's signals have an order.
+        run_in_threads(hand, std::slice::from_mut(one))?;
     }
+    let mut last = of_all(&|_, core| Ok(vec![last_batch(core, process, plan, have)?]))?;
+    for (tid, core) in &process.threads {
+        suspend_seccomp(*tid, core)?;
+    }
+    run_in_threads(hand, &mut last)?;
     leader(hand, process, plan, have)
+}
+
+fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, &Context, Batch)]) -> Result<()> {
+    let mut jobs: Vec<Job<'_>> =
+        batches.iter_mut().map(|(tid, context, batch)| Job { tid: *tid, context, batch }).collect();
+    Ok(hand.run_in_threads(&mut jobs)?)
 }
 
 fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<()> {
