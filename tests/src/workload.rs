@@ -316,7 +316,7 @@ impl Drop for Workload {
 /// Terminals are numbered by the machine: while one is checkpointed and gone, another test's would take its number. So
 /// those workloads go one after the other, also between test processes.
 fn take_turn(workload: &str) -> std::io::Result<Option<File>> {
-    if !workload.starts_with("tty/") {
+    if !["tty/", "terminals/"].iter().any(|area| workload.starts_with(area)) {
         return Ok(None);
     }
     let lock = File::create(std::env::temp_dir().join("cryonaut-test-terminals.lock"))?;
