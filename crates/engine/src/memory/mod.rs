@@ -25,6 +25,7 @@ mod shared;
 mod spaces;
 mod vdso;
 mod vma;
+mod write_behind;
 
 pub use build::Shape;
 pub use extras::{AllExtras, ExtrasAsk};

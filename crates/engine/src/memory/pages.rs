@@ -8,6 +8,7 @@
 use super::{
     PAGE,
     vma::{is_droppable, status},
+    write_behind::WriteBehind,
 };
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -17,7 +18,6 @@ use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
 use rustix::fs::OFlags;
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at a time.
@@ -44,10 +44,12 @@ impl PageCount {
 #[derive(Debug)]
 pub struct PageWriter {
     map: PagemapWriter,
-    file: File,
-    spans: Vec<Remote>,
-    pending: usize,
+    file: WriteBehind,
+    /// Contents that are at hand, not yet handed on.
     buffer: Vec<u8>,
+    /// Memory whose contents come behind them, and its length.
+    spans: Vec<Remote>,
+    spans_len: usize,
     count: PageCount,
 }
 
@@ -57,37 +59,43 @@ impl PageWriter {
     pub fn new(images: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
         Ok(PageWriter {
             map: PagemapWriter::create(images, kind, id, pages_id)?,
-            file: images.raw_file(ImageKind::Pages, u64::from(pages_id))?,
-            spans: Vec::new(),
-            pending: 0,
+            file: WriteBehind::new(images.raw_file(ImageKind::Pages, u64::from(pages_id))?),
             buffer: Vec::new(),
+            spans: Vec::new(),
+            spans_len: 0,
             count: PageCount::default(),
         })
     }
 
     /// Notes that a run of pages follows.
-    pub fn note(&mut self, start: u64, len: u64) -> Result<()> {
+    fn note(&mut self, start: u64, len: u64) -> Result<()> {
         self.map.push(start, len / PAGE, PageFlags::PRESENT)?;
         self.count.scanned += len / PAGE;
         self.count.written += len / PAGE;
         Ok(())
     }
 
-    /// Adds pages whose contents are at hand.
-    pub fn bytes(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
-        self.note(start, bytes.len() as u64)?;
-        self.write(bytes)
+    /// Adds pages whose contents `read` gets, piece by piece: it is told where
+    /// in the run a piece begins.
+    fn read(&mut self, start: u64, len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+        self.note(start, len)?;
+        let mut done = 0;
+        while done < len {
+            let filled = self.buffer.len();
+            let take = (len - done).min((PIECE - filled) as u64);
+            self.buffer.resize(filled + take as usize, 0);
+            read(done, &mut self.buffer[filled..])?;
+            done += take;
+            self.hand_on_if_full()?;
+        }
+        Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| {
-            let errno = crate::error::errno_of(&e);
-            Error::Kernel {
-                object: Object::Other("pages image".into()),
-                action: "write it".into(),
-                errno,
-                remedy: if errno == rustix::io::Errno::NOSPC { "free some space on its file system" } else { "" },
-            }
+    /// Adds pages whose contents are at hand.
+    pub fn bytes(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+        self.read(start, bytes.len() as u64, |offset, room| {
+            room.copy_from_slice(&bytes[offset as usize..][..room.len()]);
+            Ok(())
         })
     }
 
@@ -96,38 +104,51 @@ impl PageWriter {
         self.note(start, len)?;
         let (mut at, end) = (start, start + len);
         while at < end {
-            let take = (end - at).min((PIECE - self.pending) as u64);
+            let take = (end - at).min((PIECE - self.buffer.len() - self.spans_len) as u64);
             self.spans.push(Remote { address: at, len: take });
-            self.pending += take as usize;
+            self.spans_len += take as usize;
             at += take;
-            if self.pending == PIECE || self.spans.len() == MAX_SPANS {
-                self.flush(pid)?;
+            if self.buffer.len() + self.spans_len == PIECE || self.spans.len() == MAX_SPANS {
+                self.fetch(pid)?;
             }
         }
         Ok(())
     }
 
-    fn flush(&mut self, pid: i32) -> Result<()> {
-        if self.pending == 0 {
+    /// Reads what [`PageWriter::remote`] was told of. Before anything else is added.
+    fn fetch(&mut self, pid: i32) -> Result<()> {
+        if self.spans.is_empty() {
             return Ok(());
         }
-        self.buffer.resize(PIECE, 0);
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let got = read_spans(pid, &self.spans, &mut buffer[..self.pending]);
-        if got != Ok(self.pending) {
+        let filled = self.buffer.len();
+        self.buffer.resize(filled + self.spans_len, 0);
+        let got = read_spans(pid, &self.spans, &mut self.buffer[filled..]);
+        if got != Ok(self.spans_len) {
             let at = self.spans.first().map_or(0, |s| s.address);
             let errno = got.err().unwrap_or(rustix::io::Errno::FAULT);
             return Err(Error::kernel(Object::Mapping(pid, at, "memory".into()), "read its contents", errno));
         }
-        self.write(&buffer[..self.pending])?;
-        self.buffer = buffer;
         self.spans.clear();
-        self.pending = 0;
+        self.spans_len = 0;
+        self.hand_on_if_full()
+    }
+
+    fn hand_on_if_full(&mut self) -> Result<()> {
+        if self.buffer.len() < PIECE { Ok(()) } else { self.hand_on() }
+    }
+
+    fn hand_on(&mut self) -> Result<()> {
+        if !self.buffer.is_empty() {
+            self.buffer = self.file.append(std::mem::take(&mut self.buffer))?;
+            self.buffer.clear();
+        }
         Ok(())
     }
 
     /// Completes both files.
-    pub fn finish(self) -> Result<PageCount> {
+    pub fn finish(mut self) -> Result<PageCount> {
+        self.hand_on()?;
+        self.file.finish()?;
         self.map.finish()?;
         Ok(self.count)
     }
@@ -177,11 +198,11 @@ pub fn dump_private(
             if alone && vma.prot & libc::PROT_READ as u32 != 0 {
                 return out.remote(process.pid, run.start, len);
             }
-            out.flush(process.pid)?;
+            out.fetch(process.pid)?;
             through_file(&mut out, &mem, process, run)
         })?;
     }
-    out.flush(process.pid)?;
+    out.fetch(process.pid)?;
     vmas.extend(guards);
     out.finish()
 }
@@ -195,18 +216,13 @@ fn holds_pages(vma: &VmaEntry) -> bool {
 /// Memory that the process itself may not read, or shares: through
 /// /proc/PID/mem, which asks no leave of the protection and pins nothing.
 fn through_file(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
-    let mut at = run.start;
-    let mut buffer = vec![0; PIECE.min((run.end - run.start) as usize)];
-    while at < run.end {
-        let take = buffer.len().min((run.end - at) as usize);
-        mem.read_exact_at(&mut buffer[..take], at).map_err(|e| {
+    out.read(run.start, run.end - run.start, |offset, room| {
+        let at = run.start + offset;
+        mem.read_exact_at(room, at).map_err(|e| {
             let errno = crate::error::errno_of(&e);
             Error::kernel(Object::Mapping(process.pid, at, "memory".into()), "read its contents", errno)
-        })?;
-        out.bytes(at, &buffer[..take])?;
-        at += take as u64;
-    }
-    Ok(())
+        })
+    })
 }
 
 fn guard_record(vma: &VmaEntry, run: &PageRun) -> VmaEntry {
