@@ -6,10 +6,11 @@
 //! in between.
 
 use crate::attributes::extras::Restart;
-use crate::attributes::{filter, restart};
+use crate::attributes::{filter, restart, rseq};
 use crate::{Error, Object, Result};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
+use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
@@ -33,6 +34,8 @@ pub struct Thread {
     pub stopped: Stopped,
     /// Its registers, signal mask and extended state.
     pub context: Context,
+    /// Its rseq area, if it has one.
+    pub rseq: Option<Rseq>,
     /// The call that it slept in, should only a restart block continue it.
     pub asleep: Option<Restart>,
 }
@@ -184,10 +187,13 @@ impl Frozen {
                         // At once: it must not see this interruption should we die.
                         trace::set_registers(tid, &context.regs)?;
                     }
+                    let rseq = rseq::leave_section(tid, &mut context)?;
+                    // A thread may have filters of its own, which its process's status does not tell.
+                    let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
                     if status.seccomp != Seccomp::Disabled {
-                        trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP)?;
+                        suspended?;
                     }
-                    threads.push(Thread { tid, stopped, context, asleep });
+                    threads.push(Thread { tid, stopped, context, rseq, asleep });
                 } else {
                     self.seized.retain(|&(_, t)| t != tid);
                 }

@@ -1,4 +1,4 @@
-/* Open files of /proc that belong to a process which is gone: they stay open and stay dead. */
+/* Open files of /proc that belong to a process which is gone, its directory the working directory: all stay dead. */
 #include "workload.h"
 
 int main(int argc, char **argv)
@@ -17,6 +17,7 @@ int main(int argc, char **argv)
 	status = MUST(open(path, O_RDONLY));
 	snprintf(path, sizeof(path), "/proc/%d", child);
 	directory = MUST(open(path, O_RDONLY | O_DIRECTORY));
+	MUST(chdir(path));
 	MUST(kill(child, SIGKILL));
 	MUST(waitpid(child, NULL, 0));
 
@@ -26,5 +27,6 @@ int main(int argc, char **argv)
 	CHECK(fcntl(status, F_GETFD) >= 0 && fcntl(directory, F_GETFD) >= 0, "a descriptor is gone");
 	CHECK(read(status, text, sizeof(text)) < 0 && errno == ESRCH, "the dead process's file can be read");
 	CHECK(openat(directory, "status", O_RDONLY) < 0, "the dead process's directory is alive");
+	CHECK(getcwd(text, sizeof(text)) == NULL && errno == ENOENT, "the working directory is '%s'", text);
 	wl_ok();
 }

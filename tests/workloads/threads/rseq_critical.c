@@ -23,6 +23,8 @@ static bool add_one(struct rseq *area)
 			      "movl $300, %%eax\n"
 			      "5: decl %%eax\n"
 			      "jnz 5b\n"
+			      "cmpq $0, %[cs]\n"
+			      "je %l[torn]\n"
 			      "incq %%rcx\n"
 			      "movq %%rcx, %[committed]\n"
 			      "2:\n"
@@ -34,8 +36,10 @@ static bool add_one(struct rseq *area)
 			      :
 			      : [cs] "m"(area->rseq_cs), [committed] "m"(committed)
 			      : "rax", "rcx", "memory", "cc"
-			      : abort);
+			      : abort, torn);
 	return true;
+torn:
+	wl_fail("the kernel took the sequence for left, and did not abort it");
 abort:
 	return false;
 }

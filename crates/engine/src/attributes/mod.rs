@@ -7,6 +7,7 @@ pub mod extras;
 pub mod filter;
 pub mod limits;
 pub mod restart;
+pub mod rseq;
 pub mod seccomp;
 pub mod signals;
 pub mod task;

@@ -1,15 +1,14 @@
 //! What each thread has of its own: name, scheduling, robust list, tid
 //! address, rseq, alternate stack, pdeath signal, credentials, queued signals.
 
-use super::{credentials, extras, extras::Extras, seccomp, signals, unanswered};
+use super::{credentials, extras, extras::Extras, rseq, seccomp, signals, unanswered};
 use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadSasEntry};
+use cryonaut_image::records::{CoreEntry, ThreadCoreEntry, ThreadSasEntry};
 use cryonaut_kernel::proc::status::Status;
-use cryonaut_kernel::sys::ptrace;
 use cryonaut_kernel::sys::sched::{self, SchedAttr};
-use cryonaut_puppet::{Arg, Batch, Call, Context, Data};
+use cryonaut_puppet::{Arg, Batch, Call, Data};
 
 /// SCHED_RESET_ON_FORK, which a recorded policy may have beside its number (sched(7)).
 const RESET_ON_FORK: u32 = 0x4000_0000;
@@ -71,9 +70,8 @@ pub fn record(
     let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
     let slack = answers.result(ask.timer_slack).map_err(failed("timer slack"))?;
     gathered.extras.insert(tid, extras::record(thread, slack)?);
-    let mut context = thread.context.clone();
-    let rseq = rseq_record(process, tid, &mut context)?;
-    let mut info = arch::thread_info(tid, &context, answers.read_u64(ask.tid_address))?;
+    let context = &thread.context;
+    let mut info = arch::thread_info(tid, context, answers.read_u64(ask.tid_address))?;
     arch::settle_call(&context.regs, &mut info);
     let (seccomp_mode, seccomp_filter) = gathered.filters.of_thread(tid, status.seccomp)?;
     let comm = answers.read(ask.comm);
@@ -96,7 +94,7 @@ pub fn record(
         seccomp_filter,
         comm: Some(comm[..comm.iter().position(|b| *b == 0).unwrap_or(comm.len())].to_vec()),
         blk_sigset_extended: None,
-        rseq_entry: rseq,
+        rseq_entry: thread.rseq.map(rseq::record),
         cg_set: None,
     };
     Ok(CoreEntry {
@@ -105,38 +103,6 @@ pub fn record(
         thread_core: Some(core),
         ..CoreEntry::default()
     })
-}
-
-/// The rseq area of a thread. A thread inside a critical section is moved to
-/// its abort handler, as the kernel does at every preemption (rseq(2)).
-fn rseq_record(process: &Process, tid: i32, context: &mut Context) -> Result<Option<RseqEntry>> {
-    let area = ptrace::rseq(pid_of(tid)?).map_err(unanswered(tid, "rseq area"))?;
-    if area.pointer == 0 {
-        return Ok(None);
-    }
-    let mut section = [0u8; 8];
-    let read = |at: u64, buf: &mut [u8]| {
-        cryonaut_puppet::memory::read(process.pid, at, buf)
-            .map_err(|e| Error::kernel(Object::Thread(tid), "read its rseq area", e))
-    };
-    read(area.pointer + 8, &mut section)?;
-    let section = u64::from_le_bytes(section);
-    if section != 0 {
-        // struct rseq_cs: version, flags, start, length, abort.
-        let mut cs = [0u8; 32];
-        read(section, &mut cs)?;
-        let word = |i: usize| u64::from_le_bytes(cs[i..i + 8].try_into().unwrap_or_default());
-        let (start, len, abort) = (word(8), word(16), word(24));
-        if context.regs.rip.wrapping_sub(start) < len {
-            context.regs.rip = abort;
-        }
-    }
-    Ok(Some(RseqEntry {
-        rseq_abi_pointer: area.pointer,
-        rseq_abi_size: area.size,
-        signature: area.signature,
-        rseq_cs_pointer: None,
-    }))
 }
 
 /// Adds to a batch, which the thread itself runs, everything but the

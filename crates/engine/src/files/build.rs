@@ -138,6 +138,7 @@ impl<'a> Build<'a> {
     /// Everything has its files: what was made only for building goes.
     pub fn finish(&mut self) -> Result<()> {
         self.kept.clear();
+        self.ghosts.bury_all();
         self.ghosts.remove_links();
         Ok(())
     }

@@ -34,8 +34,11 @@ pub(in crate::files) struct Haunted {
     originals: HashMap<u32, OwnedFd>,
     /// Temporary links of the image that have been used.
     links: Vec<PathBuf>,
-    /// Has the pid of a process that has ended, while its files are opened.
+    /// Has the pid of a process that has ended, while a file of its is opened.
     stand_in: Option<StandIn>,
+    /// The same by pid, where its directory was opened: that can be entered
+    /// only while the process is there.
+    lasting: HashMap<u32, StandIn>,
 }
 
 /// A process that is there for its pid; ends with this.
@@ -53,6 +56,12 @@ impl Haunted {
     /// The file has been opened: the process that stood in for a dead one ends.
     pub(in crate::files) fn bury(&mut self) {
         self.stand_in = None;
+    }
+
+    /// Everything has been opened and entered: none stands in any more.
+    pub(in crate::files) fn bury_all(&mut self) {
+        self.stand_in = None;
+        self.lasting.clear();
     }
 
     /// Removes the temporary links that the checkpoint left for the image. To
@@ -98,6 +107,9 @@ pub(in crate::files) fn revive(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
             None => return Ok(()),
         },
     };
+    if cx.ghosts.lasting.contains_key(&pid) {
+        return Ok(());
+    }
     let born = spawn_idle(&Spawn { exit_signal: 0, set_tid: &[pid as i32], ..Spawn::default() });
     let child = born.map_err(|errno| Error::Kernel {
         object: object_of(reg),
@@ -105,7 +117,12 @@ pub(in crate::files) fn revive(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
         errno,
         remedy: if errno == Errno::EXIST { "end the process that has this pid now" } else { "" },
     })?;
-    cx.ghosts.stand_in = Some(StandIn(child));
+    let is_directory = reg.mode.is_some_and(|mode| FileType::from_raw_mode(mode) == FileType::Directory);
+    if is_directory {
+        cx.ghosts.lasting.insert(pid, StandIn(child));
+    } else {
+        cx.ghosts.stand_in = Some(StandIn(child));
+    }
     Ok(())
 }
 

@@ -69,6 +69,12 @@ pub trait FileKind: Sync {
         false
     }
 
+    /// Whether building needs that all processes have their other descriptors
+    /// (what /proc tells of one).
+    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
+        false
+    }
+
     /// The owner that was set for its signals, from the record.
     fn owner<'e>(&self, _entry: &'e FileEntry) -> Option<&'e FownEntry> {
         None

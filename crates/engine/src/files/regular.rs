@@ -89,6 +89,14 @@ impl FileKind for Regular {
         entry.reg.as_ref().is_some_and(|reg| regular_path::pid_in(&reg.name).is_some())
     }
 
+    fn needs_descriptors(&self, entry: &FileEntry) -> bool {
+        let tells_of_one = |reg: &RegFileEntry| {
+            let part = |name: &[u8]| reg.name.windows(name.len()).any(|at| at == name);
+            regular_path::pid_in(&reg.name).is_some() && (part(b"/fd/") || part(b"/fdinfo/"))
+        };
+        entry.reg.as_ref().is_some_and(tells_of_one)
+    }
+
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
         entry.reg.as_ref().map(|reg| &reg.fown)
     }

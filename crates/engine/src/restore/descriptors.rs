@@ -2,7 +2,7 @@
 //! process, under the numbers that they had.
 
 use super::Nursery;
-use crate::files::Build;
+use crate::files::{Build, kind_of};
 use crate::plan::Plan;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdinfoEntry, FownEntry};
@@ -26,6 +26,7 @@ pub fn install_all(
 ) -> Result<HashMap<u32, Vec<(i32, i32)>>> {
     let mut places: HashMap<u32, Vec<(i32, i32)>> = HashMap::new();
     let mut filled = Vec::new();
+    let mut late = Vec::new();
     for process in plan.processes.values() {
         let Some(ids) = &process.ids else { continue };
         let table = &plan.tables[&ids.files_id];
@@ -36,16 +37,23 @@ pub fn install_all(
         if !filled.contains(&ids.files_id) {
             filled.push(ids.files_id);
             let hand = nursery.hand(process.pid())?;
-            install(hand, service, build, table)?;
+            let waits = |entry: &&FdinfoEntry| {
+                let record = plan.files.get(&entry.id);
+                record.is_some_and(|r| kind_of(r).is_some_and(|kind| kind.needs_descriptors(r)))
+            };
+            let (wait, now): (Vec<_>, Vec<_>) = sorted(table)?.into_iter().partition(waits);
+            install(hand, service, build, &now)?;
+            late.push((process.pid(), wait));
         }
+    }
+    for (pid, table) in late.into_iter().filter(|(_, table)| !table.is_empty()) {
+        install(nursery.hand(pid)?, service, build, &table)?;
     }
     Ok(places)
 }
 
-/// Puts the files of one table in place. Received descriptors take the lowest
-/// free numbers; going through the table from the highest number down, each
-/// one's place is at or above where it was received, so nothing is in the way.
-fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, table: &[FdinfoEntry]) -> Result<()> {
+/// A table by ascending numbers.
+fn sorted(table: &[FdinfoEntry]) -> Result<Vec<&FdinfoEntry>> {
     let mut sorted: Vec<&FdinfoEntry> = table.iter().collect();
     sorted.sort_by_key(|e| e.fd);
     for pair in sorted.windows(2) {
@@ -53,6 +61,14 @@ fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, table: &[F
             return Err(Error::bad_image("fdinfo", format!("descriptor {} is there twice", pair[0].fd)));
         }
     }
+    Ok(sorted)
+}
+
+/// Puts files of one table in place, whose numbers ascend and are free.
+/// Received descriptors take the lowest free numbers; going through the table
+/// from the highest number down, each one's place is at or above where it was
+/// received, so nothing is in the way.
+fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, sorted: &[&FdinfoEntry]) -> Result<()> {
     let mut end = sorted.len();
     while end > 0 {
         let chunk = &sorted[end.saturating_sub(CHUNK)..end];
