@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 
 use cryonaut_kernel::pagemap::{Categories, PAGE_SIZE, PageRuns, Query};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::mem;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -110,7 +109,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
     for mapping in parse(&String::from_utf8_lossy(&text)) {
         let object = Object::Mapping(number, mapping.start, mapping.end);
         describe(taking, &object, &mapping);
-        contents(taking, &object, &task, pid, &mapping, &dead);
+        contents(taking, &object, &task, &mapping, &dead);
     }
 }
 
@@ -190,7 +189,7 @@ fn dead_ranges(taking: &mut Taking) -> Vec<(u64, u64)> {
     dead
 }
 
-fn contents(taking: &mut Taking, object: &Object, task: &Task, pid: Pid, mapping: &Mapping, dead: &[(u64, u64)]) {
+fn contents(taking: &mut Taking, object: &Object, task: &Task, mapping: &Mapping, dead: &[(u64, u64)]) {
     // The kernel's own pages change with every tick of the clock.
     if mapping.path.starts_with("[v") || mapping.path.starts_with("/dev/") && mapping.path != "/dev/zero (deleted)" {
         return;
@@ -215,7 +214,7 @@ fn contents(taking: &mut Taking, object: &Object, task: &Task, pid: Pid, mapping
         // Where nobody has been yet, a checkpointer may have left its frames, also when the process runs elsewhere.
         dead.push((mapping.start, mapping.start + UNUSED));
     }
-    if let Err(errno) = private(taking, object, task, pid, mapping, &dead) {
+    if let Err(errno) = private(taking, object, task, mapping, &dead) {
         taking.put_result::<&str>(object, "content", Err(errno));
     }
 }
@@ -225,7 +224,6 @@ fn private(
     taking: &mut Taking,
     object: &Object,
     task: &Task,
-    pid: Pid,
     mapping: &Mapping,
     dead: &[(u64, u64)],
 ) -> Result<(), Errno> {
@@ -247,10 +245,9 @@ fn private(
     for run in PageRuns::scan(pagemap.as_fd(), query) {
         let run = run?;
         for address in (run.start..run.end).step_by(PAGE_SIZE as usize) {
-            if mem::read(pid, address, &mut page).is_err() {
-                // Without the right to read, as a tracer reads it.
-                rustix::io::pread(&memory, &mut page, address)?;
-            }
+            // As a tracer reads it: without the right to read, and without making the page the process's own, which
+            // process_vm_readv does to one that is shared until it is written.
+            rustix::io::pread(&memory, &mut page, address)?;
             for (from, to) in dead {
                 let within = |end: u64| end.clamp(address, address + PAGE_SIZE) - address;
                 page[within(*from) as usize..within(*to) as usize].fill(0);
