@@ -39,6 +39,24 @@ pub struct Declaration {
     pub once: Option<String>,
 }
 
+impl Declaration {
+    /// That of a program that is no workload.
+    pub(crate) fn of_program(name: &str, program: PathBuf, flags: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            program,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            checkpoint_flags: Vec::new(),
+            criu_flags: Vec::new(),
+            peer_cannot: None,
+            refused: None,
+            gap: None,
+            differs: Vec::new(),
+            once: None,
+        }
+    }
+}
+
 /// Every workload, in the order of names.
 ///
 /// # Panics

@@ -15,6 +15,7 @@ mod family;
 pub mod fingerprint;
 pub mod kills;
 mod picture;
+pub mod programs;
 mod strike;
 pub mod suite;
 mod workload;
