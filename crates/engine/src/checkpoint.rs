@@ -5,7 +5,7 @@ use crate::attributes::{extras, limits, signals, task, thread, timers};
 use crate::files::Collect;
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, dump_private, mappings, mm_record};
+use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, aio, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
@@ -338,9 +338,10 @@ fn dump_process(
     let mut extras = ask_extras.answer(&b);
     let mut vmas = mappings(cx, &mut extras, process)?;
     in_memory.add(process, extras);
+    let aios = aio::collect(process, &vmas)?;
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas, cx.pids.len() == 1)?;
-    let mm = mm_record(cx, process, &ask_mm, &b, vmas)?;
+    let mm = mm_record(cx, process, &ask_mm, &b, vmas, aios)?;
     cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
     Ok(count)
 }

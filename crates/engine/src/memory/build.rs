@@ -3,9 +3,9 @@
 
 use super::contents::{Contents, Piece, Store};
 use super::vma::status;
-use super::{SharedBuild, inherit::Inheritance, vdso};
+use super::{SharedBuild, aio, inherit::Inheritance, vdso};
 use crate::files::Build;
-use crate::{Error, Object, Result};
+use crate::{Error, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::passing::Service;
@@ -82,7 +82,8 @@ pub fn begin(
     clear(hand, mm, space.inherited, tree.detour)?;
     let numbers = lend_files(hand, service, files, &mut tree.shared, &mm.vmas, space.inherited)?;
     map_all(hand, &mm.vmas, &numbers, space)?;
-    fill(hand, service, &mut tree.store, space)
+    fill(hand, service, &mut tree.store, space)?;
+    aio::build(hand, service, &mm.vmas)
 }
 
 /// What all address spaces of a tree are built with.
@@ -149,7 +150,9 @@ enum Backing {
 }
 
 fn backing(vma: &VmaEntry) -> Option<Backing> {
-    if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
+    if vma.status & status::AIORING != 0 {
+        None
+    } else if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
         Some(Backing::File(vma.shmid as u32, vma.fdflags))
     } else if vma.status & status::ANON_SHARED != 0 {
         Some(Backing::Segment(vma.shmid))
@@ -199,20 +202,16 @@ fn is_mapped_here(vma: &VmaEntry) -> bool {
 fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {
     let mut b = Batch::new();
     for vma in vmas.iter().filter(|v| is_mapped_here(v) && !space.inherited.has(v)) {
-        if vma.status & status::AIORING != 0 {
-            return Err(Error::unsupported(
-                Object::Mapping(hand.pid(), vma.start, "AIO ring".into()),
-                "AIO rings cannot be built yet",
-                "",
-            ));
-        }
         let number = match backing(vma) {
             Some(back) => i64::from(numbers[&back]),
             None => -1,
         };
         let prot = space.protection(vma);
         // Locked memory is locked at the end, when it is filled; a file stands for shared memory here.
-        let mut flags = vma.flags & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
+        // The place of a ring is held until there is one (see `aio`).
+        let ring = vma.status & status::AIORING != 0;
+        let kind = if ring { (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32 } else { vma.flags };
+        let mut flags = kind & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
         if number >= 0 {
             flags &= !(libc::MAP_ANONYMOUS as u32);
         }

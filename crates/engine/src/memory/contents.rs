@@ -164,6 +164,10 @@ impl Contents {
     pub fn fill(&self, vma: &VmaEntry) -> bool {
         let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
         let has_pages = || self.within(vma.start, vma.end).next().is_some();
+        // A ring's contents are put where it will be.
+        if vma.status & status::AIORING != 0 {
+            return true;
+        }
         vma.status & status::REGULAR != 0 && private && (self.extras.was_writable(vma.start) || has_pages())
     }
 }

@@ -4,7 +4,7 @@
 use crate::files::{Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{MmEntry, VmaEntry};
+use cryonaut_image::records::{AioRingEntry, MmEntry, VmaEntry};
 use cryonaut_puppet::{Arg, Batch, Call};
 use rustix::io::Errno;
 
@@ -34,6 +34,7 @@ pub fn mm_record(
     ask: &MmAsk,
     answers: &Batch,
     vmas: Vec<VmaEntry>,
+    aios: Vec<AioRingEntry>,
 ) -> Result<MmEntry> {
     let failed = |e: Errno| Error::kernel(Object::Process(process.pid), "ask about its memory", e);
     let s = &process.stat;
@@ -54,7 +55,7 @@ pub fn mm_record(
         mm_saved_auxv: used_auxv(&auxv),
         vmas,
         dumpable: Some(answers.result(ask.dumpable).map_err(failed)? as i32),
-        aios: Vec::new(),
+        aios,
         thp_disabled: Some(answers.result(ask.thp).unwrap_or(0) != 0),
     })
 }

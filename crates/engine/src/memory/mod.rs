@@ -7,6 +7,7 @@
 //! | pages   | copying contents out of a frozen process into the image      |
 //! | shared  | segments of shared memory that an image has without a file      |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
+//! | aio     | rings of asynchronous I/O                                     |
 //! | extras  | what CRIU's records have no place for: seals, KSM, lazy locks  |
 //! | contents | where the image has the pages of a process                  |
 //! | inherit | what a process keeps of the memory that it is born with       |
@@ -14,6 +15,7 @@
 //! | build   | mapping everything again and filling it                      |
 //! | vdso    | moving this kernel's vdso to where the program expects it    |
 
+pub mod aio;
 mod build;
 mod contents;
 mod extras;

@@ -172,8 +172,8 @@ pub fn dump_private(
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let mut guards = Vec::new();
     for vma in vmas.iter().filter(|v| holds_pages(v)) {
-        // Every page of the kernel's code: a reader on another kernel has to look into it.
-        if vma.status & status::VDSO != 0 {
+        // Every page of the kernel's code: a reader on another kernel has to look into it. A ring's pages are the kernel's.
+        if vma.status & (status::VDSO | status::AIORING) != 0 {
             out.remote(process.pid, vma.start, vma.end - vma.start)?;
             continue;
         }
@@ -210,7 +210,8 @@ pub fn dump_private(
 /// Whether a mapping can have pages that are the process's own.
 fn holds_pages(vma: &VmaEntry) -> bool {
     let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
-    private && !is_droppable(vma) && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
+    let ring = vma.status & status::AIORING != 0;
+    (private || ring) && !is_droppable(vma) && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
 }
 
 /// Memory that the process itself may not read, or shares: through

@@ -117,6 +117,10 @@ fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Resu
         Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
         Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
         Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
+        _ if path_of_ring(vma) => {
+            entry.status = status::REGULAR | status::AIORING;
+            entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
+        }
         _ if !vma.has_file() => anonymous(&mut entry, vma),
         _ => with_file(cx, process, flagged, &mut entry)?,
     }
@@ -145,9 +149,6 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     if path.starts_with(b"anon_inode:[io_uring]") {
         return no("io_uring rings cannot be carried yet", "close the ring before the checkpoint");
     }
-    if path.starts_with(b"/[aio]") {
-        return no("AIO rings cannot be carried yet", "destroy the AIO context before the checkpoint");
-    }
     if path.starts_with(b"socket:") || path.starts_with(b"anon_inode:") {
         return no("mappings of this kind of file cannot be carried", "unmap it before the checkpoint");
     }
@@ -161,6 +162,11 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
 /// Whether the kernel made a mapping of its own for the process.
 pub fn is_kernels(vma: &Vma) -> bool {
     vma.special().is_some_and(|name| name == b"vdso" || name == b"vsyscall" || name.starts_with(b"vvar"))
+}
+
+/// Whether it is the ring of an AIO context.
+fn path_of_ring(vma: &Vma) -> bool {
+    vma.path.as_bytes().starts_with(b"/[aio]")
 }
 
 fn anonymous(entry: &mut VmaEntry, vma: &Vma) {
