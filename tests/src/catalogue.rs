@@ -37,6 +37,8 @@ pub struct Declaration {
     pub differs: Vec<Rule>,
     /// Why it is carried once only: a second checkpoint of what was restored loses this state.
     pub once: Option<String>,
+    /// What is put into its directory as `script` before it starts.
+    pub script: Option<String>,
 }
 
 impl Declaration {
@@ -53,6 +55,7 @@ impl Declaration {
             gap: None,
             differs: Vec::new(),
             once: None,
+            script: None,
         }
     }
 }
@@ -100,6 +103,7 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         refused: value("refused"),
         gap: value("gap"),
         differs: values("differs").iter().map(|text| rule(source, text)).collect(),
+        script: None,
         once: value("twice").and_then(|v| v.strip_prefix("no, ").map(str::to_owned)),
     }
 }

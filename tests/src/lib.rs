@@ -16,6 +16,7 @@ pub mod fingerprint;
 pub mod kills;
 mod picture;
 pub mod programs;
+pub mod random;
 mod strike;
 pub mod suite;
 mod workload;

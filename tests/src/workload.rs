@@ -330,6 +330,9 @@ fn launch(declaration: &Declaration, directory: &Path, lose: bool) -> std::io::R
     for open in [directory.parent().unwrap_or(directory), directory] {
         fs::set_permissions(open, Permissions::from_mode(0o777))?;
     }
+    if let Some(script) = &declaration.script {
+        fs::write(directory.join("script"), script)?;
+    }
     let result = File::create(directory.join("result"))?;
     result.set_permissions(Permissions::from_mode(0o666))?;
     let log = File::create(directory.join("log"))?;
