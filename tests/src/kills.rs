@@ -23,7 +23,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 12] = [
+const WORKLOADS: [&str; 16] = [
     "tree/ceaseless",
     "tree/counter",
     "tree/family",
@@ -34,6 +34,10 @@ const WORKLOADS: [&str; 12] = [
     "threads/seccomp_filter",
     "calls/futex",
     "fds/pipe_data",
+    "files/ghost",
+    "files/hard_linked",
+    "tree/sessions",
+    "tree/stopped",
     "signals/alternate_stack",
     "timers/timerfd",
 ];
@@ -144,6 +148,37 @@ fn settle(workload: &Workload, before: &Picture, take: fn(&[Pid]) -> Picture) ->
     }
 }
 
+/// The names in the directory that the workload works in.
+fn names(workload: &Workload) -> Vec<String> {
+    let listed = fs::read_dir(workload.images().with_file_name("state"));
+    let mut all: Vec<String> =
+        listed.into_iter().flatten().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn remove_links(workload: &Workload, before: &[String]) {
+    let is_new_link = |name: &String| name.starts_with("link_remap.") && !before.contains(name);
+    for name in names(workload).iter().filter(|name| is_new_link(name)) {
+        let _ = fs::remove_file(workload.images().with_file_name("state").join(name));
+    }
+}
+
+/// Waits until no name is there that was not in `before`.
+fn no_new_names(workload: &Workload, before: &[String]) -> Result<(), String> {
+    let begun = Instant::now();
+    loop {
+        let new: Vec<String> = names(workload).into_iter().filter(|name| !before.contains(name)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > LIMIT {
+            return Err(format!("files are left behind: {new:?}"));
+        }
+        sleep(Duration::from_millis(1));
+    }
+}
+
 /// Nothing half alive has had time to notice anything.
 fn no_complaint(workload: &Workload) -> Result<(), String> {
     let said = fs::read_to_string(workload.images().with_file_name("state").join("result")).unwrap_or_default();
@@ -163,6 +198,7 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
     for _ in 0..blows {
         let members = workload.family().members();
         let (before, dead) = (Picture::of(&members), workload.family().members_and_zombies());
+        let before_names = names(&workload);
         let leave_running = chance.below(4) == 0;
         let blow = course.blow(chance);
         let images = workload.next_images();
@@ -173,7 +209,11 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
         let fate = settle(&workload, &before, Picture::of);
         match explain(&workload, "checkpoint", blow, fate)? {
             Fate::Unharmed => {
-                let left = nothing_hidden(&images);
+                // A complete image has its links, which go with it.
+                if images.join("inventory.img").exists() {
+                    remove_links(&workload, &before_names);
+                }
+                let left = nothing_hidden(&images).and_then(|()| no_new_names(&workload, &before_names));
                 explain(&workload, "checkpoint", blow, left)?;
             }
             Fate::Gone => {
@@ -219,6 +259,7 @@ fn nothing_hidden(images: &Path) -> Result<(), String> {
 }
 
 fn checkpoint_course(workload: &mut Workload) -> Result<Course, Failure> {
+    let before = names(workload);
     let begun = Instant::now();
     workload.checkpoint_leave_running()?;
     let time = begun.elapsed();
@@ -227,7 +268,19 @@ fn checkpoint_course(workload: &mut Workload) -> Result<Course, Failure> {
     let mut command = engine.checkpoint_command(workload.declaration(), workload.pid(), &images, true);
     let stops = count_stops(&mut command, &images.with_extension("log"));
     let stops = stops.map_err(|e| workload.failure("checkpoint", e.to_string()))?;
+    remove_links(workload, &before);
     Ok(Course { time, stops })
+}
+
+/// Ids of sessions and groups whose leader is no more: a restore has helpers with these pids.
+fn lost_leaders(members: &[Pid]) -> Vec<Pid> {
+    let ids = members.iter().flat_map(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        let fields = stat.rsplit(") ").next().unwrap_or_default().to_owned();
+        // State, parent, then group and session.
+        fields.split(' ').skip(2).take(2).filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect::<Vec<_>>()
+    });
+    ids.filter(|id| rustix::process::test_kill_process(*id).is_err()).collect()
 }
 
 fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result<(), Failure> {
@@ -238,6 +291,8 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
     let time = begun.elapsed();
     let take = |members: &[Pid]| Picture::of(members).without_inodes();
     let whole = take(&workload.family().members());
+    let mut dead: Vec<Pid> = whole.pids().into_iter().filter_map(Pid::from_raw).collect();
+    dead.extend(lost_leaders(&dead));
     workload.checkpoint()?;
     let engine = workload.engines().1.clone();
     let mut command = engine.restore_command(workload.declaration(), &workload.images());
@@ -249,6 +304,7 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
         if running {
             workload.checkpoint()?;
         }
+        let before_names = names(&workload);
         let blow = course.blow(chance);
         let mut command = engine.restore_command(workload.declaration(), &workload.images());
         let log = workload.images().with_extension("log");
@@ -257,9 +313,10 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
         let fate = settle(&workload, &whole, take);
         running = explain(&workload, "restore", blow, fate)? == Fate::Unharmed;
         if !running {
-            let dead = whole.pids().into_iter().filter_map(Pid::from_raw).collect();
-            let left = workload.bury(dead);
-            let seen = all_gone(&left, &workload.images()).and_then(|()| no_complaint(&workload));
+            let left = workload.bury(dead.clone());
+            let seen = all_gone(&left, &workload.images())
+                .and_then(|()| no_complaint(&workload))
+                .and_then(|()| no_new_names(&workload, &before_names));
             explain(&workload, "restore", blow, seen)?;
         }
     }

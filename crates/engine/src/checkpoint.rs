@@ -2,7 +2,7 @@
 
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{extras, limits, signals, task, thread, timers};
-use crate::files::Collect;
+use crate::files::{Collect, NewLinks};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, aio, dump_private, mappings, mm_record};
@@ -31,7 +31,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let begun = Instant::now();
     refuse_ourselves(pid)?;
     options.hook.call(Moment::PreDump, pid)?;
-    let _janitor = janitor(dir)?;
+    let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
@@ -50,23 +50,23 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         enter_us: micros(entering.elapsed()),
         ..CheckpointReport::default()
     };
-    dump(&mut frozen, &images, options, sharing, &mut report)?;
+    let links = dump(&mut frozen, &images, options, sharing, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     match options.afterwards {
         Afterwards::LeaveRunning => {
             report.end_us = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
-            report.commit_us = timed(|| commit(images, durability))?;
+            report.commit_us = timed(|| commit(images, durability, links))?;
         }
         Afterwards::LeaveStopped => {
-            report.commit_us = timed(|| commit(images, durability))?;
+            report.commit_us = timed(|| commit(images, durability, links))?;
             frozen.stop()?;
             report.end_us = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
-            report.commit_us = timed(|| commit(images, durability))?;
+            report.commit_us = timed(|| commit(images, durability, links))?;
             report.end_us = timed(|| frozen.kill())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
@@ -91,8 +91,10 @@ fn janitor(dir: &Path) -> Result<Option<Janitor>> {
     Ok(Janitor::hire(&duty).inspect_err(|e| tracing::warn!("nobody would clear up behind us: {e}")).ok())
 }
 
-fn commit(images: DumpDir, durability: Durability) -> Result<()> {
-    Ok(images.commit(CommitOptions { durability, ..CommitOptions::default() })?)
+fn commit(images: DumpDir, durability: Durability, links: NewLinks) -> Result<()> {
+    images.commit(CommitOptions { durability, ..CommitOptions::default() })?;
+    links.keep();
+    Ok(())
 }
 
 /// Runs it; how long it took.
@@ -190,10 +192,12 @@ fn dump(
     options: &CheckpointOptions,
     mut sharing: Sharing,
     report: &mut CheckpointReport,
-) -> Result<()> {
+    janitor: Option<&Janitor>,
+) -> Result<NewLinks> {
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
+    cx.janitor = janitor;
     let mut in_memory = AllExtras::default();
     let mut threads = thread::Gathered::default();
     let mut tables = Vec::new();
@@ -248,8 +252,7 @@ fn dump(
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
     images.write_one(ImageKind::Inventory, None, &inventory)?;
-    cx.keep_links();
-    Ok(())
+    Ok(cx.take_links())
 }
 
 /// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a

@@ -4,7 +4,8 @@
 //! with its maker, blocks all signals, and runs in a copy of memory in which other threads may have held any lock: so it
 //! makes system calls and nothing else.
 
-use std::ffi::CString;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -35,7 +36,14 @@ pub struct Duty {
 pub struct Janitor {
     pipe: OwnedFd,
     child: Child,
+    /// Bytes of notes sent.
+    sent: Cell<usize>,
 }
+
+/// Most bytes of notes, each path with its zero; and the dismissal.
+const NOTES: usize = 16 << 10;
+/// No absolute path begins so.
+const DISMISSED: u8 = b'!';
 
 impl Janitor {
     /// Makes one.
@@ -49,14 +57,26 @@ impl Janitor {
                 0
             })
         }?;
-        Ok(Self { pipe: writer, child })
+        Ok(Self { pipe: writer, child, sent: Cell::new(0) })
+    }
+
+    /// A file elsewhere that we have made, by its absolute path: it goes too if the work is not complete. Says whether
+    /// there was still room for it.
+    pub fn note(&self, path: &CStr) -> bool {
+        let bytes = path.to_bytes_with_nul();
+        let sent = self.sent.get() + bytes.len();
+        if sent >= NOTES || !path.to_bytes().starts_with(b"/") {
+            return false;
+        }
+        self.sent.set(sent);
+        rustix::io::write(&self.pipe, bytes) == Ok(bytes.len())
     }
 }
 
 impl Drop for Janitor {
     fn drop(&mut self) {
         // Fails only if somebody has ended it.
-        let _ = rustix::io::write(&self.pipe, b"!");
+        let _ = rustix::io::write(&self.pipe, &[DISMISSED]);
         let _ = wait(Who::One(self.child.pid));
     }
 }
@@ -73,19 +93,23 @@ fn serve(duty: &Duty, reader: &OwnedFd) {
         }
         libc::syscall(libc::SYS_close_range, keep + 1, u32::MAX, 0);
     }
-    let mut byte = [0u8];
+    let (mut notes, mut used) = ([0u8; NOTES], 0);
     loop {
-        match rustix::io::read(reader, &mut byte) {
-            Ok(0) => return clear_up(duty),
+        match rustix::io::read(reader, &mut notes[used..]) {
+            Ok(0) => return clear_up(duty, &notes[..used]),
+            Ok(got) => used += got,
             Err(Errno::INTR) => {}
-            _ => return,
+            Err(_) => return,
+        }
+        if let Some(&DISMISSED) = notes[..used].rsplit(|byte| *byte == 0).next().and_then(|rest| rest.first()) {
+            return;
         }
     }
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-fn clear_up(duty: &Duty) {
+fn clear_up(duty: &Duty, notes: &[u8]) {
     let Ok(directory) = fs::open(&*duty.directory, DIRECTORY, Mode::empty()) else { return };
     // Whoever writes there now comes first; then there is nothing of ours left, or it is told from theirs by its name.
     let _ = fs::flock(&directory, FlockOperation::LockExclusive);
@@ -94,6 +118,12 @@ fn clear_up(duty: &Duty) {
         true => name.starts_with(duty.hidden.as_bytes()),
         false => !complete && (duty.ours)(name),
     });
+    // What follows the last zero was cut short.
+    for path in notes.split_inclusive(|byte| *byte == 0).filter_map(|note| CStr::from_bytes_with_nul(note).ok()) {
+        if !complete {
+            let _ = fs::unlinkat(fs::CWD, path, AtFlags::empty());
+        }
+    }
     if !complete && duty.whole {
         let _ = fs::unlinkat(fs::CWD, &*duty.directory, AtFlags::REMOVEDIR);
     }
@@ -177,6 +207,30 @@ mod tests {
         desert(Janitor::hire(&duty(&directory)).unwrap());
         let left: Vec<_> = std_fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["log"]);
+    }
+
+    #[test]
+    fn what_was_noted_goes_too() {
+        let room = tempfile::tempdir().unwrap();
+        let noted = room.path().join("noted");
+        let path = CString::new(noted.as_os_str().as_bytes()).unwrap();
+        for (complete, there) in [(true, true), (false, false)] {
+            let directory = room.path().join(format!("image{complete}"));
+            std_fs::create_dir(&directory).unwrap();
+            std_fs::write(&noted, "").unwrap();
+            let janitor = Janitor::hire(&duty(&directory)).unwrap();
+            assert!(janitor.note(&path) && !janitor.note(c"relative"));
+            if complete {
+                std_fs::write(directory.join("mark"), "").unwrap();
+            }
+            desert(janitor);
+            assert_eq!(noted.exists(), there);
+        }
+        std_fs::write(&noted, "").unwrap();
+        let janitor = Janitor::hire(&duty(room.path())).unwrap();
+        assert!(janitor.note(&path));
+        drop(janitor);
+        assert!(noted.exists());
     }
 
     #[test]

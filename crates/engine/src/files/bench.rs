@@ -28,7 +28,7 @@ impl Bench {
         let pids = [std::process::id() as i32];
         let mut cx = Collect::new(&self.dump, &self.options, &pids);
         let result = work(&mut cx);
-        cx.keep_links();
+        cx.take_links().keep();
         result
     }
 
@@ -73,7 +73,7 @@ impl Image {
     pub fn build_all(&self, ids: &[u32]) -> Result<Vec<OwnedFd>> {
         let mut cx = Build::new(&self.images, &self.options, &self.records);
         let files: Result<Vec<_>> = ids.iter().map(|&id| Ok(cx.file(id)?.try_clone_to_owned().unwrap())).collect();
-        cx.remove_links();
+        cx.take_links().remove();
         let files = files?;
         let (mut hands, places) = (BTreeMap::new(), HashMap::new());
         let mut settle = Settle {

@@ -1,6 +1,7 @@
 //! Building open files: what a kind is given when it builds, and what when
 //! every process has its descriptors.
 
+use super::ghost::UsedLinks;
 use super::{FileKind, kind_of};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::ImageDir;
@@ -42,13 +43,6 @@ impl<'a> Build<'a> {
             memfds: Default::default(),
             ghosts: Default::default(),
         }
-    }
-
-    /// Removes the temporary names that the checkpoint gave to deleted files.
-    /// To be called when the restore has succeeded; the image cannot be
-    /// restored again after it.
-    pub fn remove_links(&mut self) {
-        self.ghosts.remove_links();
     }
 
     /// The record with this id.
@@ -135,12 +129,15 @@ impl<'a> Build<'a> {
         self.built
     }
 
-    /// Everything has its files: what was made only for building goes.
-    pub fn finish(&mut self) -> Result<()> {
-        self.kept.clear();
+    /// Everything has its files: what was made only for building goes, but for
+    /// links that the image needs until the tree is safe.
+    pub fn finish(mut self) -> UsedLinks {
         self.ghosts.bury_all();
-        self.ghosts.remove_links();
-        Ok(())
+        self.take_links()
+    }
+
+    pub(super) fn take_links(&mut self) -> UsedLinks {
+        self.ghosts.take_links()
     }
 
     /// The built files.

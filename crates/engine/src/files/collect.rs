@@ -2,11 +2,13 @@
 //! one open file description are found.
 
 use super::KINDS;
+use super::ghost::NewLinks;
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
 use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::kcmp;
@@ -105,6 +107,8 @@ pub struct Collect<'a> {
     pub options: &'a CheckpointOptions,
     /// The pids of the frozen tree, ascending.
     pub pids: &'a [i32],
+    /// Who removes what is made outside of the image, should we be killed.
+    pub janitor: Option<&'a Janitor>,
     next_id: u32,
     next_pages_id: u32,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
@@ -135,6 +139,7 @@ impl<'a> Collect<'a> {
             images,
             options,
             pids,
+            janitor: None,
             next_id: 1,
             next_pages_id: 1,
             seen: HashMap::new(),
@@ -146,10 +151,9 @@ impl<'a> Collect<'a> {
         }
     }
 
-    /// Lets the temporary names that deleted files were given stay: they
-    /// belong to the image now. Otherwise they go when this is dropped.
-    pub fn keep_links(&mut self) {
-        self.regular.ghosts.keep_links();
+    /// Hands over the temporary names that deleted files were given.
+    pub fn take_links(&mut self) -> NewLinks {
+        self.regular.ghosts.take_links()
     }
 
     /// Pages of memfds and shared memory written so far.

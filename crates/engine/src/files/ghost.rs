@@ -13,31 +13,42 @@ use cryonaut_image::{EntryWriter, ImageKind};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+pub use super::ghost_build::UsedLinks;
 pub(super) use super::ghost_build::{Haunted, original, revive, source};
 
-/// The ghosts and links made so far. The links are removed when this is
-/// dropped, unless they have been kept for the image.
+/// The ghosts and links made so far.
 #[derive(Debug, Default)]
 pub(super) struct Carried {
     ghosts: HashMap<(u64, u64), u32>,
     linked: HashMap<(u64, u64), u32>,
-    links: Vec<(OwnedFd, String)>,
+    links: NewLinks,
 }
 
 impl Carried {
-    /// The image is complete: the links belong to it now.
-    pub(super) fn keep_links(&mut self) {
-        self.links.clear();
+    pub(super) fn take_links(&mut self) -> NewLinks {
+        std::mem::take(&mut self.links)
     }
 }
 
-impl Drop for Carried {
+/// Temporary links that an image will need; dropped, they are removed.
+#[derive(Debug, Default)]
+pub struct NewLinks(Vec<(OwnedFd, String)>);
+
+impl NewLinks {
+    /// The image is complete: the links belong to it now.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for NewLinks {
     fn drop(&mut self) {
-        for (directory, name) in &self.links {
+        for (directory, name) in &self.0 {
             if let Err(errno) = rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
                 tracing::warn!("cannot remove the temporary link {name}: {errno}");
             }
@@ -189,6 +200,16 @@ pub(super) fn link(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, name: &
     remap(cx, id, linked, RemapType::Linked)
 }
 
+/// Lets the janitor know of a link. Only a death between the two calls leaves it behind.
+fn note(cx: &Collect<'_>, parent: &OwnedFd, base: &str) {
+    let Some(janitor) = cx.janitor else { return };
+    let seen = rustix::fs::readlink(format!("/proc/self/fd/{}", parent.as_raw_fd()), Vec::new());
+    let path = seen.ok().map(|parent| [parent.to_bytes(), b"/", base.as_bytes()].concat());
+    if !path.and_then(|path| CString::new(path).ok()).is_some_and(|path| janitor.note(&path)) {
+        tracing::debug!("nobody would remove {base} if we were killed");
+    }
+}
+
 /// Makes the link, and returns its path as the process sees it.
 fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u32) -> Result<Vec<u8>> {
     let directory = &name[..name.iter().rposition(|&b| b == b'/').unwrap_or(0)];
@@ -202,7 +223,8 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
         match rustix::fs::linkat(CWD, &*source, &parent, &*base, AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => {
                 let path = [directory, b"/", base.as_bytes()].concat();
-                cx.regular.ghosts.links.push((parent, base));
+                note(cx, &parent, &base);
+                cx.regular.ghosts.links.0.push((parent, base));
                 return Ok(path);
             }
             Err(Errno::EXIST) => {}

@@ -64,11 +64,22 @@ impl Haunted {
         self.lasting.clear();
     }
 
-    /// Removes the temporary links that the checkpoint left for the image. To
-    /// be called when the restore has succeeded: the image cannot be restored
-    /// again afterwards.
-    pub(in crate::files) fn remove_links(&mut self) {
-        for link in self.links.drain(..) {
+    /// Hands over the temporary links that the checkpoint left for the image.
+    pub(in crate::files) fn take_links(&mut self) -> UsedLinks {
+        UsedLinks(std::mem::take(&mut self.links))
+    }
+}
+
+/// Temporary links of an image that have been used.
+#[derive(Debug)]
+#[must_use = "the links stay until they are removed"]
+pub struct UsedLinks(Vec<PathBuf>);
+
+impl UsedLinks {
+    /// Removes them. To be called when the restored tree no longer depends on
+    /// us: the image cannot be restored again afterwards.
+    pub fn remove(self) {
+        for link in self.0 {
             if let Err(errno) = rustix::fs::unlink(&link) {
                 tracing::warn!("{}: cannot remove the temporary link: {errno}", link.display());
             }
@@ -262,7 +273,8 @@ fn make_directories(path: &Path) -> std::result::Result<Vec<PathBuf>, Errno> {
     Ok(missing)
 }
 
-/// Makes the file, opens it and deletes it.
+/// Makes the file, opens it and deletes it. Only a death between the calls
+/// leaves it behind: its name could not be told from somebody else's.
 fn make_at(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
     let kind = FileType::from_raw_mode(entry.mode);
     let private = Mode::RUSR | Mode::WUSR;

@@ -40,6 +40,7 @@ mod watched;
 
 pub use build::{Build, Settle, apply_status_flags};
 pub use collect::{Collect, OpenFile};
+pub use ghost::NewLinks;
 
 use crate::Result;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry};

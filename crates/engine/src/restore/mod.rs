@@ -85,12 +85,12 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         threads += 1 + process.threads.len();
     }
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
-    build.finish()?;
-    drop(build);
+    let links = build.finish();
     drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
     resume::resume_all(nursery, &plan, &service, options, &verdict)?;
+    links.remove();
     options.hook.call(Moment::PostResume, plan.root)?;
     Ok(RestoreReport {
         root_pid: plan.root,
@@ -112,9 +112,12 @@ fn refuse(plan: &Plan) -> Result<()> {
             let reason = format!("it shares its memory with process {other} (CLONE_VM)");
             return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
         }
-        if !becomes_free(process.pid()) {
+    }
+    let helpers = plan.lineage.helpers.iter().chain(&plan.lineage.leaderless).map(|(pid, _)| *pid);
+    for pid in plan.processes.keys().copied().chain(helpers) {
+        if !becomes_free(pid) {
             return Err(Error::Kernel {
-                object: Object::Process(process.pid()),
+                object: Object::Process(pid),
                 action: "create it".into(),
                 errno: Errno::EXIST,
                 remedy: "the pid is taken by a running process; end that one, or restore in a pid namespace of its own",
