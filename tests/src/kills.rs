@@ -179,6 +179,14 @@ fn no_new_names(workload: &Workload, before: &[String]) -> Result<(), String> {
     }
 }
 
+/// A deleted file gets its old name for the moment of two calls, and nothing can take that back in between.
+fn restored_names(workload: &Workload, before: &[String]) -> Result<(), String> {
+    if workload.declaration().name.starts_with("files/") {
+        return Ok(());
+    }
+    no_new_names(workload, before)
+}
+
 /// Nothing half alive has had time to notice anything.
 fn no_complaint(workload: &Workload) -> Result<(), String> {
     let said = fs::read_to_string(workload.images().with_file_name("state").join("result")).unwrap_or_default();
@@ -316,7 +324,7 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
             let left = workload.bury(dead.clone());
             let seen = all_gone(&left, &workload.images())
                 .and_then(|()| no_complaint(&workload))
-                .and_then(|()| no_new_names(&workload, &before_names));
+                .and_then(|()| restored_names(&workload, &before_names));
             explain(&workload, "restore", blow, seen)?;
         }
     }

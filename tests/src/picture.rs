@@ -66,12 +66,12 @@ const KEPT: [&str; 8] = ["TracerPid:", "SigPnd:", "ShdPnd:", "SigBlk:", "SigCgt:
 fn process(pid: i32) -> BTreeMap<String, String> {
     let mut things = BTreeMap::new();
     let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    things.insert("fd".to_owned(), descriptors(pid));
-    // One that is stopped goes home, and takes away what was mapped, when it is continued.
+    // One that is stopped goes home, and takes away what was mapped and opened, when it is continued.
     if read("stat").rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
         return things;
     }
     things.insert("maps".to_owned(), read("maps"));
+    things.insert("fd".to_owned(), descriptors(pid));
     for entry in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
         let tid = entry.file_name().to_string_lossy().into_owned();
         let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();

@@ -271,13 +271,17 @@ impl Frozen {
     }
 
     /// Ends the whole tree, also if we are killed after the first step: each
-    /// hand then finds itself alone and obeys. Its process's other threads run
-    /// until it does, were it not for the second step, which makes the kernel
-    /// end their process before it lets the first of them go.
+    /// hand then finds itself alone and obeys. The second step is for what a
+    /// hand does not stop at once: other threads of its process, and all of a
+    /// process that job control has stopped and whose hand does not run. The
+    /// kernel ends their process before it lets the first of them go.
+    ///
+    /// Killed between the two, a microsecond apart for each such process, other
+    /// threads run until their hand is scheduled, and a stopped process stays.
     pub fn kill(mut self) -> Result<()> {
         if let Some(verdict) = &self.verdict {
             verdict.die();
-            for process in self.processes.iter().filter(|p| p.threads.len() > 1) {
+            for process in self.processes.iter().filter(|p| p.threads.len() > 1 || p.job_stop().is_some()) {
                 // The kernel lets go in the reverse order of taking.
                 let last = self.seized.iter().rev().find(|(pid, _)| *pid == process.pid);
                 if let Some(&(_, tid)) = last {

@@ -104,14 +104,31 @@ fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
     Ok(Gadgets { syscall: at, sigreturn: at + 4 })
 }
 
+/// How many places at the end of the main stack are looked at.
+const PLACES: u64 = 24;
+
+/// Whether nothing was ever written there. A chain may be: that of a visitor
+/// who died while job control had the process stopped, which it still needs.
+fn is_unused(pid: i32, at: u64, len: u64) -> bool {
+    let mut there = vec![0; len as usize];
+    memory::read(pid, at, &mut there).is_ok() && there.iter().all(|byte| *byte == 0)
+}
+
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
 /// what lies that far below every live stack pointer has no defined contents.
 fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<(u64, bool)> {
     let stack = maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
     if let Some(v) = stack {
-        let live_below = (v.start..v.end).contains(&sp).then_some(sp);
-        if v.end - v.start >= need + 4096 && live_below.is_none_or(|sp| sp - v.start > need + 1024) {
-            return Ok((v.start, true));
+        let step = need.next_multiple_of(64);
+        // One that stands in such a chain itself has its own stack above.
+        let is_live = (v.start + PLACES * step..v.end).contains(&sp);
+        // Above it, a page for the arguments, or a frame of what runs there.
+        let end = if is_live { sp - 1024 } else { v.end - 4096 };
+        let places: Vec<u64> = (0..PLACES).map(|n| v.start + n * step).filter(|at| at + need <= end).collect();
+        let unused = places.iter().find(|at| is_unused(pid, **at, need));
+        let in_chain = (v.start..v.end).contains(&sp) && !is_live;
+        if let Some(at) = unused.or(places.first().filter(|_| !in_chain)) {
+            return Ok((*at, true));
         }
     }
     // The stack that the thread is on, below the red zone, as a signal's frame would be.

@@ -367,6 +367,9 @@ impl Hand {
         self.set_regs(&regs)?;
         let got = crate::stops::run_one_call(self.tid)?;
         context.write_back(self.tid)?;
+        // Whoever comes next sees that nobody needs the chain any more.
+        let used = if door.roomy { Doorway::need(context.xstate.len()) } else { Doorway::least() };
+        self.poke(door.stack, &vec![0; used as usize])?;
         if got != 0 {
             return Err(Error::Scratch { pid: self.pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
         }

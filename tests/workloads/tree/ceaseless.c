@@ -1,3 +1,6 @@
+// differs: thread *, its threads never rest
+// differs: process *, its threads never rest
+// differs: mapping *, its threads never rest
 /* Processes of several threads each that never rest: one passes numbers round the ring of processes, one computes in
  * vector registers, one sleeps. Whoever is left alone, or loses a number or a bit, says so. */
 #include <pthread.h>

@@ -54,6 +54,10 @@ pub fn resume_all(
     let mut hands = std::mem::take(&mut nursery.hands);
     let mut failures = Vec::new();
     for one in &ready {
+        // Not before the verdict, which a stopped process would not look at.
+        failures.extend(one.send_stop().err());
+    }
+    for one in &ready {
         let finished = hands.get_mut(&one.process.pid()).map_or(Ok(()), |hand| one.finish(hand, plan));
         failures.extend(finished.err());
     }
@@ -94,9 +98,7 @@ impl Ready<'_> {
             }
         }
         let (_, own) = others.remove(0);
-        hand.park(&self.door, &Homes { own, others }, self.is_confined())?;
-        // It has to be sent again later: it does not last through what the hand still runs.
-        self.send_stop()
+        Ok(hand.park(&self.door, &Homes { own, others }, self.is_confined())?)
     }
 
     /// It no longer dies with us. The kernel lets go in the reverse order of
@@ -119,7 +121,9 @@ impl Ready<'_> {
         let (tid, context) = &self.homes[0];
         let result = self.reenter(hand, *tid, plan)?;
         hand.strip(&self.door)?;
-        set_state(hand, *tid, context, result)
+        set_state(hand, *tid, context, result)?;
+        // What has run here has taken the signal away.
+        self.send_stop()
     }
 
     /// A call that continues through the kernel's restart block is entered
@@ -135,7 +139,7 @@ impl Ready<'_> {
     }
 
     fn let_go(&self) -> Result<()> {
-        let mut result = self.send_stop();
+        let mut result = Ok(());
         for (tid, _) in &self.homes {
             result = result.and(trace::detach(*tid).map_err(Error::from));
         }
