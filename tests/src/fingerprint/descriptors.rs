@@ -126,6 +126,10 @@ fn watch(taking: &mut Taking, key: &str, value: &str) -> String {
             words[at] = if apart { name } else { format!("ino:{name}") };
         }
     }
+    // The handle of a file that is made again is another as well.
+    if words.iter().any(|word| word.starts_with("ino:#")) {
+        words.iter_mut().filter(|word| word.starts_with("f_handle:")).for_each(|word| "f_handle:#".clone_into(word));
+    }
     format!("{key} {}", words.join(" "))
 }
 

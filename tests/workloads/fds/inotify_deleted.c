@@ -1,6 +1,5 @@
-// refused: which has been deleted
 // peer: no, CRIU 4.2 leaves events of its own in the queue
-/* An inotify watch on a file that has been deleted while it is open. */
+/* An inotify watch on a file that has been deleted while it is open, and on the directory that it was in. */
 #include <sys/inotify.h>
 
 #include "workload.h"
@@ -9,12 +8,17 @@ int main(int argc, char **argv)
 {
 	struct inotify_event event = { 0 };
 	int fd, watch, deleted;
+	char buffer[512];
 
 	wl_init(argc, argv);
 	deleted = MUST(open(wl_path("deleted"), O_CREAT | O_RDWR, 0600));
 	fd = MUST(inotify_init1(IN_NONBLOCK));
 	watch = MUST(inotify_add_watch(fd, wl_path("deleted"), IN_MODIFY));
-	MUST(unlink(wl_path("deleted")));
+	MUST(mkdir(wl_path("directory"), 0700));
+	MUST(inotify_add_watch(fd, wl_path("directory"), IN_CREATE | IN_DELETE));
+	MUST(rename(wl_path("deleted"), wl_path("directory/deleted")));
+	MUST(unlink(wl_path("directory/deleted")));
+	MUST(read(fd, buffer, sizeof(buffer)));
 
 	wl_ready();
 	if (wl_lose)

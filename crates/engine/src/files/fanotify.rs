@@ -75,6 +75,11 @@ impl FileKind for Fanotify {
         Ok(file)
     }
 
+    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
+        // It would see other files being made.
+        true
+    }
+
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
         entry.ffy.as_ref().map(|ffy| &ffy.fown)
     }

@@ -1,16 +1,21 @@
 //! Watches of files and directories (inotify(7)), under the numbers they have.
 //!
+//! A watched file that has been deleted while somebody has it open is a ghost
+//! like any other; which watches are of such files is kept in
+//! `cryonaut-inotify-FILE.json`, file ids by number of the watch.
+//!
 //! Events that were not read yet cannot be put back; the log says how many
 //! bytes of them are lost.
 
 use super::watched::{self, Watched};
-use super::{Build, Collect, FileKind, OpenFile, apply_status_flags};
+use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, regular};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InotifyFileEntry, InotifyWdEntry};
 use cryonaut_kernel::proc::fdinfo::{Details, InotifyWatch};
 use cryonaut_kernel::sys::inotify::set_next_watch;
 use rustix::fs::inotify::{CreateFlags, WatchFlags};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Watches of files and directories.
@@ -37,7 +42,7 @@ impl FileKind for Inotify {
         file.anon_inode() == Some(b"inotify")
     }
 
-    fn collect(&self, _cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
+    fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let watches = match &file.info.details {
             Details::Inotify(watches) => watches.as_slice(),
             Details::None => &[],
@@ -48,7 +53,11 @@ impl FileKind for Inotify {
         if unread > 0 {
             tracing::warn!("{}: {unread} bytes of unread events cannot be put back and will be missing", file.object());
         }
-        let wd = watches.iter().map(|watch| record(file, id, watch)).collect::<Result<_>>()?;
+        let mut ghosts = Ghosts::new();
+        let wd = watches.iter().map(|watch| record(cx, file, id, watch, &mut ghosts)).collect::<Result<_>>()?;
+        if !ghosts.is_empty() {
+            cx.images.write_json(&name_of(id), &ghosts)?;
+        }
         let ify = InotifyFileEntry { id, flags: file.flags(), fown: file.owner()?, wd };
         Ok(FileEntry { r#type: FdTypes::Inotify as i32, id, ify: Some(ify), ..FileEntry::default() })
     }
@@ -61,15 +70,31 @@ impl FileKind for Inotify {
             errno,
             remedy: if errno == Errno::MFILE { "raise /proc/sys/fs/inotify/max_user_instances" } else { "" },
         })?;
+        let ghosts: Ghosts = cx.images.read_json(&name_of(entry.id))?.unwrap_or_default();
         let mut watches: Vec<&InotifyWdEntry> = ify.wd.iter().collect();
         // The next new watch then gets a number that was not in use.
         watches.sort_by_key(|watch| watch.wd);
-        for watch in watches {
-            let target = watched::open(cx, entry.id, watch.s_dev, watch.i_ino, &watch.f_handle)?;
-            add(&file, watch, &target)?;
+        // All are opened before the first is watched: making a deleted one again would be an event in its directory.
+        let mut targets = Vec::with_capacity(watches.len());
+        for watch in &watches {
+            targets.push(match ghosts.get(&watch.wd) {
+                Some(&ghost) => cx.file(ghost)?.try_clone_to_owned().map_err(|e| {
+                    let object = Object::File(entry.id, "inotify".into());
+                    Error::kernel(object, "duplicate what it watches", crate::error::errno_of(&e))
+                })?,
+                None => watched::open(cx, entry.id, watch.s_dev, watch.i_ino, &watch.f_handle)?,
+            });
+        }
+        for (watch, target) in watches.into_iter().zip(&targets) {
+            add(&file, watch, target)?;
         }
         apply_status_flags(file.as_fd(), entry.id, ify.flags)?;
         Ok(file)
+    }
+
+    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
+        // It would see other files being made.
+        true
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
@@ -77,17 +102,34 @@ impl FileKind for Inotify {
     }
 }
 
-fn record(file: &OpenFile<'_>, id: u32, watch: &InotifyWatch) -> Result<InotifyWdEntry> {
+/// File ids of deleted files, by the numbers of their watches.
+type Ghosts = BTreeMap<u32, u32>;
+
+fn name_of(id: u32) -> String {
+    format!("inotify-{id}")
+}
+
+fn record(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    id: u32,
+    watch: &InotifyWatch,
+    ghosts: &mut Ghosts,
+) -> Result<InotifyWdEntry> {
     let watched = Watched { sdev: watch.sdev, ino: watch.ino, handle: watch.handle.as_ref() };
-    Ok(InotifyWdEntry {
-        id,
-        i_ino: watch.ino,
-        mask: watch.mask,
-        ignored_mask: 0,
-        s_dev: watch.sdev,
-        wd: watch.wd as u32,
-        f_handle: watched.record(file.task, &file.object())?,
-    })
+    let wd = watch.wd as u32;
+    let found = watched.find(file.task)?;
+    let deleted = found.as_ref().and_then(|found| Some((found, watched.deleted(found)?)));
+    let f_handle = match deleted {
+        Some((deleted, (handle, link)))
+            if let Some(ghost) = regular::collect_watched(cx, file.task, deleted, &link, file.object())? =>
+        {
+            ghosts.insert(wd, ghost);
+            handle
+        }
+        _ => watched.record_found(found, &file.object())?,
+    };
+    Ok(InotifyWdEntry { id, i_ino: watch.ino, mask: watch.mask, ignored_mask: 0, s_dev: watch.sdev, wd, f_handle })
 }
 
 /// Adds a watch under its number. Numbers are given in turn.

@@ -70,8 +70,8 @@ pub trait FileKind: Sync {
         false
     }
 
-    /// Whether building needs that all processes have their other descriptors
-    /// (what /proc tells of one).
+    /// Whether it is built when all processes have their other descriptors:
+    /// what /proc tells of one, and what watches files.
     fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
         false
     }

@@ -13,7 +13,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use cryonaut_kernel::proc::{self, fdinfo::Details};
-use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -137,6 +137,34 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let used = Used { id, memfd: false };
     cx.regular.paths.insert(key, used);
     Ok(used)
+}
+
+/// Writes down a deleted file that something watches, and returns its id;
+/// `None` if nobody in the tree has it open, for then it goes with the tree.
+pub(super) fn collect_watched(
+    cx: &mut Collect<'_>,
+    task: &proc::Task,
+    file: &OwnedFd,
+    link: &[u8],
+    object: Object,
+) -> Result<Option<u32>> {
+    let stat = rustix::fs::fstat(file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
+    let is_it = |pid: &i32| {
+        let Ok(there) = crate::freeze::pid_of(*pid).and_then(|pid| Ok(proc::Task::open(pid)?)) else { return false };
+        let same = |fd: i32| {
+            let found = rustix::fs::statat(there.dir(), format!("fd/{fd}"), AtFlags::empty());
+            found.is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+        };
+        there.fds().is_ok_and(|fds| fds.into_iter().any(same))
+    };
+    if !cx.pids.iter().any(is_it) {
+        return Ok(None);
+    }
+    let id = cx.new_id();
+    let subject = Subject { object, task, file: file.as_fd(), stat, link, flags: OFlags::PATH.bits() };
+    let entry = record(cx, &subject, id, 0, FownEntry::default())?;
+    cx.images.append(ImageKind::Files, None, &entry, None)?;
+    Ok(Some(id))
 }
 
 /// The record of a file; its contents too where no path leads to it.

@@ -15,6 +15,7 @@ use cryonaut_kernel::sys::handle::{FileHandle, name_to_handle_at, open_by_handle
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirEntryExt;
@@ -52,21 +53,39 @@ impl Watched<'_> {
 
     /// The record of it, with its path as seen by `task`.
     pub fn record(&self, task: &Task, object: &Object) -> Result<FhEntry> {
-        let path = self.path(task, object)?;
+        self.record_found(self.find(task)?, object)
+    }
+
+    /// The same, when it has been looked for.
+    pub fn record_found(&self, found: Option<OwnedFd>, object: &Object) -> Result<FhEntry> {
+        let path = self.path(found, object)?;
+        Ok(self.with_path(path))
+    }
+
+    /// If what was found has been deleted under a name that is known: its
+    /// record, and the link that the kernel shows for it.
+    pub fn deleted(&self, found: &OwnedFd) -> Option<(FhEntry, Vec<u8>)> {
+        let link = link_of(found).ok()?.into_os_string().into_vec();
+        let gone = rustix::fs::fstat(found).is_ok_and(|stat| stat.st_nlink == 0);
+        let name = link.strip_suffix(b" (deleted)").filter(|_| gone)?;
+        Some((self.with_path(OsString::from_vec(name.to_vec()).into()), link))
+    }
+
+    fn with_path(&self, path: PathBuf) -> FhEntry {
         let bytes = self.handle.map_or(&[][..], |handle| &handle.bytes);
         let mut padded = bytes.to_vec();
         padded.resize(HANDLE_WORDS * 8, 0);
-        Ok(FhEntry {
+        FhEntry {
             bytes: bytes.len() as u32,
             r#type: self.handle.map_or(0, |handle| handle.kind as u32),
             handle: padded.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect(),
             path: Some(path.into_os_string().into_vec()),
             mnt_id: None,
-        })
+        }
     }
 
-    fn path(&self, task: &Task, object: &Object) -> Result<PathBuf> {
-        let file = self.find(task)?.ok_or_else(|| {
+    fn path(&self, found: Option<OwnedFd>, object: &Object) -> Result<PathBuf> {
+        let file = found.ok_or_else(|| {
             Error::unsupported(
                 object.clone(),
                 format!("no path was found of inode {} of device {:#x}, which it watches", self.ino, self.sdev),
@@ -88,7 +107,7 @@ impl Watched<'_> {
     }
 
     /// An `O_PATH` descriptor of it, reached through the mounts of `task`.
-    fn find(&self, task: &Task) -> Result<Option<OwnedFd>> {
+    pub fn find(&self, task: &Task) -> Result<Option<OwnedFd>> {
         let root = task.open_file("root", OFlags::PATH | OFlags::DIRECTORY)?;
         let mounts: Vec<MountInfo> =
             task.mountinfo()?.into_iter().filter(|mount| mount.dev == split_sdev(self.sdev)).collect();
@@ -172,7 +191,7 @@ impl Watched<'_> {
 
 fn link_of(file: &OwnedFd) -> std::result::Result<PathBuf, Errno> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
-    Ok(PathBuf::from(std::ffi::OsString::from_vec(link.into_bytes())))
+    Ok(PathBuf::from(OsString::from_vec(link.into_bytes())))
 }
 
 /// Opens (`O_PATH`) the file of a record: by its path, or where there is none,
@@ -220,13 +239,13 @@ mod tests {
         let watched = Watched { sdev, ino: stat.st_ino, handle: Some(&handle) };
         let task = Task::current().unwrap();
         let object = Object::Other("test".into());
-        assert_eq!(watched.path(&task, &object).unwrap(), path);
+        assert_eq!(watched.path(watched.find(&task).unwrap(), &object).unwrap(), path);
         let mount = MountInfo { mount_point: dir.path().into(), ..task.mountinfo().unwrap()[0].clone() };
         let root = task.open_file("root", OFlags::PATH).unwrap();
         let found = Watched { handle: None, ..watched }.search(&task, &mount, &root).unwrap();
         assert_eq!(link_of(&found).unwrap(), path);
         std::fs::remove_file(&path).unwrap();
-        let error = watched.path(&task, &object).unwrap_err();
+        let error = watched.path(watched.find(&task).unwrap(), &object).unwrap_err();
         assert!(error.to_string().contains("deleted"), "{error}");
     }
 }
