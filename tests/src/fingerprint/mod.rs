@@ -109,16 +109,6 @@ impl Fingerprint {
     fn works(&self) -> bool {
         self.fields.iter().any(|(field, value)| field.name == "call" && value == "running")
     }
-
-    /// How many fields there are.
-    pub fn len(&self) -> usize {
-        self.fields.len()
-    }
-
-    /// Whether nothing was there to look at.
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
-    }
 }
 
 /// Where a thread has what the kernel, or the thread itself, writes to at any time.
@@ -228,10 +218,5 @@ impl Baseline {
             sleep(Self::PAUSE);
         }
         lasting.unwrap_or_default()
-    }
-
-    /// What was seen.
-    pub fn print(&self) -> &Fingerprint {
-        &self.print
     }
 }
