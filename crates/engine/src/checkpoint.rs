@@ -1,12 +1,13 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::attributes::clocks::Clocks;
-use crate::attributes::{extras, limits, signals, task, thread, timers};
+use crate::attributes::{extras, limits, signals, task, thread};
 use crate::files::{Collect, NewLinks};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::memory::{AllExtras, ExtrasAsk, MmAsk, PageCount, aio, dump_private, mappings, mm_record};
+use crate::memory::{AllExtras, PageCount, aio, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
+use crate::questions::{self, Questions};
 use crate::report::CheckpointReport;
 use crate::sharing::Sharing;
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
@@ -214,35 +215,35 @@ fn dump(
     };
     let own_time = inventory.root_ids.as_ref().and_then(|ids| ids.time_ns_id);
     let mut clocks = Clocks::new(images, own_time)?;
-    for process in &mut frozen.processes {
-        write_pstree(images, process)?;
-        report.processes += 1;
-        report.threads += process.threads.len();
-        if process.is_zombie() {
-            let core = CoreEntry {
-                mtype: crate::arch::MARCH as i32,
-                tc: Some(task::base_record(process)?),
-                ..CoreEntry::default()
+    for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
+        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
+        let asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        for (process, questions) in processes.iter_mut().zip(asked) {
+            write_pstree(images, process)?;
+            report.processes += 1;
+            report.threads += process.threads.len();
+            let Some(mut questions) = questions else {
+                write_zombie(images, process)?;
+                continue;
             };
-            images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-            continue;
+            questions.wait(process)?;
+            let ids = sharing.ids(process)?;
+            refuse_namespaces(process.pid, &ids, inventory.root_ids.as_ref())?;
+            let files_id = ids.files_id;
+            images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
+            clocks.note(images, ids.time_ns_id, process)?;
+            if !tables.contains(&files_id) {
+                tables.push(files_id);
+                descriptors(&mut cx, process, files_id)?;
+            }
+            let fs = task::fs_record(&mut cx, process)?;
+            images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
+            let started = Instant::now();
+            let count = dump_process(&mut cx, &mut in_memory, &mut threads, process, &questions)?;
+            report.memory_us += micros(started.elapsed());
+            report.pages_scanned += count.scanned;
+            report.pages_written += count.written;
         }
-        let ids = sharing.ids(process)?;
-        refuse_namespaces(process.pid, &ids, inventory.root_ids.as_ref())?;
-        let files_id = ids.files_id;
-        images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
-        clocks.note(images, ids.time_ns_id, process)?;
-        if !tables.contains(&files_id) {
-            tables.push(files_id);
-            descriptors(&mut cx, process, files_id)?;
-        }
-        let fs = task::fs_record(&mut cx, process)?;
-        images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
-        let started = Instant::now();
-        let count = dump_process(&mut cx, &mut in_memory, &mut threads, process)?;
-        report.memory_us += micros(started.elapsed());
-        report.pages_scanned += count.scanned;
-        report.pages_written += count.written;
     }
     report.shared_pages_scanned = cx.shared_pages().scanned;
     report.shared_pages_written = cx.shared_pages().written;
@@ -278,6 +279,12 @@ fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: Option<&TaskKobjIds
             "start it in the namespaces of this program: others cannot be carried yet",
         )),
     }
+}
+
+fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
+    let core =
+        CoreEntry { mtype: crate::arch::MARCH as i32, tc: Some(task::base_record(process)?), ..CoreEntry::default() };
+    Ok(images.write_one(ImageKind::Core, process.pid as u64, &core)?)
 }
 
 fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
@@ -316,35 +323,26 @@ fn dump_process(
     in_memory: &mut AllExtras,
     threads: &mut thread::Gathered,
     process: &mut Process,
+    asked: &Questions,
 ) -> Result<PageCount> {
-    let mut b = Batch::new();
-    let ask_actions = signals::Ask::new(&mut b);
-    let ask_mm = MmAsk::new(&mut b);
-    let ask_extras = ExtrasAsk::new(&mut b);
-    let ask_task = task::Ask::new(&mut b);
-    let ask_thread = thread::Ask::new(&mut b);
-    let mut timer_batch = Batch::new();
-    let ask_timers = timers::Ask::new(&mut timer_batch, process)?;
-    process.hand()?.run(&mut b)?;
-    process.hand()?.run(&mut timer_batch)?;
-
-    let mut tc = ask_task.record(process, &b)?;
-    tc.sigactions = ask_actions.record(&b);
-    tc.timers = Some(ask_timers.record(process.pid, &timer_batch)?);
+    let b = &asked.answers;
+    let mut tc = asked.task.record(process, b)?;
+    tc.sigactions = asked.signals.record(b);
+    tc.timers = Some(asked.timers.record(process.pid, asked.of_timers())?);
     tc.rlimits = Some(limits::record(process)?);
     tc.signals_s = Some(signals::queued(process.pid, true)?);
     tc.blk_sigset = process.threads[0].context.sigmask;
-    let mut core = thread::record(process, &process.threads[0], &ask_thread, &b, threads)?;
+    let mut core = thread::record(process, &process.threads[0], &asked.thread, b, threads)?;
     core.tc = Some(tc);
     cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
     dump_threads(cx, threads, process)?;
-    let mut extras = ask_extras.answer(&b);
+    let mut extras = asked.extras.answer(b);
     let mut vmas = mappings(cx, &mut extras, process)?;
     in_memory.add(process, extras);
     let aios = aio::collect(process, &vmas)?;
     let pages_id = cx.new_pages_id();
     let count = dump_private(cx.images, pages_id, process, &mut vmas, cx.pids.len() == 1)?;
-    let mm = mm_record(cx, process, &ask_mm, &b, vmas, aios)?;
+    let mm = mm_record(cx, process, &asked.mm, b, vmas, aios)?;
     cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
     Ok(count)
 }

@@ -127,8 +127,9 @@ impl Frozen {
         let process = &self.processes[index];
         let parent = process.pid;
         let mut children = Vec::new();
-        for tid in process.task.tids().unwrap_or_default() {
-            children.extend(process.task.children(tid).unwrap_or_default());
+        // All its threads are held. A zombie's children have another parent.
+        for thread in &process.threads {
+            children.extend(process.task.children(pid_of(thread.tid)?).unwrap_or_default());
         }
         for child in children {
             let child = child.as_raw_nonzero().get();

@@ -13,6 +13,7 @@ mod lineage;
 mod memory;
 mod options;
 mod plan;
+mod questions;
 mod report;
 mod restore;
 mod sharing;

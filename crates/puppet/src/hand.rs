@@ -103,6 +103,8 @@ pub struct Hand {
     pub(crate) signal: i32,
     entry: Entry,
     stop_seen: bool,
+    /// A batch was started and not waited for yet.
+    running: bool,
     pub(crate) serving: bool,
     /// Does not wait in the trampoline for the next batch.
     restless: bool,
@@ -166,6 +168,7 @@ impl Hand {
             requests: 0,
             signal: quiet.unwrap_or(libc::SIGURG),
             stop_seen: false,
+            running: false,
             serving: false,
             restless: false,
             loud: quiet.is_none(),
@@ -215,6 +218,7 @@ impl Hand {
             requests: 0,
             signal: libc::SIGSTKFLT,
             stop_seen: false,
+            running: false,
             serving: false,
             restless: false,
             loud: false,
@@ -286,12 +290,14 @@ impl Hand {
             self.send_in(self.tid, &regs, self.base + scratch::SLOT, self.base + scratch::STACK_TOP - 64)?;
             self.serving = true;
         }
+        self.running = true;
         trace::resume(self.tid, 0)
     }
 
     /// Waits for the batch that [`Hand::start`] started.
     pub fn wait(&mut self, batch: &mut Batch) -> Result<()> {
         let left = self.wait_announcement(self.tid, self.base + scratch::SLOT)?;
+        self.running = false;
         if let (true, Entry::Visited { context, .. }) = (self.restless, &self.entry) {
             context.write_back(self.tid)?;
             self.serving = false;
@@ -356,6 +362,10 @@ impl Hand {
         let Entry::Visited { context, door } = &self.entry else {
             return Ok(());
         };
+        let (context, door) = (context.clone(), *door);
+        if self.running {
+            self.wait_announcement(self.tid, self.base + scratch::SLOT)?;
+        }
         let back = door.home();
         let regs = arch::for_call(
             &context.regs,

@@ -1,7 +1,6 @@
 //! Interval timers (setitimer(2)) and POSIX timers (timer_create(2)).
 
 use super::unanswered;
-use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
 use cryonaut_kernel::proc::timers::{Notify, Timer};
@@ -23,21 +22,23 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Adds it to a batch for the process.
-    pub fn new(b: &mut Batch, process: &Process) -> Result<Self> {
+    /// Adds it to a batch for the process, which has these POSIX timers.
+    pub fn new(b: &mut Batch, timers: Vec<Timer>) -> Self {
         let interval = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|which| {
             let room = b.space(32);
             b.call(libc::SYS_getitimer, [Arg::Val(which as u64), room.into()]);
             room
         });
-        let mut posix = Vec::new();
-        for timer in process.task.timers()? {
-            let room = b.space(32);
-            b.call(libc::SYS_timer_gettime, [timer.id.into(), room.into()]);
-            let overrun = b.call(libc::SYS_timer_getoverrun, [timer.id.into()]);
-            posix.push((timer, room, overrun));
-        }
-        Ok(Ask { interval, posix })
+        let posix = timers
+            .into_iter()
+            .map(|timer| {
+                let room = b.space(32);
+                b.call(libc::SYS_timer_gettime, [timer.id.into(), room.into()]);
+                let overrun = b.call(libc::SYS_timer_getoverrun, [timer.id.into()]);
+                (timer, room, overrun)
+            })
+            .collect();
+        Ask { interval, posix }
     }
 
     /// The record.

@@ -12,10 +12,12 @@ use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, ghost, memfd
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::{self, fdinfo::Details};
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// Files that have a path.
 #[derive(Debug)]
@@ -23,11 +25,14 @@ pub struct Regular;
 
 /// Device and inode numbers, open flags, link.
 type PathKey = (u64, u64, u32, Vec<u8>);
+/// The same of a mapping, as /proc/PID/maps tells it.
+type MapKey = ((u32, u32), u64, u32, Vec<u8>);
 
 /// What is remembered between files while collecting.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     paths: HashMap<PathKey, Used>,
+    mapped: HashMap<MapKey, Used>,
     pub(super) ghosts: ghost::Carried,
 }
 
@@ -119,7 +124,7 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
     let file = task.open_file(link, OFlags::PATH)?;
     let stat = rustix::fs::fstat(&file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
-    let link = std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str());
+    let link = target.as_bytes();
     let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
     if let Some(&used) = cx.regular.paths.get(&key) {
         return Ok(used);
@@ -165,6 +170,18 @@ pub(super) fn collect_watched(
     let entry = record(cx, &subject, id, 0, FownEntry::default())?;
     cx.images.append(ImageKind::Files, None, &entry, None)?;
     Ok(Some(id))
+}
+
+/// Writes down the file of a mapping, opened with `flags`. The processes of a
+/// tree map the same few files: one that was met before is not looked up.
+pub fn collect_mapped(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, vma: &Vma, flags: u32) -> Result<Used> {
+    let key = (vma.dev, vma.inode, flags, vma.path.as_bytes().to_vec());
+    if let Some(&used) = cx.regular.mapped.get(&key) {
+        return Ok(used);
+    }
+    let used = collect_path(cx, task, pid, &vma.map_files_name(), flags)?;
+    cx.regular.mapped.insert(key, used);
+    Ok(used)
 }
 
 /// The record of a file; its contents too where no path leads to it.

@@ -187,7 +187,7 @@ fn with_file(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma, entr
     // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
     let writes = is_shared && flagged.flags.contains(VmFlags::MAYWRITE);
     let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
-    let file = regular::collect_path(cx, &process.task, process.pid, &vma.map_files_name(), flags)?;
+    let file = regular::collect_mapped(cx, &process.task, process.pid, vma, flags)?;
     entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
     if file.memfd {
         entry.status |= status::MEMFD;

@@ -1,0 +1,67 @@
+//! What is asked of each process by its own hand, and of many processes at
+//! once: to wake one and wait for it takes longer than its answers.
+
+use crate::Result;
+use crate::attributes::{signals, task, thread, timers};
+use crate::freeze::Process;
+use crate::memory::{ExtrasAsk, MmAsk};
+use cryonaut_puppet::Batch;
+
+/// How many processes' answers are held at a time.
+pub const AT_ONCE: usize = 64;
+/// More POSIX timers than these get a batch of their own.
+const FEW_TIMERS: usize = 32;
+
+/// The questions to one process, and once they are [answered](Questions::wait),
+/// where to look for what.
+#[derive(Debug)]
+pub struct Questions {
+    /// Signal actions.
+    pub signals: signals::Ask,
+    /// Its address space.
+    pub mm: MmAsk,
+    /// What the format has no place for of it.
+    pub extras: ExtrasAsk,
+    /// The process as a whole.
+    pub task: task::Ask,
+    /// Its first thread.
+    pub thread: thread::Ask,
+    /// Its timers.
+    pub timers: timers::Ask,
+    /// The answers to all but, perhaps, the last.
+    pub answers: Batch,
+    of_timers: Option<Batch>,
+}
+
+impl Questions {
+    /// Asks; does not wait.
+    pub fn ask(process: &mut Process) -> Result<Questions> {
+        let mut b = Batch::new();
+        let posix = process.task.timers()?;
+        let mut of_timers = (posix.len() > FEW_TIMERS).then(Batch::new);
+        let questions = Questions {
+            signals: signals::Ask::new(&mut b),
+            mm: MmAsk::new(&mut b),
+            extras: ExtrasAsk::new(&mut b),
+            task: task::Ask::new(&mut b),
+            thread: thread::Ask::new(&mut b),
+            timers: timers::Ask::new(of_timers.as_mut().unwrap_or(&mut b), posix),
+            answers: b,
+            of_timers,
+        };
+        process.hand()?.start(&questions.answers)?;
+        Ok(questions)
+    }
+
+    /// Waits for the answers.
+    pub fn wait(&mut self, process: &mut Process) -> Result<()> {
+        let hand = process.hand()?;
+        hand.wait(&mut self.answers)?;
+        self.of_timers.as_mut().map_or(Ok(()), |b| Ok(hand.run(b)?))
+    }
+
+    /// The answers about timers.
+    pub fn of_timers(&self) -> &Batch {
+        self.of_timers.as_ref().unwrap_or(&self.answers)
+    }
+}
