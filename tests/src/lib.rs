@@ -19,6 +19,7 @@ pub mod programs;
 pub mod random;
 mod strike;
 pub mod suite;
+mod vdso;
 mod workload;
 
 pub use catalogue::{Declaration, catalogue, declaration};

@@ -25,7 +25,7 @@ pub fn sound() -> ExitCode {
 
 /// `survives::`: checkpointed and restored, the state holds. `twice::`: and once more from what was restored.
 /// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened. `refused::`: what cannot be
-/// carried is named, and goes on as well.
+/// carried is named, and goes on as well. `another_vdso::`: as if restored on another kernel.
 pub fn survives(own: &Engine) -> ExitCode {
     let (cannot, all): (Vec<_>, Vec<_>) = catalogue().into_iter().partition(|w| w.refused.is_some());
     let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
@@ -45,6 +45,7 @@ pub fn survives(own: &Engine) -> ExitCode {
         workload.compare()?;
         Ok(workload.finish()?)
     }));
+    tests.extend(crate::vdso::tests(own));
     run(tests)
 }
 

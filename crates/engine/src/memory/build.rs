@@ -79,7 +79,8 @@ pub fn begin(
     mm: &MmEntry,
     space: Space<'_>,
 ) -> Result<()> {
-    clear(hand, mm, space.inherited, tree.detour)?;
+    let vdso = space.contents.vdso(&mut tree.store, &mm.vmas)?;
+    clear(hand, mm, space.inherited, vdso.as_deref(), tree.detour)?;
     let numbers = lend_files(hand, service, files, &mut tree.shared, &mm.vmas, space.inherited)?;
     map_all(hand, &mm.vmas, &numbers, space)?;
     fill(hand, service, &mut tree.store, space)?;
@@ -116,7 +117,7 @@ impl Space<'_> {
 
 /// Unmaps all that the hand inherited from us, or from a process of the tree
 /// and is not to keep, and moves the vdso in place.
-fn clear(hand: &mut Hand, mm: &MmEntry, inherited: &Inheritance, free: u64) -> Result<()> {
+fn clear(hand: &mut Hand, mm: &MmEntry, inherited: &Inheritance, code: Option<&[u8]>, free: u64) -> Result<()> {
     let task = cryonaut_kernel::proc::Task::open(crate::freeze::pid_of(hand.pid())?)?;
     let specials = vdso::specials(&task.maps()?);
     let scratch = hand.scratch();
@@ -137,7 +138,7 @@ fn clear(hand: &mut Hand, mm: &MmEntry, inherited: &Inheritance, free: u64) -> R
         b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
         spill(hand, &mut b)?;
     }
-    vdso::relocate(hand.pid(), &mut b, &specials, &mm.vmas, free)?;
+    vdso::place(hand, &mut b, &specials, &mm.vmas, code, free)?;
     Ok(hand.run(&mut b)?)
 }
 

@@ -7,6 +7,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{ImageDir, ImageKind, PageFlags, Pagemap, Run};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Parents that an image may have; more is a circle.
 const MAX_PARENTS: usize = 1000;
@@ -134,6 +135,8 @@ fn within(map: &Pagemap, start: u64, end: u64) -> Option<Vec<Run>> {
 pub struct Contents {
     /// Ascending by address.
     pub pieces: Vec<Piece>,
+    /// The pages of the vdso that the program was started with.
+    vdso: Vec<Piece>,
     /// What is kept of the process beside its pages.
     pub extras: Extras,
 }
@@ -142,12 +145,37 @@ impl Contents {
     /// What an image has for a process.
     pub fn read(store: &mut Store<'_>, pid: i32, vmas: &[VmaEntry], extras: Extras) -> Result<Self> {
         let pieces = store.pieces(pid)?;
-        // The vdso's pages are in the image for a reader that has to patch; ours is the kernel's own.
+        // The vdso's pages are those of the kernel on which the program was started.
         let Some(vdso) = vmas.iter().find(|v| v.status & status::VDSO != 0) else {
-            return Ok(Contents { pieces, extras });
+            return Ok(Contents { pieces, vdso: Vec::new(), extras });
         };
+        let inside = pieces.iter().filter_map(|p| p.clip(vdso.start, vdso.end)).collect();
         let outside = |p: Piece| [p.clip(0, vdso.start), p.clip(vdso.end, u64::MAX)];
-        Ok(Contents { pieces: pieces.into_iter().flat_map(outside).flatten().collect(), extras })
+        Ok(Contents { pieces: pieces.into_iter().flat_map(outside).flatten().collect(), vdso: inside, extras })
+    }
+
+    /// The code of the vdso that the program was started with; `None` if it
+    /// has none, or the image has not all of it.
+    pub fn vdso(&self, store: &mut Store<'_>, vmas: &[VmaEntry]) -> Result<Option<Vec<u8>>> {
+        /// Twice what any kernel has.
+        const MOST: u64 = 64 << 10;
+        let Some((start, end)) = super::vdso::recorded(vmas).filter(|(start, end)| end - start <= MOST) else {
+            return Ok(None);
+        };
+        if self.vdso.iter().map(|p| p.len).sum::<u64>() != end - start {
+            return Ok(None);
+        }
+        let mut code = vec![0; (end - start) as usize];
+        for piece in &self.vdso {
+            let at = (piece.start - start) as usize;
+            store.open(piece.source)?.read_exact_at(&mut code[at..at + piece.len as usize], piece.offset).map_err(
+                |e| {
+                    let object = Object::Other("the pages of the vdso in the image".into());
+                    Error::kernel(object, "read them", crate::error::errno_of(&e))
+                },
+            )?;
+        }
+        Ok(Some(code))
     }
 
     /// The pages in `start..end`.

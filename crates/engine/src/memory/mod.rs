@@ -14,6 +14,7 @@
 //! | spaces  | which process is given its memory when                       |
 //! | build   | mapping everything again and filling it                      |
 //! | vdso    | moving this kernel's vdso to where the program expects it    |
+//! | vdso_redirect | leading another kernel's vdso to this one's           |
 
 pub mod aio;
 mod build;
@@ -26,6 +27,7 @@ mod ranges;
 mod shared;
 mod spaces;
 mod vdso;
+mod vdso_redirect;
 mod vma;
 mod write_behind;
 
@@ -35,6 +37,7 @@ pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};
 pub use shared::SharedBuild;
 pub use spaces::Spaces;
+pub use vdso::recorded as recorded_vdso;
 pub use vma::{mappings, status};
 
 /// Bytes of a page.

@@ -3,13 +3,15 @@
 //!
 //! A program keeps addresses of vdso functions (in its auxv, in its PLT), so
 //! the vdso must be where it was. When this kernel's has the same bytes, its
-//! mappings are moved there.
+//! mappings are moved there. Otherwise the program's own stays as ordinary
+//! memory, and leads to this kernel's elsewhere (see `vdso_redirect`).
 
+use super::vdso_redirect::redirect;
 use super::vma::status;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_puppet::Batch;
+use cryonaut_puppet::{Batch, Hand};
 
 /// The kernel's special mappings in ascending order: data pages, then code.
 fn is_special(vma: &Vma) -> bool {
@@ -29,11 +31,69 @@ fn span(areas: &[(u64, u64)]) -> (u64, u64) {
     (areas.first().map_or(0, |a| a.0), areas.last().map_or(0, |a| a.1))
 }
 
+/// Where a record has the code.
+pub fn recorded(vmas: &[VmaEntry]) -> Option<(u64, u64)> {
+    vmas.iter().find(|v| v.status & status::VDSO != 0).map(|v| (v.start, v.end))
+}
+
+/// Puts the special mappings, which stand at `now`, where the program whose
+/// record is `vmas` needs them. `code` is what it had in its vdso, as far as
+/// known; `free` an address with room for all of them.
+pub fn place(
+    hand: &mut Hand,
+    b: &mut Batch,
+    now: &[(u64, u64)],
+    vmas: &[VmaEntry],
+    code: Option<&[u8]>,
+    free: u64,
+) -> Result<()> {
+    if let (Some(code), Some(&(start, end))) = (code, now.last()) {
+        let here = hand.peek(start, (end - start) as usize)?;
+        // With other data pages before it, even the same code would look for them where they are not.
+        if here != code || !same_layout(now, &wanted(vmas)) {
+            return lead_away(hand, b, now, (vmas, code), &here, free);
+        }
+    }
+    relocate(hand.pid(), b, now, vmas, free)
+}
+
+/// Adds to a batch what puts this kernel's special mappings to `free` for
+/// good, and the program's own code, which leads there, in its place.
+fn lead_away(
+    hand: &mut Hand,
+    b: &mut Batch,
+    now: &[(u64, u64)],
+    (vmas, code): (&[VmaEntry], &[u8]),
+    here: &[u8],
+    free: u64,
+) -> Result<()> {
+    let Some((start, end)) = recorded(vmas) else { return Ok(()) };
+    let from = span(now).0;
+    let there: Vec<(u64, u64)> = now.iter().map(|a| (free + (a.0 - from), free + (a.1 - from))).collect();
+    if there != now {
+        moves(b, now, &there);
+    }
+    let base = there.last().map_or(0, |code| code.0);
+    let led = redirect(code, here, base).map_err(|stuck| {
+        let remedy = "restore on the kernel on which the program was started";
+        Error::unsupported(Object::Mapping(hand.pid(), start, "vdso".into()), stuck.to_string(), remedy)
+    })?;
+    tracing::debug!(pid = hand.pid(), "the program's vdso is another than this kernel's: its functions are led there");
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let (len, prot) = (end - start, libc::PROT_READ | libc::PROT_WRITE);
+    b.call(libc::SYS_mmap, [start.into(), len.into(), prot.into(), flags.into(), (-1).into(), 0.into()]);
+    hand.run(b)?;
+    hand.poke(start, &led)?;
+    *b = Batch::new();
+    b.call(libc::SYS_mprotect, [start.into(), len.into(), (libc::PROT_READ | libc::PROT_EXEC).into()]);
+    Ok(())
+}
+
 /// Adds to a batch the moves from where the special mappings stand (`now`) to
 /// where `vmas` want them. `free` is an address with room for all of them,
 /// used when old and new place overlap. Those that the program had unmapped
 /// are unmapped.
-pub fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], free: u64) -> Result<()> {
+fn relocate(pid: i32, b: &mut Batch, now: &[(u64, u64)], vmas: &[VmaEntry], free: u64) -> Result<()> {
     let wanted = wanted(vmas);
     if wanted.is_empty() {
         for &(start, end) in now {

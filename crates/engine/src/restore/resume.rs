@@ -4,10 +4,12 @@
 use super::{Nursery, births, descriptors};
 use crate::arch;
 use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, task, thread, timers};
+use crate::memory::recorded_vdso;
 use crate::plan::{Plan, ProcessPlan};
-use crate::{Error, RestoreOptions, Result};
+use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, SignalQueueEntry};
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::status::Seccomp;
 use cryonaut_puppet::arch as puppet_arch;
 use cryonaut_puppet::passing::Service;
@@ -286,8 +288,27 @@ fn door_of(hand: &Hand, process: &ProcessPlan, seen: &mut DoorMaps) -> Result<Do
     let scratch = hand.scratch();
     let mut maps = Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
     maps.retain(|v| !scratch.contains(&v.start));
+    refuse_inside_vdso(process, &maps)?;
     let regs = arch::registers(pid, arch::info_of(pid, &process.core)?)?;
     Ok(find_doorway(seen, pid, &maps, regs.rsp, trace::xstate(pid)?.len())?)
+}
+
+/// Of another kernel's vdso only the functions' beginnings lead to this kernel's.
+fn refuse_inside_vdso(process: &ProcessPlan, maps: &[Vma]) -> Result<()> {
+    let Some((start, end)) = process.mm.as_ref().and_then(|mm| recorded_vdso(&mm.vmas)) else { return Ok(()) };
+    if maps.iter().any(|v| v.start == start && v.special() == Some(b"vdso")) {
+        return Ok(());
+    }
+    for (tid, core) in cores(process) {
+        if (start..end).contains(&arch::registers(tid, arch::info_of(tid, core)?)?.rip) {
+            return Err(Error::unsupported(
+                Object::Thread(tid),
+                "it was in the code of the vdso, and this kernel's is another",
+                "make the checkpoint again, or restore on the kernel on which the program was started",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Signal mask and registers of a thread. The mask first, as for a visitor: see [`Context::write_back`].

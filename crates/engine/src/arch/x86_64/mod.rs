@@ -1,5 +1,6 @@
 //! x86_64: registers and the XSAVE area, to and from the core record.
 
+pub mod vdso;
 mod xsave;
 
 use crate::{Error, Object, Result};
