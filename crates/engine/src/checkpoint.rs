@@ -1,7 +1,7 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::attributes::clocks::Clocks;
-use crate::attributes::{extras, limits, signals, task, thread};
+use crate::attributes::{cpu_timers, extras, limits, signals, task, thread};
 use crate::files::{Collect, NewLinks};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
@@ -249,6 +249,7 @@ fn dump(
     report.shared_pages_written = cx.shared_pages().written;
     in_memory.write(images)?;
     extras::write(images, &threads.extras)?;
+    cpu_timers::write(images, &threads.timer_owners)?;
     images.write_one(ImageKind::Seccomp, None, threads.filters.record())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
@@ -328,7 +329,12 @@ fn dump_process(
     let b = &asked.answers;
     let mut tc = asked.task.record(process, b)?;
     tc.sigactions = asked.signals.record(b);
-    tc.timers = Some(asked.timers.record(process.pid, asked.of_timers())?);
+    let all = asked.timers.record(process.pid, asked.of_timers())?;
+    let owners = cpu_timers::owners(process, &all.posix)?;
+    if !owners.is_empty() {
+        threads.timer_owners.insert(process.pid, owners);
+    }
+    tc.timers = Some(all);
     tc.rlimits = Some(limits::record(process)?);
     tc.signals_s = Some(signals::queued(process.pid, true)?);
     tc.blk_sigset = process.threads[0].context.sigmask;

@@ -9,6 +9,7 @@ use cryonaut_image::records::{
 use cryonaut_image::{ImageDir, ImageKind};
 use std::collections::BTreeMap;
 
+use crate::attributes::cpu_timers::{self, AllOwners};
 use crate::attributes::extras::{self, Extras};
 use crate::attributes::task;
 
@@ -68,6 +69,8 @@ pub struct Plan {
     pub tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     /// What CRIU's format has no place for.
     pub extras: Extras,
+    /// Whose time timers on a thread's clock count.
+    pub timer_owners: AllOwners,
     /// Seccomp filters.
     pub seccomp: SeccompEntry,
     /// How the tree is made.
@@ -100,7 +103,16 @@ impl Plan {
         let kin = processes.iter().map(|(pid, p)| (*pid, p.kin())).collect();
         let lineage =
             Lineage::arrange(root, &kin).map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
-        Ok(Plan { processes, root, files, tables, seccomp, extras: extras::load(images)?, lineage })
+        Ok(Plan {
+            processes,
+            root,
+            files,
+            tables,
+            seccomp,
+            extras: extras::load(images)?,
+            timer_owners: cpu_timers::load(images)?,
+            lineage,
+        })
     }
 
     /// From whose memory each process is born, in the order of birth: its

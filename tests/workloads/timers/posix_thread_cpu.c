@@ -1,4 +1,3 @@
-// gap: CPU clocks of other threads
 // peer: no, CRIU 4.2 gives every such timer to the first thread
 /* Timers on the processor time of threads: each thread has its own, and it fires when that thread has worked. */
 #include <pthread.h>

@@ -2,6 +2,7 @@
 //! one group of attributes, with its two halves side by side.
 
 pub mod clocks;
+pub mod cpu_timers;
 pub mod credentials;
 pub mod extras;
 pub mod filter;

@@ -1,6 +1,7 @@
 //! What each thread has of its own: name, scheduling, robust list, tid
 //! address, rseq, alternate stack, pdeath signal, credentials, queued signals.
 
+use super::cpu_timers::AllOwners;
 use super::{credentials, extras, extras::Extras, rseq, seccomp, signals, unanswered};
 use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
@@ -46,6 +47,8 @@ pub struct Gathered {
     pub filters: seccomp::Filters,
     /// What the format has no place for.
     pub extras: Extras,
+    /// Whose time timers on a thread's clock count.
+    pub timer_owners: AllOwners,
 }
 
 /// The record of one thread, without what belongs to the whole process.

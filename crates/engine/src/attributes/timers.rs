@@ -1,10 +1,11 @@
 //! Interval timers (setitimer(2)) and POSIX timers (timer_create(2)).
 
+use super::cpu_timers::Owners;
 use super::unanswered;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
 use cryonaut_kernel::proc::timers::{Notify, Timer};
-use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
+use cryonaut_puppet::{Arg, Batch, Call, Context, Data, Hand, Job};
 
 /// SIGEV_* as `it_sigev_notify` has them.
 const SIGEV_SIGNAL: u32 = 0;
@@ -75,7 +76,8 @@ impl Ask {
 }
 
 /// Makes the POSIX timers of a record, not yet running. All threads exist.
-pub fn create(hand: &mut Hand, timers: &TaskTimersEntry) -> Result<()> {
+/// Those on a thread's own clock are made by that thread.
+pub fn create(hand: &mut Hand, timers: &TaskTimersEntry, owners: Option<&Owners>) -> Result<()> {
     if timers.posix.is_empty() {
         return Ok(());
     }
@@ -83,7 +85,8 @@ pub fn create(hand: &mut Hand, timers: &TaskTimersEntry) -> Result<()> {
     let mut sorted: Vec<&PosixTimerEntry> = timers.posix.iter().collect();
     sorted.sort_by_key(|t| t.it_id);
     for timer in sorted {
-        create_one(hand, timer, chosen)?;
+        let owner = owners.and_then(|owners| owners.get(&timer.it_id)).copied();
+        create_one(hand, timer, owner, chosen)?;
     }
     set_restore_ids(hand, false)?;
     Ok(())
@@ -103,7 +106,7 @@ fn set_restore_ids(hand: &mut Hand, on: bool) -> Result<bool> {
 /// are made and deleted.
 const ID_ATTEMPTS: u32 = 1 << 16;
 
-fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<()> {
+fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, owner: Option<i32>, chosen: bool) -> Result<()> {
     for _ in 0..ID_ATTEMPTS {
         let mut b = Batch::new();
         // struct sigevent: value, signo, notify, tid.
@@ -116,7 +119,10 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, chosen: bool) -> Result<
         let id = b.bytes(&timer.it_id.to_le_bytes());
         b.read_back(id);
         b.call(libc::SYS_timer_create, [(timer.clock_id as i32).into(), event.into(), id.into()]);
-        hand.run(&mut b)?;
+        match owner {
+            Some(tid) => hand.run_in_threads(&mut [Job { tid, context: &Context::read(tid)?, batch: &mut b }])?,
+            None => hand.run(&mut b)?,
+        }
         let got = b.read_u32(id);
         if got == timer.it_id {
             return Ok(());

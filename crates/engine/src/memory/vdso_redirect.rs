@@ -60,7 +60,7 @@ fn functions(image: &[u8]) -> Option<BTreeMap<Vec<u8>, Function>> {
     if image.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
     }
-    let headers = usize::try_from(u64_at(image, 32)?).ok()?;
+    let headers = usize::try_from(u64_at(image, 32)?).ok().filter(|at| *at < image.len())?;
     let mut bias = None;
     let mut dynamic = None;
     for i in 0..usize::from(u16_at(image, 56)?) {

@@ -81,7 +81,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     births::end_zombies_and_helpers(&mut nursery, &plan)?;
     let mut threads = 0;
     for process in plan.processes.values().filter(|p| !p.is_zombie()) {
-        finish_process(&mut nursery, process, &service)?;
+        finish_process(&mut nursery, &plan, process, &service)?;
         threads += 1 + process.threads.len();
     }
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
@@ -196,7 +196,7 @@ fn settle(
 }
 
 /// Threads and attributes of one process, short of what resuming does.
-fn finish_process(nursery: &mut Nursery, process: &ProcessPlan, service: &Service) -> Result<()> {
+fn finish_process(nursery: &mut Nursery, plan: &Plan, process: &ProcessPlan, service: &Service) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
     hand.hush(signals_in_use(process))?;
     if let Some(tc) = &process.core.tc {
@@ -207,7 +207,7 @@ fn finish_process(nursery: &mut Nursery, process: &ProcessPlan, service: &Servic
     }
     births::create_threads(hand, process)?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
-        timers::create(hand, all)?;
+        timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;
     }
     Ok(())
 }
