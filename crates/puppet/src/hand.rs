@@ -322,12 +322,12 @@ impl Hand {
         for births in births.chunks(BIRTHS_AT_ONCE) {
             let mut b = Batch::new();
             let calls: Vec<Call> = births.iter().map(|(args, tid)| clone_call(&mut b, args, *tid)).collect();
-            self.run(&mut b).or_else(|e| match e {
+            self.run(&mut b).map_err(|e| match e {
                 Error::Call { errno, .. } => {
                     let failed = births.iter().zip(&calls).find(|(_, call)| b.result(**call).is_err());
-                    Err(Error::Birth { pid: failed.map_or(0, |((_, tid), _)| *tid), errno })
+                    Error::Birth { pid: failed.map_or(0, |((_, tid), _)| *tid), errno }
                 }
-                other => Err(other),
+                other => other,
             })?;
             for (_, tid) in births {
                 crate::stops::wait_newborn(*tid)?;
