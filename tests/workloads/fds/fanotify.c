@@ -1,4 +1,4 @@
-/* fanotify: marks on a file, and on a directory for its children; nothing in the queue. */
+/* fanotify: marks on a file, and on a directory for its children; nothing in the queue. What /proc tells of it is open. */
 #include <sys/fanotify.h>
 
 #include "workload.h"
@@ -22,6 +22,7 @@ static uint64_t take(int fd)
 
 int main(int argc, char **argv)
 {
+	char path[64];
 	int fd;
 
 	wl_init(argc, argv);
@@ -31,6 +32,8 @@ int main(int argc, char **argv)
 	fd = MUST(fanotify_init(FAN_NONBLOCK | FAN_CLASS_NOTIF | FAN_CLOEXEC, O_RDONLY | O_LARGEFILE));
 	MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, wl_path("file")));
 	MUST(fanotify_mark(fd, FAN_MARK_ADD, FAN_OPEN | FAN_EVENT_ON_CHILD, AT_FDCWD, wl_path("directory")));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	MUST(open(path, O_RDONLY));
 
 	wl_ready();
 	if (wl_lose)

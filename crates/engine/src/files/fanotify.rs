@@ -5,7 +5,7 @@
 //! recorded as that of a mount of it, with `FAN_MARK_FILESYSTEM` in its flags.
 
 use super::watched::{self, Watched};
-use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, regular_path};
+use super::{Build, Collect, FileKind, OpenFile, Round, apply_status_flags, regular_path};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
     FanotifyFileEntry, FanotifyInodeMarkEntry, FanotifyMarkEntry, FanotifyMountMarkEntry, FdTypes, FileEntry,
@@ -75,9 +75,8 @@ impl FileKind for Fanotify {
         Ok(file)
     }
 
-    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
-        // It would see other files being made.
-        true
+    fn round(&self, _entry: &FileEntry) -> Round {
+        Round::Watchers
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {

@@ -8,7 +8,7 @@
 //! bytes of them are lost.
 
 use super::watched::{self, Watched};
-use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, regular};
+use super::{Build, Collect, FileKind, OpenFile, Round, apply_status_flags, regular};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InotifyFileEntry, InotifyWdEntry};
 use cryonaut_kernel::proc::fdinfo::{Details, InotifyWatch};
@@ -92,9 +92,8 @@ impl FileKind for Inotify {
         Ok(file)
     }
 
-    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
-        // It would see other files being made.
-        true
+    fn round(&self, _entry: &FileEntry) -> Round {
+        Round::Watchers
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {

@@ -46,6 +46,17 @@ use crate::Result;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+/// When an open file is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Round {
+    /// With all others.
+    First,
+    /// When all others are there: it watches files, and would see them being made.
+    Watchers,
+    /// When everything else is: it is what /proc tells of another descriptor.
+    Last,
+}
+
 /// One kind of open file.
 pub trait FileKind: Sync {
     /// How it is called in messages.
@@ -70,10 +81,9 @@ pub trait FileKind: Sync {
         false
     }
 
-    /// Whether it is built when all processes have their other descriptors:
-    /// what /proc tells of one, and what watches files.
-    fn needs_descriptors(&self, _entry: &FileEntry) -> bool {
-        false
+    /// In which round it is built and given to the processes.
+    fn round(&self, _entry: &FileEntry) -> Round {
+        Round::First
     }
 
     /// The owner that was set for its signals, from the record.

@@ -8,7 +8,7 @@
 //! [`ghost`](super::ghost).
 
 use super::regular_path::{self, Subject};
-use super::{Build, Collect, FileKind, OpenFile, apply_status_flags, ghost, memfd};
+use super::{Build, Collect, FileKind, OpenFile, Round, apply_status_flags, ghost, memfd};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
@@ -94,12 +94,12 @@ impl FileKind for Regular {
         entry.reg.as_ref().is_some_and(|reg| regular_path::pid_in(&reg.name).is_some())
     }
 
-    fn needs_descriptors(&self, entry: &FileEntry) -> bool {
+    fn round(&self, entry: &FileEntry) -> Round {
         let tells_of_one = |reg: &RegFileEntry| {
             let part = |name: &[u8]| reg.name.windows(name.len()).any(|at| at == name);
             regular_path::pid_in(&reg.name).is_some() && (part(b"/fd/") || part(b"/fdinfo/"))
         };
-        entry.reg.as_ref().is_some_and(tells_of_one)
+        if entry.reg.as_ref().is_some_and(tells_of_one) { Round::Last } else { Round::First }
     }
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {

@@ -2,7 +2,7 @@
 //! process, under the numbers that they had.
 
 use super::Nursery;
-use crate::files::{Build, kind_of};
+use crate::files::{Build, Round, kind_of};
 use crate::plan::Plan;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdinfoEntry, FownEntry};
@@ -26,7 +26,7 @@ pub fn install_all(
 ) -> Result<HashMap<u32, Vec<(i32, i32)>>> {
     let mut places: HashMap<u32, Vec<(i32, i32)>> = HashMap::new();
     let mut filled = Vec::new();
-    let mut late = Vec::new();
+    let mut tables = Vec::new();
     for process in plan.processes.values() {
         let Some(ids) = &process.ids else { continue };
         let table = &plan.tables[&ids.files_id];
@@ -36,18 +36,20 @@ pub fn install_all(
         // A shared table is filled through one of its owners.
         if !filled.contains(&ids.files_id) {
             filled.push(ids.files_id);
-            let hand = nursery.hand(process.pid())?;
-            let waits = |entry: &&FdinfoEntry| {
-                let record = plan.files.get(&entry.id);
-                record.is_some_and(|r| kind_of(r).is_some_and(|kind| kind.needs_descriptors(r)))
-            };
-            let (wait, now): (Vec<_>, Vec<_>) = sorted(table)?.into_iter().partition(waits);
-            install(hand, service, build, &now)?;
-            late.push((process.pid(), wait));
+            tables.push((process.pid(), sorted(table)?));
         }
     }
-    for (pid, table) in late.into_iter().filter(|(_, table)| !table.is_empty()) {
-        install(nursery.hand(pid)?, service, build, &table)?;
+    let round_of = |entry: &&FdinfoEntry| {
+        let record = plan.files.get(&entry.id);
+        record.and_then(|r| Some(kind_of(r)?.round(r))).unwrap_or(Round::First)
+    };
+    for round in [Round::First, Round::Watchers, Round::Last] {
+        for (pid, table) in &tables {
+            let now: Vec<_> = table.iter().copied().filter(|entry| round_of(entry) == round).collect();
+            if !now.is_empty() {
+                install(nursery.hand(*pid)?, service, build, &now)?;
+            }
+        }
     }
     Ok(places)
 }
