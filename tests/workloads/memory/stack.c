@@ -1,3 +1,4 @@
+// differs: mapping content.*, frames in use have bytes that nobody ever wrote, and the stack is nearly full: a visit leaves its traces right below them
 /* A deep stack: every frame keeps its data and its way back. */
 #include "workload.h"
 

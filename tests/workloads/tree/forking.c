@@ -1,3 +1,4 @@
+// differs: thread registers.*, it never stands still
 /* A process that makes and collects children all the time: whatever the moment of the freeze, none is lost. */
 #include "workload.h"
 
