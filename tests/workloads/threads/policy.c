@@ -1,3 +1,4 @@
+// differs: mapping content.*, a thread of the idle class comes to rest when the others let it
 /* The scheduling policies of threads that need no real-time budget: batch with a nice value, idle, reset on fork. */
 #include <sched.h>
 #include <sys/resource.h>
