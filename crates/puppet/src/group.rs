@@ -11,7 +11,7 @@
 
 use crate::batch::{Batch, Place};
 use crate::hand::{Context, Hand};
-use crate::scratch::{self, op, slot};
+use crate::scratch::{self, slot};
 use crate::{Result, arch, stops, trace};
 
 /// A batch for one stopped thread.
@@ -71,7 +71,8 @@ impl Hand {
             self.poke(self.base + scratch::BUSY, &busy(sent - 1 - index))?;
         }
         result?;
-        self.fetch_rows(jobs, places, &left)?;
+        let ran = jobs.iter_mut().zip(places).zip(left);
+        self.fetch(&mut ran.map(|((job, place), left)| (&mut *job.batch, *place, left)).collect::<Vec<_>>())?;
         jobs.iter().try_for_each(|job| self.failed(job.batch))
     }
 
@@ -127,22 +128,5 @@ impl Hand {
         }
         let pieces: Vec<(u64, &[u8])> = pieces.iter().map(|(at, bytes)| (*at, bytes.as_slice())).collect();
         self.poke_all(&pieces)
-    }
-
-    fn fetch_rows(&self, jobs: &mut [Job<'_>], places: &[Place], left: &[u64]) -> Result<()> {
-        let mut spans = Vec::with_capacity(2 * jobs.len());
-        for (job, place) in jobs.iter().zip(places) {
-            let outputs = job.batch.output_range().unwrap_or_default();
-            spans.push((place.ops, job.batch.len() * op::SIZE));
-            spans.push((place.data + outputs.start as u64, outputs.len()));
-        }
-        let got = self.peek_all(&spans)?;
-        for ((job, got), left) in jobs.iter_mut().zip(got.chunks_exact(2)).zip(left) {
-            job.batch.take_results(&got[0], *left);
-            if let Some(range) = job.batch.output_range() {
-                job.batch.data_mut()[range].copy_from_slice(&got[1]);
-            }
-        }
-        Ok(())
     }
 }

@@ -302,7 +302,7 @@ impl Hand {
             context.write_back(self.tid)?;
             self.serving = false;
         }
-        self.fetch(batch, &self.place(), left)?;
+        self.fetch(&mut [(&mut *batch, self.place(), left)])?;
         self.failed(batch)
     }
 
@@ -359,13 +359,12 @@ impl Hand {
     /// Removes the scratch mapping and puts the thread back to where it was,
     /// still stopped. A target that was built is left as it is.
     pub fn leave(&mut self) -> Result<()> {
+        if self.running && matches!(self.entry, Entry::Visited { .. }) {
+            self.wait_announcement(self.tid, self.base + scratch::SLOT)?;
+        }
         let Entry::Visited { context, door } = &self.entry else {
             return Ok(());
         };
-        let (context, door) = (context.clone(), *door);
-        if self.running {
-            self.wait_announcement(self.tid, self.base + scratch::SLOT)?;
-        }
         let back = door.home();
         let regs = arch::for_call(
             &context.regs,
@@ -466,15 +465,21 @@ impl Hand {
         ])
     }
 
-    /// Reads the results of a batch of which `left` calls were not reached.
-    fn fetch(&self, batch: &mut Batch, place: &Place, left: u64) -> Result<()> {
-        let outputs = batch.output_range();
-        let range = outputs.clone().unwrap_or_default();
-        let got =
-            self.peek_all(&[(place.ops, batch.len() * op::SIZE), (place.data + range.start as u64, range.len())])?;
-        batch.take_results(&got[0], left);
-        if let Some(range) = outputs {
-            batch.data_mut()[range].copy_from_slice(&got[1]);
+    /// Reads the results of batches, each from its place; with each, how many
+    /// of its calls were not reached.
+    pub(crate) fn fetch(&self, batches: &mut [(&mut Batch, Place, u64)]) -> Result<()> {
+        let mut spans = Vec::with_capacity(2 * batches.len());
+        for (batch, place, _) in batches.iter() {
+            let outputs = batch.output_range().unwrap_or_default();
+            spans.push((place.ops, batch.len() * op::SIZE));
+            spans.push((place.data + outputs.start as u64, outputs.len()));
+        }
+        let got = self.peek_all(&spans)?;
+        for ((batch, _, left), got) in batches.iter_mut().zip(got.chunks_exact(2)) {
+            batch.take_results(&got[0], *left);
+            if let Some(range) = batch.output_range() {
+                batch.data_mut()[range].copy_from_slice(&got[1]);
+            }
         }
         Ok(())
     }
@@ -525,7 +530,7 @@ impl Hand {
     }
 
     /// Reads pieces (address and length) of the target's memory.
-    pub(crate) fn peek_all(&self, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>> {
+    fn peek_all(&self, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>> {
         let at = pieces.first().map_or(0, |p| p.0);
         memory::read_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })
     }

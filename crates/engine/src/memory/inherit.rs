@@ -4,7 +4,7 @@
 //! record of a mapping is the same for both, and pages of it are, the mapping
 //! is kept, and so are those pages: they stay the creator's, physically, until
 //! one of the two writes. Pages are the same when they lie in the same place
-//! of the image (see [`family`](super::family)), or, since few images say so,
+//! of the image (see [`contents`](super::contents)), or, since few images say so,
 //! when their contents are equal.
 
 use super::contents::{Contents, Piece, Source, Store};
