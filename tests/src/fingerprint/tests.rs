@@ -93,15 +93,10 @@ fn every_loss_is_seen() {
             sched::sched_setattr(pid, &attr).unwrap();
         }),
         ("io_priority", |pid| sched::ioprio_set(pid, 3 << 13).unwrap()),
-        ("stat.state", |pid| {
-            kill_process(pid, Signal::STOP).unwrap();
-            while state(pid) != "T" {
-                std::thread::yield_now();
-            }
-        }),
+        ("stat.state", stop),
         ("signals.queued_for_process", |pid| {
-            // One that a stopped process keeps: it would have to write a core dump.
-            kill_process(pid, Signal::STOP).unwrap();
+            // One that a stopped process keeps: it would have to write a core dump. Not stopped yet, it would die of it.
+            stop(pid);
             signal::kill(pid, Signal::QUIT.as_raw()).unwrap();
         }),
         ("content", |pid| {
@@ -119,6 +114,13 @@ fn every_loss_is_seen() {
         let found = baseline.compare(|| vec![pid], &[]);
         let names = names(&found);
         assert!(names.iter().any(|found| found.starts_with(name)), "{name} is not among {names:?}");
+    }
+}
+
+fn stop(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    while state(pid) != "T" {
+        std::thread::yield_now();
     }
 }
 
