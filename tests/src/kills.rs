@@ -23,11 +23,13 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 16] = [
+const WORKLOADS: [&str; 18] = [
     "tree/ceaseless",
     "tree/counter",
     "tree/family",
     "tree/share_files",
+    "tree/share_memory_generations",
+    "tree/share_memory_threads",
     "threads/many",
     "threads/registers_vector",
     "threads/signal_masks",

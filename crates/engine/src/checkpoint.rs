@@ -9,11 +9,12 @@ use crate::memory::{AllExtras, PageCount, aio, dump_private, mappings, mm_record
 use crate::options::Afterwards;
 use crate::questions::{self, Questions};
 use crate::report::CheckpointReport;
-use crate::sharing::Sharing;
+use crate::sharing::{self, SharedSpace, Sharing, Spaces};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
+use cryonaut_kernel::sys::kcmp::{self, Shared};
 use cryonaut_puppet::{Batch, Hand, Job};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use rustix::time::{ClockId, clock_gettime};
@@ -37,9 +38,13 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
     let stood_still = Instant::now();
-    refuse(&frozen, options)?;
     let mut sharing = Sharing::default();
-    refuse_shared_memory(&frozen, &mut sharing)?;
+    // Ours first: their numbers are the lowest.
+    let own = sharing.namespaces_of(&cryonaut_kernel::proc::Task::current()?)?;
+    for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
+        process.ids = Some(sharing.ids(process)?);
+    }
+    refuse(&frozen, &own, options)?;
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
@@ -51,7 +56,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         enter_us: micros(entering.elapsed()),
         ..CheckpointReport::default()
     };
-    let links = dump(&mut frozen, &images, options, sharing, &mut report, janitor.as_ref())?;
+    let links = dump(&mut frozen, &images, options, own, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     match options.afterwards {
@@ -127,7 +132,7 @@ fn refuse_ourselves(pid: i32) -> Result<()> {
 }
 
 /// What cannot be carried, found before anything is entered.
-fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
+fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) -> Result<()> {
     let in_tree = |pid: i32| frozen.processes.iter().any(|p| p.pid == pid);
     let root = &frozen.processes[0];
     if root.is_zombie() {
@@ -141,6 +146,7 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
         ));
     }
     refuse_history(frozen)?;
+    refuse_shared_outside(root)?;
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
         const SHSTK: u32 = 1 << 0;
         if process.status.x86_thread_features & SHSTK != 0 {
@@ -160,30 +166,40 @@ fn refuse(frozen: &Frozen, options: &CheckpointOptions) -> Result<()> {
                 "this cannot be built again: the kernel lets no process start without its leader",
             ));
         }
+        if let Some(ids) = &process.ids {
+            refuse_namespaces(process.pid, ids, own)?;
+        }
     }
     Ok(())
 }
 
-/// A tree whose sessions and groups no order of births could make again.
+/// A tree whose sessions and groups, or what its processes share, no order of
+/// births could make again.
 fn refuse_history(frozen: &Frozen) -> Result<()> {
     let kin = |p: &Process| (p.pid, Kin { parent: p.ppid, group: p.stat.pgrp, session: p.stat.session });
     let tree = frozen.processes.iter().map(kin).collect();
-    Lineage::arrange(frozen.processes[0].pid, &tree).map(drop).map_err(|e| {
+    let shared = |pid: i32| {
+        let process = frozen.processes.iter().find(|p| p.pid == pid)?;
+        process.ids.as_ref().map(sharing::inborn)
+    };
+    let lineage = Lineage::arrange(frozen.processes[0].pid, &tree);
+    lineage.and_then(|lineage| lineage.check_inborn(shared)).map_err(|e| {
         Error::unsupported(Object::Process(e.pid), format!("it {}", e.what), "nothing could make this tree again")
     })
 }
 
-/// Two processes in one address space would need two hands in it, and a birth
-/// that shares it again.
-fn refuse_shared_memory(frozen: &Frozen, sharing: &mut Sharing) -> Result<()> {
-    let mut owners = std::collections::HashMap::new();
-    for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
-        if let Some(other) = owners.insert(sharing.address_space(process.pid)?, process.pid) {
-            let reason = format!("it shares its memory with process {other} (CLONE_VM without CLONE_THREAD)");
-            return Err(Error::unsupported(Object::Process(process.pid), reason, "this cannot be carried yet"));
-        }
+/// Memory that somebody outside of the tree shares would be written to while
+/// it is read, and could not be shared again.
+fn refuse_shared_outside(root: &Process) -> Result<()> {
+    let Ok(parent) = pid_of(root.stat.ppid) else { return Ok(()) };
+    match kcmp::resource(pid_of(root.pid)?, parent, Shared::Vm) {
+        Ok(std::cmp::Ordering::Equal) => Err(Error::unsupported(
+            Object::Process(root.pid),
+            format!("it shares its memory with its parent {}, which is not in the tree", root.stat.ppid),
+            "checkpoint the parent, and it with that",
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes everything about a frozen tree.
@@ -191,7 +207,7 @@ fn dump(
     frozen: &mut Frozen,
     images: &DumpDir,
     options: &CheckpointOptions,
-    mut sharing: Sharing,
+    own: TaskKobjIdsEntry,
     report: &mut CheckpointReport,
     janitor: Option<&Janitor>,
 ) -> Result<NewLinks> {
@@ -202,11 +218,11 @@ fn dump(
     let mut in_memory = AllExtras::default();
     let mut threads = thread::Gathered::default();
     let mut tables = Vec::new();
-    let own = cryonaut_kernel::proc::Task::current()?;
+    let mut spaces = Spaces::of(&frozen.processes);
     let inventory = InventoryEntry {
         img_version: IMAGE_VERSION,
         fdinfo_per_id: Some(true),
-        root_ids: Some(sharing.namespaces_of(&own)?),
+        root_ids: Some(own),
         ns_per_id: Some(true),
         root_cg_set: None,
         lsmtype: Some(0),
@@ -227,8 +243,7 @@ fn dump(
                 continue;
             };
             questions.wait(process)?;
-            let ids = sharing.ids(process)?;
-            refuse_namespaces(process.pid, &ids, inventory.root_ids.as_ref())?;
+            let Some(ids) = process.ids else { continue };
             let files_id = ids.files_id;
             images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
             clocks.note(images, ids.time_ns_id, process)?;
@@ -239,10 +254,13 @@ fn dump(
             let fs = task::fs_record(&mut cx, process)?;
             images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
             let started = Instant::now();
-            let count = dump_process(&mut cx, &mut in_memory, &mut threads, process, &questions)?;
+            dump_process(&mut cx, &mut threads, process, &questions)?;
+            if let Some(space) = spaces.take(ids.vm_id) {
+                let count = dump_memory(&mut cx, &mut in_memory, process, &space, &questions)?;
+                report.pages_scanned += count.scanned;
+                report.pages_written += count.written;
+            }
             report.memory_us += micros(started.elapsed());
-            report.pages_scanned += count.scanned;
-            report.pages_written += count.written;
         }
     }
     report.shared_pages_scanned = cx.shared_pages().scanned;
@@ -259,7 +277,7 @@ fn dump(
 
 /// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a
 /// time namespace, whose clocks are written down; ours runs on without it.
-fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: Option<&TaskKobjIdsEntry>) -> Result<()> {
+fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: &TaskKobjIdsEntry) -> Result<()> {
     let all = |ids: &TaskKobjIdsEntry| {
         [
             ("pid", ids.pid_ns_id),
@@ -271,8 +289,7 @@ fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: Option<&TaskKobjIds
             ("cgroup", ids.cgroup_ns_id),
         ]
     };
-    let same = ours.map_or_else(|| all(ids), all);
-    match all(ids).iter().zip(same).find(|(theirs, ours)| theirs.1 != ours.1) {
+    match all(ids).iter().zip(all(ours)).find(|(theirs, ours)| theirs.1 != ours.1) {
         None => Ok(()),
         Some(((name, _), _)) => Err(Error::unsupported(
             Object::Process(pid),
@@ -318,14 +335,13 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
     Ok(())
 }
 
-/// Memory, threads and attributes of one living process.
+/// Threads and attributes of one living process.
 fn dump_process(
     cx: &mut Collect<'_>,
-    in_memory: &mut AllExtras,
     threads: &mut thread::Gathered,
     process: &mut Process,
     asked: &Questions,
-) -> Result<PageCount> {
+) -> Result<()> {
     let b = &asked.answers;
     let mut tc = asked.task.record(process, b)?;
     tc.sigactions = asked.signals.record(b);
@@ -341,15 +357,29 @@ fn dump_process(
     let mut core = thread::record(process, &process.threads[0], &asked.thread, b, threads)?;
     core.tc = Some(tc);
     cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-    dump_threads(cx, threads, process)?;
+    dump_threads(cx, threads, process)
+}
+
+/// The address space of a process, which others may share: each has its
+/// records, the pages are there once.
+fn dump_memory(
+    cx: &mut Collect<'_>,
+    in_memory: &mut AllExtras,
+    process: &mut Process,
+    space: &SharedSpace,
+    asked: &Questions,
+) -> Result<PageCount> {
+    let b = &asked.answers;
     let mut extras = asked.extras.answer(b);
-    let mut vmas = mappings(cx, &mut extras, process)?;
-    in_memory.add(process, extras);
+    let mut vmas = mappings(cx, &mut extras, process, &space.scratches)?;
+    in_memory.add(&space.pids, &extras);
     let aios = aio::collect(process, &vmas)?;
     let pages_id = cx.new_pages_id();
-    let count = dump_private(cx.images, pages_id, process, &mut vmas, cx.pids.len() == 1)?;
+    let count = dump_private(cx.images, pages_id, process, &space.pids, &mut vmas, cx.pids.len() == 1)?;
     let mm = mm_record(cx, process, &asked.mm, b, vmas, aios)?;
-    cx.images.write_one(ImageKind::Mm, process.pid as u64, &mm)?;
+    for pid in &space.pids {
+        cx.images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
+    }
     Ok(count)
 }
 

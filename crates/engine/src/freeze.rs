@@ -8,15 +8,18 @@
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq};
 use crate::{Error, Object, Result};
+use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
+use cryonaut_kernel::proc::values::Syscall;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
 use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
-use cryonaut_puppet::{Context, DoorMaps, Hand, Verdict, find_doorway, scratch, trace};
+use cryonaut_puppet::{Context, DoorMaps, Ground, Hand, Verdict, find_doorway, scratch, trace};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -57,6 +60,8 @@ pub struct Process {
     pub threads: Vec<Thread>,
     /// Its mappings. Empty for a zombie.
     pub maps: Vec<Vma>,
+    /// What it shares with others, once that has been found out. None for a zombie.
+    pub ids: Option<TaskKobjIdsEntry>,
     /// The hand, once entered.
     pub hand: Option<Hand>,
 }
@@ -66,6 +71,12 @@ impl Process {
     #[must_use]
     pub fn is_zombie(&self) -> bool {
         self.threads.is_empty()
+    }
+
+    /// The number of its address space: the same for all who share it. 0 for a zombie.
+    #[must_use]
+    pub fn space(&self) -> u32 {
+        self.ids.as_ref().map_or(0, |ids| ids.vm_id)
     }
 
     /// The signal by which job control had stopped it, if any.
@@ -172,7 +183,8 @@ impl Frozen {
                 .collect();
             let mut taken = Vec::new();
             for tid in fresh {
-                let asleep = restart::asleep(&task, pid, tid);
+                let call = call_but_vfork(&task, pid, tid, limit)?;
+                let asleep = restart::asleep(&task, pid, tid, call);
                 if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
                     self.seized.push((pid, tid));
                     taken.push((tid, asleep));
@@ -188,6 +200,7 @@ impl Frozen {
                         // At once: it must not see this interruption should we die.
                         trace::set_registers(tid, &context.regs)?;
                     }
+                    let asleep = asleep.or_else(|| restart::just_begun(pid, &context.regs));
                     let rseq = rseq::leave_section(tid, &mut context)?;
                     // A thread may have filters of its own, which its process's status does not tell.
                     let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
@@ -201,7 +214,17 @@ impl Frozen {
             }
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));
-        self.processes.push(Process { pid, ppid, task, stat, status, threads, maps: Vec::new(), hand: None });
+        self.processes.push(Process {
+            pid,
+            ppid,
+            task,
+            stat,
+            status,
+            threads,
+            maps: Vec::new(),
+            ids: None,
+            hand: None,
+        });
         Ok(())
     }
 
@@ -219,22 +242,32 @@ impl Frozen {
         self.processes.sort_by_cached_key(|p| (depth(p.pid), p.pid));
     }
 
-    /// Makes a hand of every living process.
+    /// Makes a hand of every living process. Those that share their memory have
+    /// a scratch mapping each in it, and a chain of frames each on its stack.
     pub fn enter_all(&mut self) -> Result<()> {
+        let mut spaces: BTreeMap<u32, Space> = BTreeMap::new();
+        for process in &self.processes {
+            let space = spaces.entry(process.space()).or_default();
+            space.pointers.extend(process.threads.iter().map(|t| t.context.regs.rsp));
+        }
         for process in &mut self.processes {
-            if let Some(thread) = process.threads.first() {
-                let context = thread.context.clone();
-                let door =
-                    find_doorway(&mut self.doors, process.pid, &process.maps, context.regs.rsp, context.xstate.len())?;
-                let base = free_range(&process.maps, scratch::LEN)
-                    .ok_or_else(|| Error::unsupported(Object::Process(process.pid), "its address space is full", ""))?;
-                let caught = process.status.sig_caught;
-                let mut hand = Hand::enter(process.pid, thread.tid, context, door, base, caught)?;
-                if !filter::lets_go_home(thread.tid, process.status.seccomp) {
-                    hand.be_restless();
-                }
-                process.hand = Some(hand);
+            let Some(thread) = process.threads.first() else { continue };
+            let space = spaces.entry(process.space()).or_default();
+            let context = thread.context.clone();
+            let ground =
+                Ground { maps: &process.maps, sp: context.regs.rsp, others: &space.pointers, taken: &space.frames };
+            let xstate = context.xstate.len();
+            let door = find_doorway(&mut self.doors, process.pid, &ground, xstate)?;
+            let base = free_range(&process.maps, &space.scratches, scratch::LEN)
+                .ok_or_else(|| Error::unsupported(Object::Process(process.pid), "its address space is full", ""))?;
+            let caught = process.status.sig_caught;
+            let mut hand = Hand::enter(process.pid, thread.tid, context, door, base, caught)?;
+            if !filter::lets_go_home(thread.tid, process.status.seccomp) {
+                hand.be_restless();
             }
+            space.frames.push(door.frames(xstate));
+            space.scratches.push(hand.scratch());
+            process.hand = Some(hand);
         }
         Ok(())
     }
@@ -354,13 +387,24 @@ impl Process {
     }
 }
 
-/// An address where `len` bytes are free in `maps`, low enough to be clear of
-/// stacks and libraries.
-#[must_use]
-pub fn free_range(maps: &[Vma], len: u64) -> Option<u64> {
+/// What is known of an address space while its processes are entered.
+#[derive(Debug, Default)]
+struct Space {
+    /// The stack pointers of all threads in it.
+    pointers: Vec<u64>,
+    /// Where hands have their frames.
+    frames: Vec<Range<u64>>,
+    /// Where they have their scratch mappings.
+    scratches: Vec<Range<u64>>,
+}
+
+/// An address where `len` bytes are free in `maps` and beside `taken`, low
+/// enough to be clear of stacks and libraries.
+fn free_range(maps: &[Vma], taken: &[Range<u64>], len: u64) -> Option<u64> {
     const LOWEST: u64 = 0x1_0000;
     const HIGHEST: u64 = 0x7fff_0000_0000;
     let mut ends: Vec<(u64, u64)> = maps.iter().map(|v| (v.start, v.end)).filter(|v| v.0 < HIGHEST).collect();
+    ends.extend(taken.iter().map(|t| (t.start, t.end)));
     ends.sort_unstable();
     // Leave a megabyte around, so that a stack or a heap beside it can grow.
     const CLEAR: u64 = 1 << 20;
@@ -372,6 +416,46 @@ pub fn free_range(maps: &[Vma], len: u64) -> Option<u64> {
         low = low.max((end + CLEAR).next_multiple_of(4096));
     }
     (low + len < HIGHEST).then_some(low)
+}
+
+/// The call that a thread is in. In vfork it could not be stopped, but most
+/// children call execve at once: it is waited for them as long as for a thread
+/// to stop.
+fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -> Result<Option<Syscall>> {
+    let begun = Instant::now();
+    let mut nap = Duration::from_micros(20);
+    loop {
+        let call = task.thread(pid_of(tid)?).syscall().ok();
+        if !call.is_some_and(|call| is_vfork(pid, call)) {
+            return Ok(call);
+        }
+        if begun.elapsed() > limit {
+            let child = task.children(pid_of(tid)?).unwrap_or_default();
+            let child = child.last().map_or_else(|| "its child".into(), |child| format!("process {child}"));
+            let reason =
+                format!("its thread {tid} is in vfork: nothing can stop it until {child} has called execve or ended");
+            let remedy = "try again then; a program whose child runs on for long should use fork";
+            return Err(Error::unsupported(Object::Process(pid), reason, remedy));
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(2));
+    }
+}
+
+/// Whether a call returns only when its child no longer needs the memory
+/// (`CLONE_VFORK`).
+fn is_vfork(pid: i32, call: Syscall) -> bool {
+    const VFORK: u64 = libc::CLONE_VFORK as u64;
+    let flags_of = |at: u64| {
+        let mut flags = [0; 8];
+        cryonaut_puppet::memory::read(pid, at, &mut flags).map_or(0, |()| u64::from_le_bytes(flags))
+    };
+    match call {
+        Syscall::In { number: libc::SYS_vfork, .. } => true,
+        Syscall::In { number: libc::SYS_clone, args, .. } => args[0] & VFORK != 0,
+        Syscall::In { number: libc::SYS_clone3, args, .. } => flags_of(args[0]) & VFORK != 0,
+        _ => false,
+    }
 }
 
 fn explain_seize(pid: i32, e: cryonaut_puppet::Error) -> Error {

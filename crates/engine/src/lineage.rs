@@ -21,6 +21,10 @@ pub struct Kin {
     pub session: i32,
 }
 
+/// What a process can only share with others if it is born of one of them: names of the kinds, and for each the number
+/// of the object.
+pub type Inborn = [(&'static str, u32); 4];
+
 /// How one process comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Birth {
@@ -92,6 +96,24 @@ impl Lineage {
         let lineage = planner.lineage;
         lineage.play_through(root, tree)?;
         Ok(lineage)
+    }
+
+    /// Whether each process can have what it shares with others; `of` tells that, if it lives.
+    pub fn check_inborn(&self, of: impl Fn(i32) -> Option<Inborn>) -> Result<(), Impossible> {
+        let mut owners: BTreeMap<(usize, u32), i32> = BTreeMap::new();
+        for step in &self.steps {
+            let Step::Create(birth) = step else { continue };
+            let Some(has) = of(birth.pid) else { continue };
+            let from = of(birth.creator);
+            for (kind, (name, object)) in has.into_iter().enumerate() {
+                let owner = *owners.entry((kind, object)).or_insert(birth.pid);
+                if owner != birth.pid && from.is_none_or(|from| from[kind].1 != object) {
+                    let what = format!("shares {name} with process {owner}, of which its parent has no part");
+                    return Err(impossible(birth.pid, what));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Does in numbers what a restore does with processes.
@@ -313,6 +335,21 @@ mod tests {
     fn a_shells_job_stays_in_its_group() {
         let lineage = arrange(&[(10, 5, 7, 5), (11, 10, 7, 5), (12, 10, 12, 5)]).unwrap();
         assert_eq!(lineage.groups, [(12, 12)]);
+    }
+
+    #[test]
+    fn what_is_shared_is_shared_from_birth() {
+        let lineage = arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 10, 10)]).unwrap();
+        let shares = |memory: [u32; 3]| {
+            let of = |pid: i32| {
+                let number = memory.get((pid as usize / 10).checked_sub(1)?)?;
+                Some([("its memory", *number), ("a", 1), ("b", 1), ("c", 1)])
+            };
+            lineage.check_inborn(of).map_err(|e| e.pid)
+        };
+        assert_eq!(shares([2, 2, 2]), Ok(()));
+        assert_eq!(shares([2, 3, 3]), Ok(()));
+        assert_eq!(shares([2, 3, 2]), Err(30));
     }
 
     #[test]

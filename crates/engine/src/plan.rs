@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use crate::attributes::cpu_timers::{self, AllOwners};
 use crate::attributes::extras::{self, Extras};
 use crate::attributes::task;
+use crate::sharing;
 
 /// One process of the tree.
 #[derive(Debug)]
@@ -75,6 +76,58 @@ pub struct Plan {
     pub seccomp: SeccompEntry,
     /// How the tree is made.
     pub lineage: Lineage,
+    /// Who shares its memory with whom.
+    pub spaces: SharedSpaces,
+}
+
+/// Which processes share an address space. Of those that do, the first to be
+/// born is the *owner*.
+#[derive(Debug, Default)]
+pub struct SharedSpaces {
+    /// Owner, and which in the order of birth.
+    places: BTreeMap<i32, (i32, usize)>,
+    /// How many there are, by owner.
+    counts: BTreeMap<i32, usize>,
+}
+
+impl SharedSpaces {
+    fn find(processes: &BTreeMap<i32, ProcessPlan>, lineage: &Lineage) -> Self {
+        let mut owners: BTreeMap<u32, i32> = BTreeMap::new();
+        let mut spaces = SharedSpaces::default();
+        for step in &lineage.steps {
+            let Step::Create(Birth { pid, .. }) = *step else { continue };
+            let Some(ids) = processes.get(&pid).and_then(|p| p.ids.as_ref()) else { continue };
+            let owner = *owners.entry(ids.vm_id).or_insert(pid);
+            let count = spaces.counts.entry(owner).or_default();
+            spaces.places.insert(pid, (owner, *count));
+            *count += 1;
+        }
+        spaces
+    }
+
+    /// The owner of a process's memory: itself, if it shares none.
+    #[must_use]
+    pub fn owner(&self, pid: i32) -> i32 {
+        self.places.get(&pid).map_or(pid, |(owner, _)| *owner)
+    }
+
+    /// Which of those that share its memory a process is, from 0.
+    #[must_use]
+    pub fn place(&self, pid: i32) -> usize {
+        self.places.get(&pid).map_or(0, |(_, place)| *place)
+    }
+
+    /// How many have this process's memory.
+    #[must_use]
+    pub fn count(&self, pid: i32) -> usize {
+        self.counts.get(&self.owner(pid)).copied().unwrap_or(1)
+    }
+
+    /// The most that have the same.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.counts.values().copied().max().unwrap_or(1)
+    }
 }
 
 impl Plan {
@@ -103,6 +156,10 @@ impl Plan {
         let kin = processes.iter().map(|(pid, p)| (*pid, p.kin())).collect();
         let lineage =
             Lineage::arrange(root, &kin).map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
+        let inborn = |pid: i32| processes.get(&pid)?.ids.as_ref().map(sharing::inborn);
+        lineage.check_inborn(inborn).map_err(|e| bad(&format!("ids-{}.img", e.pid), &format!("it {}", e.what)))?;
+        let spaces = SharedSpaces::find(&processes, &lineage);
+        check_same_memory(&processes, &spaces)?;
         Ok(Plan {
             processes,
             root,
@@ -112,12 +169,13 @@ impl Plan {
             extras: extras::load(images)?,
             timer_owners: cpu_timers::load(images)?,
             lineage,
+            spaces,
         })
     }
 
     /// From whose memory each process is born, in the order of birth: its
     /// creator's, or if that has none of its own in the image, its creator's
-    /// creator's.
+    /// creator's. Shared memory is its owner's, who alone is born into it.
     #[must_use]
     pub fn origins(&self) -> Vec<(i32, i32)> {
         let (mut origins, mut order) = (BTreeMap::new(), Vec::new());
@@ -126,7 +184,8 @@ impl Plan {
                 let has_own = self.processes.get(&creator).is_some_and(|p| p.mm.is_some());
                 let origin = if has_own { Some(creator) } else { origins.get(&creator).copied() };
                 origins.extend(origin.map(|origin| (pid, origin)));
-                order.extend(origin.map(|origin| (pid, origin)));
+                let first = self.spaces.owner(pid) == pid;
+                order.extend(origin.filter(|_| first).map(|origin| (pid, self.spaces.owner(origin))));
             }
         }
         order
@@ -135,6 +194,18 @@ impl Plan {
 
 fn bad(file: &str, problem: &str) -> Error {
     Error::bad_image(file, problem)
+}
+
+/// Those that are said to share their memory must have the same records of it.
+fn check_same_memory(processes: &BTreeMap<i32, ProcessPlan>, spaces: &SharedSpaces) -> Result<()> {
+    for (pid, process) in processes {
+        let owner = spaces.owner(*pid);
+        if owner != *pid && processes.get(&owner).is_none_or(|owner| owner.mm != process.mm) {
+            let problem = format!("it is to have the memory of process {owner}, whose record is another");
+            return Err(bad(&format!("mm-{pid}.img"), &problem));
+        }
+    }
+    Ok(())
 }
 
 fn read_process(images: &ImageDir, tree: PstreeEntry) -> Result<ProcessPlan> {

@@ -3,12 +3,15 @@
 //! it is the same object (kcmp(2)).
 
 use crate::freeze::{Process, pid_of};
+use crate::lineage::Inborn;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::kcmp::{self, Shared};
+use cryonaut_puppet::Hand;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// Numbers given out so far.
 #[derive(Debug, Default)]
@@ -17,26 +20,18 @@ pub struct Sharing {
     namespaces: HashMap<u64, u32>,
 }
 
+/// In the order of the ids.
 const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sighand];
-
-/// Index of address spaces in [`KINDS`].
-const VM: usize = 0;
 
 impl Sharing {
     /// The ids of a living process.
     pub fn ids(&mut self, process: &Process) -> Result<TaskKobjIdsEntry> {
-        let mut ids = [0; 4];
-        for (kind, id) in ids.iter_mut().enumerate() {
-            *id = self.id(kind, process.pid)?;
-        }
         let mut entry = self.namespaces_of(&process.task)?;
-        [entry.vm_id, entry.files_id, entry.fs_id, entry.sighand_id] = ids;
+        entry.vm_id = self.id(0, process.pid)?;
+        entry.files_id = self.id(1, process.pid)?;
+        entry.fs_id = self.id(2, process.pid)?;
+        entry.sighand_id = self.id(3, process.pid)?;
         Ok(entry)
-    }
-
-    /// The id of a living process's address space alone.
-    pub fn address_space(&mut self, pid: i32) -> Result<u32> {
-        self.id(VM, pid)
     }
 
     fn id(&mut self, kind: usize, pid: i32) -> Result<u32> {
@@ -82,5 +77,46 @@ impl Sharing {
             cgroup_ns_id: id(Namespace::Cgroup)?,
             time_ns_id: id(Namespace::Time)?,
         })
+    }
+}
+
+/// What a process may share with others, of which it must then be born.
+pub fn inborn(ids: &TaskKobjIdsEntry) -> Inborn {
+    [
+        ("its memory", ids.vm_id),
+        ("its table of descriptors", ids.files_id),
+        ("its working directory", ids.fs_id),
+        ("its signal actions", ids.sighand_id),
+    ]
+}
+
+/// An address space, and who is in it.
+#[derive(Debug, Default)]
+pub struct SharedSpace {
+    /// The processes.
+    pub pids: Vec<i32>,
+    /// The scratch mappings of their hands.
+    pub scratches: Vec<Range<u64>>,
+}
+
+/// The address spaces of a tree that are still to be written.
+#[derive(Debug)]
+pub struct Spaces(HashMap<u32, SharedSpace>);
+
+impl Spaces {
+    /// Of entered processes.
+    pub fn of(processes: &[Process]) -> Spaces {
+        let mut spaces: HashMap<u32, SharedSpace> = HashMap::new();
+        for process in processes.iter().filter(|p| !p.is_zombie()) {
+            let space = spaces.entry(process.space()).or_default();
+            space.pids.push(process.pid);
+            space.scratches.extend(process.hand.as_ref().map(Hand::scratch));
+        }
+        Spaces(spaces)
+    }
+
+    /// Tells of an address space, once.
+    pub fn take(&mut self, id: u32) -> Option<SharedSpace> {
+        self.0.remove(&id)
     }
 }

@@ -6,6 +6,7 @@ use crate::hand::Doorway;
 use crate::{Error, Result, memory, trace};
 use cryonaut_kernel::proc::maps::{Perms, Vma};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// A file by device and inode, and an offset in it.
 type Text = (u64, u64, u64);
@@ -27,14 +28,26 @@ const RED_ZONE: u64 = 128;
 const PIECE: usize = 256 * 1024;
 const OVERLAP: usize = 16;
 
-/// Finds a way into process `pid` with the mappings `maps`. `xstate` is the
-/// size of its extended state, `sp` the stack pointer of the thread to enter.
-pub fn find_doorway(seen: &mut DoorMaps, pid: i32, maps: &[Vma], sp: u64, xstate: usize) -> Result<Doorway> {
-    let gadgets = match find_gadgets(seen, pid, maps)? {
+/// What is known of a process that is to be entered.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    /// Its mappings.
+    pub maps: &'a [Vma],
+    /// The stack pointer of the thread to enter.
+    pub sp: u64,
+    /// The stack pointers of other threads, also of other processes, that run in the same memory.
+    pub others: &'a [u64],
+    /// Where other hands in the same memory have their frames ([`Doorway::frames`]).
+    pub taken: &'a [Range<u64>],
+}
+
+/// Finds a way into process `pid`. `xstate` is the size of its extended state.
+pub fn find_doorway(seen: &mut DoorMaps, pid: i32, ground: &Ground<'_>, xstate: usize) -> Result<Doorway> {
+    let gadgets = match find_gadgets(seen, pid, ground.maps)? {
         Some(g) => g,
-        None => plant_gadgets(pid, maps)?,
+        None => plant_gadgets(pid, ground.maps)?,
     };
-    let (stack, roomy) = find_stack(pid, maps, sp, Doorway::need(xstate))?;
+    let (stack, roomy) = find_stack(pid, ground, Doorway::need(xstate))?;
     Ok(Doorway { gadgets, stack, roomy })
 }
 
@@ -116,26 +129,31 @@ fn is_unused(pid: i32, at: u64, len: u64) -> bool {
 
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
 /// what lies that far below every live stack pointer has no defined contents.
-fn find_stack(pid: i32, maps: &[Vma], sp: u64, need: u64) -> Result<(u64, bool)> {
-    let stack = maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
+fn find_stack(pid: i32, ground: &Ground<'_>, need: u64) -> Result<(u64, bool)> {
+    let free = |at: u64, len: u64| !ground.taken.iter().any(|t| at < t.end && t.start < at + len);
+    let pointers = || ground.others.iter().copied().chain([ground.sp]);
+    let stack = ground.maps.iter().find(|v| v.special() == Some(b"stack") && v.perms.contains(Perms::WRITE));
     if let Some(v) = stack {
         let step = need.next_multiple_of(64);
+        let top = v.start + PLACES * step;
         // One that stands in such a chain itself has its own stack above.
-        let is_live = (v.start + PLACES * step..v.end).contains(&sp);
+        let live = pointers().filter(|sp| (top..v.end).contains(sp)).min();
         // Above it, a page for the arguments, or a frame of what runs there.
-        let end = if is_live { sp - 1024 } else { v.end - 4096 };
-        let places: Vec<u64> = (0..PLACES).map(|n| v.start + n * step).filter(|at| at + need <= end).collect();
+        let end = live.map_or(v.end - 4096, |sp| sp - 1024);
+        let places = (0..PLACES).map(|n| v.start + n * step).filter(|at| at + need <= end && free(*at, need));
+        let places: Vec<u64> = places.collect();
         let unused = places.iter().find(|at| is_unused(pid, **at, need));
-        let in_chain = (v.start..v.end).contains(&sp) && !is_live;
+        let in_chain = pointers().any(|sp| (v.start..top.min(v.end)).contains(&sp));
         if let Some(at) = unused.or(places.first().filter(|_| !in_chain)) {
             return Ok((*at, true));
         }
     }
     // The stack that the thread is on, below the red zone, as a signal's frame would be.
-    let v = maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
+    let sp = ground.sp;
+    let v = ground.maps.iter().find(|v| (v.start..v.end).contains(&sp) && v.perms.contains(Perms::WRITE));
     for (len, roomy) in [(need, true), (Doorway::least(), false)] {
         let at = sp.saturating_sub(RED_ZONE + len) & !63;
-        if v.is_some_and(|v| at >= v.start) {
+        if v.is_some_and(|v| at >= v.start) && free(at, len) {
             return Ok((at, roomy));
         }
     }

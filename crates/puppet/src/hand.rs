@@ -79,6 +79,13 @@ impl Doorway {
         self.stack + arch::FRAME_HEAD as u64 + 8
     }
 
+    /// The bytes of stack that are used, with an extended state of this size.
+    #[must_use]
+    pub fn frames(&self, xstate: usize) -> std::ops::Range<u64> {
+        let used = if self.roomy { Doorway::need(xstate) } else { Doorway::least() };
+        self.stack..self.stack + used
+    }
+
     /// Bytes of stack without the extended state.
     #[must_use]
     pub fn least() -> u64 {
@@ -110,6 +117,8 @@ pub struct Hand {
     restless: bool,
     /// Its signal would be noticed: no thread is to be left waiting with it.
     loud: bool,
+    /// The frame on its own stack through which it would go home, and its length.
+    pub(crate) frame: Option<(u64, usize)>,
     /// Where the rows of parked threads are, and their length.
     pub(crate) rows: Option<(u64, u64)>,
 }
@@ -172,6 +181,7 @@ impl Hand {
             serving: false,
             restless: false,
             loud: quiet.is_none(),
+            frame: None,
             rows: None,
             entry: Entry::Built,
         };
@@ -222,6 +232,7 @@ impl Hand {
             serving: false,
             restless: false,
             loud: false,
+            frame: None,
             rows: None,
             entry: Entry::Built,
         };
@@ -377,8 +388,8 @@ impl Hand {
         let got = crate::stops::run_one_call(self.tid)?;
         context.write_back(self.tid)?;
         // Whoever comes next sees that nobody needs the chain any more.
-        let used = if door.roomy { Doorway::need(context.xstate.len()) } else { Doorway::least() };
-        self.poke(door.stack, &vec![0; used as usize])?;
+        let used = door.frames(context.xstate.len());
+        self.poke(used.start, &vec![0; (used.end - used.start) as usize])?;
         if got != 0 {
             return Err(Error::Scratch { pid: self.pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
         }

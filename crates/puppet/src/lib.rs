@@ -27,7 +27,7 @@ pub mod trace;
 mod verdict;
 
 pub use batch::{Arg, Batch, Call, Data};
-pub use door::{DoorMaps, find_doorway};
+pub use door::{DoorMaps, Ground, find_doorway};
 pub use error::{Error, Result};
 pub use farewell::farewell_calls;
 pub use group::Job;

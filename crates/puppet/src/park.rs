@@ -103,7 +103,7 @@ impl Hand {
     }
 
     /// The hand's own way home.
-    fn lay_own(&self, door: &Doorway, home: &Context, filtered: bool) -> Result<()> {
+    fn lay_own(&mut self, door: &Doorway, home: &Context, filtered: bool) -> Result<()> {
         let at = |offset: u64| self.base + offset;
         let mut fields = vec![
             (slot::REQUEST, self.requests),
@@ -135,6 +135,7 @@ impl Hand {
         let xstate: &[u8] = if door.roomy || filtered { &home.xstate } else { &[] };
         let regs = arch::with_call_reissued(&home.regs);
         let frame = arch::write_frame(back, door.gadgets.sigreturn, &regs, home.sigmask, xstate);
+        self.frame = (!filtered).then_some((back, frame.len()));
         let count = self.rows.map_or(0, |(_, len)| len / ROW);
         let words = farewell::times(farewell::GRACE_OF_ONE + count * farewell::GRACE_OF_EACH);
         let words: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -190,5 +191,11 @@ impl Hand {
                 Err(crate::Error::Scratch { pid: self.pid, errno })
             }
         }
+    }
+
+    /// Wipes the frame of a stripped hand that has its registers, so that whoever
+    /// comes next sees that nobody needs it any more.
+    pub fn wipe_frame(&mut self) -> Result<()> {
+        self.frame.take().map_or(Ok(()), |(at, len)| self.poke(at, &vec![0; len]))
     }
 }

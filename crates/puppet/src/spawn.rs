@@ -1,17 +1,23 @@
-//! The birth of the first process of a restored tree.
+//! The birth of the first process of a restored tree, and of those that share
+//! the memory of another.
 //!
 //! The scratch mapping is made in this process, at the address where every
 //! process of the tree will have it, and the child inherits it, with the page
 //! of the verdict that [`crate::Verdict::inherited`] has put there. From then on
 //! the child is a hand like any other, and everything that it had from us is
 //! taken away by its own batches.
+//!
+//! A process that shares its creator's memory (CLONE_VM) has a scratch mapping of
+//! its own there, which the creator makes before: see [`make_room`].
 
 use crate::scratch;
 use crate::stops::{self, BUILD};
-use crate::{Batch, Error, Hand, Result, trace};
+use crate::{Arg, Batch, Error, Hand, Result, trace};
 use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
 use rustix::io::Errno;
 use std::time::Duration;
+
+const PAGE: u64 = 4096;
 
 /// Maps the scratch at `base` in this process; `Err(EEXIST)` if something is
 /// in the way.
@@ -49,6 +55,32 @@ pub fn first(pid: i32, sibling: bool, base: u64) -> Result<Hand> {
     let mut hand = Hand::adopt(pid, base)?;
     forget_rseq(&mut hand)?;
     Ok(hand)
+}
+
+/// Makes further scratch mappings in the memory of a built hand, one at each of
+/// these addresses, for hands that are to share it: each with the same page of
+/// the verdict. What was there before goes.
+pub fn make_room(hand: &mut Hand, bases: &[u64]) -> Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    let moved = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let verdict = hand.scratch().start + scratch::VERDICT;
+    // Two calls for each.
+    for bases in bases.chunks(scratch::OPS_MAX / 2) {
+        let mut b = Batch::new();
+        for base in bases {
+            let len = scratch::VERDICT;
+            b.call(
+                libc::SYS_mmap,
+                [(*base).into(), len.into(), prot.into(), flags.into(), Arg::Val(u64::MAX), 0.into()],
+            );
+            // Of no length: the kernel then maps what is shared a second time (mremap(2)).
+            let again = base + scratch::VERDICT;
+            b.call(libc::SYS_mremap, [verdict.into(), 0.into(), PAGE.into(), moved.into(), again.into()]);
+        }
+        hand.run(&mut b)?;
+    }
+    Ok(())
 }
 
 /// The C library registered an rseq area in our memory, which the child is

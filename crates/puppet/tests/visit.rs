@@ -3,7 +3,7 @@
 
 use cryonaut_kernel::Pid;
 use cryonaut_kernel::proc::Task;
-use cryonaut_puppet::{Arg, Batch, Context, DoorMaps, Hand, find_doorway, scratch, stops, trace};
+use cryonaut_puppet::{Arg, Batch, Context, DoorMaps, Ground, Hand, find_doorway, scratch, stops, trace};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ fn visit(pid: i32) -> Hand {
     let task = Task::open(Pid::from_raw(pid).expect("pid")).expect("task");
     let maps = task.maps().expect("maps");
     let context = Context::read(pid).expect("context");
-    let door =
-        find_doorway(&mut DoorMaps::default(), pid, &maps, context.regs.rsp, context.xstate.len()).expect("doorway");
+    let ground = Ground { maps: &maps, sp: context.regs.rsp, others: &[], taken: &[] };
+    let door = find_doorway(&mut DoorMaps::default(), pid, &ground, context.xstate.len()).expect("doorway");
     let base = (0x1_0000_0000..)
         .step_by(1 << 24)
         .find(|b| maps.iter().all(|v| v.end <= *b || v.start >= b + scratch::LEN))

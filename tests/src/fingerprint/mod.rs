@@ -92,8 +92,16 @@ impl Fingerprint {
         let mut pids = pids.to_vec();
         pids.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
         descriptors::take(&mut taking, &pids);
+        let mut places = Vec::new();
         for pid in &pids {
             process::take(&mut taking, *pid);
+            places.push((*pid, std::mem::take(&mut taking.threads)));
+        }
+        for pid in &pids {
+            // Whoever runs in the same memory has its stacks there, too.
+            let shares = |other: Pid| other == *pid || process::share_memory(*pid, other);
+            let there = places.iter().filter(|(other, _)| shares(*other));
+            taking.threads = there.flat_map(|(_, threads)| threads.iter().copied()).collect();
             memory::take(&mut taking, *pid);
         }
         process::take_sharing(&mut taking, &pids);
@@ -125,7 +133,7 @@ struct ThreadPlaces {
 struct Taking {
     fields: BTreeMap<Field, String>,
     identities: Identities,
-    /// What is known of the threads of the process at hand.
+    /// What is known of the threads of the process at hand, or of all in its memory.
     threads: Vec<ThreadPlaces>,
     /// From a thread's robust list to its area of restartable sequences.
     rseq_distance: Option<u64>,

@@ -238,6 +238,11 @@ fn describe_call(call: &cryonaut_kernel::proc::Result<Syscall>) -> String {
     }
 }
 
+/// Whether two processes run in the same memory.
+pub(super) fn share_memory(one: Pid, other: Pid) -> bool {
+    kcmp::resource(one, other, kcmp::Shared::Vm) == Ok(Ordering::Equal)
+}
+
 /// Which processes (and threads) have a resource in common: each is told the first of the tree with which it shares.
 pub(super) fn take_sharing(taking: &mut Taking, pids: &[Pid]) {
     const KINDS: [(kcmp::Shared, &str); 6] = [

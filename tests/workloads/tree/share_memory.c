@@ -1,4 +1,3 @@
-// refused: CLONE_VM
 // peer: no, CRIU 4.2 refuses shared memory descriptors
 /* A child process in the same address space (CLONE_VM without CLONE_THREAD): both see every later mapping. */
 #include <sched.h>

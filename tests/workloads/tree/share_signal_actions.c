@@ -1,4 +1,3 @@
-// refused: CLONE_VM
 // peer: no, CRIU 4.2 refuses shared memory descriptors, and this needs one
 /* A child that shares memory and the table of signal actions (CLONE_SIGHAND). */
 #include <sched.h>

@@ -38,18 +38,18 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
     }
 }
 
-/// The call that a thread, not stopped yet, sleeps in, if it is one of those,
-/// and what is left of its time.
+/// The call that a thread, not stopped yet, sleeps in (`call`), if it is one of
+/// those, and what is left of its time.
 ///
 /// A call that the kernel has already started again once counts from then: it
 /// may last longer than its limit by what had passed before.
-pub fn asleep(process: &Task, pid: i32, tid: i32) -> Option<Restart> {
-    let task = process.thread(pid_of(tid).ok()?);
-    let Ok(Syscall::In { number, args, .. }) = task.syscall() else {
+pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Option<Restart> {
+    let Some(Syscall::In { number, args, .. }) = call else {
         return None;
     };
+    let task = process.thread(pid_of(tid).ok()?);
     let number = if number == libc::SYS_restart_syscall { call_behind(&task, &args)? } else { number };
-    if !matches!(number, libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex) {
+    if !continues(number) {
         return None;
     }
     let remaining_ns = limit(pid, number, &args).and_then(|limit| {
@@ -58,6 +58,19 @@ pub fn asleep(process: &Task, pid: i32, tid: i32) -> Option<Restart> {
         Some(limit.saturating_sub(now.saturating_sub(left_at)))
     });
     Some(Restart { number, remaining_ns })
+}
+
+/// The call in which a thread was stopped, if it is one of those and had not begun
+/// when [`asleep`] looked: all its time is left.
+pub fn just_begun(pid: i32, regs: &arch::Registers) -> Option<Restart> {
+    let (number, args) = arch::registers_of_call(regs);
+    let begun = arch::has_restart_block(regs) && continues(number);
+    begun.then(|| Restart { number, remaining_ns: limit(pid, number, &args) })
+}
+
+/// Whether the kernel may continue a call through its restart block.
+fn continues(number: i64) -> bool {
+    matches!(number, libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex)
 }
 
 /// Which call a `restart_syscall` continues: the kernel function that it

@@ -12,6 +12,7 @@ use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 /// Addresses above which x86_64 user space has nothing.
@@ -80,7 +81,7 @@ pub fn begin(
     space: Space<'_>,
 ) -> Result<()> {
     let vdso = space.contents.vdso(&mut tree.store, &mm.vmas)?;
-    clear(hand, mm, space.inherited, vdso.as_deref(), tree.detour)?;
+    clear(hand, mm, space, vdso.as_deref(), tree.detour)?;
     let numbers = lend_files(hand, service, files, &mut tree.shared, &mm.vmas, space.inherited)?;
     map_all(hand, &mm.vmas, &numbers, space)?;
     fill(hand, service, &mut tree.store, space)?;
@@ -105,6 +106,8 @@ pub struct Space<'a> {
     pub contents: &'a Contents,
     /// What is there from birth.
     pub inherited: &'a Inheritance,
+    /// Where the hands in it have their scratch mappings.
+    pub scratches: &'a Range<u64>,
 }
 
 impl Space<'_> {
@@ -117,12 +120,12 @@ impl Space<'_> {
 
 /// Unmaps all that the hand inherited from us, or from a process of the tree
 /// and is not to keep, and moves the vdso in place.
-fn clear(hand: &mut Hand, mm: &MmEntry, inherited: &Inheritance, code: Option<&[u8]>, free: u64) -> Result<()> {
+fn clear(hand: &mut Hand, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, free: u64) -> Result<()> {
+    let inherited = space.inherited;
     let task = cryonaut_kernel::proc::Task::open(crate::freeze::pid_of(hand.pid())?)?;
     let specials = vdso::specials(&task.maps()?);
-    let scratch = hand.scratch();
     let mut keep: Vec<(u64, u64)> = specials.clone();
-    keep.push((scratch.start, scratch.end));
+    keep.push((space.scratches.start, space.scratches.end));
     keep.extend(inherited.areas());
     keep.sort_unstable();
     let mut b = Batch::new();

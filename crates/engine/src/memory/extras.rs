@@ -6,7 +6,6 @@
 //! for all its future mappings (mlockall(2), MCL_FUTURE).
 
 use crate::Result;
-use crate::freeze::Process;
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags};
 use cryonaut_puppet::{Batch, Call};
@@ -149,10 +148,10 @@ impl ExtrasAsk {
 pub struct AllExtras(BTreeMap<i32, Extras>);
 
 impl AllExtras {
-    /// Takes what a process has, if it has any.
-    pub fn add(&mut self, process: &Process, extras: Extras) {
-        if extras != Extras::default() {
-            self.0.insert(process.pid, extras);
+    /// Takes what the processes of an address space have, if they have any.
+    pub fn add(&mut self, pids: &[i32], extras: &Extras) {
+        if *extras != Extras::default() {
+            self.0.extend(pids.iter().map(|pid| (*pid, extras.clone())));
         }
     }
 

@@ -43,7 +43,8 @@ impl PageCount {
 /// A pagemap and its pages, being written.
 #[derive(Debug)]
 pub struct PageWriter {
-    map: PagemapWriter,
+    /// One for each process that has the pages, or the segment's alone.
+    maps: Vec<PagemapWriter>,
     file: WriteBehind,
     /// Contents that are at hand, not yet handed on.
     buffer: Vec<u8>,
@@ -57,8 +58,14 @@ impl PageWriter {
     /// Begins the pagemap of kind `kind` and id `id`, with its pages in
     /// `pages-PAGES_ID.img`.
     pub fn new(images: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
+        Self::shared(images, kind, &[id], pages_id)
+    }
+
+    /// The same for several ids with the same pages.
+    fn shared(images: &DumpDir, kind: ImageKind, ids: &[u64], pages_id: u32) -> Result<Self> {
+        let map = |id: &u64| PagemapWriter::create(images, kind, *id, pages_id);
         Ok(PageWriter {
-            map: PagemapWriter::create(images, kind, id, pages_id)?,
+            maps: ids.iter().map(map).collect::<std::result::Result<_, _>>()?,
             file: WriteBehind::new(images.raw_file(ImageKind::Pages, u64::from(pages_id))?),
             buffer: Vec::new(),
             spans: Vec::new(),
@@ -69,7 +76,9 @@ impl PageWriter {
 
     /// Notes that a run of pages follows.
     fn note(&mut self, start: u64, len: u64) -> Result<()> {
-        self.map.push(start, len / PAGE, PageFlags::PRESENT)?;
+        for map in &mut self.maps {
+            map.push(start, len / PAGE, PageFlags::PRESENT)?;
+        }
         self.count.scanned += len / PAGE;
         self.count.written += len / PAGE;
         Ok(())
@@ -145,17 +154,20 @@ impl PageWriter {
         Ok(())
     }
 
-    /// Completes both files.
+    /// Completes the files.
     pub fn finish(mut self) -> Result<PageCount> {
         self.hand_on()?;
         self.file.finish()?;
-        self.map.finish()?;
+        for map in self.maps {
+            map.finish()?;
+        }
         Ok(self.count)
     }
 }
 
-/// Writes the pages that the process has of its own. Guard regions found on
-/// the way are added to `vmas` as records of their own.
+/// Writes the pages that the process has of its own, and those with whom it
+/// shares its memory (`pids`, itself among them). Guard regions found on the way
+/// are added to `vmas` as records of their own.
 ///
 /// Unless the process is `alone`, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
@@ -164,10 +176,12 @@ pub fn dump_private(
     images: &DumpDir,
     pages_id: u32,
     process: &Process,
+    pids: &[i32],
     vmas: &mut Vec<VmaEntry>,
     alone: bool,
 ) -> Result<PageCount> {
-    let mut out = PageWriter::new(images, ImageKind::Pagemap, process.pid as u64, pages_id)?;
+    let ids: Vec<u64> = pids.iter().map(|pid| *pid as u64).collect();
+    let mut out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let mut guards = Vec::new();

@@ -1,7 +1,8 @@
 //! The address spaces of a tree: when each is built. A process whose children
 //! keep some of its memory has it before they are born; all others when all
 //! are there. What cannot be inherited, or would stand in the way, is done at
-//! the end.
+//! the end. One that several processes share is built once, by the first of them
+//! that gets to it, and leaves room for the scratch mappings of all.
 
 use super::build::{self, Space, Tree};
 use super::contents::{Contents, Store};
@@ -9,17 +10,22 @@ use super::inherit::{Comparison, Inheritance, Record};
 use super::{AllExtras, SharedBuild, status};
 use crate::Result;
 use crate::files::Build;
+use crate::plan::{Plan, SharedSpaces};
+use crate::restore::Scratches;
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::MmEntry;
 use cryonaut_puppet::Hand;
 use cryonaut_puppet::passing::Service;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// All address spaces of a tree.
 #[derive(Debug)]
 pub struct Spaces<'p> {
     tree: Tree<'p>,
+    /// By owner.
     spaces: BTreeMap<i32, One<'p>>,
+    shared: &'p SharedSpaces,
     /// Those that are to be built before their children are born.
     forebears: BTreeSet<i32>,
 }
@@ -29,7 +35,10 @@ struct One<'p> {
     mm: &'p MmEntry,
     contents: Contents,
     inherited: Inheritance,
+    /// Where the hands in it have their scratch mappings.
+    scratches: Range<u64>,
     begun: bool,
+    finished: bool,
 }
 
 impl One<'_> {
@@ -38,31 +47,28 @@ impl One<'_> {
     }
 
     fn space(&self) -> Space<'_> {
-        Space { contents: &self.contents, inherited: &self.inherited }
+        Space { contents: &self.contents, inherited: &self.inherited, scratches: &self.scratches }
     }
 }
 
 impl<'p> Spaces<'p> {
-    /// Of the processes with these records. `origins` tells from whose memory
-    /// each is born, where that is one of theirs, in the order of birth; `detour` is a place
-    /// where nobody has anything.
-    pub fn read(
-        images: &'p ImageDir,
-        records: impl Iterator<Item = (i32, &'p MmEntry)>,
-        origins: &[(i32, i32)],
-        detour: u64,
-    ) -> Result<Self> {
+    /// Of the processes of a plan; `scratches` tells where their hands have
+    /// their scratch mappings.
+    pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>) -> Result<Self> {
         let extras = AllExtras::read(images)?;
-        let mut tree = Tree { store: Store::new(images), shared: SharedBuild::default(), detour };
+        let mut tree = Tree { store: Store::new(images), shared: SharedBuild::default(), detour: scratches.detour() };
         let mut spaces = BTreeMap::new();
-        for (pid, mm) in records {
+        let owners = plan.processes.values().filter(|p| plan.spaces.owner(p.pid()) == p.pid());
+        for (pid, mm) in owners.filter_map(|p| Some((p.pid(), p.mm.as_ref()?))) {
             mm.vmas.iter().filter(|v| v.status & status::ANON_SHARED != 0).for_each(|v| tree.shared.note(v));
             let contents = Contents::read(&mut tree.store, pid, &mm.vmas, extras.of(pid))?;
-            spaces.insert(pid, One { mm, contents, inherited: Inheritance::default(), begun: false });
+            let inherited = Inheritance::default();
+            let scratches = scratches.of_space(pid);
+            spaces.insert(pid, One { mm, contents, inherited, scratches, begun: false, finished: false });
         }
         let mut comparison = Comparison::default();
         let mut forebears = BTreeSet::new();
-        for (pid, origin) in origins {
+        for (pid, origin) in &plan.origins() {
             let (Some(process), Some(creator)) = (spaces.get(pid), spaces.get(origin)) else {
                 continue;
             };
@@ -73,18 +79,20 @@ impl<'p> Spaces<'p> {
                 spaces.entry(*pid).and_modify(|one| one.inherited = inherited);
             }
         }
-        Ok(Spaces { tree, spaces, forebears })
+        Ok(Spaces { tree, spaces, shared: &plan.spaces, forebears })
     }
 
     /// Whether a process must have its memory before any child is born.
     #[must_use]
     pub fn comes_first(&self, pid: i32) -> bool {
-        self.forebears.contains(&pid)
+        self.forebears.contains(&self.shared.owner(pid))
     }
 
-    /// Maps and fills the memory of a process, if that has not been done.
+    /// Maps and fills the memory of a process, if that has not been done, by
+    /// itself or by another that shares it.
     pub fn begin(&mut self, hand: &mut Hand, service: &Service, files: &mut Build<'_>) -> Result<()> {
-        let Some(one) = self.spaces.get_mut(&hand.pid()).filter(|one| !one.begun) else {
+        let owner = self.shared.owner(hand.pid());
+        let Some(one) = self.spaces.get_mut(&owner).filter(|one| !one.begun) else {
             return Ok(());
         };
         one.begun = true;
@@ -94,9 +102,11 @@ impl<'p> Spaces<'p> {
     /// Completes the memory of a process; no child is born with it any more.
     pub fn finish(&mut self, hand: &mut Hand, service: &Service, files: &mut Build<'_>) -> Result<()> {
         self.begin(hand, service, files)?;
-        match self.spaces.get(&hand.pid()) {
-            Some(one) => build::finish(hand, service, files, one.mm, one.space()),
-            None => Ok(()),
-        }
+        let owner = self.shared.owner(hand.pid());
+        let Some(one) = self.spaces.get_mut(&owner).filter(|one| !one.finished) else {
+            return Ok(());
+        };
+        one.finished = true;
+        build::finish(hand, service, files, one.mm, one.space())
     }
 }

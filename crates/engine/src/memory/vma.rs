@@ -6,6 +6,7 @@ use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 /// Bits of `vma_entry.status`.
@@ -51,13 +52,18 @@ const ADVICE: [(VmFlags, i32); 8] = [
     (VmFlags::WIPEONFORK, libc::MADV_WIPEONFORK),
 ];
 
-/// The records of all mappings of a frozen process.
-pub fn mappings(cx: &mut Collect<'_>, extras: &mut Extras, process: &Process) -> Result<Vec<VmaEntry>> {
+/// The records of all mappings of a frozen process but those that hands have
+/// made (`scratches`).
+pub fn mappings(
+    cx: &mut Collect<'_>,
+    extras: &mut Extras,
+    process: &Process,
+    scratches: &[Range<u64>],
+) -> Result<Vec<VmaEntry>> {
     let flagged = process.task.smaps()?;
-    let scratch = process.hand.as_ref().map(cryonaut_puppet::Hand::scratch);
     let mut out = Vec::with_capacity(flagged.len());
     for vma in &flagged {
-        if scratch.as_ref().is_some_and(|s| s.contains(&vma.vma.start)) {
+        if scratches.iter().any(|s| s.contains(&vma.vma.start)) {
             extras.note_newest(vma);
             continue;
         }

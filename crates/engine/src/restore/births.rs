@@ -2,7 +2,7 @@
 //! their sessions and groups; and ending those that are to be zombies, or that
 //! existed only for the others' sake.
 
-use super::Nursery;
+use super::{Nursery, Scratches};
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::Spaces;
@@ -25,13 +25,13 @@ pub fn create_all(
     service: &mut Service,
     build: &mut Build<'_>,
     spaces: &mut Spaces<'_>,
-    base: u64,
+    scratches: &Scratches<'_>,
 ) -> Result<()> {
     let mut steps = plan.lineage.steps.iter().peekable();
     while let Some(step) = steps.next() {
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
-                let mut hand = spawn::first(birth.pid, build.options.sibling, base)?;
+                let mut hand = spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid))?;
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
             }
@@ -44,7 +44,7 @@ pub fn create_all(
                     births.push((next, sharing_flags(plan, next)));
                     steps.next();
                 }
-                create(nursery, first.creator, &births, base)?;
+                create(nursery, first.creator, &births, scratches)?;
             }
             Step::NewSession(pid) => {
                 let mut b = Batch::new();
@@ -55,7 +55,7 @@ pub fn create_all(
             }
         }
     }
-    groups(nursery, plan, base)
+    groups(nursery, plan, scratches)
 }
 
 /// What the child shares with its creator from birth.
@@ -69,12 +69,18 @@ fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
         if child.fs_id == creator.fs_id {
             flags |= libc::CLONE_FS as u64;
         }
+        if child.vm_id == creator.vm_id {
+            flags |= libc::CLONE_VM as u64;
+            if child.sighand_id == creator.sighand_id {
+                flags |= libc::CLONE_SIGHAND as u64;
+            }
+        }
     }
     flags
 }
 
 /// Creates what one process creates, with these flags each.
-fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], base: u64) -> Result<()> {
+fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], scratches: &Scratches<'_>) -> Result<()> {
     let args = |&(birth, flags): &(Birth, u64)| {
         let mut args = [0u64; 11];
         args[FLAGS] = flags;
@@ -82,18 +88,22 @@ fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], base: u6
         args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
         (args, birth.pid)
     };
-    nursery.hand(creator)?.clone_all(&births.iter().map(args).collect::<Vec<_>>())?;
+    let hand = nursery.hand(creator)?;
+    // They run on the stack of their own scratch mapping: until then they stand still.
+    let sharers = births.iter().filter(|(_, flags)| flags & libc::CLONE_VM as u64 != 0);
+    spawn::make_room(hand, &sharers.map(|(birth, _)| scratches.of(birth.pid)).collect::<Vec<_>>())?;
+    hand.clone_all(&births.iter().map(args).collect::<Vec<_>>())?;
     for (birth, _) in births {
-        nursery.hands.insert(birth.pid, Hand::adopt(birth.pid, base)?);
+        nursery.hands.insert(birth.pid, Hand::adopt(birth.pid, scratches.of(birth.pid))?);
     }
     Ok(())
 }
 
 /// Puts every process into its group.
-fn groups(nursery: &mut Nursery, plan: &Plan, base: u64) -> Result<()> {
+fn groups(nursery: &mut Nursery, plan: &Plan, scratches: &Scratches<'_>) -> Result<()> {
     for &(group, member) in &plan.lineage.leaderless {
         let stand_in = Birth { pid: group, creator: member, sibling: false, helper: true };
-        create(nursery, member, &[(stand_in, 0)], base)?;
+        create(nursery, member, &[(stand_in, 0)], scratches)?;
         set_group(nursery, group, group)?;
     }
     for &(pid, group) in &plan.lineage.groups {

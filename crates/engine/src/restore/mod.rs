@@ -9,8 +9,8 @@ mod resume;
 
 use crate::attributes::{limits, signals, task, timers};
 use crate::files::{Build, Settle, kind_of};
-use crate::memory::{Shape, Spaces};
-use crate::plan::{Plan, ProcessPlan};
+use crate::memory::{PAGE, Shape, Spaces};
+use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
 use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
@@ -19,6 +19,7 @@ use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Hand, Verdict, scratch};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -55,18 +56,14 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let plan = Plan::read(&images)?;
     options.hook.call(Moment::PreRestore, plan.root)?;
     refuse(&plan)?;
-    let mut shape = shape_of(&plan)?;
-    let no_room = || Error::unsupported(Object::Process(plan.root), "its address space leaves no room to work in", "");
-    let base = shape.free(scratch::LEN + (1 << 20)).ok_or_else(no_room)?;
-    let detour = base + scratch::LEN + 4096;
+    let scratches = Scratches::find(&plan)?;
 
-    let verdict = Verdict::inherited(base)?;
+    let verdict = Verdict::inherited(scratches.base)?;
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan))?;
     let mut build = Build::new(&images, options, &plan.files);
-    let records = plan.processes.values().filter_map(|p| Some((p.pid(), p.mm.as_ref()?)));
-    let mut spaces = Spaces::read(&images, records, &plan.origins(), detour)?;
-    births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, base)?;
+    let mut spaces = Spaces::read(&images, &plan, &scratches)?;
+    births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, &scratches)?;
     let forked = Instant::now();
 
     for process in plan.processes.values() {
@@ -89,7 +86,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
-    resume::resume_all(nursery, &plan, &service, options, &verdict)?;
+    resume::resume_all(nursery, &plan, &scratches, &service, options, &verdict)?;
     links.remove();
     options.hook.call(Moment::PostResume, plan.root)?;
     Ok(RestoreReport {
@@ -104,15 +101,6 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 
 /// What can be known to fail before anything is made.
 fn refuse(plan: &Plan) -> Result<()> {
-    let mut owners: HashMap<u32, i32> = HashMap::new();
-    for process in plan.processes.values() {
-        if let Some(ids) = &process.ids
-            && let Some(other) = owners.insert(ids.vm_id, process.pid())
-        {
-            let reason = format!("it shares its memory with process {other} (CLONE_VM)");
-            return Err(Error::unsupported(Object::Process(process.pid()), reason, ""));
-        }
-    }
     let helpers = plan.lineage.helpers.iter().chain(&plan.lineage.leaderless).map(|(pid, _)| *pid);
     for pid in plan.processes.keys().copied().chain(helpers) {
         if !becomes_free(pid) {
@@ -147,13 +135,40 @@ fn becomes_free(pid: i32) -> bool {
     }
 }
 
-fn shape_of(plan: &Plan) -> Result<Shape> {
-    let mut shape = Shape::default();
-    for mm in plan.processes.values().filter_map(|p| p.mm.as_ref()) {
-        shape.add(&mm.vmas);
+/// Where the hands have their scratch mappings: all at the same address, but
+/// those that share their memory one beside the other.
+#[derive(Debug)]
+pub struct Scratches<'p> {
+    base: u64,
+    spaces: &'p SharedSpaces,
+}
+
+impl<'p> Scratches<'p> {
+    fn find(plan: &'p Plan) -> Result<Self> {
+        let mut shape = Shape::default();
+        for mm in plan.processes.values().filter_map(|p| p.mm.as_ref()) {
+            shape.add(&mm.vmas);
+        }
+        shape.add_maps(&Task::current()?.maps()?);
+        let room = plan.spaces.most() as u64 * scratch::LEN + (1 << 20);
+        let none = || Error::unsupported(Object::Process(plan.root), "its address space leaves no room to work in", "");
+        Ok(Scratches { base: shape.free(room).ok_or_else(none)?, spaces: &plan.spaces })
     }
-    shape.add_maps(&Task::current()?.maps()?);
-    Ok(shape)
+
+    /// Where a process has its own.
+    fn of(&self, pid: i32) -> u64 {
+        self.base + self.spaces.place(pid) as u64 * scratch::LEN
+    }
+
+    /// Where all are that share the memory of a process.
+    pub fn of_space(&self, pid: i32) -> Range<u64> {
+        self.base..self.base + self.spaces.count(pid) as u64 * scratch::LEN
+    }
+
+    /// A place where nobody has anything.
+    pub fn detour(&self) -> u64 {
+        self.base + self.spaces.most() as u64 * scratch::LEN + PAGE
+    }
 }
 
 /// A descriptor number above all that the tree uses.

@@ -1,7 +1,7 @@
 //! The last steps: what each thread has to do itself, then registers, then
 //! letting go.
 
-use super::{Nursery, births, descriptors};
+use super::{Nursery, Scratches, births, descriptors};
 use crate::arch;
 use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, task, thread, timers};
 use crate::memory::recorded_vdso;
@@ -13,7 +13,11 @@ use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::status::Seccomp;
 use cryonaut_puppet::arch as puppet_arch;
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Job, Verdict, find_doorway, stops, trace};
+use cryonaut_puppet::{
+    Batch, Context, DoorMaps, Doorway, Ground, Hand, Homes, Job, Verdict, find_doorway, stops, trace,
+};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Lets the whole tree run.
 ///
@@ -24,20 +28,23 @@ use cryonaut_puppet::{Batch, Context, DoorMaps, Doorway, Hand, Homes, Job, Verdi
 pub fn resume_all(
     mut nursery: Nursery,
     plan: &Plan,
+    scratches: &Scratches<'_>,
     service: &Service,
     options: &RestoreOptions,
     verdict: &Verdict,
 ) -> Result<()> {
     let have = Task::current()?.status()?.caps.bounding;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
-    let mut doors = DoorMaps::default();
+    let mut doors = Doors::new(plan, scratches)?;
     let mut ready = Vec::new();
     for process in living {
         let hand = nursery.hand(process.pid())?;
         descriptors::withdraw(hand, service)?;
         threads_of(hand, process, plan, have)?;
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
-        ready.push(Ready { process, homes: homes(process, plan)?, door: door_of(hand, process, &mut doors)?, stop });
+        let homes = homes(process, plan)?;
+        let door = doors.of(process)?;
+        ready.push(Ready { process, homes, door, stop });
     }
     if let [only] = ready.as_slice() {
         only.finish(nursery.hand(only.process.pid())?, plan)?;
@@ -124,6 +131,7 @@ impl Ready<'_> {
         let result = self.reenter(hand, *tid, plan)?;
         hand.strip(&self.door)?;
         set_state(hand, *tid, context, result)?;
+        hand.wipe_frame()?;
         // What has run here has taken the signal away.
         self.send_stop()
     }
@@ -282,15 +290,54 @@ fn homes(process: &ProcessPlan, plan: &Plan) -> Result<Vec<(i32, Context)>> {
     Ok(all)
 }
 
-/// How the scratch mapping is left for good: through instructions of the process itself.
-fn door_of(hand: &Hand, process: &ProcessPlan, seen: &mut DoorMaps) -> Result<Doorway> {
-    let pid = process.pid();
-    let scratch = hand.scratch();
-    let mut maps = Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
-    maps.retain(|v| !scratch.contains(&v.start));
-    refuse_inside_vdso(process, &maps)?;
-    let regs = arch::registers(pid, arch::info_of(pid, &process.core)?)?;
-    Ok(find_doorway(seen, pid, &maps, regs.rsp, trace::xstate(pid)?.len())?)
+/// How the scratch mappings are left for good: through instructions of the processes themselves.
+#[derive(Debug)]
+struct Doors<'p> {
+    seen: DoorMaps,
+    plan: &'p Plan,
+    scratches: &'p Scratches<'p>,
+    /// Of memory that is shared, by its owner.
+    shared: BTreeMap<i32, SharedGround>,
+}
+
+#[derive(Debug, Default)]
+struct SharedGround {
+    /// The stack pointers of all threads.
+    pointers: Vec<u64>,
+    /// Where there are frames.
+    taken: Vec<Range<u64>>,
+}
+
+impl<'p> Doors<'p> {
+    fn new(plan: &'p Plan, scratches: &'p Scratches<'p>) -> Result<Self> {
+        let mut shared: BTreeMap<i32, SharedGround> = BTreeMap::new();
+        for process in plan.processes.values().filter(|p| !p.is_zombie() && plan.spaces.count(p.pid()) > 1) {
+            let ground = shared.entry(plan.spaces.owner(process.pid())).or_default();
+            for (tid, core) in cores(process) {
+                ground.pointers.push(stack_pointer(tid, core)?);
+            }
+        }
+        Ok(Doors { seen: DoorMaps::default(), plan, scratches, shared })
+    }
+
+    fn of(&mut self, process: &ProcessPlan) -> Result<Doorway> {
+        let pid = process.pid();
+        let mut maps = Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
+        maps.retain(|v| !self.scratches.of_space(pid).contains(&v.start));
+        refuse_inside_vdso(process, &maps)?;
+        let mut alone = SharedGround::default();
+        let shared = self.shared.get_mut(&self.plan.spaces.owner(pid)).unwrap_or(&mut alone);
+        let (others, taken) = (&shared.pointers, &shared.taken);
+        let ground = Ground { maps: &maps, sp: stack_pointer(pid, &process.core)?, others, taken };
+        let xstate = trace::xstate(pid)?.len();
+        let door = find_doorway(&mut self.seen, pid, &ground, xstate)?;
+        shared.taken.push(door.frames(xstate));
+        Ok(door)
+    }
+}
+
+fn stack_pointer(tid: i32, core: &CoreEntry) -> Result<u64> {
+    Ok(arch::registers(tid, arch::info_of(tid, core)?)?.rsp)
 }
 
 /// Of another kernel's vdso only the functions' beginnings lead to this kernel's.
