@@ -108,14 +108,14 @@ const _: () = assert!(size_of::<ElementAttr>() == 32 && size_of::<BatchAttr>() =
 /// # Safety
 /// `attr` must be laid out as the part of `union bpf_attr` that belongs to `command`, and the addresses in it be
 /// valid for what the command reads and writes there.
-unsafe fn bpf<T>(command: i32, attr: &mut T) -> Result<i32, Errno> {
+pub(super) unsafe fn bpf<T>(command: i32, attr: &mut T) -> Result<i32, Errno> {
     // SAFETY: the kernel reads and writes at most size_of::<T>() bytes of `attr`; the caller vouches for the rest.
     check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) }).map(|value| value as i32)
 }
 
 /// The kernel has just returned `fd` as a new descriptor.
-fn adopt(fd: i32) -> OwnedFd {
-    // SAFETY: called in this file only with the answer of a command that makes a descriptor; nobody else owns it.
+pub(super) fn adopt(fd: i32) -> OwnedFd {
+    // SAFETY: called (here and in `bpf_iter`) only with the answer of a command that makes a descriptor; nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

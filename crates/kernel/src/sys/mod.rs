@@ -5,6 +5,8 @@
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
 pub mod bpf;
+pub mod bpf_iter;
+pub mod btf;
 pub mod creds;
 pub mod epoll;
 pub mod fanotify;
@@ -12,6 +14,7 @@ pub mod fcntl;
 pub mod handle;
 pub mod huge;
 pub mod inotify;
+pub mod io_uring;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;

@@ -1,0 +1,307 @@
+//! What the kernel keeps behind an open file, read by a program of its own that walks the descriptors of a task (an
+//! iterator over `task_file`, Linux 5.8; over one task alone, Linux 6.1). For the few facts that no call tells.
+//!
+//! Needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a kernel that describes its types ([`Btf`]).
+
+use super::bpf::{adopt, bpf};
+use super::btf::Btf;
+use rustix::io::Errno;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+const BPF_PROG_LOAD: i32 = 5;
+const BPF_LINK_CREATE: i32 = 28;
+const BPF_ITER_CREATE: i32 = 33;
+const BPF_PROG_TYPE_TRACING: u32 = 26;
+const BPF_TRACE_ITER: u32 = 28;
+const CALL_PROBE_READ_KERNEL: i32 = 113;
+const CALL_SEQ_WRITE: i32 = 127;
+/// The helpers want a licence that the kernel knows: these few instructions, which are made below, are given under it.
+const LICENCE: &std::ffi::CStr = c"Dual MIT/GPL";
+/// Fields that are read at most: each has eight bytes of the program's stack, which has 512.
+const FIELDS: usize = 32;
+/// How often a program is offered.
+const TRIES: u32 = 16;
+/// Links of a list that one run follows.
+const LINKS: usize = 500;
+
+/// The beginning of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+}
+
+#[repr(C)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    iter_info: u64,
+    iter_info_len: u32,
+    _pad: u32,
+}
+
+#[repr(C)]
+struct IterAttr {
+    link_fd: u32,
+    flags: u32,
+}
+
+const _: () = assert!(std::mem::offset_of!(LoadAttr, attach_btf_id) == 108 && size_of::<LinkAttr>() == 32);
+
+/// One instruction (linux/bpf.h, struct bpf_insn).
+#[derive(Clone, Copy)]
+struct Insn {
+    code: u8,
+    dst: u8,
+    src: u8,
+    off: i16,
+    imm: i32,
+}
+
+impl Insn {
+    fn bytes(self) -> [u8; 8] {
+        let (off, imm) = (self.off.to_le_bytes(), self.imm.to_le_bytes());
+        [self.code, self.dst | self.src << 4, off[0], off[1], imm[0], imm[1], imm[2], imm[3]]
+    }
+}
+
+fn mov(dst: u8, src: u8) -> Insn {
+    Insn { code: 0xbf, dst, src, off: 0, imm: 0 }
+}
+
+fn mov_value(dst: u8, imm: i32) -> Insn {
+    Insn { code: 0xb7, dst, src: 0, off: 0, imm }
+}
+
+fn add(dst: u8, imm: i32) -> Insn {
+    Insn { code: 0x07, dst, src: 0, off: 0, imm }
+}
+
+fn load64(dst: u8, src: u8, off: i16) -> Insn {
+    Insn { code: 0x79, dst, src, off, imm: 0 }
+}
+
+fn load32(dst: u8, src: u8, off: i16) -> Insn {
+    Insn { code: 0x61, dst, src, off, imm: 0 }
+}
+
+fn store64(dst: u8, off: i16, src: u8) -> Insn {
+    Insn { code: 0x7b, dst, src, off, imm: 0 }
+}
+
+fn store_zero(dst: u8, off: i16) -> Insn {
+    Insn { code: 0x7a, dst, src: 0, off, imm: 0 }
+}
+
+fn call(helper: i32) -> Insn {
+    Insn { code: 0x85, dst: 0, src: 0, off: 0, imm: helper }
+}
+
+/// A field of what stands behind a file: its offset, and its length of up to eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    pub offset: u32,
+    pub len: u8,
+}
+
+/// Where the fields stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// In what the file's `private_data` leads to.
+    Behind,
+    /// In the task.
+    Task,
+    /// At this address of the kernel.
+    Address(u64),
+}
+
+/// A program for one descriptor. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the
+/// number and the file, eight bytes each.
+fn program(fd: i32, body: &[Insn]) -> Vec<Insn> {
+    let end = |before: usize| (body.len() + before) as i16;
+    let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
+    let mut all = vec![mov(6, 1), load64(7, 6, 24), jump(0x15, 7, end(6), 0)];
+    all.extend([load64(8, 6, 8), jump(0x15, 8, end(4), 0), load32(1, 6, 16), jump(0x55, 1, end(2), fd)]);
+    all.extend([load64(9, 6, 0), load64(9, 9, 0)]);
+    all.extend_from_slice(body);
+    all.extend([mov_value(0, 0), Insn { code: 0x95, dst: 0, src: 0, off: 0, imm: 0 }]);
+    all
+}
+
+/// Register 8 becomes the base.
+fn go_to(base: Base, private_data: i16) -> Vec<Insn> {
+    match base {
+        Base::Task => Vec::new(),
+        Base::Behind => vec![load64(8, 7, private_data)],
+        // A load of 64 bits takes the place of two instructions.
+        Base::Address(at) => vec![
+            Insn { code: 0x18, dst: 8, src: 0, off: 0, imm: at as u32 as i32 },
+            Insn { code: 0, dst: 0, src: 0, off: 0, imm: (at >> 32) as i32 },
+        ],
+    }
+}
+
+/// Reads `size` bytes behind register 8 into the stack.
+fn read(place: i16, size: u8, offset: u32) -> [Insn; 6] {
+    let call = call(CALL_PROBE_READ_KERNEL);
+    [mov(1, 10), add(1, place.into()), mov_value(2, size.into()), mov(3, 8), add(3, offset as i32), call]
+}
+
+/// Tells the last `len` bytes of the stack.
+fn tell(len: i16) -> [Insn; 5] {
+    [mov(1, 9), mov(2, 10), add(2, (-len).into()), mov_value(3, len.into()), call(CALL_SEQ_WRITE)]
+}
+
+fn read_fields(base: Base, private_data: i16, fields: &[Field]) -> Vec<Insn> {
+    let len = 8 * (fields.len() as i16 + 2);
+    let mut body = vec![store64(10, -len, 7)];
+    body.extend(go_to(base, private_data));
+    body.push(store64(10, 8 - len, 8));
+    for (at, field) in (2i16..).zip(fields) {
+        let place = 8 * at - len;
+        body.push(store_zero(10, place));
+        body.extend(read(place, field.len, field.offset));
+    }
+    body.extend(tell(len));
+    body
+}
+
+/// Counts the links of a list that ends with zero, at most [`LINKS`] of them; tells the count and where it stopped.
+fn follow(start: u64) -> Vec<Insn> {
+    let mut body = go_to(Base::Address(start), 0);
+    body.push(mov_value(6, 0));
+    const STEP: usize = 10;
+    for left in (1..=LINKS).rev() {
+        body.push(Insn { code: 0x15, dst: 8, src: 0, off: (left * STEP - 1) as i16, imm: 0 });
+        body.extend([add(6, 1), store_zero(10, -16)]);
+        body.extend(read(-16, 8, 0));
+        body.push(load64(8, 10, -16));
+    }
+    body.extend([store64(10, -16, 6), store64(10, -8, 8)]);
+    body.extend(tell(16));
+    body
+}
+
+fn load(btf: &Btf, program: &[Insn]) -> Result<OwnedFd, Errno> {
+    let bytes: Vec<u8> = program.iter().flat_map(|insn| insn.bytes()).collect();
+    let mut attr = LoadAttr {
+        prog_type: BPF_PROG_TYPE_TRACING,
+        insn_cnt: program.len() as u32,
+        insns: bytes.as_ptr() as u64,
+        license: LICENCE.as_ptr() as u64,
+        expected_attach_type: BPF_TRACE_ITER,
+        attach_btf_id: btf.function("bpf_iter_task_file").ok_or(Errno::NOTSUP)?,
+        ..LoadAttr::default()
+    };
+    // The check of a program is given up for any signal, also one by which the kernel wakes us for its own work.
+    let mut tries = TRIES;
+    loop {
+        tries -= 1;
+        // SAFETY: LoadAttr is BPF_PROG_LOAD's part of bpf_attr; the instructions and the licence outlive the call.
+        match unsafe { bpf(BPF_PROG_LOAD, &mut attr) } {
+            Err(Errno::AGAIN) if tries > 0 => {}
+            answer => return answer.map(adopt),
+        }
+    }
+}
+
+/// Runs a program over one task; the words that it tells.
+fn run(program: &OwnedFd, tid: i32) -> Result<Vec<u64>, Errno> {
+    // union bpf_iter_link_info: the task alone, by its id.
+    let info = [tid as u32, 0, 0, 0];
+    let mut attr = LinkAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        iter_info: info.as_ptr() as u64,
+        iter_info_len: size_of_val(&info) as u32,
+        _pad: 0,
+    };
+    // SAFETY: LinkAttr is BPF_LINK_CREATE's part of bpf_attr; `info` outlives the call and is as long as told.
+    let link = adopt(unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?);
+    let mut attr = IterAttr { link_fd: link.as_raw_fd() as u32, flags: 0 };
+    // SAFETY: IterAttr is BPF_ITER_CREATE's part of bpf_attr and holds no address.
+    let walk = adopt(unsafe { bpf(BPF_ITER_CREATE, &mut attr) }?);
+    let mut bytes = Vec::new();
+    let read = std::fs::File::from(walk).read_to_end(&mut bytes);
+    read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    Ok(bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect())
+}
+
+/// What the kernel has of a descriptor of a task: the address of its file, that of `base`, then each field's value.
+/// EBADF if the task has no such descriptor.
+pub fn fields(btf: &Btf, (tid, fd): (i32, i32), base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
+    if fields.len() > FIELDS || fields.iter().any(|f| f.len > 8 || i32::try_from(f.offset).is_err()) {
+        return Err(Errno::INVAL);
+    }
+    let private_data = btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)?;
+    let words = run(&load(btf, &program(fd, &read_fields(base, private_data, fields)))?, tid)?;
+    if words.len() == fields.len() + 2 { Ok(words) } else { Err(Errno::BADF) }
+}
+
+/// How many links a list of the kernel has that begins at an address, each of which begins with the address of the
+/// next; the last has zero there. `at` is any descriptor that is there.
+pub fn list_len(btf: &Btf, at: (i32, i32), mut start: u64) -> Result<u64, Errno> {
+    let mut len = 0;
+    while start != 0 {
+        let words = run(&load(btf, &program(at.1, &follow(start)))?, at.0)?;
+        let [count, next] = words[..] else { return Err(Errno::BADF) };
+        len += count;
+        start = next;
+    }
+    Ok(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    #[test]
+    fn the_count_of_an_eventfd_is_read() {
+        let Ok(btf) = Btf::vmlinux() else { return };
+        let event = eventfd(4711, EventfdFlags::empty()).unwrap();
+        let count = Field { offset: btf.field("eventfd_ctx", "count").unwrap(), len: 8 };
+        let at = (std::process::id() as i32, event.as_raw_fd());
+        let words = fields(&btf, at, Base::Behind, &[count]).unwrap();
+        assert_eq!(words[2], 4711);
+        assert_eq!(fields(&btf, at, Base::Address(words[1]), &[count]).unwrap(), words);
+        assert_eq!(fields(&btf, (at.0, 9999), Base::Behind, &[count]), Err(Errno::BADF));
+        let pid = Field { offset: btf.field("task_struct", "tgid").unwrap(), len: 4 };
+        assert_eq!(fields(&btf, at, Base::Task, &[pid]).unwrap()[2], u64::from(std::process::id()));
+    }
+
+    #[test]
+    fn a_list_is_followed_to_its_end() {
+        let Ok(btf) = Btf::vmlinux() else { return };
+        let event = eventfd(0, EventfdFlags::empty()).unwrap();
+        let at = (std::process::id() as i32, event.as_raw_fd());
+        assert_eq!(list_len(&btf, at, 0), Ok(0));
+        // The first threads of all tasks, from our process's links on: a ring, so only its beginning is looked at.
+        let parent = Field { offset: btf.field("task_struct", "parent").unwrap(), len: 8 };
+        assert_ne!(fields(&btf, at, Base::Task, &[parent]).unwrap()[2], 0);
+    }
+}

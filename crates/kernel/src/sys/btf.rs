@@ -1,0 +1,155 @@
+//! The kernel's description of its own types (BTF, Documentation/bpf/btf.rst): where a field stands in a structure, and
+//! the number of a function's type.
+
+use rustix::io::Errno;
+
+const PATH: &str = "/sys/kernel/btf/vmlinux";
+const MAGIC: u16 = 0xeb9f;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_FUNC: u32 = 12;
+/// Structures inside of structures that are looked into: more than any has.
+const DEPTH: u32 = 16;
+
+/// The types of a kernel.
+#[derive(Debug)]
+pub struct Btf {
+    bytes: Vec<u8>,
+    strings: usize,
+    /// Where each type's record begins. Numbers begin with 1.
+    types: Vec<usize>,
+}
+
+/// A type's record: offset of its name, kind and number of its parts.
+struct Type {
+    name: usize,
+    kind: u32,
+    parts: usize,
+    /// Whether offsets of members hold sizes of bit fields too.
+    sized: bool,
+    /// Behind the record.
+    body: usize,
+}
+
+impl Btf {
+    /// Of the running kernel. ENOENT where it was built without, EINVAL for one that is not understood.
+    pub fn vmlinux() -> Result<Self, Errno> {
+        let bytes = std::fs::read(PATH).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        Self::parse(bytes).ok_or(Errno::INVAL)
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        // magic, version, flags; then the length of this header, and where types and names are behind it.
+        if u16::from_le_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
+            return None;
+        }
+        let mut btf = Btf { bytes, strings: 0, types: Vec::new() };
+        let word = |at| btf.word(at).map(|w| w as usize);
+        let header = word(4)?;
+        let (begin, len) = (header + word(8)?, word(12)?);
+        let strings = header + word(16)?;
+        let mut at = begin;
+        let mut types = Vec::new();
+        while at < begin + len {
+            types.push(at);
+            let this = btf.record(at)?;
+            at = this.body + trailer(this.kind, this.parts)?;
+        }
+        (btf.strings, btf.types) = (strings, types);
+        Some(btf)
+    }
+
+    fn word(&self, at: usize) -> Option<u32> {
+        Some(u32::from_le_bytes(self.bytes.get(at..at + 4)?.try_into().ok()?))
+    }
+
+    fn record(&self, at: usize) -> Option<Type> {
+        let info = self.word(at + 4)?;
+        Some(Type {
+            name: self.word(at)? as usize,
+            kind: info >> 24 & 0x1f,
+            parts: (info & 0xffff) as usize,
+            sized: info >> 31 != 0,
+            body: at + 12,
+        })
+    }
+
+    fn is_named(&self, name: usize, wanted: &str) -> bool {
+        let at = self.strings + name;
+        let end = at + wanted.len();
+        self.bytes.get(at..end) == Some(wanted.as_bytes()) && self.bytes.get(end) == Some(&0)
+    }
+
+    fn find(&self, kind: u32, name: &str) -> Option<u32> {
+        let is = |at: usize| self.record(at).is_some_and(|t| t.kind == kind && self.is_named(t.name, name));
+        self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1)
+    }
+
+    /// The number of a function's type.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.find(KIND_FUNC, name)
+    }
+
+    /// Where a field of a structure begins, in bytes; those of structures without a name count as the outer one's.
+    /// `None` also for a bit field.
+    #[must_use]
+    pub fn field(&self, structure: &str, name: &str) -> Option<u32> {
+        let bits = self.field_in(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+
+    fn field_in(&self, id: u32, name: &str, depth: u32) -> Option<u32> {
+        let this = self.record(*self.types.get((id as usize).checked_sub(1)?)?)?;
+        if depth == 0 || !matches!(this.kind, KIND_STRUCT | KIND_UNION) {
+            return None;
+        }
+        (0..this.parts).find_map(|part| {
+            let at = this.body + 12 * part;
+            let (its_name, its_type, place) = (self.word(at)? as usize, self.word(at + 4)?, self.word(at + 8)?);
+            let (bits, size) = if this.sized { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
+            if its_name == 0 {
+                return Some(bits + self.field_in(its_type, name, depth - 1)?);
+            }
+            (size == 0 && self.is_named(its_name, name)).then_some(bits)
+        })
+    }
+}
+
+/// Bytes behind the record of a type, by its kind; `None` for a kind to come.
+fn trailer(kind: u32, parts: usize) -> Option<usize> {
+    Some(match kind {
+        // Pointers, declarations, other names, qualifiers, functions, floats, tags of types.
+        2 | 7..=12 | 16 | 18 => 0,
+        // Integers, variables, tags of declarations.
+        1 | 14 | 17 => 4,
+        // Arrays.
+        3 => 12,
+        // Structures, unions, sections, 64-bit enumerations.
+        4 | 5 | 15 | 19 => 12 * parts,
+        // Enumerations, signatures.
+        6 | 13 => 8 * parts,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_in_structures_without_a_name_as_well() {
+        let Ok(btf) = Btf::vmlinux() else { return };
+        assert!(btf.function("bpf_iter_task_file").is_some());
+        assert_eq!(btf.field("list_head", "prev"), Some(8));
+        assert_eq!(btf.field("list_head", "other"), None);
+        assert!(btf.field("file", "private_data").is_some());
+        assert!(btf.field("io_ring_ctx", "flags").is_some());
+    }
+
+    #[test]
+    fn what_is_no_description_is_refused() {
+        assert!(Btf::parse(vec![0; 64]).is_none());
+        assert!(Btf::parse(MAGIC.to_le_bytes().to_vec()).is_none());
+    }
+}

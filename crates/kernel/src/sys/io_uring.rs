@@ -1,0 +1,363 @@
+//! Rings of io_uring(7), as far as one is looked at or made from outside.
+
+use super::bpf_iter::{self, Base, Field};
+use super::btf::Btf;
+use super::check;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// `IORING_SETUP_*` (linux/io_uring.h).
+pub mod setup {
+    pub const IOPOLL: u32 = 1 << 0;
+    pub const SQPOLL: u32 = 1 << 1;
+    pub const CQSIZE: u32 = 1 << 3;
+    pub const CLAMP: u32 = 1 << 4;
+    pub const ATTACH_WQ: u32 = 1 << 5;
+    pub const R_DISABLED: u32 = 1 << 6;
+    pub const SUBMIT_ALL: u32 = 1 << 7;
+    pub const COOP_TASKRUN: u32 = 1 << 8;
+    pub const TASKRUN_FLAG: u32 = 1 << 9;
+    pub const SQE128: u32 = 1 << 10;
+    pub const CQE32: u32 = 1 << 11;
+    pub const SINGLE_ISSUER: u32 = 1 << 12;
+    pub const DEFER_TASKRUN: u32 = 1 << 13;
+    pub const NO_MMAP: u32 = 1 << 14;
+    pub const NO_SQARRAY: u32 = 1 << 16;
+    pub const CQE_MIXED: u32 = 1 << 18;
+}
+
+/// IORING_OFF_SQ_RING and IORING_OFF_SQES: where in the file the rings, and the submission queue's entries, are.
+pub const RINGS_OFFSET: u64 = 0;
+pub const ENTRIES_OFFSET: u64 = 0x1000_0000;
+/// The bits of an offset that say which part is mapped.
+pub const PART_MASK: u64 = 0xf800_0000;
+
+const FEAT_SINGLE_MMAP: u32 = 1;
+/// IOSQE_CQE_SKIP_SUCCESS, a flag of an entry, and where those stand in it.
+const SKIP_SUCCESS: u8 = 1 << 6;
+const SQE_FLAGS: usize = 1;
+
+/// Words of struct io_uring_params before the offsets, and of the offsets of each queue.
+const PARAMS_HEAD: usize = 10;
+const OFFSETS: usize = 10;
+
+/// Where the parts of the mapped rings are: the offsets of both queues in struct io_uring_params, ten words each.
+pub type Offsets = [u32; 2 * OFFSETS];
+
+/// What a ring is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Entries of the submission queue; a power of two.
+    pub sq_entries: u32,
+    /// Entries of the completion queue; a power of two.
+    pub cq_entries: u32,
+    /// `setup::*`.
+    pub flags: u32,
+    /// As the kernel told them.
+    pub offsets: Offsets,
+}
+
+impl Layout {
+    fn at(&self, word: usize) -> usize {
+        self.offsets[word] as usize
+    }
+
+    fn sq_tail(&self) -> usize {
+        self.at(1)
+    }
+
+    /// Where the count of entries is that were dropped for their bad index.
+    #[must_use]
+    pub fn sq_dropped(&self) -> usize {
+        self.at(5)
+    }
+
+    fn array(&self) -> Option<usize> {
+        (self.flags & setup::NO_SQARRAY == 0).then(|| self.at(6))
+    }
+
+    fn cq_head(&self) -> usize {
+        self.at(OFFSETS)
+    }
+
+    fn cq_tail(&self) -> usize {
+        self.at(OFFSETS + 1)
+    }
+
+    fn entry_len(&self) -> usize {
+        if self.flags & setup::SQE128 != 0 { 128 } else { 64 }
+    }
+
+    /// Bytes of the rings, in whole pages.
+    #[must_use]
+    pub fn rings_len(&self) -> usize {
+        let completion = if self.flags & setup::CQE32 != 0 { 32 } else { 16 };
+        let completions = self.at(OFFSETS + 5) + completion * self.cq_entries as usize;
+        let array = self.array().map_or(0, |at| at + 4 * self.sq_entries as usize);
+        completions.max(array).next_multiple_of(4096)
+    }
+
+    /// Bytes of the submission queue's entries, in whole pages.
+    #[must_use]
+    pub fn entries_len(&self) -> usize {
+        (self.entry_len() * self.sq_entries as usize).next_multiple_of(4096)
+    }
+}
+
+/// A new ring with queues of so many entries, powers of two; and its layout.
+pub fn make(sq_entries: u32, cq_entries: u32, flags: u32) -> Result<(OwnedFd, Layout), Errno> {
+    let mut params = [0u32; PARAMS_HEAD + 2 * OFFSETS];
+    params[1] = cq_entries;
+    params[2] = flags | setup::CQSIZE;
+    // SAFETY: io_uring_setup reads and writes one struct io_uring_params, which `params` has the size of.
+    let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, sq_entries, params.as_mut_ptr()) };
+    // SAFETY: a descriptor that the kernel has just made for us.
+    let file = unsafe { OwnedFd::from_raw_fd(check(answer)? as i32) };
+    if (params[0], params[1]) != (sq_entries, cq_entries) || params[5] & FEAT_SINGLE_MMAP == 0 {
+        return Err(Errno::NOTSUP);
+    }
+    let mut offsets = [0; 2 * OFFSETS];
+    offsets.copy_from_slice(&params[PARAMS_HEAD..]);
+    Ok((file, Layout { sq_entries, cq_entries, flags, offsets }))
+}
+
+/// Shared memory of a ring, mapped here.
+#[derive(Debug)]
+pub struct Region {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Region {
+    /// Maps `len` bytes of a ring's file from `offset` on.
+    pub fn map(ring: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Region, Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+        let at = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, ring, offset) }?;
+        Ok(Region { at: at.cast(), len })
+    }
+
+    /// A copy of what it holds.
+    #[must_use]
+    pub fn read(&self) -> Vec<u8> {
+        // SAFETY: each address lies in the mapping, which lives as long as `self`; volatile, since others may write it.
+        (0..self.len).map(|at| unsafe { self.at.add(at).read_volatile() }).collect()
+    }
+
+    /// Overwrites bytes from an offset on, as far as it reaches.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        for (at, byte) in (offset..self.len).zip(bytes) {
+            // SAFETY: as in `read`; the kernel expects anything there.
+            unsafe { self.at.add(at).write_volatile(*byte) };
+        }
+    }
+
+    /// The 32-bit word at an offset that is a multiple of four.
+    ///
+    /// # Panics
+    /// When it is not inside.
+    #[must_use]
+    pub fn word(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at + 4 <= self.len, "a word inside of the mapping");
+        // SAFETY: inside of the mapping and aligned, by the line above; the kernel uses these words atomically, too.
+        unsafe { &*self.at.add(at).cast::<AtomicU32>() }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made by `map`; references into it borrow from `self`.
+        let _ = unsafe { munmap(self.at.cast(), self.len) };
+    }
+}
+
+/// A ring with its memory mapped here.
+#[derive(Debug)]
+pub struct Mapped {
+    pub layout: Layout,
+    /// Heads, tails, completions and the array of indices.
+    pub rings: Region,
+    /// Entries of the submission queue.
+    pub entries: Region,
+}
+
+impl Mapped {
+    /// Maps all of a ring.
+    pub fn new(ring: BorrowedFd<'_>, layout: Layout) -> Result<Self, Errno> {
+        Ok(Mapped {
+            layout,
+            rings: Region::map(ring, RINGS_OFFSET, layout.rings_len())?,
+            entries: Region::map(ring, ENTRIES_OFFSET, layout.entries_len())?,
+        })
+    }
+
+    /// Makes a new ring take `submitted` requests that do nothing, of which `completed` complete, and collects them:
+    /// the kernel's own indices, which nothing can set, then stand there. Takes some 0.1 µs for each.
+    ///
+    /// EINVAL if more are to complete than there are.
+    pub fn turn(&self, ring: BorrowedFd<'_>, submitted: u32, completed: u32) -> Result<(), Errno> {
+        let silent = submitted.checked_sub(completed).ok_or(Errno::INVAL)?;
+        if let Some(array) = self.layout.array() {
+            for index in 0..self.layout.sq_entries {
+                self.rings.word(array + 4 * index as usize).store(index, Ordering::Relaxed);
+            }
+        }
+        // Entries of a new ring are zero: IORING_OP_NOP.
+        self.submit(ring, completed)?;
+        self.mark(SKIP_SUCCESS);
+        self.submit(ring, silent)?;
+        self.mark(0);
+        let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
+        if tail == completed { Ok(()) } else { Err(Errno::AGAIN) }
+    }
+
+    fn mark(&self, flags: u8) {
+        for index in 0..self.layout.sq_entries as usize {
+            self.entries.write(index * self.layout.entry_len() + SQE_FLAGS, &[flags]);
+        }
+    }
+
+    fn submit(&self, ring: BorrowedFd<'_>, mut left: u32) -> Result<(), Errno> {
+        while left > 0 {
+            let some = left.min(self.layout.sq_entries);
+            self.rings.word(self.layout.sq_tail()).fetch_add(some, Ordering::Release);
+            // SAFETY: without IORING_ENTER_EXT_ARG and a signal mask, io_uring_enter reads no memory of ours.
+            let done = check(unsafe {
+                libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0)
+            })?;
+            if done != libc::c_long::from(some) {
+                return Err(Errno::AGAIN);
+            }
+            let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
+            self.rings.word(self.layout.cq_head()).store(tail, Ordering::Release);
+            left -= some;
+        }
+        Ok(())
+    }
+}
+
+/// What no call tells of a ring: what the kernel has of it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inside {
+    /// `setup::*` with which it was made.
+    pub flags: u32,
+    /// Requests that have not completed. Linux 6.16.
+    pub in_flight: Option<u64>,
+    /// The clock of its waits (`CLOCK_*`). Linux 6.12.
+    pub clock: Option<i32>,
+    /// An eventfd is told of completions.
+    pub eventfd: bool,
+    /// Buffers were provided, as a ring or one by one.
+    pub buffers: bool,
+    /// It may do only some things.
+    pub restricted: bool,
+    /// Credentials of others are registered.
+    pub personalities: bool,
+    /// Memory for arguments of waits, or queues of a network interface, are registered.
+    pub regions: bool,
+}
+
+/// The kernel's types, which do not change while we live.
+fn types() -> Result<&'static Btf, Errno> {
+    static TYPES: OnceLock<Result<Btf, Errno>> = OnceLock::new();
+    TYPES.get_or_init(Btf::vmlinux).as_ref().map_err(|e| *e)
+}
+
+/// Looks into a ring, a descriptor of a task. ENOENT or ENOTSUP where the kernel does not describe its types, or has
+/// others; EPERM without the right to look.
+pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
+    const CONTEXT: &str = "io_ring_ctx";
+    let btf = types()?;
+    let need = |name: &str, len| btf.field(CONTEXT, name).map(|offset| Field { offset, len }).ok_or(Errno::NOTSUP);
+    let within = |outer: Field, structure: &str, name: &str, len| {
+        btf.field(structure, name).map(|at| Field { offset: outer.offset + at, len }).ok_or(Errno::NOTSUP)
+    };
+    let head = |outer: &str| within(need(outer, 8)?, "xarray", "xa_head", 8);
+    let mut wanted = vec![
+        need("flags", 4)?,
+        need("io_ev_fd", 8)?,
+        head("io_bl_xa")?,
+        head("personalities")?,
+        within(need("restrictions", 1)?, "io_restriction", "registered", 1)?,
+    ];
+    // What kernels have got since: what is not there is not in use.
+    let mut optional = |field: Result<Field, Errno>| {
+        field.ok().map(|field| {
+            wanted.push(field);
+            wanted.len() + 1
+        })
+    };
+    let clock = optional(need("clockid", 4));
+    let queues = optional(head("zcrx_ctxs"));
+    let region = optional(need("param_region", 4).and_then(|f| within(f, "io_mapped_region", "nr_pages", 4)));
+    let allocated = optional(need("nr_req_allocated", 4));
+    let free = optional(need("submit_state", 8).and_then(|f| within(f, "io_submit_state", "free_list", 8)));
+    let words = bpf_iter::fields(btf, (tid, fd), Base::Behind, &wanted)?;
+    let value = |at: Option<usize>| at.map(|at| words[at]);
+    let in_flight = match (value(allocated), value(free)) {
+        (Some(all), Some(first)) => Some(all.saturating_sub(bpf_iter::list_len(btf, (tid, fd), first)?)),
+        _ => None,
+    };
+    Ok(Inside {
+        flags: words[2] as u32,
+        in_flight,
+        clock: value(clock).map(|clock| clock as i32),
+        eventfd: words[3] != 0,
+        buffers: words[4] != 0,
+        personalities: words[5] != 0,
+        restricted: words[6] != 0,
+        regions: value(queues).unwrap_or(0) != 0 || value(region).unwrap_or(0) != 0,
+    })
+}
+
+/// Which rings a thread may name by an index instead of a descriptor (IORING_REGISTER_RING_FDS): how many. `fd` is any
+/// descriptor of it.
+pub fn registered(tid: i32, fd: i32) -> Result<usize, Errno> {
+    /// IO_RINGFD_REG_MAX of the kernel.
+    const MOST: u32 = 16;
+    let btf = types()?;
+    let field = |structure, name| btf.field(structure, name).ok_or(Errno::NOTSUP);
+    let own = Field { offset: field("task_struct", "io_uring")?, len: 8 };
+    let context = bpf_iter::fields(btf, (tid, fd), Base::Task, &[own])?[2];
+    if context == 0 {
+        return Ok(0);
+    }
+    let first = field("io_uring_task", "registered_rings")?;
+    let all: Vec<Field> = (0..MOST).map(|n| Field { offset: first + 8 * n, len: 8 }).collect();
+    let words = bpf_iter::fields(btf, (tid, fd), Base::Address(context), &all)?;
+    Ok(words[2..].iter().filter(|&&file| file != 0).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::Task;
+    use crate::proc::fdinfo::Details;
+    use std::os::fd::AsFd;
+
+    fn told(ring: &OwnedFd, key: &str) -> String {
+        let info = Task::current().unwrap().fdinfo(ring.as_raw_fd()).unwrap();
+        let Details::Other(lines) = info.details else { panic!("{info:?}") };
+        let line = lines.iter().find_map(|line| std::str::from_utf8(line).ok()?.strip_prefix(key)?.strip_prefix(':'));
+        line.unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_ring_is_turned_to_where_another_stood() {
+        for flags in [0, setup::NO_SQARRAY, setup::SQE128 | setup::CQE32, setup::SUBMIT_ALL | setup::COOP_TASKRUN] {
+            let (ring, layout) = make(8, 32, flags).unwrap();
+            let mapped = Mapped::new(ring.as_fd(), layout).unwrap();
+            mapped.turn(ring.as_fd(), 1003, 998).unwrap();
+            assert_eq!((told(&ring, "CachedSqHead"), told(&ring, "CachedCqTail")), ("1003".into(), "998".into()));
+            let inside = inside(std::process::id() as i32, ring.as_raw_fd()).unwrap();
+            assert_eq!(inside.flags & !setup::CQSIZE, flags);
+            assert_eq!((inside.in_flight.unwrap_or(0), inside.clock.unwrap_or(1)), (0, libc::CLOCK_MONOTONIC));
+            assert!(!inside.eventfd && !inside.buffers && !inside.personalities && !inside.regions);
+            assert_eq!(registered(std::process::id() as i32, ring.as_raw_fd()), Ok(0));
+        }
+        assert_eq!(make(7, 32, 0).unwrap_err(), Errno::NOTSUP);
+    }
+}
