@@ -357,7 +357,8 @@ fn dump_process(
     let mut core = thread::record(process, &process.threads[0], &asked.thread, b, threads)?;
     core.tc = Some(tc);
     cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-    dump_threads(cx, threads, process)
+    dump_threads(cx, threads, process)?;
+    crate::files::io_uring::refuse_registered(process)
 }
 
 /// The address space of a process, which others may share: each has its

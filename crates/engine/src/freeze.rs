@@ -185,6 +185,9 @@ impl Frozen {
             for tid in fresh {
                 let call = call_but_vfork(&task, pid, tid, limit)?;
                 let asleep = restart::asleep(&task, pid, tid, call);
+                if tid != pid && asleep.is_none() && is_kernels(&task, tid) {
+                    continue;
+                }
                 if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
                     self.seized.push((pid, tid));
                     taken.push((tid, asleep));
@@ -426,7 +429,7 @@ fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -> Result<Op
     let mut nap = Duration::from_micros(20);
     loop {
         let call = task.thread(pid_of(tid)?).syscall().ok();
-        if !call.is_some_and(|call| is_vfork(pid, call)) {
+        if !call.is_some_and(|call| is_vfork(pid, call)) || is_kernels(task, tid) {
             return Ok(call);
         }
         if begun.elapsed() > limit {
@@ -456,6 +459,14 @@ fn is_vfork(pid: i32, call: Syscall) -> bool {
         Syscall::In { number: libc::SYS_clone3, args, .. } => flags_of(args[0]) & VFORK != 0,
         _ => false,
     }
+}
+
+/// Whether a thread was made by the kernel to work for the process (io_uring's workers). It has no state of its own,
+/// would never stop for us, and is made again when it is needed.
+fn is_kernels(task: &Task, tid: i32) -> bool {
+    /// PF_IO_WORKER and PF_USER_WORKER (linux/sched.h).
+    const WORKER: u32 = 0x10 | 0x4000;
+    pid_of(tid).is_ok_and(|tid| task.thread(tid).stat().is_ok_and(|stat| stat.flags & WORKER != 0))
 }
 
 fn explain_seize(pid: i32, e: cryonaut_puppet::Error) -> Error {

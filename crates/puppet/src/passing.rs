@@ -4,14 +4,19 @@
 //! under the same high number; the brain has the sending end. The brain sends
 //! and lets exactly one hand receive at a time, so the messages cannot go to
 //! the wrong process.
+//!
+//! Rings of io_uring are not let through (Linux 6.7). A process takes them, and
+//! what is given together with them, from us by pidfd_getfd(2): it still has
+//! all rights that we have.
 
-use crate::{Arg, Batch, Error, Hand, Result};
+use crate::{Arg, Batch, Call, Error, Hand, Result};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
 };
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// Most descriptors of one message (SCM_MAX_FD, unix(7)).
 const MOST: usize = 253;
@@ -46,7 +51,7 @@ impl Service {
             return Ok(());
         };
         let mut b = Batch::new();
-        let from = std::os::fd::AsRawFd::as_raw_fd(&receiver);
+        let from = receiver.as_raw_fd();
         b.call(libc::SYS_dup3, [from.into(), self.number.into(), libc::O_CLOEXEC.into()]);
         b.call(libc::SYS_close_range, [Arg::Val(0), (self.number - 1).into(), Arg::Val(0)]);
         b.call(libc::SYS_close_range, [(self.number + 1).into(), Arg::Val(u64::from(u32::MAX)), Arg::Val(0)]);
@@ -58,10 +63,28 @@ impl Service {
     pub fn give(&self, hand: &mut Hand, files: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
         let mut numbers = Vec::with_capacity(files.len());
         for chunk in files.chunks(MOST) {
-            send_files(&self.sender, chunk)?;
-            numbers.extend(self.receive(hand, chunk.len())?);
+            match send_files(&self.sender, chunk) {
+                Ok(()) => numbers.extend(self.receive(hand, chunk.len())?),
+                Err(Error::Own { errno: Errno::INVAL, .. }) => numbers.extend(self.take(hand, chunk)?),
+                Err(e) => return Err(e),
+            }
         }
         Ok(numbers)
+    }
+
+    /// Lets the process take files from us; they get the lowest free numbers, as they would by a message.
+    fn take(&self, hand: &mut Hand, files: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
+        let mut b = Batch::new();
+        let us = rustix::process::getpid().as_raw_nonzero().get();
+        let low = b.call(libc::SYS_pidfd_open, [us.into(), 0.into()]);
+        let high = b.call(libc::SYS_dup3, [low.into(), (self.number + 1).into(), libc::O_CLOEXEC.into()]);
+        b.call(libc::SYS_close, [low.into()]);
+        let get =
+            |file: &BorrowedFd<'_>| b.call(libc::SYS_pidfd_getfd, [high.into(), file.as_raw_fd().into(), 0.into()]);
+        let taken: Vec<Call> = files.iter().map(get).collect();
+        b.call(libc::SYS_close, [high.into()]);
+        hand.run(&mut b)?;
+        Ok(taken.iter().map(|call| b.result(*call).unwrap_or_default() as i32).collect())
     }
 
     fn receive(&self, hand: &mut Hand, count: usize) -> Result<Vec<i32>> {

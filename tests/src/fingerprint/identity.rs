@@ -15,6 +15,7 @@ pub(super) fn is_made_anew(link: &str) -> bool {
         || link.starts_with("/memfd:")
         // Each process has an inode of its own in pidfs.
         || link == "anon_inode:[pidfd]"
+        || link == "anon_inode:[io_uring]"
         || link.starts_with("pipe:[")
         || link.starts_with("socket:[")
         // Inodes of /proc live as long as somebody looks at them.

@@ -135,9 +135,17 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
     take_lines(taking, &object, &task, "status");
     take_lines(taking, &object, &task, "ksm_stat");
     let mut queue_told = false;
-    for tid in task.tids().unwrap_or_default() {
+    for tid in threads(&task) {
         take_thread(taking, &task, pid, tid, &mut queue_told);
     }
+}
+
+/// The threads of a process but for those that the kernel has made to work for it (io_uring), which come and go.
+fn threads(task: &Task) -> Vec<Pid> {
+    const WORKER: u32 = 0x10 | 0x4000; // PF_IO_WORKER, PF_USER_WORKER
+    let mut all = task.tids().unwrap_or_default();
+    all.retain(|tid| task.thread(*tid).stat().is_ok_and(|stat| stat.flags & WORKER == 0));
+    all
 }
 
 /// What somebody may still want to know of one that has ended: nobody will ask for its limits or its handlers.
@@ -255,7 +263,7 @@ pub(super) fn take_sharing(taking: &mut Taking, pids: &[Pid]) {
     ];
     let mut tasks: Vec<(Pid, Pid)> = Vec::new();
     for pid in pids {
-        let tids = Task::open(*pid).and_then(|task| task.tids()).unwrap_or_default();
+        let tids = Task::open(*pid).map(|task| threads(&task)).unwrap_or_default();
         tasks.extend(tids.into_iter().map(|tid| (*pid, tid)));
     }
     // Those that have ended since would compare equal to all.

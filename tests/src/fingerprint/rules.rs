@@ -29,6 +29,7 @@ impl Rule {
 
 const ACCOUNT: &str = "an account of what was used until now, which the kernel keeps for itself and lets nobody set";
 const RESIDENT: &str = "which pages are in memory depends on what was touched; what they hold is compared";
+const WORKERS: &str = "counts workers of the kernel too, which come and go; the threads themselves are compared";
 const MACHINE: &str = "counts or numbers things of the whole machine";
 
 /// Kind, name, reason.
@@ -61,6 +62,10 @@ const RULES: &[(&str, &str, &str)] = &[
     ("thread", "stat.rss", RESIDENT),
     ("thread", "stat.processor", "where it ran last"),
     ("thread", "stat.wchan", "0 or 1, whether it sleeps at this moment"),
+    ("process", "stat.num_threads", WORKERS),
+    ("process", "status.Threads", WORKERS),
+    ("thread", "stat.num_threads", WORKERS),
+    ("thread", "status.Threads", WORKERS),
     ("process", "sessionid", "a number that the kernel gives out whenever a login uid is set"),
     ("process", "oom_score", "computed from the memory in use"),
     ("process", "status.FDSize", "room in the table of descriptors, which the kernel grows as it likes"),

@@ -1,74 +1,55 @@
-// refused: io_uring
 // peer: no, CRIU 4.2 knows no io_uring
-/* An io_uring with no request in flight: its descriptor, its mapped rings, a collected and an uncollected completion. */
-#include <linux/io_uring.h>
-
-#include "workload.h"
-
-struct ring {
-	int fd;
-	struct io_uring_params params;
-	uint8_t *rings;
-	struct io_uring_sqe *entries;
-};
-
-static volatile uint32_t *at(struct ring *ring, uint32_t offset)
-{
-	return (volatile uint32_t *)(ring->rings + offset);
-}
-
-static void submit_nop(struct ring *ring, uint64_t tag)
-{
-	uint32_t tail = *at(ring, ring->params.sq_off.tail), slot = tail & *at(ring, ring->params.sq_off.ring_mask);
-
-	memset(&ring->entries[slot], 0, sizeof(ring->entries[slot]));
-	ring->entries[slot].opcode = IORING_OP_NOP;
-	ring->entries[slot].user_data = tag;
-	at(ring, ring->params.sq_off.array)[slot] = slot;
-	__atomic_store_n(at(ring, ring->params.sq_off.tail), tail + 1, __ATOMIC_RELEASE);
-	CHECK(syscall(SYS_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) == 1, "io_uring_enter: %s", strerror(errno));
-}
-
-/* The tag of the next completion, 0 if there is none. */
-static uint64_t collect(struct ring *ring)
-{
-	uint32_t head = *at(ring, ring->params.cq_off.head);
-	struct io_uring_cqe *completions = (struct io_uring_cqe *)(ring->rings + ring->params.cq_off.cqes);
-	uint64_t tag;
-
-	if (head == __atomic_load_n(at(ring, ring->params.cq_off.tail), __ATOMIC_ACQUIRE))
-		return 0;
-	tag = completions[head & *at(ring, ring->params.cq_off.ring_mask)].user_data;
-	__atomic_store_n(at(ring, ring->params.cq_off.head), head + 1, __ATOMIC_RELEASE);
-	return tag;
-}
+/* An io_uring with no request in flight: its descriptor, its mapped rings, collected and uncollected completions, a request that was not yet submitted. */
+#include "ring.h"
 
 int main(int argc, char **argv)
 {
-	struct ring ring = { 0 };
-	size_t size;
+	struct ring ring;
+	char first[16], later[16];
+	int fd;
 
 	wl_init(argc, argv);
-	ring.fd = MUST(syscall(SYS_io_uring_setup, 8, &ring.params));
-	CHECK(ring.params.features & IORING_FEAT_SINGLE_MMAP, "the kernel wants two ring mappings");
-	size = ring.params.cq_off.cqes + ring.params.cq_entries * sizeof(struct io_uring_cqe);
-	if (size < ring.params.sq_off.array + ring.params.sq_entries * 4)
-		size = ring.params.sq_off.array + ring.params.sq_entries * 4;
-	ring.rings = MUST(mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring.fd, IORING_OFF_SQ_RING));
-	ring.entries = MUST(mmap(NULL, ring.params.sq_entries * sizeof(struct io_uring_sqe), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-				 ring.fd, IORING_OFF_SQES));
-	submit_nop(&ring, 41);
-	submit_nop(&ring, 42);
-	CHECK(collect(&ring) == 41, "no completion before the checkpoint");
+	fd = MUST(open(wl_path("file"), O_RDWR | O_CREAT, 0644));
+	MUST(write(fd, "0123456789abcdefghijklmnopqrstuv", 32));
+	ring_make(&ring, 8, 0);
+	for (uint64_t tag = 1; tag <= 40; tag++) {
+		ring_give(&ring, tag);
+		ring_submit(&ring, 1);
+		ring_take(&ring, tag, 0);
+	}
+	ring_read(&ring, 41, fd, first, 16, 3);
+	ring_submit(&ring, 1);
+	for (uint64_t tag = 42; tag < 50; tag++)
+		ring_give(&ring, tag);
+	ring_submit(&ring, 9);
+	ring_take(&ring, 41, 16);
+	/* Given, and left for later. */
+	ring_read(&ring, 50, fd, later, 16, 10);
+	ring_put(&ring, ring.params.sq_off.tail, ring.given);
 
 	wl_ready();
 	if (wl_lose)
-		collect(&ring);
-	CHECK(collect(&ring) == 42, "the uncollected completion is lost");
-	CHECK(collect(&ring) == 0, "a completion from nowhere");
-	for (uint64_t tag = 100; tag < 130; tag++) {
-		submit_nop(&ring, tag);
-		CHECK(collect(&ring) == tag, "a new request does not complete");
+		ring_put(&ring, ring.params.cq_off.tail, ring.taken);
+	CHECK(ring_unread(&ring) == 8, "%u completions wait, not 8", ring_unread(&ring));
+	ring_submit(&ring, 9);
+	/* More than there is room for at once: the ones that wait must not be overwritten. */
+	for (uint64_t tag = 51; tag < 58; tag++)
+		ring_give(&ring, tag);
+	ring_submit(&ring, 16);
+	for (uint64_t tag = 42; tag < 50; tag++)
+		ring_take(&ring, tag, 0);
+	ring_take(&ring, 50, 16);
+	CHECK(memcmp(later, "abcdefghijklmnop", 16) == 0, "the request that was left for later read something else");
+	for (uint64_t tag = 51; tag < 58; tag++)
+		ring_take(&ring, tag, 0);
+	for (uint64_t tag = 100; tag < 200; tag++) {
+		ring_give(&ring, tag);
+		ring_read(&ring, tag + 1000, fd, later, 16, tag % 16);
+		ring_submit(&ring, 2);
+		ring_take(&ring, tag, 0);
+		ring_take(&ring, tag + 1000, 16);
+		CHECK(later[0] == "0123456789abcdef"[tag % 16], "a new request reads '%c'", later[0]);
 	}
+	CHECK(ring_unread(&ring) == 0, "a completion from nowhere");
 	wl_ok();
 }

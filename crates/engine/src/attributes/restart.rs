@@ -44,9 +44,13 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
 /// A call that the kernel has already started again once counts from then: it
 /// may last longer than its limit by what had passed before.
 pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Option<Restart> {
-    let Some(Syscall::In { number, args, .. }) = call else {
+    let Some(Syscall::In { number, args, sp, .. }) = call else {
         return None;
     };
+    if sp == 0 {
+        // A worker that the kernel has made while the process was in this call.
+        return None;
+    }
     let task = process.thread(pid_of(tid).ok()?);
     let number = if number == libc::SYS_restart_syscall { call_behind(&task, &args)? } else { number };
     if !continues(number) {

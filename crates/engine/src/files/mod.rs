@@ -22,6 +22,7 @@ mod fifo;
 mod ghost;
 mod ghost_build;
 mod inotify;
+pub mod io_uring;
 pub mod locks;
 pub mod memfd;
 mod pidfd;
@@ -111,6 +112,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &fanotify::Fanotify,
     &pidfd::PidFd,
     &bpfmap::BpfMap,
+    &io_uring::IoUring,
     &regular::Regular,
 ];
 

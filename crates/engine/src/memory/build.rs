@@ -4,7 +4,7 @@
 use super::contents::{Contents, Piece, Store};
 use super::vma::status;
 use super::{SharedBuild, aio, inherit::Inheritance, vdso};
-use crate::files::Build;
+use crate::files::{Build, io_uring};
 use crate::{Error, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::Vma;
@@ -82,8 +82,14 @@ pub fn begin(
 ) -> Result<()> {
     let vdso = space.contents.vdso(&mut tree.store, &mm.vmas)?;
     clear(hand, mm, space, vdso.as_deref(), tree.detour)?;
-    let numbers = lend_files(hand, service, files, &mut tree.shared, &mm.vmas, space.inherited)?;
-    map_all(hand, &mm.vmas, &numbers, space)?;
+    // First, while there is little else: see there.
+    let (rings, others): (Vec<&VmaEntry>, Vec<&VmaEntry>) =
+        mm.vmas.iter().partition(|vma| io_uring::is_recorded(files, vma));
+    for ring in rings {
+        io_uring::map(hand, service, files, ring)?;
+    }
+    let numbers = lend_files(hand, service, files, &mut tree.shared, &others, space.inherited)?;
+    map_all(hand, &others, &numbers, space)?;
     fill(hand, service, &mut tree.store, space)?;
     aio::build(hand, service, &mm.vmas)
 }
@@ -118,6 +124,12 @@ impl Space<'_> {
     }
 }
 
+/// What of the addresses for mappings is not among these.
+pub fn free_besides(mut taken: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    taken.sort_unstable();
+    super::ranges::without(&[(LOWEST, TASK_END)], &taken)
+}
+
 /// Unmaps all that the hand inherited from us, or from a process of the tree
 /// and is not to keep, and moves the vdso in place.
 fn clear(hand: &mut Hand, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, free: u64) -> Result<()> {
@@ -127,15 +139,10 @@ fn clear(hand: &mut Hand, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, f
     let mut keep: Vec<(u64, u64)> = specials.clone();
     keep.push((space.scratches.start, space.scratches.end));
     keep.extend(inherited.areas());
-    keep.sort_unstable();
     let mut b = Batch::new();
-    let mut low = LOWEST;
-    for (start, end) in keep.into_iter().chain([(TASK_END, TASK_END)]) {
-        if start > low {
-            b.call(libc::SYS_munmap, [low.into(), (start - low).into()]);
-            spill(hand, &mut b)?;
-        }
-        low = end;
+    for (start, end) in free_besides(keep) {
+        b.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
+        spill(hand, &mut b)?;
     }
     for &(start, end) in &inherited.surplus {
         b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
@@ -171,7 +178,7 @@ fn lend_files(
     service: &Service,
     files: &mut Build<'_>,
     shared: &mut SharedBuild,
-    vmas: &[VmaEntry],
+    vmas: &[&VmaEntry],
     inherited: &Inheritance,
 ) -> Result<HashMap<Backing, i32>> {
     let mut order: Vec<Backing> = Vec::new();
@@ -203,7 +210,7 @@ fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
 }
 
-fn map_all(hand: &mut Hand, vmas: &[VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {
+fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {
     let mut b = Batch::new();
     for vma in vmas.iter().filter(|v| is_mapped_here(v) && !space.inherited.has(v)) {
         let number = match backing(vma) {

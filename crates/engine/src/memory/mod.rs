@@ -31,7 +31,7 @@ mod vdso_redirect;
 mod vma;
 mod write_behind;
 
-pub use build::Shape;
+pub use build::{Shape, free_besides};
 pub use extras::{AllExtras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};

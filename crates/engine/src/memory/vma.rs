@@ -1,7 +1,7 @@
 //! What a mapping is: the lines of smaps as records.
 
 use super::{PAGE, extras::Extras};
-use crate::files::{Collect, regular};
+use crate::files::{Collect, io_uring, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
@@ -127,6 +127,10 @@ fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Resu
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
+        _ if io_uring::is_mapping(vma) => {
+            let id = io_uring::mapped(cx, || object(process, vma), vma)?;
+            (entry.status, entry.shmid) = (status::REGULAR | status::FILE_SHARED, u64::from(id));
+        }
         _ if !vma.has_file() => anonymous(&mut entry, vma),
         _ => with_file(cx, process, flagged, &mut entry)?,
     }
@@ -152,8 +156,8 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     if path.starts_with(b"/SYSV") {
         return no("System V shared memory belongs to an ipc namespace, which is not carried yet", "");
     }
-    if path.starts_with(b"anon_inode:[io_uring]") {
-        return no("io_uring rings cannot be carried yet", "close the ring before the checkpoint");
+    if io_uring::is_mapping(vma) {
+        return Ok(());
     }
     if path.starts_with(b"socket:") || path.starts_with(b"anon_inode:") {
         return no("mappings of this kind of file cannot be carried", "unmap it before the checkpoint");

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{errno, present, proc_errno};
 use crate::proc::Task;
 use crate::proc::fdinfo::{Details, FdInfo};
-use crate::sys::{self, bpf, fanotify as fan, fcntl, handle, timerfd};
+use crate::sys::{self, bpf, fanotify as fan, fcntl, handle, io_uring as uring, timerfd};
 
 fn fdinfo(file: impl AsFd) -> Result<FdInfo, Errno> {
     let fd = file.as_fd().as_raw_fd();
@@ -67,6 +67,11 @@ pub(super) fn bpf_maps() -> Result<(), Errno> {
     const ARRAY: u32 = 2;
     let spec = bpf::MapSpec { map_type: ARRAY, key_size: 4, value_size: 4, max_entries: 1, ..bpf::MapSpec::default() };
     bpf::Map::create(&spec)?.update(&[0; 4], &[1; 4], 0)
+}
+
+pub(super) fn io_uring() -> Result<(), Errno> {
+    let (ring, _) = uring::make(1, 2, 0)?;
+    uring::inside(rustix::thread::gettid().as_raw_nonzero().get(), ring.as_raw_fd()).map(drop)
 }
 
 fn set_int(socket: impl AsFd, level: i32, option: i32, value: i32) -> Result<(), Errno> {

@@ -226,6 +226,9 @@ features! {
     BpfMaps "bpf-maps" Carries,
         "BPF maps",
         "", files::bpf_maps;
+    IoUring "io-uring-inside" Carries,
+        "io_uring instances, which are looked into by a BPF program",
+        "", files::io_uring;
     SockBufLock "so-buf-lock" Carries,
         "whether a socket's buffer sizes were set by the program",
         "they count as set", files::sock_buf_lock;

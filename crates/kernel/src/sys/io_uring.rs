@@ -5,7 +5,7 @@ use super::btf::Btf;
 use super::check;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -67,12 +67,6 @@ impl Layout {
 
     fn sq_tail(&self) -> usize {
         self.at(1)
-    }
-
-    /// Where the count of entries is that were dropped for their bad index.
-    #[must_use]
-    pub fn sq_dropped(&self) -> usize {
-        self.at(5)
     }
 
     fn array(&self) -> Option<usize> {
@@ -140,6 +134,18 @@ impl Region {
         Ok(Region { at: at.cast(), len })
     }
 
+    /// Bytes that it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none, which the kernel does not map.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// A copy of what it holds.
     #[must_use]
     pub fn read(&self) -> Vec<u8> {
@@ -194,24 +200,29 @@ impl Mapped {
         })
     }
 
-    /// Makes a new ring take `submitted` requests that do nothing, of which `completed` complete, and collects them:
-    /// the kernel's own indices, which nothing can set, then stand there. Takes some 0.1 µs for each.
+    /// Makes a new ring stand where another stood: by as many requests that do nothing, since nothing can set the
+    /// kernel's own indices. Takes some 0.1 µs for each.
     ///
-    /// EINVAL if more are to complete than there are.
-    pub fn turn(&self, ring: BorrowedFd<'_>, submitted: u32, completed: u32) -> Result<(), Errno> {
-        let silent = submitted.checked_sub(completed).ok_or(Errno::INVAL)?;
+    /// What is not collected (`Position::collected`) must stay so meanwhile: the kernel keeps places for completions
+    /// in advance, from what it sees to be free.
+    pub fn turn(&self, ring: BorrowedFd<'_>, position: Position) -> Result<(), Errno> {
         if let Some(array) = self.layout.array() {
             for index in 0..self.layout.sq_entries {
                 self.rings.word(array + 4 * index as usize).store(index, Ordering::Relaxed);
             }
         }
         // Entries of a new ring are zero: IORING_OP_NOP.
-        self.submit(ring, completed)?;
-        self.mark(SKIP_SUCCESS);
-        self.submit(ring, silent)?;
-        self.mark(0);
+        self.submit(ring, position.both(), position.collected)?;
+        match position.silent() {
+            0.. => {
+                self.mark(SKIP_SUCCESS);
+                self.submit(ring, position.silent() as u32, position.collected)?;
+                self.mark(0);
+            }
+            _ => self.send(ring, position.silent().unsigned_abs(), position.collected)?,
+        }
         let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
-        if tail == completed { Ok(()) } else { Err(Errno::AGAIN) }
+        if tail == position.completed { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
     fn mark(&self, flags: u8) {
@@ -220,7 +231,7 @@ impl Mapped {
         }
     }
 
-    fn submit(&self, ring: BorrowedFd<'_>, mut left: u32) -> Result<(), Errno> {
+    fn submit(&self, ring: BorrowedFd<'_>, mut left: u32, collected: u32) -> Result<(), Errno> {
         while left > 0 {
             let some = left.min(self.layout.sq_entries);
             self.rings.word(self.layout.sq_tail()).fetch_add(some, Ordering::Release);
@@ -231,11 +242,69 @@ impl Mapped {
             if done != libc::c_long::from(some) {
                 return Err(Errno::AGAIN);
             }
-            let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
-            self.rings.word(self.layout.cq_head()).store(tail, Ordering::Release);
+            self.collect(collected);
             left -= some;
         }
         Ok(())
+    }
+
+    /// Collects what has completed, up to an index.
+    fn collect(&self, most: u32) {
+        let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
+        let beyond = tail.wrapping_sub(most).cast_signed() > 0;
+        self.rings.word(self.layout.cq_head()).store(if beyond { most } else { tail }, Ordering::Release);
+    }
+
+    /// Adds completions without requests: messages from another ring.
+    fn send(&self, ring: BorrowedFd<'_>, count: u32, collected: u32) -> Result<(), Errno> {
+        const MSG_RING: u8 = 40;
+        const SQE_FD: usize = 4;
+        let (helper, layout) = make(1, 2, 0)?;
+        let sender = Mapped::new(helper.as_fd(), layout)?;
+        sender.entries.write(0, &[MSG_RING]);
+        sender.entries.write(SQE_FD, &ring.as_raw_fd().to_le_bytes());
+        for sent in 1..=count {
+            sender.submit(helper.as_fd(), 1, sent)?;
+            self.collect(collected);
+        }
+        Ok(())
+    }
+}
+
+/// How far a ring has come. All count modulo 2^32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Requests taken.
+    pub submitted: u32,
+    /// Completions told.
+    pub completed: u32,
+    /// Completions collected by the program.
+    pub collected: u32,
+}
+
+impl Position {
+    /// Requests without a completion, or if negative completions without a request of their own.
+    #[must_use]
+    pub fn silent(self) -> i32 {
+        self.submitted.wrapping_sub(self.completed).cast_signed()
+    }
+
+    /// Requests with one completion each.
+    #[must_use]
+    pub fn both(self) -> u32 {
+        if self.silent() < 0 { self.submitted } else { self.completed }
+    }
+
+    /// What [`Mapped::turn`] has to do.
+    #[must_use]
+    pub fn steps(self) -> u64 {
+        u64::from(self.both()) + u64::from(self.silent().unsigned_abs())
+    }
+
+    /// Completions that are not collected.
+    #[must_use]
+    pub fn unread(self) -> u32 {
+        self.completed.wrapping_sub(self.collected)
     }
 }
 
@@ -336,7 +405,6 @@ mod tests {
     use super::*;
     use crate::proc::Task;
     use crate::proc::fdinfo::Details;
-    use std::os::fd::AsFd;
 
     fn told(ring: &OwnedFd, key: &str) -> String {
         let info = Task::current().unwrap().fdinfo(ring.as_raw_fd()).unwrap();
@@ -350,14 +418,20 @@ mod tests {
         for flags in [0, setup::NO_SQARRAY, setup::SQE128 | setup::CQE32, setup::SUBMIT_ALL | setup::COOP_TASKRUN] {
             let (ring, layout) = make(8, 32, flags).unwrap();
             let mapped = Mapped::new(ring.as_fd(), layout).unwrap();
-            mapped.turn(ring.as_fd(), 1003, 998).unwrap();
+            let position = Position { submitted: 1003, completed: 998, collected: 970 };
+            mapped.turn(ring.as_fd(), position).unwrap();
             assert_eq!((told(&ring, "CachedSqHead"), told(&ring, "CachedCqTail")), ("1003".into(), "998".into()));
+            assert_eq!((told(&ring, "CQEs"), told(&ring, "CqHead")), ("28".into(), "970".into()));
             let inside = inside(std::process::id() as i32, ring.as_raw_fd()).unwrap();
             assert_eq!(inside.flags & !setup::CQSIZE, flags);
             assert_eq!((inside.in_flight.unwrap_or(0), inside.clock.unwrap_or(1)), (0, libc::CLOCK_MONOTONIC));
             assert!(!inside.eventfd && !inside.buffers && !inside.personalities && !inside.regions);
             assert_eq!(registered(std::process::id() as i32, ring.as_raw_fd()), Ok(0));
         }
+        let (ring, layout) = make(2, 4, 0).unwrap();
+        let position = Position { submitted: 5, completed: 20, collected: 18 };
+        Mapped::new(ring.as_fd(), layout).unwrap().turn(ring.as_fd(), position).unwrap();
+        assert_eq!((told(&ring, "CachedSqHead"), told(&ring, "CachedCqTail")), ("5".into(), "20".into()));
         assert_eq!(make(7, 32, 0).unwrap_err(), Errno::NOTSUP);
     }
 }
