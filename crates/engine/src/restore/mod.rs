@@ -8,7 +8,7 @@ mod descriptors;
 mod resume;
 
 use crate::attributes::{limits, signals, task, timers};
-use crate::files::{Build, Settle, kind_of};
+use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{PAGE, Shape, Spaces};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
@@ -79,6 +79,8 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let mut threads = 0;
     for process in plan.processes.values().filter(|p| !p.is_zombie()) {
         finish_process(&mut nursery, &plan, process, &service)?;
+        let rings = io_uring::Start { images: &images, records: &plan.files, built: build.built(), places: &places };
+        io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
         threads += 1 + process.threads.len();
     }
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.

@@ -73,7 +73,9 @@ impl Layout {
         (self.flags & setup::NO_SQARRAY == 0).then(|| self.at(6))
     }
 
-    fn cq_head(&self) -> usize {
+    /// Where the index is of what has been collected.
+    #[must_use]
+    pub fn cq_head(&self) -> usize {
         self.at(OFFSETS)
     }
 
@@ -206,35 +208,51 @@ impl Mapped {
     /// What is not collected (`Position::collected`) must stay so meanwhile: the kernel keeps places for completions
     /// in advance, from what it sees to be free.
     pub fn turn(&self, ring: BorrowedFd<'_>, position: Position) -> Result<(), Errno> {
+        self.number();
+        // Entries of a new ring are zero: IORING_OP_NOP.
+        self.submit(ring, position.both(), position.collected)?;
+        match position.silent() {
+            0.. => {
+                self.silence(true);
+                self.submit(ring, position.silent() as u32, position.collected)?;
+            }
+            _ => self.send(ring, position.silent().unsigned_abs(), position.collected)?,
+        }
+        if self.completed() == position.completed { Ok(()) } else { Err(Errno::AGAIN) }
+    }
+
+    /// Lets each place of the submission queue lead to the entry of the same number.
+    pub fn number(&self) {
         if let Some(array) = self.layout.array() {
             for index in 0..self.layout.sq_entries {
                 self.rings.word(array + 4 * index as usize).store(index, Ordering::Relaxed);
             }
         }
-        // Entries of a new ring are zero: IORING_OP_NOP.
-        self.submit(ring, position.both(), position.collected)?;
-        match position.silent() {
-            0.. => {
-                self.mark(SKIP_SUCCESS);
-                self.submit(ring, position.silent() as u32, position.collected)?;
-                self.mark(0);
-            }
-            _ => self.send(ring, position.silent().unsigned_abs(), position.collected)?,
-        }
-        let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
-        if tail == position.completed { Ok(()) } else { Err(Errno::AGAIN) }
     }
 
-    fn mark(&self, flags: u8) {
+    /// Whether what is submitted completes without a word.
+    pub fn silence(&self, silent: bool) {
+        let flags = if silent { SKIP_SUCCESS } else { 0 };
         for index in 0..self.layout.sq_entries as usize {
             self.entries.write(index * self.layout.entry_len() + SQE_FLAGS, &[flags]);
         }
     }
 
+    /// Offers the next entries to the kernel.
+    pub fn offer(&self, count: u32) {
+        self.rings.word(self.layout.sq_tail()).fetch_add(count, Ordering::Release);
+    }
+
+    /// Completions that the kernel has told.
+    #[must_use]
+    pub fn completed(&self) -> u32 {
+        self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire)
+    }
+
     fn submit(&self, ring: BorrowedFd<'_>, mut left: u32, collected: u32) -> Result<(), Errno> {
         while left > 0 {
             let some = left.min(self.layout.sq_entries);
-            self.rings.word(self.layout.sq_tail()).fetch_add(some, Ordering::Release);
+            self.offer(some);
             // SAFETY: without IORING_ENTER_EXT_ARG and a signal mask, io_uring_enter reads no memory of ours.
             let done = check(unsafe {
                 libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0)
@@ -249,8 +267,8 @@ impl Mapped {
     }
 
     /// Collects what has completed, up to an index.
-    fn collect(&self, most: u32) {
-        let tail = self.rings.word(self.layout.cq_tail()).load(Ordering::Acquire);
+    pub fn collect(&self, most: u32) {
+        let tail = self.completed();
         let beyond = tail.wrapping_sub(most).cast_signed() > 0;
         self.rings.word(self.layout.cq_head()).store(if beyond { most } else { tail }, Ordering::Release);
     }
@@ -313,6 +331,8 @@ impl Position {
 pub struct Inside {
     /// `setup::*` with which it was made.
     pub flags: u32,
+    /// The address of the task that alone may submit; 0 for none.
+    pub issuer: u64,
     /// Requests that have not completed. Linux 6.16.
     pub in_flight: Option<u64>,
     /// The clock of its waits (`CLOCK_*`). Linux 6.12.
@@ -360,6 +380,7 @@ pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
         })
     };
     let clock = optional(need("clockid", 4));
+    let issuer = optional(need("submitter_task", 8));
     let queues = optional(head("zcrx_ctxs"));
     let region = optional(need("param_region", 4).and_then(|f| within(f, "io_mapped_region", "nr_pages", 4)));
     let allocated = optional(need("nr_req_allocated", 4));
@@ -372,6 +393,7 @@ pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
     };
     Ok(Inside {
         flags: words[2] as u32,
+        issuer: value(issuer).unwrap_or(0),
         in_flight,
         clock: value(clock).map(|clock| clock as i32),
         eventfd: words[3] != 0,
@@ -380,6 +402,11 @@ pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
         restricted: words[6] != 0,
         regions: value(queues).unwrap_or(0) != 0 || value(region).unwrap_or(0) != 0,
     })
+}
+
+/// The address of a task, by which others know it. `fd` is any descriptor of it.
+pub fn task_address(tid: i32, fd: i32) -> Result<u64, Errno> {
+    Ok(bpf_iter::fields(types()?, (tid, fd), Base::Task, &[])?[1])
 }
 
 /// Which rings a thread may name by an index instead of a descriptor (IORING_REGISTER_RING_FDS): how many. `fd` is any

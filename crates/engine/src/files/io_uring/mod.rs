@@ -22,13 +22,18 @@
 //! CRIU knows no such file: the record in files.img has no type, so that it
 //! refuses the image, and all else is in `cryonaut-io-uring-ID.json`.
 
+mod issuer;
+
+pub use issuer::{Start, start};
+
 use super::{Build, Collect, FileKind, OpenFile};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
+use cryonaut_image::ImageDir;
 use cryonaut_image::records::{FdTypes, FileEntry, VmaEntry};
 use cryonaut_kernel::proc::fdinfo::Details;
 use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_kernel::sys::io_uring::{self, Inside, Mapped, Offsets, PART_MASK, Position, Region, setup};
+use cryonaut_kernel::sys::io_uring::{self, Inside, Layout, Mapped, Offsets, PART_MASK, Position, Region, setup};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand};
 use rustix::io::Errno;
@@ -48,6 +53,8 @@ const CARRIED: u32 = setup::SUBMIT_ALL
     | setup::TASKRUN_FLAG
     | setup::SQE128
     | setup::CQE32
+    | setup::SINGLE_ISSUER
+    | setup::DEFER_TASKRUN
     | setup::NO_SQARRAY
     | setup::CQE_MIXED;
 /// What leaves no trace but the sizes: they were chosen or cut; a thread pool that belongs to the process now.
@@ -57,6 +64,8 @@ const MOST_STEPS: u64 = 1 << 28;
 /// How long requests may take to come to rest.
 const PATIENCE: Duration = Duration::from_millis(200);
 const NAP: Duration = Duration::from_millis(5);
+/// Where in the file the rings are: both queues' are one, under two offsets (IORING_OFF_CQ_RING is the other).
+const RINGS_PARTS: [u64; 2] = [io_uring::RINGS_OFFSET, 0x800_0000];
 /// Bytes of contents that are left out when they are zero.
 const LINE: usize = 64;
 
@@ -72,6 +81,9 @@ struct Record {
     cq_entries: u32,
     /// `IORING_SETUP_*`.
     setup_flags: u32,
+    /// The thread that alone may submit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    issuer: Option<i32>,
     /// Where its parts are: `sq_off` and `cq_off` of struct io_uring_params, as words.
     offsets: Offsets,
     submitted: u32,
@@ -80,6 +92,35 @@ struct Record {
     /// Contents of both mappings but for zeros: hexadecimal, by offset.
     rings: BTreeMap<usize, String>,
     entries: BTreeMap<usize, String>,
+}
+
+impl Record {
+    /// Of a file in the image.
+    fn read(images: &ImageDir, entry: &FileEntry) -> Result<Record> {
+        let record: Record = images.read_json(&json_name(entry.id))?.ok_or_else(|| Build::lacks(entry, "io_uring"))?;
+        let position = record.position();
+        if position.unread() > record.cq_entries
+            || position.steps() > MOST_STEPS
+            || record.setup_flags & !CARRIED != 0
+            || record.issuer.is_some() != (record.setup_flags & setup::SINGLE_ISSUER != 0)
+        {
+            return Err(Error::bad_image(json_name(entry.id), "no ring can stand as it says"));
+        }
+        Ok(record)
+    }
+
+    fn position(&self) -> Position {
+        Position { submitted: self.submitted, completed: self.completed, collected: self.collected }
+    }
+
+    fn layout(&self) -> Layout {
+        Layout {
+            sq_entries: self.sq_entries,
+            cq_entries: self.cq_entries,
+            flags: self.setup_flags,
+            offsets: self.offsets,
+        }
+    }
 }
 
 impl FileKind for IoUring {
@@ -118,6 +159,7 @@ impl FileKind for IoUring {
             sq_entries: told.sq_entries,
             cq_entries: told.cq_entries,
             setup_flags,
+            issuer: issuer::find(file, &inside, told.position)?,
             offsets: layout.offsets,
             submitted,
             completed,
@@ -130,36 +172,27 @@ impl FileKind for IoUring {
     }
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
-        let record: Record =
-            cx.images.read_json(&json_name(entry.id))?.ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let record = Record::read(cx.images, entry)?;
         let object = || Object::File(entry.id, "io_uring".into());
-        let position =
-            Position { submitted: record.submitted, completed: record.completed, collected: record.collected };
-        if position.unread() > record.cq_entries || position.steps() > MOST_STEPS || record.setup_flags & !CARRIED != 0
-        {
-            return Err(Error::bad_image(json_name(entry.id), "no ring can stand as it says"));
-        }
-        let (file, layout) =
-            io_uring::make(record.sq_entries, record.cq_entries, record.setup_flags).map_err(|errno| {
-                Error::Kernel {
-                    object: object(),
-                    action: "make one".into(),
-                    errno,
-                    remedy: if errno == Errno::PERM { "see /proc/sys/kernel/io_uring_disabled" } else { "" },
-                }
-            })?;
+        let later = if record.issuer.is_some() { setup::R_DISABLED } else { 0 };
+        let made = io_uring::make(record.sq_entries, record.cq_entries, record.setup_flags | later);
+        let (file, layout) = made.map_err(|errno| Error::Kernel {
+            object: object(),
+            action: "make one".into(),
+            errno,
+            remedy: if errno == Errno::PERM { "see /proc/sys/kernel/io_uring_disabled" } else { "" },
+        })?;
         if layout.offsets != record.offsets {
             let reason = "this kernel lays rings out in another way than the one of the checkpoint";
             return Err(Error::unsupported(object(), reason, "restore on a kernel of the same version"));
         }
-        let failed = |what: &'static str| move |e| Error::kernel(object(), what, e);
-        let mapped = Mapped::new(file.as_fd(), layout).map_err(failed("map its rings"))?;
-        mapped.turn(file.as_fd(), position).map_err(failed("bring its indices to where they were"))?;
-        for (region, lines) in [(&mapped.rings, &record.rings), (&mapped.entries, &record.entries)] {
-            fill(region, lines)
-                .ok_or_else(|| Error::bad_image(json_name(entry.id), "its contents do not fit its size"))?;
-        }
         super::apply_status_flags(file.as_fd(), entry.id, record.file_flags)?;
+        if record.issuer.is_none() {
+            let failed = |what: &'static str| move |e| Error::kernel(object(), what, e);
+            let mapped = Mapped::new(file.as_fd(), layout).map_err(failed("map its rings"))?;
+            mapped.turn(file.as_fd(), record.position()).map_err(failed("bring its indices to where they were"))?;
+            fill_both(entry.id, &record, &mapped)?;
+        }
         Ok(file)
     }
 }
@@ -281,7 +314,6 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
         (setup::SQPOLL, "a thread of the kernel that submits (IORING_SETUP_SQPOLL)"),
         (setup::IOPOLL, "busy waiting for completions (IORING_SETUP_IOPOLL)"),
         (setup::R_DISABLED, "been made disabled, and not been enabled (IORING_SETUP_R_DISABLED)"),
-        (setup::SINGLE_ISSUER, "a single thread that may submit (IORING_SETUP_SINGLE_ISSUER)"),
         (setup::NO_MMAP, "its queues in memory of the program (IORING_SETUP_NO_MMAP)"),
         (!CARRIED & !TRACELESS, "been made in a way that is not known"),
     ];
@@ -398,6 +430,14 @@ fn in_lines(bytes: &[u8]) -> BTreeMap<usize, String> {
     out
 }
 
+/// Gives a ring its contents.
+fn fill_both(id: u32, record: &Record, mapped: &Mapped) -> Result<()> {
+    for (region, lines) in [(&mapped.rings, &record.rings), (&mapped.entries, &record.entries)] {
+        fill(region, lines).ok_or_else(|| Error::bad_image(json_name(id), "its contents do not fit its size"))?;
+    }
+    Ok(())
+}
+
 /// Gives a region its contents, also where they are zero. `None` if they reach beyond it, or are none.
 fn fill(region: &Region, lines: &BTreeMap<usize, String>) -> Option<()> {
     let mut bytes = vec![0; region.len()];
@@ -445,7 +485,7 @@ mod tests {
         let position = Position { submitted: 1, completed: 1, collected: 1 };
         let (file, _) = ring(position, 0);
         assert!(Carried::try_collect(&[&file]).is_ok());
-        for (flags, why) in [(setup::SINGLE_ISSUER, "SINGLE_ISSUER"), (setup::R_DISABLED, "R_DISABLED")] {
+        for (flags, why) in [(setup::IOPOLL, "IOPOLL"), (setup::R_DISABLED, "R_DISABLED")] {
             let (file, _) = io_uring::make(4, 8, flags).unwrap();
             let error = Carried::try_collect(&[&file]).err().unwrap().to_string();
             assert!(error.contains(why), "{error}");
