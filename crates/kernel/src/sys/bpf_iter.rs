@@ -295,13 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_followed_to_its_end() {
+    fn an_empty_list_has_no_links() {
         let Ok(btf) = Btf::vmlinux() else { return };
-        let event = eventfd(0, EventfdFlags::empty()).unwrap();
-        let at = (std::process::id() as i32, event.as_raw_fd());
-        assert_eq!(list_len(&btf, at, 0), Ok(0));
-        // The first threads of all tasks, from our process's links on: a ring, so only its beginning is looked at.
-        let parent = Field { offset: btf.field("task_struct", "parent").unwrap(), len: 8 };
-        assert_ne!(fields(&btf, at, Base::Task, &[parent]).unwrap()[2], 0);
+        assert_eq!(list_len(&btf, (std::process::id() as i32, 0), 0), Ok(0));
     }
 }

@@ -461,4 +461,23 @@ mod tests {
         assert_eq!((told(&ring, "CachedSqHead"), told(&ring, "CachedCqTail")), ("5".into(), "20".into()));
         assert_eq!(make(7, 32, 0).unwrap_err(), Errno::NOTSUP);
     }
+
+    #[test]
+    fn requests_in_flight_are_told_from_those_kept_for_later() {
+        const POLL_ADD: u8 = 6;
+        let count = |ring: &OwnedFd| inside(std::process::id() as i32, ring.as_raw_fd()).unwrap().in_flight;
+        // More than one look at the kernel's list of free ones takes in.
+        let (ring, layout) = make(2048, 4096, 0).unwrap();
+        let mapped = Mapped::new(ring.as_fd(), layout).unwrap();
+        mapped.turn(ring.as_fd(), Position { submitted: 4096, completed: 4096, collected: 4096 }).unwrap();
+        let Some(none) = count(&ring) else { return };
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        mapped.silence(false);
+        mapped.entries.write(0, &[POLL_ADD]);
+        mapped.entries.write(4, &reader.as_raw_fd().to_le_bytes());
+        mapped.entries.write(28, &libc::POLLIN.to_le_bytes());
+        mapped.submit(ring.as_fd(), 1, u32::MAX).unwrap();
+        assert_eq!((none, count(&ring)), (0, Some(1)));
+        drop(writer);
+    }
 }

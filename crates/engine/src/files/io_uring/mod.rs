@@ -9,7 +9,8 @@
 //!
 //! The program keeps copies of the indices, which count for ever; the kernel's
 //! own begin with zero and nothing sets them. So a new ring takes as many
-//! requests that do nothing, and then gets the contents of the old one.
+//! requests that do nothing, and then gets the contents of the old one. Where
+//! one thread alone may submit, that thread does it ([`issuer`]).
 //!
 //! The kernel maps a ring where it likes and nowhere else, and does not move
 //! it either. All that is free besides the wanted place is therefore filled
