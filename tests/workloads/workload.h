@@ -120,6 +120,17 @@ WL_UNUSED static void wl_sleep_ms(long ms)
 		;
 }
 
+/*
+ * For who waits while it may be looked at: each nap is exactly as the one before. Another would note in memory what was
+ * left of it whenever somebody stops it.
+ */
+WL_UNUSED static void wl_nap(void)
+{
+	static const struct timespec pause = { .tv_nsec = 2000000 };
+
+	nanosleep(&pause, NULL);
+}
+
 /* Whether the harness has asked for the check. */
 WL_UNUSED static bool wl_told_to_go(void)
 {

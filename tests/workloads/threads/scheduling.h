@@ -26,7 +26,7 @@ static void *own_thread(void *argument)
 	own_setting.describe(before, sizeof(before));
 	pthread_barrier_wait(&own_begun);
 	while (!own_go)
-		wl_sleep_ms(2);
+		wl_nap();
 	if (wl_lose && number == 2)
 		own_setting.set(0);
 	own_setting.describe(now, sizeof(now));

@@ -21,7 +21,7 @@ static int child(void *unused)
 
 	(void)unused;
 	while (turn == 0)
-		wl_sleep_ms(2);
+		wl_nap();
 	opened = open(wl_path("by-child"), O_RDWR | O_CREAT, 0600);
 	umask(027);
 	sigaction(SIGUSR2, &action, NULL);

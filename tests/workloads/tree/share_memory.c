@@ -12,7 +12,7 @@ static int child(void *unused)
 {
 	(void)unused;
 	while (turn == 0)
-		wl_sleep_ms(2);
+		wl_nap();
 	mapped = MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	mapped[5] = 42;
 	turn = 2;

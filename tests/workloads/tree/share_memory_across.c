@@ -12,7 +12,7 @@ static int grandchild(void *unused)
 {
 	(void)unused;
 	while (turn == 0)
-		wl_sleep_ms(2);
+		wl_nap();
 	turn++;
 	syscall(SYS_exit_group, 0);
 	return 0;

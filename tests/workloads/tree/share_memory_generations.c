@@ -17,7 +17,7 @@ static volatile pid_t pids[4];
 static void await(volatile int *what, int value)
 {
 	while (*what < value)
-		wl_sleep_ms(2);
+		wl_nap();
 }
 
 static void leave(int status)
@@ -30,7 +30,7 @@ static int of_the_copy(void *unused)
 	(void)unused;
 	kin++;
 	while (!wl_told_to_go())
-		wl_sleep_ms(5);
+		wl_nap();
 	await(&copies_turn, 1);
 	if (wl_differs(shared, SIZE, 2) >= 0)
 		leave(5);

@@ -18,7 +18,7 @@ static int child(void *unused)
 
 	(void)unused;
 	while (turn == 0)
-		wl_sleep_ms(2);
+		wl_nap();
 	sigaction(SIGUSR2, &action, NULL);
 	turn = 2;
 	syscall(SYS_exit_group, 0);
