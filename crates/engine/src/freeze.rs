@@ -12,11 +12,13 @@ use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::values::Syscall;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
+use cryonaut_kernel::sys::pidfd::release_memory as release;
 use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
 use cryonaut_puppet::{Context, DoorMaps, Ground, Hand, Verdict, find_doorway, scratch, trace};
+use rustix::process::PidfdFlags;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -331,6 +333,9 @@ impl Frozen {
         for process in zombies_last {
             let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
         }
+        for process in self.processes.iter().filter(|p| p.status.vm_rss_kib >= MUCH_MEMORY) {
+            release_memory(process.pid);
+        }
         for process in self.processes.iter().filter(|p| !p.is_zombie()) {
             stops::reap_process(process.pid);
         }
@@ -388,6 +393,16 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// KiB of memory that take longer to free than to ask for it.
+const MUCH_MEMORY: u64 = 64 << 10;
+
+/// Helps a killed process to free its memory, which it does alone otherwise, while we wait for it.
+fn release_memory(pid: i32) {
+    let Ok(pid) = pid_of(pid) else { return };
+    // It fails on older kernels, and when the process is done already: either way nothing is left to do but to wait.
+    let _ = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map(release);
 }
 
 /// What is known of an address space while its processes are entered.

@@ -1,10 +1,13 @@
 //! PIDFD_GET_INFO (Linux 6.13): what a pidfd knows without /proc, and of a reaped process too (6.15).
+//! process_mrelease(2) (Linux 5.15): its memory freed by somebody else than itself.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use bitflags::bitflags;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+
+use super::check;
 
 bitflags! {
     /// `PIDFD_INFO_*`: which fields hold something.
@@ -57,10 +60,32 @@ pub fn get_info(pidfd: impl AsFd, wanted: Fields) -> Result<PidfdInfo, Errno> {
     Ok(info)
 }
 
+/// Frees private anonymous memory of a process that has been killed, beside what it frees itself on its way out.
+/// EINVAL if it (or another that shares its memory) has not been killed, ESRCH if the memory is gone already.
+pub fn release_memory(pidfd: impl AsFd) -> Result<(), Errno> {
+    // SAFETY: process_mrelease(pidfd, flags = 0) takes no address, and what it frees is that of a process which will
+    // not run any more.
+    let answer = unsafe { libc::syscall(libc::SYS_process_mrelease, pidfd.as_fd().as_raw_fd(), 0u32) };
+    check(answer).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+
+    #[test]
+    fn only_of_the_killed() {
+        use crate::sys::process::{Spawn, spawn_idle};
+        let child = spawn_idle(&Spawn::default()).unwrap();
+        let refused = release_memory(&child.pidfd).unwrap_err();
+        assert!(matches!(refused, Errno::INVAL | Errno::NOSYS), "{refused}");
+        rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
+        if let Err(errno) = release_memory(&child.pidfd) {
+            assert!(matches!(errno, Errno::SRCH | Errno::NOSYS), "{errno}");
+        }
+        crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
+    }
 
     #[test]
     fn tells_own_pids() {
