@@ -44,7 +44,7 @@ pub struct RestoreReport {
     pub processes: usize,
     /// Threads.
     pub threads: usize,
-    /// Private pages filled.
+    /// Private pages filled from the image; not those kept from a parent.
     pub pages_restored: u64,
     /// Creating the processes.
     pub forking_us: u64,

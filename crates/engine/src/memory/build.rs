@@ -90,7 +90,7 @@ pub fn begin(
     }
     let numbers = lend_files(hand, service, files, &mut tree.shared, &others, space.inherited)?;
     map_all(hand, &others, &numbers, space)?;
-    fill(hand, service, &mut tree.store, space)?;
+    tree.pages_filled += fill(hand, service, &mut tree.store, space)?;
     aio::build(hand, service, &mm.vmas)
 }
 
@@ -103,6 +103,8 @@ pub struct Tree<'i> {
     pub shared: SharedBuild,
     /// Where mappings can be put that stand in the way of themselves.
     pub detour: u64,
+    /// Private pages that have been read into place.
+    pub pages_filled: u64,
 }
 
 /// What one is built of.
@@ -247,15 +249,15 @@ fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>,
 }
 
 /// Reads the private pages into place, by the process itself: one copy, out of
-/// the page cache.
-fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, space: Space<'_>) -> Result<()> {
+/// the page cache. Returns how many they are.
+fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, space: Space<'_>) -> Result<u64> {
     let mut pieces = space.inherited.rest(&space.contents.pieces);
     // File by file; within each they ascend by address and offset.
     pieces.sort_by_key(|piece| piece.source);
     for group in pieces.chunk_by(|a, b| a.source == b.source) {
         fill_from(hand, service, &store.open(group[0].source)?, group)?;
     }
-    Ok(())
+    Ok(pieces.iter().map(|piece| piece.len / super::PAGE).sum())
 }
 
 fn fill_from(hand: &mut Hand, service: &Service, pages: &File, pieces: &[Piece]) -> Result<()> {

@@ -56,7 +56,12 @@ impl<'p> Spaces<'p> {
     /// their scratch mappings.
     pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>) -> Result<Self> {
         let extras = AllExtras::read(images)?;
-        let mut tree = Tree { store: Store::new(images), shared: SharedBuild::default(), detour: scratches.detour() };
+        let mut tree = Tree {
+            store: Store::new(images),
+            shared: SharedBuild::default(),
+            detour: scratches.detour(),
+            pages_filled: 0,
+        };
         let mut spaces = BTreeMap::new();
         let owners = plan.processes.values().filter(|p| plan.spaces.owner(p.pid()) == p.pid());
         for (pid, mm) in owners.filter_map(|p| Some((p.pid(), p.mm.as_ref()?))) {
@@ -80,6 +85,12 @@ impl<'p> Spaces<'p> {
             }
         }
         Ok(Spaces { tree, spaces, shared: &plan.spaces, forebears })
+    }
+
+    /// Private pages that have been read into place so far, each once.
+    #[must_use]
+    pub fn pages_filled(&self) -> u64 {
+        self.tree.pages_filled
     }
 
     /// Whether a process must have its memory before any child is born.

@@ -85,6 +85,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     }
     // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
     let links = build.finish();
+    let pages_restored = spaces.pages_filled();
     drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
@@ -95,7 +96,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         root_pid: plan.root,
         processes: plan.processes.len(),
         threads,
-        pages_restored: 0,
+        pages_restored,
         forking_us: (forked - begun).as_micros() as u64,
         total_us: begun.elapsed().as_micros() as u64,
     })
