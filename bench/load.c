@@ -1,7 +1,8 @@
 /* The workloads of the bench, and the limits that they are held against.
  *
  *   load tiny | threads N | family N | memory MIB     says "ready" on stdout and sleeps
- *   load warm MIB                                     has the host give this guest so much memory, and lets go of it
+ *   load warm MIB                                     has the host give this guest so much memory, and lets go of it:
+ *                                                     for about a second it can be had again without the host
  *   load write FILE MIB | read FILE MIB               a plain write of random memory to a new file, a plain read of a
  *                                                     file into fresh memory: prints microseconds */
 #define _GNU_SOURCE
@@ -110,7 +111,11 @@ int main(int argc, char **argv)
 	size_t mib = argc > 2 ? strtoul(argv[argc - 1], NULL, 10) << 20 : 0;
 
 	if (!strcmp(what, "warm")) {
-		memset(map(mib), 1, mib);
+		char *memory = map(mib);
+
+		/* Twenty times as fast as page by page; where there are no huge pages, it is slow. */
+		madvise(memory, mib, MADV_HUGEPAGE);
+		memset(memory, 1, mib);
 		return 0;
 	}
 	if (!strcmp(what, "write") && argc == 4) {
