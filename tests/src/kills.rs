@@ -23,9 +23,10 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 18] = [
+const WORKLOADS: [&str; 19] = [
     "tree/ceaseless",
     "tree/counter",
+    "memory/large",
     "tree/family",
     "tree/share_files",
     "tree/share_memory_generations",

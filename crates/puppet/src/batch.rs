@@ -17,9 +17,9 @@ pub enum Arg {
     Data(Data),
     /// What an earlier call of the same batch returned.
     Result(Call),
-    /// The 64-bit value that stands at this offset of the batch's data when
-    /// the call is made.
-    Load(Data),
+    /// The 64-bit value that stands at this address of the target when the
+    /// call is made.
+    At(u64),
 }
 
 impl From<u64> for Arg {
@@ -66,11 +66,6 @@ impl Data {
     pub fn at(self, by: usize) -> Data {
         Data { off: self.off + by as u32, len: self.len.saturating_sub(by as u32) }
     }
-    /// Where it begins.
-    pub(crate) fn offset(self) -> u64 {
-        u64::from(self.off)
-    }
-
     /// Length in bytes.
     #[must_use]
     pub fn len(self) -> usize {
@@ -259,9 +254,9 @@ impl Batch {
                         refs |= 1 << i;
                         place.ops + (c.0 as usize * op::SIZE + op::RESULT) as u64
                     }
-                    Arg::Load(d) => {
+                    Arg::At(address) => {
                         refs |= 1 << i;
-                        place.data + u64::from(d.off)
+                        address
                     }
                 });
             }

@@ -32,7 +32,7 @@
 use crate::arch::{self, Gadgets, Registers};
 use crate::batch::{Batch, Call, Place};
 use crate::scratch::{self, op, slot};
-use crate::{Error, Result, farewell, memory, trace};
+use crate::{Error, Result, farewell, memory, numbers, trace};
 
 /// What a stopped thread has to get back when it is let go.
 #[derive(Debug, Clone)]
@@ -419,7 +419,7 @@ impl Hand {
             (slot::OPS, at(scratch::OPS)),
             (slot::VERDICT, at(scratch::VERDICT)),
             (slot::FAREWELL_OPS, at(scratch::FAREWELL)),
-            (slot::FAREWELL_COUNT, farewell::FOR_OTHERS),
+            (slot::FAREWELL_COUNT, farewell::FOR_OTHERS + numbers::MAX as u64),
             (slot::LEAVE_SP, leave_sp),
             (slot::LEAVE_ARG0, self.base),
             (slot::LEAVE_ARG1, self.len),
@@ -430,7 +430,8 @@ impl Hand {
         let words: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         self.poke_all(&[
             (at(scratch::CODE), arch::code()),
-            (at(scratch::FAREWELL), &farewell::for_others(self.base)),
+            (at(scratch::FAREWELL), &[numbers::farewell(self.base), farewell::for_others(self.base)].concat()),
+            (at(scratch::NUMBERS), &numbers::none()),
             (at(scratch::LEFT), &words),
             (at(scratch::BUSY), &crate::group::busy(0)),
             (at(scratch::THREAD_FAREWELL), &farewell::say_left(self.base)),

@@ -9,6 +9,7 @@
 //! | CODE    | the trampoline                                              |
 //! | SLOT    | the slot of the process's own hand                          |
 //! | FAREWELL| operations to run when nobody stands behind the hand        |
+//! | NUMBERS | descriptors that are open for our sake                      |
 //! | LEFT... | how many threads have left, and how long to wait for them    |
 //! | OPS     | the operations of the current batch                         |
 //! | DATA    | what those operations read and write                        |
@@ -60,6 +61,13 @@ pub const VERDICT: u64 = THREAD_SLOT + THREADS as u64 * THREAD_ROW;
 /// Length of the mapping, the verdict's page included.
 pub const LEN: u64 = VERDICT + 0x1000;
 
+/// `struct cmsghdr` of one descriptor that the hand receives, which becomes the
+/// first of the numbers.
+pub const CONTROL: u64 = 0x1d80;
+/// Numbers of descriptors, 32 bits each; negative if there is none.
+pub const NUMBERS: u64 = CONTROL + 16;
+/// How many fit.
+pub const NUMBERS_MAX: usize = 8;
 /// A futex word: how many of the process's other threads have left for home.
 pub const LEFT: u64 = 0x1e00;
 /// A word for each of [`THREADS`]: as many as there are other threads in the
@@ -130,7 +138,8 @@ pub mod op {
     pub const MAY_FAIL: u64 = 0x100;
 }
 
-const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= LEFT as usize);
+const _: () = assert!(FAREWELL as usize + FAREWELL_MAX * op::SIZE <= CONTROL as usize);
+const _: () = assert!(NUMBERS as usize + NUMBERS_MAX * 4 <= LEFT as usize);
 const _: () = assert!(THREAD_FAREWELL as usize + op::SIZE <= BUSY as usize);
 const _: () = assert!(BUSY as usize + THREADS * 8 <= OPS as usize);
 const _: () = assert!(THREAD_STACK_TOP <= THREAD_SLOT + THREAD_ROW);

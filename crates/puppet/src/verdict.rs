@@ -10,17 +10,17 @@
 //! may have no rights to ours and no name in common with us. The farewell
 //! closes what it opened, should we die in between.
 
-use crate::scratch::{self, op, slot};
-use crate::{Arg, Batch, Data, Error, Hand, Result, farewell, trace};
+use crate::{Arg, Batch, Error, Hand, Result, numbers, scratch};
 use cryonaut_kernel::Errno;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PAGE: usize = 4096;
+/// Length of a control message with one descriptor (`CMSG_SPACE`).
+const ROOM_FOR_ONE: u64 = 24;
 
 /// The word.
 #[derive(Debug)]
@@ -78,13 +78,10 @@ impl Verdict {
     /// Gives the word to a visited process.
     pub fn give(&self, hand: &mut Hand) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let exchange = Exchange::new();
-        exchange.prepare(hand)?;
-        let done = exchange.make(hand, file.as_fd());
+        let done = hand_over(hand, file.as_fd());
         if done.is_err() {
-            exchange.clean(hand);
+            numbers::close_after_failure(hand);
         }
-        hand.poke(hand.base + scratch::SLOT + slot::FAREWELL_COUNT as u64, &farewell::FOR_OTHERS.to_le_bytes())?;
         done
     }
 }
@@ -96,109 +93,36 @@ impl Drop for Verdict {
     }
 }
 
-/// Two batches with the same data, so that the farewell finds the numbers of
-/// descriptors in the same place whichever was laid down last.
-#[derive(Debug)]
-struct Exchange {
-    data: Batch,
-    pair: Data,
-    control: Data,
-    message: Data,
-}
+/// Gives the file to the process and has it mapped there. Two batches, since
+/// the socket has to be there before we can send.
+fn hand_over(hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
+    let base = hand.base;
+    let number = |index| numbers::place(base, index);
+    let (received, mine, theirs) = (0, 1, 2);
+    let mut first = Batch::new();
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    first.call(libc::SYS_socketpair, [libc::AF_UNIX.into(), kind.into(), 0.into(), number(mine).into()]);
+    hand.run(&mut first)?;
+    let socket = numbers::duplicate(hand.pid, numbers::read(hand)?[theirs])?;
+    crate::passing::send_files(&socket, &[file])?;
 
-/// `struct cmsghdr` before the descriptor.
-const CONTROL_HEAD: usize = 16;
-/// Index of the last operation of the second batch, which fails: once it has
-/// run, nothing is left to close.
-const LAST: usize = 5;
-
-impl Exchange {
-    fn new() -> Exchange {
-        let mut data = Batch::new();
-        // Numbers of no descriptor.
-        let pair = data.bytes(&[0xff; 8]);
-        let control = data.bytes(&[0xff; CONTROL_HEAD + 8]);
-        let payload = data.bytes(&[0; 8]);
-        let vector = data.bytes(&[0; 16]);
-        data.point(vector, payload);
-        data.set(vector.at(8), &1u64.to_le_bytes());
-        // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
-        let message = data.bytes(&[0; 56]);
-        data.point(message.at(16), vector);
-        data.set(message.at(24), &1u64.to_le_bytes());
-        data.point(message.at(32), control);
-        data.set(message.at(40), &(control.len() as u64).to_le_bytes());
-        Exchange { data, pair, control, message }
-    }
-
-    /// The farewell that closes what is open.
-    fn prepare(&self, hand: &Hand) -> Result<()> {
-        let base = hand.base;
-        let data = |d: Data| base + scratch::DATA + d.offset();
-        let unless = base + scratch::OPS + (LAST * op::SIZE + op::RESULT) as u64;
-        let close = |at: u64| farewell::operation(libc::SYS_close, [at, 0, 0, 0, 0, 0], 1, unless);
-        let all = [data(self.pair), data(self.pair.at(4)), data(self.control.at(CONTROL_HEAD))].map(close).concat();
-        let count = farewell::FOR_OTHERS;
-        let more = base + scratch::FAREWELL + count * op::SIZE as u64;
-        // Until a batch has been laid down, there are zeros where the numbers will be.
-        let none = vec![0xff; self.message.offset() as usize];
-        hand.poke_all(&[
-            (base + scratch::DATA, &none),
-            (unless, &[0; 8]),
-            (more, &all),
-            (base + scratch::SLOT + slot::FAREWELL_COUNT as u64, &(count + 3).to_le_bytes()),
-        ])
-    }
-
-    fn make(&self, hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
-        let mut first = self.data.clone();
-        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-        first.call(libc::SYS_socketpair, [libc::AF_UNIX.into(), kind.into(), 0.into(), self.pair.into()]);
-        first.read_back(self.pair);
-        hand.run(&mut first)?;
-        let numbers = first.read_u64(self.pair);
-        let theirs = (numbers >> 32) as i32;
-        send(hand.pid, theirs, file)?;
-
-        let mut second = self.data.clone();
-        second.set(self.pair, &numbers.to_le_bytes());
-        let mine = numbers as u32 as i32;
-        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-        second.call(libc::SYS_recvmsg, [mine.into(), self.message.into(), flags.into()]);
-        let descriptor = Arg::Load(self.control.at(CONTROL_HEAD));
-        let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
-        let at = hand.base + scratch::VERDICT;
-        second
-            .call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), descriptor, 0.into()]);
-        second.attempt(libc::SYS_close, [descriptor]);
-        second.attempt(libc::SYS_close, [mine.into()]);
-        second.attempt(libc::SYS_close, [theirs.into()]);
-        debug_assert_eq!(second.len(), LAST);
-        second.attempt(libc::SYS_close, [Arg::Val(u64::MAX)]);
-        hand.run(&mut second)
-    }
-
-    /// After a failure: closes whatever is open.
-    fn clean(&self, hand: &mut Hand) {
-        let Ok(there) = hand.peek(hand.base + scratch::DATA, self.message.offset() as usize) else { return };
-        let mut b = Batch::new();
-        for at in [self.pair.offset(), self.pair.offset() + 4, self.control.offset() + CONTROL_HEAD as u64] {
-            let at = at as usize;
-            let number = i32::from_le_bytes(there[at..at + 4].try_into().unwrap_or_default());
-            if number >= 0 {
-                b.attempt(libc::SYS_close, [number.into()]);
-            }
-        }
-        if let Err(e) = hand.run(&mut b) {
-            tracing::warn!("closing what was open in process {}: {e}", hand.pid);
-        }
-    }
-}
-
-/// Sends a file into a socket of the process, from that very socket's side.
-fn send(pid: i32, number: i32, file: BorrowedFd<'_>) -> Result<()> {
-    let own = |errno| Error::Own { what: "reach the socket of a process", errno };
-    let pidfd = rustix::process::pidfd_open(trace::id(pid).map_err(own)?, PidfdFlags::empty()).map_err(own)?;
-    let socket = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map_err(own)?;
-    crate::passing::send_files(&socket, &[file])
+    let mut second = Batch::new();
+    let payload = second.bytes(&[0; 8]);
+    let vector = second.bytes(&[0; 16]);
+    second.point(vector, payload);
+    second.set(vector.at(8), &1u64.to_le_bytes());
+    // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
+    let message = second.bytes(&[0; 56]);
+    second.point(message.at(16), vector);
+    second.set(message.at(24), &1u64.to_le_bytes());
+    second.set(message.at(32), &(base + scratch::CONTROL).to_le_bytes());
+    second.set(message.at(40), &ROOM_FOR_ONE.to_le_bytes());
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    second.call(libc::SYS_recvmsg, [Arg::At(number(mine)), message.into(), flags.into()]);
+    let at = base + scratch::VERDICT;
+    let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
+    let file = Arg::At(number(received));
+    second.call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), file, 0.into()]);
+    numbers::close_in(&mut second, base);
+    hand.run(&mut second)
 }

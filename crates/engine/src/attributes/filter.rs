@@ -21,18 +21,24 @@ const MEMORY: usize = 16;
 /// Whether nothing stands in the way of a held thread with this seccomp mode. What cannot be told counts as a no.
 #[must_use]
 pub fn lets_go_home(tid: i32, mode: Seccomp) -> bool {
+    permits(tid, mode, &farewell_calls())
+}
+
+/// Whether nothing stands in the way of these calls.
+#[must_use]
+pub fn permits(tid: i32, mode: Seccomp, calls: &[i64]) -> bool {
     match mode {
         Seccomp::Disabled => true,
         Seccomp::Strict => false,
-        Seccomp::Filter => filters_allow(tid),
+        Seccomp::Filter => filters_allow(tid, calls),
     }
 }
 
-fn filters_allow(tid: i32) -> bool {
+fn filters_allow(tid: i32, calls: &[i64]) -> bool {
     let Ok(pid) = pid_of(tid) else { return false };
     for index in 0.. {
         match ptrace::seccomp_filter(pid, index) {
-            Ok(program) if farewell_calls().iter().all(|nr| allowed(&program, *nr)) => {}
+            Ok(program) if calls.iter().all(|nr| allowed(&program, *nr)) => {}
             Err(Errno::NOENT) => return index > 0,
             _ => return false,
         }

@@ -5,6 +5,7 @@
 //! |---------|--------------------------------------------------------------|
 //! | vma     | what a mapping is, read from /proc, as a record              |
 //! | pages   | copying contents out of a frozen process into the image      |
+//! | splice  | the short way of many pages into their file                    |
 //! | shared  | segments of shared memory that an image has without a file      |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
 //! | aio     | rings of asynchronous I/O                                     |
@@ -26,6 +27,7 @@ mod pages;
 mod ranges;
 mod shared;
 mod spaces;
+mod splice;
 mod vdso;
 mod vdso_redirect;
 mod vma;

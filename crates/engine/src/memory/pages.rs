@@ -1,12 +1,13 @@
 //! Copying the contents of a frozen process's private memory into the image.
 //!
 //! PAGEMAP_SCAN says which pages the process has of its own: in memory or in
-//! swap, not the page of zeros, not merely the file's. They are read in large
-//! pieces and written one behind the other, so the checkpointer's own memory
-//! does not depend on the size of the process.
+//! swap, not the page of zeros, not merely the file's. Few are read in large
+//! pieces and written; many come through pipes (`splice`). Either way the
+//! checkpointer's own memory does not depend on the size of the process.
 
 use super::{
     PAGE,
+    splice::{Splice, WORTH_IT},
     vma::{is_droppable, status},
     write_behind::WriteBehind,
 };
@@ -15,6 +16,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
+use cryonaut_puppet::Hand;
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -42,7 +44,7 @@ impl PageCount {
 
 /// A pagemap and its pages, being written.
 #[derive(Debug)]
-pub struct PageWriter {
+pub struct PageWriter<'a> {
     /// One for each process that has the pages, or the segment's alone.
     maps: Vec<PagemapWriter>,
     file: WriteBehind,
@@ -51,10 +53,12 @@ pub struct PageWriter {
     /// Memory whose contents come behind them, and its length.
     spans: Vec<Remote>,
     spans_len: usize,
+    /// How they come from now on; otherwise they are read.
+    splice: Option<Splice<'a>>,
     count: PageCount,
 }
 
-impl PageWriter {
+impl<'a> PageWriter<'a> {
     /// Begins the pagemap of kind `kind` and id `id`, with its pages in
     /// `pages-PAGES_ID.img`.
     pub fn new(images: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
@@ -70,6 +74,7 @@ impl PageWriter {
             buffer: Vec::new(),
             spans: Vec::new(),
             spans_len: 0,
+            splice: None,
             count: PageCount::default(),
         })
     }
@@ -111,13 +116,14 @@ impl PageWriter {
     /// Adds a run of a process's readable memory; read when enough is together.
     fn remote(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
         self.note(start, len)?;
+        let room = self.splice.as_ref().map_or(PIECE, Splice::room);
         let (mut at, end) = (start, start + len);
         while at < end {
-            let take = (end - at).min((PIECE - self.buffer.len() - self.spans_len) as u64);
+            let take = (end - at).min((room - self.buffer.len() - self.spans_len) as u64);
             self.spans.push(Remote { address: at, len: take });
             self.spans_len += take as usize;
             at += take;
-            if self.buffer.len() + self.spans_len == PIECE || self.spans.len() == MAX_SPANS {
+            if self.buffer.len() + self.spans_len == room || self.spans.len() == MAX_SPANS {
                 self.fetch(pid)?;
             }
         }
@@ -127,6 +133,15 @@ impl PageWriter {
     /// Reads what [`PageWriter::remote`] was told of. Before anything else is added.
     fn fetch(&mut self, pid: i32) -> Result<()> {
         if self.spans.is_empty() {
+            return Ok(());
+        }
+        if self.splice.is_some() {
+            self.hand_on()?;
+        }
+        if let Some(splice) = &mut self.splice {
+            splice.push(&self.spans, self.file.direct()?)?;
+            self.spans.clear();
+            self.spans_len = 0;
             return Ok(());
         }
         let filled = self.buffer.len();
@@ -148,6 +163,9 @@ impl PageWriter {
 
     fn hand_on(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
+            if let Some(splice) = &mut self.splice {
+                splice.drain(self.file.direct()?)?;
+            }
             self.buffer = self.file.append(std::mem::take(&mut self.buffer))?;
             self.buffer.clear();
         }
@@ -157,6 +175,9 @@ impl PageWriter {
     /// Completes the files.
     pub fn finish(mut self) -> Result<PageCount> {
         self.hand_on()?;
+        if let Some(splice) = self.splice.take() {
+            splice.finish(self.file.direct()?)?;
+        }
         self.file.finish()?;
         for map in self.maps {
             map.finish()?;
@@ -171,19 +192,34 @@ impl PageWriter {
 ///
 /// Unless the process is `alone`, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
-/// a page that is to be pinned is made the process's own.
+/// a page that is to be pinned is made the process's own. The pipes do not.
 pub fn dump_private(
     images: &DumpDir,
     pages_id: u32,
-    process: &Process,
+    process: &mut Process,
     pids: &[i32],
     vmas: &mut Vec<VmaEntry>,
     alone: bool,
 ) -> Result<PageCount> {
     let ids: Vec<u64> = pids.iter().map(|pid| *pid as u64).collect();
-    let mut out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
-    let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
+    let out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
+    let mut hand = process.hand.take();
+    let done = write_private(out, process, hand.as_mut(), &mem, vmas, alone);
+    process.hand = hand;
+    done
+}
+
+fn write_private<'a>(
+    mut out: PageWriter<'a>,
+    process: &Process,
+    mut hand: Option<&'a mut Hand>,
+    mem: &'a File,
+    vmas: &mut Vec<VmaEntry>,
+    alone: bool,
+) -> Result<PageCount> {
+    let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
+    let mut private = 0;
     let mut guards = Vec::new();
     for vma in vmas.iter().filter(|v| holds_pages(v)) {
         // Every page of the kernel's code: a reader on another kernel has to look into it. A ring's pages are the kernel's.
@@ -209,11 +245,16 @@ pub fn dump_private(
                 return Ok(());
             }
             let len = run.end - run.start;
-            if alone && vma.prot & libc::PROT_READ as u32 != 0 {
+            private += len;
+            if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
+                out.fetch(process.pid)?;
+                out.splice = Splice::open(process, hand, mem);
+            }
+            if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
                 return out.remote(process.pid, run.start, len);
             }
             out.fetch(process.pid)?;
-            through_file(&mut out, &mem, process, run)
+            through_file(&mut out, mem, process, run)
         })?;
     }
     out.fetch(process.pid)?;
@@ -230,7 +271,7 @@ fn holds_pages(vma: &VmaEntry) -> bool {
 
 /// Memory that the process itself may not read, or shares: through
 /// /proc/PID/mem, which asks no leave of the protection and pins nothing.
-fn through_file(out: &mut PageWriter, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
+fn through_file(out: &mut PageWriter<'_>, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
     out.read(run.start, run.end - run.start, |offset, room| {
         let at = run.start + offset;
         mem.read_exact_at(room, at).map_err(|e| {

@@ -1,7 +1,9 @@
 //! A pages file that is written while the next pages are read.
 //!
 //! ```text
-//!   direct ──enough for a thread to be worth it──▶ behind ──finish──▶ done
+//!   direct ──enough for a thread to be worth it──▶ behind
+//!      ▲                                             │
+//!      └────────────────── finish ───────────────────┘
 //! ```
 //!
 //! At most [`AHEAD`] pieces wait to be written, so the checkpointer's memory
@@ -22,34 +24,35 @@ const AHEAD: usize = 2;
 /// The file.
 #[derive(Debug)]
 pub struct WriteBehind {
-    state: State,
+    file: File,
+    behind: Option<Behind>,
+    /// Since the last time that all was written.
     written: u64,
 }
 
 #[derive(Debug)]
-enum State {
-    Direct(File),
-    Behind { pieces: SyncSender<Vec<u8>>, spare: Receiver<Vec<u8>>, thread: JoinHandle<io::Result<()>> },
-    Done,
+struct Behind {
+    pieces: SyncSender<Vec<u8>>,
+    spare: Receiver<Vec<u8>>,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 impl WriteBehind {
     /// Writes to the end of `file`.
     pub fn new(file: File) -> Self {
-        WriteBehind { state: State::Direct(file), written: 0 }
+        WriteBehind { file, behind: None, written: 0 }
     }
 
     /// Appends a piece; returns room for another, whose contents are of no use.
     pub fn append(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
         self.written += piece.len() as u64;
-        if let State::Direct(file) = &mut self.state {
-            file.write_all(&piece).map_err(|e| failed(&e))?;
+        let Some(Behind { pieces, spare, .. }) = &self.behind else {
+            self.file.write_all(&piece).map_err(|e| failed(&e))?;
             if self.written >= DIRECT {
                 self.begin_thread();
             }
             return Ok(piece);
-        }
-        let State::Behind { pieces, spare, .. } = &self.state else { return Ok(piece) };
+        };
         if pieces.send(piece).is_err() {
             // It has ended early, so it has an error to tell.
             self.finish()?;
@@ -60,13 +63,9 @@ impl WriteBehind {
 
     /// From here on a thread writes; where none is to be had, all stays as it is.
     fn begin_thread(&mut self) {
-        let State::Direct(file) = std::mem::replace(&mut self.state, State::Done) else { return };
         let (pieces, to_write) = sync_channel::<Vec<u8>>(AHEAD);
         let (give_back, spare) = sync_channel(AHEAD + 1);
-        let Ok(mut own) = file.try_clone() else {
-            self.state = State::Direct(file);
-            return;
-        };
+        let Ok(mut own) = self.file.try_clone() else { return };
         let run = move || {
             for piece in to_write {
                 own.write_all(&piece)?;
@@ -75,17 +74,20 @@ impl WriteBehind {
             }
             Ok(())
         };
-        self.state = match std::thread::Builder::new().name("pages writer".into()).spawn(run) {
-            Ok(thread) => State::Behind { pieces, spare, thread },
-            Err(_) => State::Direct(file),
-        };
+        let thread = std::thread::Builder::new().name("pages writer".into()).spawn(run);
+        self.behind = thread.ok().map(|thread| Behind { pieces, spare, thread });
+    }
+
+    /// The file, for somebody else to write to its end: all is written.
+    pub fn direct(&mut self) -> Result<&File> {
+        self.finish()?;
+        Ok(&self.file)
     }
 
     /// Waits until all is written.
     pub fn finish(&mut self) -> Result<()> {
-        let State::Behind { pieces, thread, .. } = std::mem::replace(&mut self.state, State::Done) else {
-            return Ok(());
-        };
+        self.written = 0;
+        let Some(Behind { pieces, thread, .. }) = self.behind.take() else { return Ok(()) };
         drop(pieces);
         match thread.join() {
             Ok(result) => result.map_err(|e| failed(&e)),
@@ -101,7 +103,8 @@ impl Drop for WriteBehind {
     }
 }
 
-fn failed(error: &io::Error) -> Error {
+/// The error of a pages file that cannot be written.
+pub fn failed(error: &io::Error) -> Error {
     let errno = crate::error::errno_of(error);
     Error::Kernel {
         object: Object::Other("pages image".into()),
@@ -126,7 +129,7 @@ mod tests {
             room.resize(1 << 19, n);
             room = out.append(room).unwrap();
         }
-        assert!(matches!(out.state, State::Behind { .. }));
+        assert!(out.behind.is_some());
         out.finish().unwrap();
         file.rewind().unwrap();
         let mut all = Vec::new();
@@ -138,7 +141,7 @@ mod tests {
     #[test]
     fn an_error_of_the_thread_is_told() {
         let file = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let mut out = WriteBehind { state: State::Direct(file), written: 0 };
+        let mut out = WriteBehind::new(file);
         out.begin_thread();
         let told = (0..10).try_for_each(|_| out.append(vec![0; 4096]).map(drop)).and_then(|()| out.finish());
         let error = told.unwrap_err().to_string();

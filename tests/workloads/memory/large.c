@@ -1,0 +1,83 @@
+/* Much memory in two processes, more than is copied page by page: some of it unreadable, some of it shared since the
+ * fork, and holes in between. */
+#include "workload.h"
+
+#define MIB (1 << 20)
+#define SIZE (72l * MIB)
+#define HIDDEN (20l * MIB)
+#define HOLE (30l * MIB)
+#define SAMPLE (40l * MIB)
+
+/* The physical page behind an address of a process (/proc/PID/pagemap, bits 0-54), 0 if there is none. */
+static uint64_t frame(pid_t pid, const uint8_t *address)
+{
+	char path[64];
+	uint64_t entry = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+	MUST(pread(fd, &entry, 8, (unsigned long)address / 4096 * 8));
+	close(fd);
+	return entry & ((1ull << 55) - 1);
+}
+
+/* Each page begins with its number: their order is what this is about. */
+static void fill(uint8_t *map, long from, long to, unsigned seed)
+{
+	for (long at = from; at < to; at += 4096) {
+		wl_fill(map + at, 64, seed);
+		*(long *)(map + at + 64) = at;
+	}
+}
+
+static void check(const uint8_t *map, long from, long to, unsigned seed)
+{
+	for (long at = from; at < to; at += 4096) {
+		CHECK(wl_differs(map + at, 64, seed) < 0, "the page at %ld differs", at);
+		CHECK(*(const long *)(map + at + 64) == at, "the page at %ld is that of %ld", at, *(const long *)(map + at + 64));
+	}
+}
+
+static void check_all(uint8_t *map, unsigned seed)
+{
+	CHECK(wl_faults((char *)map + HIDDEN, false), "the hidden page can be read");
+	MUST(mprotect(map + HIDDEN, MIB, PROT_READ));
+	check(map, 0, MIB, seed);
+	check(map, MIB, HOLE, 1);
+	for (long at = HOLE; at < HOLE + MIB; at += 8192)
+		check(map, at, at + 4096, 1);
+	check(map, HOLE + MIB, SIZE, 1);
+}
+
+int main(int argc, char **argv)
+{
+	uint8_t *map;
+	pid_t child;
+
+	wl_init(argc, argv);
+	map = MUST(mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	MUST(madvise(map, SIZE, MADV_NOHUGEPAGE));
+	fill(map, 0, SIZE, 1);
+	for (long at = HOLE; at < HOLE + MIB; at += 8192)
+		MUST(madvise(map + at + 4096, 4096, MADV_DONTNEED));
+	MUST(mprotect(map + HIDDEN, MIB, PROT_NONE));
+	child = wl_fork();
+	if (child == 0) {
+		fill(map, 0, MIB, 2);
+		wl_child_ready();
+		wl_wait();
+		WAIT_FOR(access(wl_path("looked"), F_OK) == 0, "the parent did not look");
+		check_all(map, 2);
+		_exit(0);
+	}
+
+	wl_ready();
+	if (wl_lose)
+		map[SIZE - 4096] ^= 1;
+	CHECK(frame(getpid(), map + SAMPLE) == frame(child, map + SAMPLE), "a page is not shared any more");
+	MUST(close(MUST(creat(wl_path("looked"), 0600))));
+	wl_join(child);
+	check_all(map, 1);
+	wl_ok();
+}
