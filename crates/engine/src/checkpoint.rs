@@ -1,7 +1,7 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::attributes::clocks::Clocks;
-use crate::attributes::{cpu_timers, extras, limits, signals, task, thread};
+use crate::attributes::{cpu_timers, extras, signals, task, thread};
 use crate::files::{Collect, NewLinks};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::lineage::{Kin, Lineage};
@@ -351,7 +351,7 @@ fn dump_process(
         threads.timer_owners.insert(process.pid, owners);
     }
     tc.timers = Some(all);
-    tc.rlimits = Some(limits::record(process)?);
+    tc.rlimits = Some(asked.limits.record(b));
     tc.signals_s = Some(signals::queued(process.pid, true)?);
     tc.blk_sigset = process.threads[0].context.sigmask;
     let mut core = thread::record(process, &process.threads[0], &asked.thread, b, threads)?;

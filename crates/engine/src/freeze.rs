@@ -114,30 +114,28 @@ impl Frozen {
     pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
         let mut frozen =
             Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default(), verdict: None };
-        frozen.take(root, 0, limit)?;
+        let mut held = vec![frozen.take(root, 0, limit)?];
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.
         loop {
-            let before = frozen.processes.len();
-            while at < frozen.processes.len() {
-                frozen.take_children(at, limit)?;
+            let before = held.len();
+            while at < held.len() {
+                frozen.take_children(&mut held, at, limit)?;
                 at += 1;
             }
-            if frozen.processes.len() == before {
+            if held.len() == before {
                 break;
             }
             at = 0;
         }
-        for process in &mut frozen.processes {
-            process.survey()?;
-        }
+        frozen.processes = held.into_iter().map(Held::survey).collect::<Result<_>>()?;
         frozen.processes.sort_by_key(|p| p.pid);
         frozen.order();
         Ok(frozen)
     }
 
-    fn take_children(&mut self, index: usize, limit: Duration) -> Result<()> {
-        let process = &self.processes[index];
+    fn take_children(&mut self, held: &mut Vec<Held>, index: usize, limit: Duration) -> Result<()> {
+        let process = &held[index];
         let parent = process.pid;
         let mut children = Vec::new();
         // All its threads are held. A zombie's children have another parent.
@@ -146,91 +144,70 @@ impl Frozen {
         }
         for child in children {
             let child = child.as_raw_nonzero().get();
-            if !self.processes.iter().any(|p| p.pid == child) {
-                self.take(child, parent, limit)?;
+            if !held.iter().any(|p| p.pid == child) {
+                held.push(self.take(child, parent, limit)?);
             }
         }
         Ok(())
     }
 
     /// Holds all threads of one process.
-    fn take(&mut self, pid: i32, ppid: i32, limit: Duration) -> Result<()> {
-        let gone = |e: Errno| Error::Kernel {
+    fn take(&mut self, pid: i32, ppid: i32, limit: Duration) -> Result<Held> {
+        let gone = |e: cryonaut_kernel::proc::Error| Error::Kernel {
             object: Object::Process(pid),
             action: "find it".into(),
-            errno: e,
+            errno: e.errno().unwrap_or(Errno::SRCH),
             remedy: "it may have ended; look it up again",
         };
-        let task = Task::open(pid_of(pid)?).map_err(|e| gone(e.errno().unwrap_or(Errno::SRCH)))?;
-        let stat = task.stat()?;
-        let status = task.status()?;
-        if status.tracer_pid != 0 {
-            return Err(Error::unsupported(
-                Object::Process(pid),
-                format!("it is traced by process {}", status.tracer_pid),
-                "detach the debugger first",
-            ));
-        }
-        if status.kernel_thread {
-            return Err(Error::unsupported(Object::Process(pid), "it is a kernel thread", ""));
-        }
+        let task = Task::open(pid_of(pid)?).map_err(gone)?;
         let mut threads: Vec<Thread> = Vec::new();
+        let mut not_suspended = None;
         // Threads may create threads until all are held.
         loop {
-            let fresh: Vec<i32> = task
-                .tids()?
-                .into_iter()
-                .map(|t| t.as_raw_nonzero().get())
-                .filter(|t| !threads.iter().any(|known| known.tid == *t))
-                .collect();
-            let mut taken = Vec::new();
-            for tid in fresh {
-                let call = call_but_vfork(&task, pid, tid, limit)?;
-                let asleep = restart::asleep(&task, pid, tid, call);
-                if tid != pid && asleep.is_none() && is_kernels(&task, tid) {
-                    continue;
-                }
-                if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, e))? {
-                    self.seized.push((pid, tid));
-                    taken.push((tid, asleep));
-                }
-            }
-            if taken.is_empty() {
-                break;
-            }
-            for (tid, asleep) in taken {
+            let before = threads.len();
+            for (tid, asleep) in self.seize_others(pid, &task, &threads, limit)? {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
-                    let mut context = Context::read(tid)?;
-                    if cryonaut_puppet::arch::undo_interruption(&mut context.regs) {
-                        // At once: it must not see this interruption should we die.
-                        trace::set_registers(tid, &context.regs)?;
-                    }
-                    let asleep = asleep.or_else(|| restart::just_begun(pid, &context.regs));
-                    let rseq = rseq::leave_section(tid, &mut context)?;
-                    // A thread may have filters of its own, which its process's status does not tell.
+                    threads.push(Thread::read(pid, tid, stopped, asleep)?);
                     let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
-                    if status.seccomp != Seccomp::Disabled {
-                        suspended?;
-                    }
-                    threads.push(Thread { tid, stopped, context, rseq, asleep });
+                    not_suspended = not_suspended.or(suspended.err());
                 } else {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
+            if threads.len() == before || threads.len() == task.stat().map_err(gone)?.num_threads as usize {
+                break;
+            }
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));
-        self.processes.push(Process {
-            pid,
-            ppid,
-            task,
-            stat,
-            status,
-            threads,
-            maps: Vec::new(),
-            ids: None,
-            hand: None,
-        });
-        Ok(())
+        Ok(Held { pid, ppid, task, threads, not_suspended })
+    }
+
+    /// Begins to hold the threads of a process that are not held yet: their
+    /// ids, and the calls that they slept in.
+    fn seize_others(
+        &mut self,
+        pid: i32,
+        task: &Task,
+        held: &[Thread],
+        limit: Duration,
+    ) -> Result<Vec<(i32, Option<Restart>)>> {
+        let mut taken = Vec::new();
+        for tid in task.tids()? {
+            let tid = tid.as_raw_nonzero().get();
+            if held.iter().any(|known| known.tid == tid) {
+                continue;
+            }
+            let call = call_but_vfork(task, pid, tid, limit)?;
+            let asleep = restart::asleep(task, pid, tid, call);
+            if tid != pid && !is_programs(call) && is_kernels(task, tid) {
+                continue;
+            }
+            if stops::seize(tid, stops::VISIT).map_err(|e| explain_seize(pid, tid, task, e))? {
+                self.seized.push((pid, tid));
+                taken.push((tid, asleep));
+            }
+        }
+        Ok(taken)
     }
 
     /// Root first and parents before children.
@@ -380,18 +357,49 @@ impl Drop for Frozen {
     }
 }
 
-impl Process {
-    /// Reads again what could have changed until everything stood still.
-    fn survey(&mut self) -> Result<()> {
-        self.stat = self.task.stat()?;
-        self.status = self.task.status()?;
-        if self.is_zombie() && !matches!(self.stat.state, State::Zombie | State::Dead) {
-            return Err(Error::kernel(Object::Process(self.pid), "hold any of its threads", Errno::SRCH));
+/// A process all of whose threads are held, while others may still run.
+#[derive(Debug)]
+struct Held {
+    pid: i32,
+    ppid: i32,
+    task: Task,
+    threads: Vec<Thread>,
+    /// Why the seccomp filters of one could not be suspended, if it has any.
+    not_suspended: Option<cryonaut_puppet::Error>,
+}
+
+impl Held {
+    /// Reads what could change until everything stood still.
+    fn survey(self) -> Result<Process> {
+        let Held { pid, ppid, task, threads, not_suspended } = self;
+        let (stat, status) = (task.stat()?, task.status()?);
+        // A thread may have filters of its own, which its process's status does not tell: tried for all.
+        if let Some(e) = not_suspended.filter(|_| status.seccomp != Seccomp::Disabled) {
+            return Err(e.into());
         }
-        if !self.is_zombie() {
-            self.maps = self.task.maps()?;
+        if threads.is_empty() {
+            refuse_traced(pid, &status)?;
         }
-        Ok(())
+        let is_zombie = threads.is_empty();
+        if is_zombie && !matches!(stat.state, State::Zombie | State::Dead) {
+            return Err(Error::kernel(Object::Process(pid), "hold any of its threads", Errno::SRCH));
+        }
+        let maps = if is_zombie { Vec::new() } else { task.maps()? };
+        Ok(Process { pid, ppid, task, stat, status, threads, maps, ids: None, hand: None })
+    }
+}
+
+impl Thread {
+    /// Reads what must be read before the thread does anything for us.
+    fn read(pid: i32, tid: i32, stopped: Stopped, asleep: Option<Restart>) -> Result<Thread> {
+        let mut context = Context::read(tid)?;
+        if cryonaut_puppet::arch::undo_interruption(&mut context.regs) {
+            // At once: it must not see this interruption should we die.
+            trace::set_registers(tid, &context.regs)?;
+        }
+        let asleep = asleep.or_else(|| restart::just_begun(pid, &context.regs));
+        let rseq = rseq::leave_section(tid, &mut context)?;
+        Ok(Thread { tid, stopped, context, rseq, asleep })
     }
 }
 
@@ -476,6 +484,12 @@ fn is_vfork(pid: i32, call: Syscall) -> bool {
     }
 }
 
+/// Whether a thread's call tells that it is one of the program's: those of the
+/// kernel have no stack of theirs.
+fn is_programs(call: Option<Syscall>) -> bool {
+    matches!(call, Some(Syscall::In { sp, .. }) if sp != 0)
+}
+
 /// Whether a thread was made by the kernel to work for the process (io_uring's workers). It has no state of its own,
 /// would never stop for us, and is made again when it is needed.
 fn is_kernels(task: &Task, tid: i32) -> bool {
@@ -484,14 +498,33 @@ fn is_kernels(task: &Task, tid: i32) -> bool {
     pid_of(tid).is_ok_and(|tid| task.thread(tid).stat().is_ok_and(|stat| stat.flags & WORKER != 0))
 }
 
-fn explain_seize(pid: i32, e: cryonaut_puppet::Error) -> Error {
-    match e {
-        cryonaut_puppet::Error::Ptrace { errno: Errno::PERM, .. } => Error::Kernel {
-            object: Object::Process(pid),
-            action: "attach to it".into(),
-            errno: Errno::PERM,
-            remedy: "this needs CAP_SYS_PTRACE over the process",
-        },
-        other => other.into(),
+fn explain_seize(pid: i32, tid: i32, process: &Task, e: cryonaut_puppet::Error) -> Error {
+    if !matches!(e, cryonaut_puppet::Error::Ptrace { errno: Errno::PERM, .. }) {
+        return e.into();
+    }
+    let status = pid_of(tid).ok().and_then(|tid| process.thread(tid).status().ok());
+    let refusal = status.and_then(|status| {
+        if status.kernel_thread {
+            return Some(Error::unsupported(Object::Process(pid), "it is a kernel thread", ""));
+        }
+        refuse_traced(pid, &status).err()
+    });
+    refusal.unwrap_or(Error::Kernel {
+        object: Object::Process(pid),
+        action: "attach to it".into(),
+        errno: Errno::PERM,
+        remedy: "this needs CAP_SYS_PTRACE over the process",
+    })
+}
+
+/// Who has a tracer already cannot be held.
+fn refuse_traced(pid: i32, status: &Status) -> Result<()> {
+    match status.tracer_pid {
+        0 => Ok(()),
+        tracer => Err(Error::unsupported(
+            Object::Process(pid),
+            format!("it is traced by process {tracer}"),
+            "detach the debugger first",
+        )),
     }
 }

@@ -2,7 +2,7 @@
 //! once: to wake one and wait for it takes longer than its answers.
 
 use crate::Result;
-use crate::attributes::{signals, task, thread, timers};
+use crate::attributes::{limits, signals, task, thread, timers};
 use crate::freeze::Process;
 use crate::memory::{ExtrasAsk, MmAsk};
 use cryonaut_puppet::Batch;
@@ -22,6 +22,8 @@ pub struct Questions {
     pub mm: MmAsk,
     /// What the format has no place for of it.
     pub extras: ExtrasAsk,
+    /// Its resource limits.
+    pub limits: limits::Ask,
     /// The process as a whole.
     pub task: task::Ask,
     /// Its first thread.
@@ -43,6 +45,7 @@ impl Questions {
             signals: signals::Ask::new(&mut b),
             mm: MmAsk::new(&mut b),
             extras: ExtrasAsk::new(&mut b),
+            limits: limits::Ask::new(&mut b),
             task: task::Ask::new(&mut b),
             thread: thread::Ask::new(&mut b),
             timers: timers::Ask::new(of_timers.as_mut().unwrap_or(&mut b), posix),

@@ -1,6 +1,6 @@
 //! What the parsers of /proc do with text that no kernel writes: refuse it or make the best of it, never panic.
 
-use cryonaut_kernel::proc::{Task, fdinfo, limits, locks, maps, mountinfo, stat, status, timers};
+use cryonaut_kernel::proc::{Task, fdinfo, locks, maps, mountinfo, stat, status, timers};
 use proptest::prelude::*;
 
 fn feed(text: &[u8]) {
@@ -11,14 +11,13 @@ fn feed(text: &[u8]) {
     let _ = fdinfo::parse(text);
     let _ = locks::parse(text);
     let _ = mountinfo::parse(text);
-    let _ = limits::parse(text);
     let _ = timers::parse(text);
 }
 
 /// Texts as the kernel writes them, to be damaged.
 fn samples() -> Vec<Vec<u8>> {
     let task = Task::current().unwrap();
-    let mut samples: Vec<Vec<u8>> = ["maps", "smaps", "stat", "status", "mountinfo", "limits", "fdinfo/0"]
+    let mut samples: Vec<Vec<u8>> = ["maps", "smaps", "stat", "status", "mountinfo", "fdinfo/0"]
         .into_iter()
         .map(|name| task.read(name).unwrap())
         .collect();

@@ -1,34 +1,47 @@
 //! Resource limits (getrlimit(2)).
 //!
-//! Read from /proc/PID/limits, which asks for no capability; set by the
-//! process itself, and only where they differ, since raising a hard limit
-//! needs CAP_SYS_RESOURCE.
+//! Read and set by the process itself: of another's, prlimit(2) asks for
+//! CAP_SYS_RESOURCE. Set only where they differ, since raising a hard limit
+//! needs that too.
 
-use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{RlimitEntry, TaskRlimitsEntry};
-use cryonaut_puppet::{Arg, Batch, Hand};
+use cryonaut_puppet::{Arg, Batch, Data, Hand};
 use rustix::io::Errno;
 
-/// The record.
-pub fn record(process: &Process) -> Result<TaskRlimitsEntry> {
-    let value = |v: Option<u64>| v.unwrap_or(u64::MAX);
-    let limits = process.task.limits()?;
-    let rlimits = limits.iter().map(|l| RlimitEntry { cur: value(l.soft), max: value(l.hard) }).collect();
-    Ok(TaskRlimitsEntry { rlimits })
+/// `RLIM_NLIMITS` (asm-generic/resource.h).
+const COUNT: usize = 16;
+
+/// The question for all limits of a process.
+#[derive(Debug)]
+pub struct Ask {
+    limits: Vec<Data>,
+}
+
+impl Ask {
+    /// Adds it to a batch for the process.
+    pub fn new(b: &mut Batch) -> Self {
+        Ask { limits: (0..COUNT).map(|number| ask_one(b, number)).collect() }
+    }
+
+    /// The record, in the order of their numbers; RLIM_INFINITY is all ones in both.
+    pub fn record(&self, answers: &Batch) -> TaskRlimitsEntry {
+        let limit = |room: &Data| RlimitEntry { cur: answers.read_u64(*room), max: answers.read_u64(room.at(8)) };
+        TaskRlimitsEntry { rlimits: self.limits.iter().map(limit).collect() }
+    }
+}
+
+fn ask_one(b: &mut Batch, number: usize) -> Data {
+    let room = b.space(16);
+    b.call(libc::SYS_prlimit64, [Arg::Val(0), number.into(), Arg::Val(0), room.into()]);
+    room
 }
 
 /// Gives the process its limits.
 pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
     let mut b = Batch::new();
     let mut calls = Vec::new();
-    let rooms: Vec<_> = (0..limits.rlimits.len())
-        .map(|i| {
-            let room = b.space(16);
-            b.call(libc::SYS_prlimit64, [Arg::Val(0), i.into(), Arg::Val(0), room.into()]);
-            room
-        })
-        .collect();
+    let rooms: Vec<_> = (0..limits.rlimits.len()).map(|number| ask_one(&mut b, number)).collect();
     hand.run(&mut b)?;
     let mut set = Batch::new();
     for (i, limit) in limits.rlimits.iter().enumerate() {

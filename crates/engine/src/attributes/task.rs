@@ -19,12 +19,15 @@ pub const DEAD: u32 = 2;
 pub const STOPPED: u32 = 3;
 
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+/// The argument of personality(2) that changes nothing.
+const ASK_PERSONALITY: u64 = 0xffff_ffff;
 
 /// What only the process itself can tell.
 #[derive(Debug)]
 pub struct Ask {
     subreaper: Data,
     membarrier: Call,
+    personality: Call,
 }
 
 impl Ask {
@@ -34,7 +37,8 @@ impl Ask {
         b.call(libc::SYS_prctl, [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()]);
         let membarrier =
             b.attempt(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS.into(), Arg::Val(0), Arg::Val(0)]);
-        Ask { subreaper, membarrier }
+        let personality = b.call(libc::SYS_personality, [ASK_PERSONALITY.into()]);
+        Ask { subreaper, membarrier, personality }
     }
 
     /// The record, without signals, timers and limits.
@@ -42,7 +46,8 @@ impl Ask {
         let mut entry = base_record(process)?;
         entry.child_subreaper = Some(answers.read_u32(self.subreaper) != 0);
         entry.membarrier_registration_mask = answers.result(self.membarrier).ok().filter(|m| *m != 0).map(|m| m as u32);
-        entry.personality = process.task.personality()?;
+        let failed = unanswered(process.pid, "personality");
+        entry.personality = answers.result(self.personality).map_err(failed)? as u32;
         entry.loginuid = process.task.loginuid()?;
         entry.oom_score_adj = Some(process.task.oom_score_adj()?);
         Ok(entry)

@@ -177,12 +177,15 @@ impl<'a> Collect<'a> {
     /// process's descriptor table.
     pub fn descriptor(&mut self, task: &proc::Task, pid: i32, fd: i32, file: &OwnedFd) -> Result<FdinfoEntry> {
         let info = task.fdinfo(fd)?;
-        let link = task.link(&format!("fd/{fd}"))?.into_os_string();
         let stat = rustix::fs::fstat(file)
-            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, link.to_string_lossy().into()), "stat it", e))?;
+            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let open = OpenFile { pid, fd, file: file.as_fd(), stat, link, info, task };
-        let (id, fd_type) = match self.find_seen(&open)? {
+        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link: OsString::new(), info, task };
+        let seen = self.find_seen(&open)?;
+        if seen.is_none() || !open.info.locks.is_empty() {
+            open.link = task.link(&format!("fd/{fd}"))?.into_os_string();
+        }
+        let (id, fd_type) = match seen {
             Some(known) => known,
             None => self.collect_new(&open)?,
         };

@@ -122,13 +122,15 @@ pub struct Used {
 pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &str, flags: u32) -> Result<Used> {
     let target = task.link(link)?.into_os_string();
     let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
-    let file = task.open_file(link, OFlags::PATH)?;
-    let stat = rustix::fs::fstat(&file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
+    let stat = rustix::fs::statat(task.dir(), link, AtFlags::empty())
+        .map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
+    let name = link;
     let link = target.as_bytes();
     let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
     if let Some(&used) = cx.regular.paths.get(&key) {
         return Ok(used);
     }
+    let file = task.open_file(name, OFlags::PATH)?;
     if memfd::is_memfd(file.as_fd(), &stat, link) {
         let id = memfd::collect_path(cx, file.as_fd(), &stat, link, flags, &object)?;
         let used = Used { id, memfd: true };

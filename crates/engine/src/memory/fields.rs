@@ -38,7 +38,7 @@ pub fn mm_record(
 ) -> Result<MmEntry> {
     let failed = |e: Errno| Error::kernel(Object::Process(process.pid), "ask about its memory", e);
     let s = &process.stat;
-    let auxv = process.task.read("auxv")?;
+    let auxv = process.task.read_single("auxv")?;
     Ok(MmEntry {
         mm_start_code: s.start_code,
         mm_end_code: s.end_code,

@@ -221,45 +221,83 @@ fn write_private<'a>(
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mut private = 0;
     let mut guards = Vec::new();
-    for vma in vmas.iter().filter(|v| holds_pages(v)) {
-        // Every page of the kernel's code: a reader on another kernel has to look into it. A ring's pages are the kernel's.
-        if vma.status & (status::VDSO | status::AIORING) != 0 {
-            out.remote(process.pid, vma.start, vma.end - vma.start)?;
+    for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
+        let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
+        if is_whole(first) {
+            out.remote(process.pid, first.start, first.end - first.start)?;
+            continue;
+        }
+        if !is_scanned(first) {
             continue;
         }
         let query = Query {
-            start: vma.start,
-            end: vma.end,
+            start: first.start,
+            end: last.end,
             inverted: Categories::PFNZERO,
             all: Categories::PFNZERO,
             any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
             tell: Categories::FILE | Categories::GUARD,
             flags: ScanFlags::empty(),
         };
+        let mut rest = neighbours;
         each_run(process, &pagemap, query, |run| {
-            if run.categories.contains(Categories::GUARD) {
-                guards.push(guard_record(vma, run));
-                return Ok(());
-            }
-            if run.categories.contains(Categories::FILE) {
-                return Ok(());
-            }
-            let len = run.end - run.start;
-            private += len;
-            if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
+            in_each(&mut rest, run, |vma, run| {
+                if run.categories.contains(Categories::GUARD) {
+                    guards.push(guard_record(vma, run));
+                    return Ok(());
+                }
+                if run.categories.contains(Categories::FILE) {
+                    return Ok(());
+                }
+                let len = run.end - run.start;
+                private += len;
+                if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
+                    out.fetch(process.pid)?;
+                    out.splice = Splice::open(process, hand, mem);
+                }
+                if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
+                    return out.remote(process.pid, run.start, len);
+                }
                 out.fetch(process.pid)?;
-                out.splice = Splice::open(process, hand, mem);
-            }
-            if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
-                return out.remote(process.pid, run.start, len);
-            }
-            out.fetch(process.pid)?;
-            through_file(&mut out, mem, process, run)
+                through_file(&mut out, mem, process, run)
+            })
         })?;
     }
     out.fetch(process.pid)?;
     vmas.extend(guards);
     out.finish()
+}
+
+/// Whether the kernel is asked which pages of it there are. Mappings without
+/// another between them are asked for at once.
+fn is_scanned(vma: &VmaEntry) -> bool {
+    holds_pages(vma) && !is_whole(vma)
+}
+
+/// Whether every page of it is written: of the kernel's code, since a reader on
+/// another kernel has to look into it, and of a ring, whose pages are the kernel's.
+fn is_whole(vma: &VmaEntry) -> bool {
+    holds_pages(vma) && vma.status & (status::VDSO | status::AIORING) != 0
+}
+
+/// Gives `each` the part of a run that lies in each mapping. `rest` begins with
+/// the first mapping that runs may still lie in.
+fn in_each(
+    rest: &mut &[VmaEntry],
+    run: &PageRun,
+    mut each: impl FnMut(&VmaEntry, &PageRun) -> Result<()>,
+) -> Result<()> {
+    while let Some(vma) = rest.first().filter(|vma| vma.start < run.end) {
+        let part = PageRun { start: run.start.max(vma.start), end: run.end.min(vma.end), ..*run };
+        if part.start < part.end {
+            each(vma, &part)?;
+        }
+        if run.end < vma.end {
+            return Ok(());
+        }
+        *rest = &rest[1..];
+    }
+    Ok(())
 }
 
 /// Whether a mapping can have pages that are the process's own.

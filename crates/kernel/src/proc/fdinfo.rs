@@ -157,7 +157,7 @@ pub fn split_sdev(sdev: u32) -> (u32, u32) {
 impl Task {
     /// What the kernel tells of descriptor `fd`.
     pub fn fdinfo(&self, fd: RawFd) -> Result<FdInfo> {
-        self.read_as(&format!("fdinfo/{fd}"), parse)
+        self.single_as(&format!("fdinfo/{fd}"), parse)
     }
 }
 

@@ -8,7 +8,6 @@
 //! Pids, tids and ids in the results are those of the pid and user namespace of the reader.
 
 pub mod fdinfo;
-pub mod limits;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
@@ -138,17 +137,19 @@ impl Task {
             .map_err(|errno| self.io("open", name, errno))
     }
 
-    /// Reads a whole file into `buffer`, whose old contents are dropped and whose room is used again.
-    pub fn read_into(&self, name: &str, buffer: &mut Vec<u8>) -> Result<()> {
+    /// Reads a whole file, until `is_end` says of a read with so much room that so much was all, or nothing came.
+    fn read_until(&self, name: &str, is_end: impl Fn(usize, usize) -> bool) -> Result<Vec<u8>> {
         let file = self.open_file(name, OFlags::RDONLY)?;
-        buffer.clear();
+        let mut buffer = Vec::new();
         loop {
             // Most files of /proc hand out a page at a time: less room than a page would cost extra calls.
             if buffer.capacity() - buffer.len() < 4096 {
                 buffer.reserve(buffer.len().max(4096));
             }
-            match rustix::io::read(&file, rustix::buffer::spare_capacity(buffer)) {
-                Ok(0) => return Ok(()),
+            let room = buffer.capacity() - buffer.len();
+            match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut buffer)) {
+                Ok(0) => return Ok(buffer),
+                Ok(got) if is_end(got, room) => return Ok(buffer),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(self.io("read", name, errno)),
             }
@@ -157,13 +158,23 @@ impl Task {
 
     /// Reads a whole file.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let mut buffer = Vec::new();
-        self.read_into(name, &mut buffer)?;
-        Ok(buffer)
+        self.read_until(name, |_, _| false)
+    }
+
+    /// Reads a whole file that the kernel writes in one go (`single_open`, `simple_read_from_buffer`), not record by
+    /// record: less than there was room for is all, and need not be asked for again.
+    pub fn read_single(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_until(name, |got, room| got < room)
     }
 
     fn read_as<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>) -> Result<T> {
         let text = self.read(name)?;
+        parse(&text).map_err(|problem| self.malformed(name, problem))
+    }
+
+    /// For a file that is written in one go, see [`Task::read_single`].
+    fn single_as<T>(&self, name: &str, parse: impl FnOnce(&[u8]) -> std::result::Result<T, Malformed>) -> Result<T> {
+        let text = self.read_single(name)?;
         parse(&text).map_err(|problem| self.malformed(name, problem))
     }
 
@@ -223,12 +234,12 @@ impl Task {
 
     /// `stat`: of the whole group in a process' directory, of the thread in a thread's.
     pub fn stat(&self) -> Result<stat::Stat> {
-        self.read_as("stat", stat::parse)
+        self.single_as("stat", stat::parse)
     }
 
     /// `status`.
     pub fn status(&self) -> Result<status::Status> {
-        self.read_as("status", status::parse)
+        self.single_as("status", status::parse)
     }
 }
 

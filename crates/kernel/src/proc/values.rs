@@ -101,23 +101,18 @@ fn value<T>(text: &[u8], what: &'static str, parse: fn(&[u8]) -> Option<T>) -> P
 }
 
 impl Task {
-    /// Execution domain and `ADDR_NO_RANDOMIZE` and kin (personality(2)).
-    pub fn personality(&self) -> Result<u32> {
-        self.read_as("personality", |text| value(text, "personality", text::hex))
-    }
-
     /// Audit login uid; `u32::MAX` when never set. `None` where the kernel lacks CONFIG_AUDIT.
     pub fn loginuid(&self) -> Result<Option<u32>> {
-        self.if_there(self.read_as("loginuid", |text| value(text, "login uid", text::dec)))
+        self.if_there(self.single_as("loginuid", |text| value(text, "login uid", text::dec)))
     }
 
     pub fn oom_score_adj(&self) -> Result<i32> {
-        self.read_as("oom_score_adj", |text| value(text, "score", text::signed))
+        self.single_as("oom_score_adj", |text| value(text, "score", text::signed))
     }
 
     /// Of a thread, in nanoseconds: 0 for one under a real-time policy. Needs CAP_SYS_NICE for another process'.
     pub fn timerslack_ns(&self) -> Result<u64> {
-        self.read_as("timerslack_ns", |text| value(text, "slack", text::dec))
+        self.single_as("timerslack_ns", |text| value(text, "slack", text::dec))
     }
 
     /// Which mappings go into a core file; `None` for a task without memory, whose file is empty.
@@ -135,7 +130,7 @@ impl Task {
     }
 
     pub fn syscall(&self) -> Result<Syscall> {
-        self.read_as("syscall", parse_syscall)
+        self.single_as("syscall", parse_syscall)
     }
 
     /// The name of a thread, at most 15 bytes.
@@ -314,7 +309,6 @@ mod tests {
     #[test]
     fn live() {
         let task = Task::current().unwrap();
-        assert_eq!(task.personality().unwrap() & 0xff, 0);
         task.loginuid().unwrap();
         assert!((-1000..=1000).contains(&task.oom_score_adj().unwrap()));
         assert!(task.timerslack_ns().unwrap() > 0);

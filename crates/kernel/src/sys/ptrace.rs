@@ -166,15 +166,17 @@ pub fn set_regs(tid: Pid, regs: &libc::user_regs_struct) -> Result<(), Errno> {
 #[cfg(target_arch = "x86_64")]
 pub fn get_xstate(tid: Pid) -> Result<Vec<u8>, Errno> {
     // 2.7 KiB with AVX-512, 11 KiB with AMX tiles.
-    let mut area = vec![0u8; 16 << 10];
-    loop {
-        let size = get_regset(tid, regset::X86_XSTATE, &mut area)?;
-        if size < area.len() {
-            area.truncate(size);
-            return Ok(area);
-        }
-        area.resize(area.len() * 2, 0);
+    const USUAL: usize = 4 << 10;
+    const MOST: usize = 64 << 10;
+    let mut usual = [0u8; USUAL];
+    let size = get_regset(tid, regset::X86_XSTATE, &mut usual)?;
+    if size < USUAL {
+        return Ok(usual[..size].to_vec());
     }
+    let mut area = vec![0u8; MOST];
+    let size = get_regset(tid, regset::X86_XSTATE, &mut area)?;
+    area.truncate(size);
+    Ok(area)
 }
 
 /// A thread-local-storage descriptor of 32-bit code (`struct user_desc`), GDT entry 12 to 14.
@@ -258,23 +260,25 @@ pub fn set_siginfo(tid: Pid, info: &SigInfo) -> Result<(), Errno> {
 /// All queued signals of the thread, or (`shared`) of its process, in the order of delivery among equals. They
 /// stay queued.
 pub fn peek_siginfo(tid: Pid, shared: bool) -> Result<Vec<SigInfo>, Errno> {
-    // The kernel walks the queue from its beginning at each call: few and large ones.
-    const BATCH: usize = 1024;
+    // Nearly always nothing waits. Else the kernel walks the queue from its beginning at each call: few and large ones.
+    const FEW: usize = 8;
+    const MANY: usize = 1024;
     let mut queued = Vec::new();
-    let mut batch = vec![SigInfo::zeroed(); BATCH];
+    let mut batch = vec![SigInfo::zeroed(); FEW];
     loop {
         let args = uapi::ptrace_peeksiginfo_args {
             off: queued.len() as u64,
             flags: if shared { uapi::PTRACE_PEEKSIGINFO_SHARED } else { 0 },
-            nr: BATCH as i32,
+            nr: batch.len() as i32,
         };
         // SAFETY: PEEKSIGINFO reads `args` and writes at most `nr` siginfo_t to `batch`, which has room for them.
         let count =
             unsafe { request(uapi::PTRACE_PEEKSIGINFO, tid, &raw const args as usize, batch.as_mut_ptr() as usize) }?;
         queued.extend_from_slice(&batch[..count]);
-        if count < BATCH {
+        if count < batch.len() {
             return Ok(queued);
         }
+        batch.resize(MANY, SigInfo::zeroed());
     }
 }
 
