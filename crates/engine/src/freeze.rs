@@ -17,7 +17,7 @@ use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
-use cryonaut_puppet::{Context, DoorMaps, Ground, Hand, Verdict, find_doorway, scratch, trace};
+use cryonaut_puppet::{Context, DoorMaps, Entering, Ground, Hand, Verdict, find_doorway, scratch, trace};
 use rustix::process::PidfdFlags;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -88,6 +88,20 @@ impl Process {
             Stopped::ByJobControl(signal) => Some(signal),
             Stopped::Interrupted => None,
         })
+    }
+
+    /// Begins to make its first thread a hand.
+    fn enter(&self, doors: &mut DoorMaps, space: &mut Space) -> Result<Entering> {
+        let thread = &self.threads[0];
+        let context = thread.context.clone();
+        let ground = Ground { maps: &self.maps, sp: context.regs.rsp, others: &space.pointers, taken: &space.frames };
+        let xstate = context.xstate.len();
+        let door = find_doorway(doors, self.pid, &ground, xstate)?;
+        let base = free_range(&self.maps, &space.scratches, scratch::LEN)
+            .ok_or_else(|| Error::unsupported(Object::Process(self.pid), "its address space is full", ""))?;
+        space.frames.push(door.frames(xstate));
+        space.scratches.push(base..base + scratch::LEN);
+        Ok(Hand::enter(self.pid, thread.tid, context, door, base, self.status.sig_caught)?)
     }
 
     /// The hand; an error if the process is a zombie.
@@ -224,34 +238,41 @@ impl Frozen {
         self.processes.sort_by_cached_key(|p| (depth(p.pid), p.pid));
     }
 
-    /// Makes a hand of every living process. Those that share their memory have
-    /// a scratch mapping each in it, and a chain of frames each on its stack.
+    /// Makes a hand of every living process; all are on their way at once.
+    /// Those that share their memory have a scratch mapping each in it, and a
+    /// chain of frames each on its stack.
     pub fn enter_all(&mut self) -> Result<()> {
         let mut spaces: BTreeMap<u32, Space> = BTreeMap::new();
         for process in &self.processes {
             let space = spaces.entry(process.space()).or_default();
             space.pointers.extend(process.threads.iter().map(|t| t.context.regs.rsp));
         }
-        for process in &mut self.processes {
-            let Some(thread) = process.threads.first() else { continue };
-            let space = spaces.entry(process.space()).or_default();
-            let context = thread.context.clone();
-            let ground =
-                Ground { maps: &process.maps, sp: context.regs.rsp, others: &space.pointers, taken: &space.frames };
-            let xstate = context.xstate.len();
-            let door = find_doorway(&mut self.doors, process.pid, &ground, xstate)?;
-            let base = free_range(&process.maps, &space.scratches, scratch::LEN)
-                .ok_or_else(|| Error::unsupported(Object::Process(process.pid), "its address space is full", ""))?;
-            let caught = process.status.sig_caught;
-            let mut hand = Hand::enter(process.pid, thread.tid, context, door, base, caught)?;
-            if !filter::lets_go_home(thread.tid, process.status.seccomp) {
-                hand.be_restless();
+        let Frozen { processes, doors, .. } = self;
+        let mut entering = Vec::with_capacity(processes.len());
+        // Who is on the way gets there whatever happens to others, for only from there is there a way back.
+        let mut result = Ok(());
+        for process in processes.iter_mut().filter(|p| !p.is_zombie()) {
+            match process.enter(doors, spaces.entry(process.space()).or_default()) {
+                Ok(hand) => entering.push((process, hand)),
+                Err(e) => {
+                    result = Err(e);
+                    break;
+                }
             }
-            space.frames.push(door.frames(xstate));
-            space.scratches.push(hand.scratch());
-            process.hand = Some(hand);
         }
-        Ok(())
+        entering.retain(|(_, hand)| hand.go_on().map_err(|e| result = Err(e.into())).is_ok());
+        for (process, hand) in entering {
+            match hand.finish() {
+                Ok(mut hand) => {
+                    if !filter::lets_go_home(hand.tid(), process.status.seccomp) {
+                        hand.be_restless();
+                    }
+                    process.hand = Some(hand);
+                }
+                Err(e) => result = Err(e.into()),
+            }
+        }
+        result
     }
 
     /// Prepares the end of the tree: [`Frozen::kill`] will be one store for
@@ -261,12 +282,9 @@ impl Frozen {
             return Ok(());
         }
         let verdict = Verdict::new()?;
-        for process in &mut self.processes {
-            let Some(hand) = &mut process.hand else { continue };
-            if let Err(e) = verdict.give(hand) {
-                // Without a free descriptor, for example. It can be ended like the others while we live.
-                tracing::warn!("process {} would survive if we were killed while ending the tree: {e}", process.pid);
-            }
+        for (pid, e) in verdict.give(self.processes.iter_mut().filter_map(|p| p.hand.as_mut()).collect()) {
+            // Without a free descriptor, for example. It can be ended like the others while we live.
+            tracing::warn!("process {pid} would survive if we were killed while ending the tree: {e}");
         }
         self.verdict = Some(verdict);
         Ok(())

@@ -162,14 +162,45 @@ fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
+/// A hand on its way in: the target makes the scratch mapping. To be followed
+/// to its end also when another failed meanwhile.
+#[derive(Debug)]
+#[must_use]
+pub struct Entering {
+    hand: Hand,
+    context: Context,
+    door: Doorway,
+}
+
+impl Entering {
+    /// Waits for the target to begin the call, and lets it.
+    pub fn go_on(&self) -> Result<()> {
+        crate::stops::enter_call(self.hand.tid)
+    }
+
+    /// Waits for the mapping and lays everything into it.
+    pub fn finish(self) -> Result<Hand> {
+        let Entering { mut hand, context, door } = self;
+        let got = crate::stops::leave_call(hand.tid)?;
+        if got != hand.base as i64 {
+            context.write_back(hand.tid)?;
+            let errno = rustix::io::Errno::from_raw_os_error(-got as i32);
+            return Err(Error::Scratch { pid: hand.pid, errno });
+        }
+        hand.entry = Entry::Visited { context: Box::new(context), door };
+        hand.furnish(door.gadgets.syscall, door.home(), libc::SYS_munmap as u64)?;
+        Ok(hand)
+    }
+}
+
 impl Hand {
-    /// Makes the stopped thread `tid` of `pid` a hand. `base` is the address
-    /// for its scratch mapping, free in the target; `caught` the signals that
-    /// the program handles.
-    pub fn enter(pid: i32, tid: i32, context: Context, door: Doorway, base: u64, caught: u64) -> Result<Hand> {
+    /// Begins to make the stopped thread `tid` of `pid` a hand. `base` is the
+    /// address for its scratch mapping, free in the target; `caught` the signals
+    /// that the program handles. Many may be on their way at once.
+    pub fn enter(pid: i32, tid: i32, context: Context, door: Doorway, base: u64, caught: u64) -> Result<Entering> {
         let len = scratch::LEN;
         let quiet = quiet_signal(caught);
-        let mut hand = Hand {
+        let hand = Hand {
             pid,
             tid,
             base,
@@ -207,14 +238,8 @@ impl Hand {
         );
         hand.set_regs(&regs)?;
         hand.block_all()?;
-        let got = crate::stops::run_one_call(tid)?;
-        if got != base as i64 {
-            context.write_back(tid)?;
-            return Err(Error::Scratch { pid, errno: rustix::io::Errno::from_raw_os_error(-got as i32) });
-        }
-        hand.entry = Entry::Visited { context: Box::new(context), door };
-        hand.furnish(door.gadgets.syscall, back, libc::SYS_munmap as u64)?;
-        Ok(hand)
+        trace::resume_to_syscall(tid)?;
+        Ok(Entering { hand, context, door })
     }
 
     /// Takes over a process that has just been born with the scratch mapping

@@ -33,7 +33,7 @@ pub use door::{DoorMaps, Ground, find_doorway};
 pub use error::{Error, Result};
 pub use farewell::farewell_calls;
 pub use group::Job;
-pub use hand::{Context, Doorway, Hand};
+pub use hand::{Context, Doorway, Entering, Hand};
 pub use outlet::{Filling, Outlet, Portion};
 pub use park::Homes;
 pub use verdict::Verdict;

@@ -121,27 +121,37 @@ fn next(tid: i32) -> Result<WaitStatus> {
 /// Lets a thread that stands on a `syscall` instruction make that one call,
 /// and returns what it gave.
 pub fn run_one_call(tid: i32) -> Result<i64> {
-    let mut seen = 0;
-    while seen < 2 {
-        trace::resume_to_syscall(tid)?;
-        if next(tid)? == WaitStatus::SyscallStop {
-            seen += 1;
-        }
-    }
+    trace::resume_to_syscall(tid)?;
+    enter_call(tid)?;
+    leave_call(tid)
+}
+
+/// Waits until a thread that was resumed stands at the entry of a call, and
+/// lets it make that call; [`leave_call`] waits for the end of it.
+pub(crate) fn enter_call(tid: i32) -> Result<()> {
+    wait_syscall_stop(tid)?;
+    trace::resume_to_syscall(tid)
+}
+
+/// What the call gave that [`enter_call`] let a thread make.
+pub(crate) fn leave_call(tid: i32) -> Result<i64> {
+    wait_syscall_stop(tid)?;
     Ok(crate::arch::result(&trace::registers(tid)?))
+}
+
+fn wait_syscall_stop(tid: i32) -> Result<()> {
+    while next(tid)? != WaitStatus::SyscallStop {
+        trace::resume_to_syscall(tid)?;
+    }
+    Ok(())
 }
 
 /// Lets a thread that stands on a `syscall` instruction enter that call, and
 /// interrupts it when it sleeps there. Returns what the call gave: a result,
 /// or the kernel's wish to start it again.
 pub fn run_until_asleep(tid: i32) -> Result<i64> {
-    loop {
-        trace::resume_to_syscall(tid)?;
-        if next(tid)? == WaitStatus::SyscallStop {
-            break;
-        }
-    }
     trace::resume_to_syscall(tid)?;
+    enter_call(tid)?;
     let task = trace::id(tid).ok().and_then(|t| Task::open(t).ok());
     let mut interrupted = false;
     loop {

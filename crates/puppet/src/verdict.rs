@@ -75,14 +75,38 @@ impl Verdict {
         self.set(scratch::VERDICT_DIE);
     }
 
-    /// Gives the word to a visited process.
-    pub fn give(&self, hand: &mut Hand) -> Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let done = hand_over(hand, file.as_fd());
-        if done.is_err() {
-            numbers::close_after_failure(hand);
+    /// Gives the word to visited processes, all at once; returns those that
+    /// could not take it, each with the reason.
+    pub fn give(&self, hands: Vec<&mut Hand>) -> Vec<(i32, Error)> {
+        let Some(file) = &self.file else { return Vec::new() };
+        let mut failed = Vec::new();
+        let all = hands.into_iter().map(|hand| (Batch::new(), hand));
+        let asked: Vec<Visit<'_>> = all.filter_map(|one| step(&mut failed, one, ask_for_socket)).collect();
+        let send = |batch: &mut Batch, hand: &mut Hand| send(batch, hand, file.as_fd());
+        let sent: Vec<Visit<'_>> = asked.into_iter().filter_map(|one| step(&mut failed, one, send)).collect();
+        for one in sent {
+            step(&mut failed, one, |batch, hand| hand.wait(batch));
         }
-        done
+        failed
+    }
+}
+
+/// A hand and the batch that it runs, or ran last.
+type Visit<'a> = (Batch, &'a mut Hand);
+
+/// One step with a hand; who fails is cleaned up and goes no further.
+fn step<'a>(
+    failed: &mut Vec<(i32, Error)>,
+    (mut batch, hand): Visit<'a>,
+    take: impl Fn(&mut Batch, &mut Hand) -> Result<()>,
+) -> Option<Visit<'a>> {
+    match take(&mut batch, hand) {
+        Ok(()) => Some((batch, hand)),
+        Err(e) => {
+            numbers::close_after_failure(hand);
+            failed.push((hand.pid, e));
+            None
+        }
     }
 }
 
@@ -93,36 +117,44 @@ impl Drop for Verdict {
     }
 }
 
-/// Gives the file to the process and has it mapped there. Two batches, since
-/// the socket has to be there before we can send.
-fn hand_over(hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
-    let base = hand.base;
-    let number = |index| numbers::place(base, index);
-    let (received, mine, theirs) = (0, 1, 2);
-    let mut first = Batch::new();
+/// Where the numbers of a hand's descriptors are kept.
+const RECEIVED: usize = 0;
+const MINE: usize = 1;
+const THEIRS: usize = 2;
+
+/// Starts the batch that makes the socket pair.
+fn ask_for_socket(b: &mut Batch, hand: &mut Hand) -> Result<()> {
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-    first.call(libc::SYS_socketpair, [libc::AF_UNIX.into(), kind.into(), 0.into(), number(mine).into()]);
-    hand.run(&mut first)?;
-    let socket = numbers::duplicate(hand.pid, numbers::read(hand)?[theirs])?;
+    let pair = numbers::place(hand.base, MINE);
+    b.call(libc::SYS_socketpair, [libc::AF_UNIX.into(), kind.into(), 0.into(), pair.into()]);
+    hand.start(b)
+}
+
+/// Sends the file once the socket is there, and starts the batch that maps it.
+fn send(b: &mut Batch, hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
+    hand.wait(b)?;
+    let socket = numbers::duplicate(hand.pid, numbers::read(hand)?[THEIRS])?;
     crate::passing::send_files(&socket, &[file])?;
 
-    let mut second = Batch::new();
-    let payload = second.bytes(&[0; 8]);
-    let vector = second.bytes(&[0; 16]);
-    second.point(vector, payload);
-    second.set(vector.at(8), &1u64.to_le_bytes());
+    let base = hand.base;
+    let mut map = Batch::new();
+    let payload = map.bytes(&[0; 8]);
+    let vector = map.bytes(&[0; 16]);
+    map.point(vector, payload);
+    map.set(vector.at(8), &1u64.to_le_bytes());
     // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
-    let message = second.bytes(&[0; 56]);
-    second.point(message.at(16), vector);
-    second.set(message.at(24), &1u64.to_le_bytes());
-    second.set(message.at(32), &(base + scratch::CONTROL).to_le_bytes());
-    second.set(message.at(40), &ROOM_FOR_ONE.to_le_bytes());
+    let message = map.bytes(&[0; 56]);
+    map.point(message.at(16), vector);
+    map.set(message.at(24), &1u64.to_le_bytes());
+    map.set(message.at(32), &(base + scratch::CONTROL).to_le_bytes());
+    map.set(message.at(40), &ROOM_FOR_ONE.to_le_bytes());
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    second.call(libc::SYS_recvmsg, [Arg::At(number(mine)), message.into(), flags.into()]);
+    map.call(libc::SYS_recvmsg, [Arg::At(numbers::place(base, MINE)), message.into(), flags.into()]);
     let at = base + scratch::VERDICT;
     let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
-    let file = Arg::At(number(received));
-    second.call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), file, 0.into()]);
-    numbers::close_in(&mut second, base);
-    hand.run(&mut second)
+    let file = Arg::At(numbers::place(base, RECEIVED));
+    map.call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), file, 0.into()]);
+    numbers::close_in(&mut map, base);
+    *b = map;
+    hand.start(b)
 }

@@ -25,7 +25,9 @@ fn visit(pid: i32) -> Hand {
         .step_by(1 << 24)
         .find(|b| maps.iter().all(|v| v.end <= *b || v.start >= b + scratch::LEN))
         .expect("room");
-    Hand::enter(pid, pid, context, door, base, task.status().expect("status").sig_caught).expect("enter")
+    let hand = Hand::enter(pid, pid, context, door, base, task.status().expect("status").sig_caught).expect("enter");
+    hand.go_on().expect("begin the call");
+    hand.finish().expect("enter")
 }
 
 fn maps_of(pid: i32) -> String {
