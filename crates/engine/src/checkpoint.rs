@@ -1,30 +1,21 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
-use crate::attributes::clocks::Clocks;
-use crate::attributes::{cpu_timers, extras, signals, task, thread};
-use crate::files::{Collect, NewLinks};
-use crate::freeze::{Frozen, Process, Thread, pid_of};
+use crate::dump::dump;
+use crate::files::NewLinks;
+use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::memory::{AllExtras, PageCount, aio, dump_private, mappings, mm_record};
 use crate::options::Afterwards;
-use crate::questions::{self, Questions};
-use crate::report::CheckpointReport;
-use crate::sharing::{self, SharedSpace, Sharing, Spaces};
+use crate::report::{CheckpointReport, micros};
+use crate::sharing::{self, Sharing};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
-use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
-use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, is_part_of_an_image};
+use cryonaut_image::records::TaskKobjIdsEntry;
+use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_kernel::sys::kcmp::{self, Shared};
-use cryonaut_puppet::{Batch, Hand, Job};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
-use rustix::time::{ClockId, clock_gettime};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// The image version of the format (a fact of it).
-const IMAGE_VERSION: u32 = 2;
+use std::time::Instant;
 
 /// Writes the state of the tree below `pid` into `dir`.
 ///
@@ -108,10 +99,6 @@ fn timed(step: impl FnOnce() -> Result<()>) -> Result<u64> {
     let begun = Instant::now();
     step()?;
     Ok(micros(begun.elapsed()))
-}
-
-fn micros(d: Duration) -> u64 {
-    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A tree that contains the checkpointer would wait for itself.
@@ -202,79 +189,6 @@ fn refuse_shared_outside(root: &Process) -> Result<()> {
     }
 }
 
-/// Writes everything about a frozen tree.
-fn dump(
-    frozen: &mut Frozen,
-    images: &DumpDir,
-    options: &CheckpointOptions,
-    own: TaskKobjIdsEntry,
-    report: &mut CheckpointReport,
-    janitor: Option<&Janitor>,
-) -> Result<NewLinks> {
-    let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
-    pids.sort_unstable();
-    let mut cx = Collect::new(images, options, &pids);
-    cx.janitor = janitor;
-    let mut in_memory = AllExtras::default();
-    let mut threads = thread::Gathered::default();
-    let mut tables = Vec::new();
-    let mut spaces = Spaces::of(&frozen.processes);
-    let inventory = InventoryEntry {
-        img_version: IMAGE_VERSION,
-        fdinfo_per_id: Some(true),
-        root_ids: Some(own),
-        ns_per_id: Some(true),
-        root_cg_set: None,
-        lsmtype: Some(0),
-        dump_uptime: Some(uptime_ticks()),
-        ..InventoryEntry::default()
-    };
-    let own_time = inventory.root_ids.as_ref().and_then(|ids| ids.time_ns_id);
-    let mut clocks = Clocks::new(images, own_time)?;
-    for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
-        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
-        let asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
-        for (process, questions) in processes.iter_mut().zip(asked) {
-            write_pstree(images, process)?;
-            report.processes += 1;
-            report.threads += process.threads.len();
-            let Some(mut questions) = questions else {
-                write_zombie(images, process)?;
-                continue;
-            };
-            questions.wait(process)?;
-            let Some(ids) = process.ids else { continue };
-            let files_id = ids.files_id;
-            images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
-            clocks.note(images, ids.time_ns_id, process)?;
-            if !tables.contains(&files_id) {
-                tables.push(files_id);
-                descriptors(&mut cx, process, files_id)?;
-            }
-            let fs = task::fs_record(&mut cx, process)?;
-            images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
-            let started = Instant::now();
-            dump_process(&mut cx, &mut threads, process, &questions)?;
-            if let Some(space) = spaces.take(ids.vm_id) {
-                let count = dump_memory(&mut cx, &mut in_memory, process, &space, &questions)?;
-                report.pages_scanned += count.scanned;
-                report.pages_written += count.written;
-            }
-            report.memory_us += micros(started.elapsed());
-        }
-    }
-    report.shared_pages_scanned = cx.shared_pages().scanned;
-    report.shared_pages_written = cx.shared_pages().written;
-    in_memory.write(images)?;
-    extras::write(images, &threads.extras)?;
-    cpu_timers::write(images, &threads.timer_owners)?;
-    images.write_one(ImageKind::Seccomp, None, threads.filters.record())?;
-    // Readers expect this one even when no file was open.
-    images.entry_file(ImageKind::Files, None)?;
-    images.write_one(ImageKind::Inventory, None, &inventory)?;
-    Ok(cx.take_links())
-}
-
 /// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a
 /// time namespace, whose clocks are written down; ours runs on without it.
 fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: &TaskKobjIdsEntry) -> Result<()> {
@@ -297,135 +211,4 @@ fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: &TaskKobjIdsEntry) 
             "start it in the namespaces of this program: others cannot be carried yet",
         )),
     }
-}
-
-fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
-    let core =
-        CoreEntry { mtype: crate::arch::MARCH as i32, tc: Some(task::base_record(process)?), ..CoreEntry::default() };
-    Ok(images.write_one(ImageKind::Core, process.pid as u64, &core)?)
-}
-
-fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
-    let threads = if process.is_zombie() {
-        vec![process.pid as u32]
-    } else {
-        process.threads.iter().map(|t| t.tid as u32).collect()
-    };
-    let entry = PstreeEntry {
-        pid: process.pid as u32,
-        ppid: process.ppid as u32,
-        pgid: process.stat.pgrp as u32,
-        sid: process.stat.session as u32,
-        threads,
-    };
-    Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
-}
-
-/// The descriptor table: every open file, and the numbers under which it is.
-fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result<()> {
-    let failed = |e| Error::kernel(Object::Process(process.pid), "duplicate its descriptors", e);
-    let pidfd = rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
-    let writer = cx.images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
-    for fd in process.task.fds()? {
-        let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-        let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
-        writer.append(&entry)?;
-    }
-    cx.images.complete(writer);
-    Ok(())
-}
-
-/// Threads and attributes of one living process.
-fn dump_process(
-    cx: &mut Collect<'_>,
-    threads: &mut thread::Gathered,
-    process: &mut Process,
-    asked: &Questions,
-) -> Result<()> {
-    let b = &asked.answers;
-    let mut tc = asked.task.record(process, b)?;
-    tc.sigactions = asked.signals.record(b);
-    let all = asked.timers.record(process.pid, asked.of_timers())?;
-    let owners = cpu_timers::owners(process, &all.posix)?;
-    if !owners.is_empty() {
-        threads.timer_owners.insert(process.pid, owners);
-    }
-    tc.timers = Some(all);
-    tc.rlimits = Some(asked.limits.record(b));
-    tc.signals_s = Some(signals::queued(process.pid, true)?);
-    tc.blk_sigset = process.threads[0].context.sigmask;
-    let mut core = thread::record(process, &process.threads[0], &asked.thread, b, threads)?;
-    core.tc = Some(tc);
-    cx.images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-    dump_threads(cx, threads, process)?;
-    crate::files::io_uring::refuse_registered(process)
-}
-
-/// The address space of a process, which others may share: each has its
-/// records, the pages are there once.
-fn dump_memory(
-    cx: &mut Collect<'_>,
-    in_memory: &mut AllExtras,
-    process: &mut Process,
-    space: &SharedSpace,
-    asked: &Questions,
-) -> Result<PageCount> {
-    let b = &asked.answers;
-    let mut extras = asked.extras.answer(b);
-    let mut vmas = mappings(cx, &mut extras, process, &space.scratches)?;
-    in_memory.add(&space.pids, &extras);
-    let aios = aio::collect(process, &vmas)?;
-    let pages_id = cx.new_pages_id();
-    let count = dump_private(cx.images, pages_id, process, &space.pids, &mut vmas, cx.pids.len() == 1)?;
-    let mm = mm_record(cx, process, &asked.mm, b, vmas, aios)?;
-    for pid in &space.pids {
-        cx.images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
-    }
-    Ok(count)
-}
-
-/// How many threads' answers are held at a time.
-const THREADS_AT_ONCE: usize = 64;
-
-/// All threads but the first.
-fn dump_threads(cx: &Collect<'_>, gathered: &mut thread::Gathered, process: &mut Process) -> Result<()> {
-    let Some(mut hand) = process.hand.take() else { return Ok(()) };
-    let others = process.threads.get(1..).unwrap_or_default();
-    let result = others
-        .chunks(THREADS_AT_ONCE)
-        .try_for_each(|threads| dump_some_threads(cx, gathered, process, &mut hand, threads));
-    process.hand = Some(hand);
-    result
-}
-
-fn dump_some_threads(
-    cx: &Collect<'_>,
-    gathered: &mut thread::Gathered,
-    process: &Process,
-    hand: &mut Hand,
-    threads: &[Thread],
-) -> Result<()> {
-    let (mut asks, mut answers) = (Vec::new(), Vec::new());
-    for _ in threads {
-        let mut b = Batch::new();
-        asks.push(thread::Ask::new(&mut b));
-        answers.push(b);
-    }
-    let job = |(thread, batch): (_, _)| {
-        let thread: &Thread = thread;
-        Job { tid: thread.tid, context: &thread.context, batch }
-    };
-    hand.run_in_threads(&mut threads.iter().zip(&mut answers).map(job).collect::<Vec<_>>())?;
-    for (thread, (ask, answers)) in threads.iter().zip(asks.iter().zip(&answers)) {
-        let core = thread::record(process, thread, ask, answers, gathered)?;
-        cx.images.write_one(ImageKind::Core, thread.tid as u64, &core)?;
-    }
-    Ok(())
-}
-
-/// Time since boot in clock ticks, as /proc/PID/stat counts start times.
-fn uptime_ticks() -> u64 {
-    let t = clock_gettime(ClockId::Boottime);
-    let per_second = rustix::param::clock_ticks_per_second();
-    t.tv_sec as u64 * per_second + t.tv_nsec as u64 * per_second / 1_000_000_000
 }

@@ -6,6 +6,7 @@ mod arch;
 mod attributes;
 mod caller;
 mod checkpoint;
+mod dump;
 mod error;
 pub mod files;
 pub mod freeze;

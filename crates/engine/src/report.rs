@@ -1,6 +1,7 @@
 //! What a checkpoint or a restore did, in numbers.
 
 use serde::Serialize;
+use std::time::Duration;
 
 /// Of a checkpoint. Times in microseconds.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -50,4 +51,9 @@ pub struct RestoreReport {
     pub forking_us: u64,
     /// The whole call.
     pub total_us: u64,
+}
+
+/// Whole microseconds.
+pub(crate) fn micros(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }

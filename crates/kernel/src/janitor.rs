@@ -4,10 +4,10 @@
 //! with its maker, blocks all signals, and runs in a copy of memory in which other threads may have held any lock: so it
 //! makes system calls and nothing else.
 
-use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -37,7 +37,7 @@ pub struct Janitor {
     pipe: OwnedFd,
     child: Child,
     /// Bytes of notes sent.
-    sent: Cell<usize>,
+    sent: AtomicUsize,
 }
 
 /// Most bytes of notes, each path with its zero; and the dismissal.
@@ -57,18 +57,18 @@ impl Janitor {
                 0
             })
         }?;
-        Ok(Self { pipe: writer, child, sent: Cell::new(0) })
+        Ok(Self { pipe: writer, child, sent: AtomicUsize::new(0) })
     }
 
     /// A file elsewhere that we have made, by its absolute path: it goes too if the work is not complete. Says whether
     /// there was still room for it.
     pub fn note(&self, path: &CStr) -> bool {
         let bytes = path.to_bytes_with_nul();
-        let sent = self.sent.get() + bytes.len();
+        let sent = self.sent.load(Ordering::Relaxed) + bytes.len();
         if sent >= NOTES || !path.to_bytes().starts_with(b"/") {
             return false;
         }
-        self.sent.set(sent);
+        self.sent.store(sent, Ordering::Relaxed);
         rustix::io::write(&self.pipe, bytes) == Ok(bytes.len())
     }
 }

@@ -3,7 +3,6 @@
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{SeccompEntry, SeccompFilter, SeccompMode};
-use cryonaut_kernel::proc::status::Seccomp;
 use cryonaut_kernel::sys::ptrace;
 use cryonaut_puppet::{Arg, Batch};
 use rustix::io::Errno;
@@ -16,16 +15,8 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Mode and newest filter of a held thread.
-    pub fn of_thread(&mut self, tid: i32, mode: Seccomp) -> Result<(Option<i32>, Option<u32>)> {
-        match mode {
-            Seccomp::Disabled => Ok((None, None)),
-            Seccomp::Strict => Ok((Some(SeccompMode::Strict as i32), None)),
-            Seccomp::Filter => Ok((Some(SeccompMode::Filter as i32), self.chain(tid)?)),
-        }
-    }
-
-    fn chain(&mut self, tid: i32) -> Result<Option<u32>> {
+    /// The newest filter of a held thread, if it has any.
+    pub fn of_thread(&mut self, tid: i32) -> Result<Option<u32>> {
         let failed = |e| Error::kernel(Object::Thread(tid), "read its seccomp filters", e);
         // The kernel counts from the oldest.
         let mut last = None;
@@ -33,6 +24,8 @@ impl Filters {
             let program = match ptrace::seccomp_filter(pid_of(tid)?, index) {
                 Ok(program) => program,
                 Err(Errno::NOENT) => break,
+                // Not in filter mode.
+                Err(Errno::INVAL) if index == 0 => break,
                 Err(e) => return Err(failed(e)),
             };
             let mut filter = Vec::with_capacity(program.len() * 8);

@@ -1,13 +1,12 @@
 //! What each thread has of its own: name, scheduling, robust list, tid
 //! address, rseq, alternate stack, pdeath signal, credentials, queued signals.
 
-use super::cpu_timers::AllOwners;
-use super::{credentials, extras, extras::Extras, rseq, seccomp, signals, unanswered};
+use super::{credentials, extras, rseq, seccomp, signals, unanswered};
 use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{CoreEntry, ThreadCoreEntry, ThreadSasEntry};
-use cryonaut_kernel::proc::status::Status;
+use cryonaut_image::records::{CoreEntry, SeccompMode, SignalQueueEntry, ThreadCoreEntry, ThreadSasEntry};
+use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::sys::sched::{self, SchedAttr};
 use cryonaut_puppet::{Arg, Batch, Call, Data};
 
@@ -40,25 +39,30 @@ impl Ask {
     }
 }
 
-/// What the threads of a tree have together, gathered thread by thread.
-#[derive(Debug, Default)]
-pub struct Gathered {
-    /// Seccomp filters.
-    pub filters: seccomp::Filters,
-    /// What the format has no place for.
-    pub extras: Extras,
-    /// Whose time timers on a thread's clock count.
-    pub timer_owners: AllOwners,
+/// What only the holder of a thread can find out (ptrace(2)).
+#[derive(Debug)]
+pub struct Told {
+    queued: SignalQueueEntry,
+    /// The newest of its seccomp filters, should it have any.
+    filter: Result<Option<u32>>,
 }
 
-/// The record of one thread, without what belongs to the whole process.
+impl Told {
+    /// Reads it of a held thread, and its filters into those of the tree.
+    pub fn read(tid: i32, filters: &mut seccomp::Filters) -> Result<Told> {
+        Ok(Told { queued: signals::queued(tid, false)?, filter: filters.of_thread(tid) })
+    }
+}
+
+/// The record of one thread, without what belongs to the whole process, and
+/// what the format has no place for.
 pub fn record(
     process: &Process,
     thread: &Thread,
     ask: &Ask,
     answers: &Batch,
-    gathered: &mut Gathered,
-) -> Result<CoreEntry> {
+    told: Told,
+) -> Result<(CoreEntry, extras::ThreadExtra)> {
     let tid = thread.tid;
     let failed = |about| unanswered(tid, about);
     let id = pid_of(tid)?;
@@ -72,11 +76,15 @@ pub fn record(
     let sched = sched::sched_getattr(id).map_err(failed("scheduling"))?;
     let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
     let slack = answers.result(ask.timer_slack).map_err(failed("timer slack"))?;
-    gathered.extras.insert(tid, extras::record(thread, slack)?);
+    let extra = extras::record(thread, slack)?;
     let context = &thread.context;
     let mut info = arch::thread_info(tid, context, answers.read_u64(ask.tid_address))?;
     arch::settle_call(&context.regs, &mut info);
-    let (seccomp_mode, seccomp_filter) = gathered.filters.of_thread(tid, status.seccomp)?;
+    let (seccomp_mode, seccomp_filter) = match status.seccomp {
+        Seccomp::Disabled => (None, None),
+        Seccomp::Strict => (Some(SeccompMode::Strict as i32), None),
+        Seccomp::Filter => (Some(SeccompMode::Filter as i32), told.filter?),
+    };
     let comm = answers.read(ask.comm);
     let core = ThreadCoreEntry {
         futex_rla: robust,
@@ -91,7 +99,7 @@ pub fn record(
             ss_flags: answers.read_u32(ask.altstack.at(8)),
         }),
         pdeath_sig: Some(answers.read_u32(ask.pdeath)).filter(|s| *s != 0),
-        signals_p: Some(signals::queued(tid, false)?),
+        signals_p: Some(told.queued),
         creds: Some(ask.creds.record(tid, answers, status)?),
         seccomp_mode,
         seccomp_filter,
@@ -100,12 +108,13 @@ pub fn record(
         rseq_entry: thread.rseq.map(rseq::record),
         cg_set: None,
     };
-    Ok(CoreEntry {
+    let core = CoreEntry {
         mtype: arch::MARCH as i32,
         thread_info: Some(info),
         thread_core: Some(core),
         ..CoreEntry::default()
-    })
+    };
+    Ok((core, extra))
 }
 
 /// Adds to a batch, which the thread itself runs, everything but the

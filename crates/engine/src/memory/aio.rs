@@ -16,11 +16,13 @@ use super::vma::status;
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{AioRingEntry, VmaEntry};
+use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 /// Bytes of struct aio_ring before the events, and of each event.
@@ -64,6 +66,11 @@ impl Header {
 }
 
 /// Whether a mapping is a ring.
+/// Whether a mapping is the ring of an AIO context.
+pub fn is_mapping(vma: &Vma) -> bool {
+    vma.path.as_bytes().starts_with(b"/[aio]")
+}
+
 fn is_ring(vma: &VmaEntry) -> bool {
     vma.status & status::AIORING != 0
 }

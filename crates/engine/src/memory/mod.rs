@@ -34,7 +34,7 @@ mod vma;
 mod write_behind;
 
 pub use build::{Shape, free_besides};
-pub use extras::{AllExtras, ExtrasAsk};
+pub use extras::{AllExtras, Extras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};
 pub use shared::SharedBuild;

@@ -1,6 +1,6 @@
 //! What a mapping is: the lines of smaps as records.
 
-use super::{PAGE, extras::Extras};
+use super::{PAGE, aio, extras::Extras};
 use crate::files::{Collect, io_uring, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -58,11 +58,11 @@ pub fn mappings(
     cx: &mut Collect<'_>,
     extras: &mut Extras,
     process: &Process,
+    flagged: &[FlaggedVma],
     scratches: &[Range<u64>],
 ) -> Result<Vec<VmaEntry>> {
-    let flagged = process.task.smaps()?;
     let mut out = Vec::with_capacity(flagged.len());
-    for vma in &flagged {
+    for vma in flagged {
         if scratches.iter().any(|s| s.contains(&vma.vma.start)) {
             extras.note_newest(vma);
             continue;
@@ -123,7 +123,7 @@ fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Resu
         Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
         Some(name) if name.starts_with(b"vvar") => entry.status = status::REGULAR | status::VVAR | status::ANON_PRIVATE,
         Some(b"vsyscall") => entry.status = status::VSYSCALL | status::ANON_PRIVATE,
-        _ if path_of_ring(vma) => {
+        _ if aio::is_mapping(vma) => {
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
@@ -172,11 +172,6 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
 /// Whether the kernel made a mapping of its own for the process.
 pub fn is_kernels(vma: &Vma) -> bool {
     vma.special().is_some_and(|name| name == b"vdso" || name == b"vsyscall" || name.starts_with(b"vvar"))
-}
-
-/// Whether it is the ring of an AIO context.
-fn path_of_ring(vma: &Vma) -> bool {
-    vma.path.as_bytes().starts_with(b"/[aio]")
 }
 
 fn anonymous(entry: &mut VmaEntry, vma: &Vma) {

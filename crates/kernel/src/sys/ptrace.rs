@@ -289,6 +289,8 @@ const BPF_MAXINSNS: usize = 4096;
 /// first installed, EINVAL for a thread without filters. Needs CAP_SYS_ADMIN and a tracer without seccomp of its own
 /// (EACCES).
 pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Vec<libc::sock_filter>, Errno> {
+    // SAFETY: without a buffer, SECCOMP_GET_FILTER writes nothing and returns the length alone.
+    unsafe { request(uapi::PTRACE_SECCOMP_GET_FILTER, tid, index, 0) }?;
     let mut program = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; BPF_MAXINSNS];
     // SAFETY: SECCOMP_GET_FILTER writes the whole filter and returns its length; the kernel installs none longer
     // than BPF_MAXINSNS, for which `program` has room.

@@ -1,0 +1,435 @@
+//! Writing down a frozen tree: of each process its descriptors, then its
+//! threads, attributes and memory.
+//!
+//! Only the thread that holds the tree can ask its hands and read what ptrace
+//! tells. It asks one process after the other and collects its files, whose
+//! order matters; the rest of a process, which needs nothing but /proc, is done
+//! by further threads at the same time.
+
+use crate::attributes::clocks::Clocks;
+use crate::attributes::{cpu_timers, extras, signals, task, thread};
+use crate::files::{Collect, NewLinks, io_uring};
+use crate::freeze::{Frozen, Process, Thread, pid_of};
+use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
+use crate::questions::{self, Questions};
+use crate::report::{CheckpointReport, micros};
+use crate::sharing::{SharedSpace, Spaces};
+use crate::{CheckpointOptions, Error, Object, Result};
+use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry};
+use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::janitor::Janitor;
+use cryonaut_puppet::{Batch, Hand, Job};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use rustix::time::{ClockId, clock_gettime};
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// The image version of the format (a fact of it).
+const IMAGE_VERSION: u32 = 2;
+/// Most threads that write processes down.
+const MOST_WRITERS: usize = 4;
+/// Fewer processes than these are written down before a thread has begun.
+const WORTH_A_THREAD: usize = 4;
+
+/// What is said once for the whole tree, gathered process by process.
+#[derive(Debug, Default)]
+struct Gathered {
+    filters: crate::attributes::seccomp::Filters,
+    threads: extras::Extras,
+    timer_owners: cpu_timers::AllOwners,
+    memory: AllExtras,
+}
+
+/// A process about which the hand and ptrace have told everything.
+#[derive(Debug)]
+struct Told<'p> {
+    process: &'p mut Process,
+    questions: Questions,
+    task: TaskCoreEntry,
+    first: thread::Told,
+    /// Its address space, unless another process has been given it to write.
+    space: Option<SharedSpace>,
+}
+
+/// What came of a process.
+#[derive(Debug)]
+struct Written {
+    tid: i32,
+    extra: extras::ThreadExtra,
+    space: Option<(SharedSpace, memory::Extras)>,
+    count: PageCount,
+    memory_us: u64,
+}
+
+/// The files of the tree, which belong to one process after the other.
+type Files<'c, 'a> = &'c Mutex<Collect<'a>>;
+
+fn lock<'g, 'a>(files: Files<'g, 'a>) -> MutexGuard<'g, Collect<'a>> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Writes everything about a frozen tree.
+pub fn dump(
+    frozen: &mut Frozen,
+    images: &DumpDir,
+    options: &CheckpointOptions,
+    own: TaskKobjIdsEntry,
+    report: &mut CheckpointReport,
+    janitor: Option<&Janitor>,
+) -> Result<NewLinks> {
+    let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
+    pids.sort_unstable();
+    let mut cx = Collect::new(images, options, &pids);
+    cx.janitor = janitor;
+    let files = Mutex::new(cx);
+    let mut spaces = Spaces::of(&frozen.processes);
+    let mut tree = Tree {
+        images,
+        files: &files,
+        clocks: Clocks::new(images, own.time_ns_id)?,
+        tables: BTreeSet::new(),
+        gathered: Gathered::default(),
+    };
+    for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
+        report.processes += processes.len();
+        report.threads += processes.iter().map(|p| p.threads.len()).sum::<usize>();
+        for written in tree.write_some(processes, &mut spaces)? {
+            report.pages_scanned += written.count.scanned;
+            report.pages_written += written.count.written;
+            report.memory_us += written.memory_us;
+            tree.gathered.threads.insert(written.tid, written.extra);
+            if let Some((space, extras)) = written.space {
+                tree.gathered.memory.add(&space.pids, &extras);
+            }
+        }
+    }
+    let gathered = tree.gathered;
+    gathered.memory.write(images)?;
+    extras::write(images, &gathered.threads)?;
+    cpu_timers::write(images, &gathered.timer_owners)?;
+    images.write_one(ImageKind::Seccomp, None, gathered.filters.record())?;
+    // Readers expect this one even when no file was open.
+    images.entry_file(ImageKind::Files, None)?;
+    images.write_one(ImageKind::Inventory, None, &inventory(own))?;
+    let mut cx = lock(&files);
+    report.shared_pages_scanned = cx.shared_pages().scanned;
+    report.shared_pages_written = cx.shared_pages().written;
+    Ok(cx.take_links())
+}
+
+fn inventory(own: TaskKobjIdsEntry) -> InventoryEntry {
+    InventoryEntry {
+        img_version: IMAGE_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(own),
+        ns_per_id: Some(true),
+        root_cg_set: None,
+        lsmtype: Some(0),
+        dump_uptime: Some(uptime_ticks()),
+        ..InventoryEntry::default()
+    }
+}
+
+/// What the thread that holds the tree works with.
+struct Tree<'c, 'a> {
+    images: &'a DumpDir,
+    files: Files<'c, 'a>,
+    clocks: Clocks,
+    /// Descriptor tables that are written.
+    tables: BTreeSet<u32>,
+    gathered: Gathered,
+}
+
+impl Tree<'_, '_> {
+    /// Writes down some of the processes.
+    fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
+        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
+        let asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        let writers = if processes.len() < WORTH_A_THREAD { 1 } else { threads_at_once() };
+        let files = self.files;
+        let (sender, told) = channel();
+        let told = Mutex::new(told);
+        std::thread::scope(|scope| {
+            let helper = || write_told(files, &told);
+            // Where no thread is to be had, this one writes.
+            let spawn = |_| std::thread::Builder::new().name("process writer".into()).spawn_scoped(scope, helper).ok();
+            let helpers: Vec<_> = (1..writers).filter_map(spawn).collect();
+            let mut own = Vec::new();
+            let mut one = |process, questions| -> Result<()> {
+                match self.tell(process, questions, spaces)? {
+                    Some(told) if writers == 1 || told.needs_hand() => own.push(told.write(files)?),
+                    // The receiver is there until the sender goes.
+                    Some(told) => drop(sender.send(told)),
+                    None => {}
+                }
+                Ok(())
+            };
+            let result = processes.iter_mut().zip(asked).try_for_each(|(process, questions)| one(process, questions));
+            drop(sender);
+            let rest = result.and_then(|()| write_told(files, &told));
+            let join = |h: std::thread::ScopedJoinHandle<'_, _>| {
+                h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            let all: Vec<Result<Vec<Written>>> = helpers.into_iter().map(join).chain([rest, Ok(own)]).collect();
+            Ok(all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })
+    }
+
+    /// What only the holder of the tree can find out about a process, and its
+    /// files. `None` for a zombie, of which nothing more is to be written.
+    fn tell<'p>(
+        &mut self,
+        process: &'p mut Process,
+        questions: Option<Questions>,
+        spaces: &mut Spaces,
+    ) -> Result<Option<Told<'p>>> {
+        write_pstree(self.images, process)?;
+        let Some(mut questions) = questions else {
+            write_zombie(self.images, process)?;
+            return Ok(None);
+        };
+        questions.wait(process)?;
+        let Some(ids) = process.ids else { return Ok(None) };
+        self.images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
+        self.clocks.note(self.images, ids.time_ns_id, process)?;
+        {
+            let mut cx = lock(self.files);
+            if self.tables.insert(ids.files_id) {
+                descriptors(&mut cx, process, ids.files_id)?;
+            }
+            let fs = task::fs_record(&mut cx, process)?;
+            self.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
+        }
+        let task = self.task_record(process, &questions)?;
+        let first = thread::Told::read(process.pid, &mut self.gathered.filters)?;
+        self.dump_threads(process)?;
+        io_uring::refuse_registered(process)?;
+        Ok(Some(Told { process, questions, task, first, space: spaces.take(ids.vm_id) }))
+    }
+
+    /// The attributes of one living process.
+    fn task_record(&mut self, process: &mut Process, asked: &Questions) -> Result<TaskCoreEntry> {
+        let b = &asked.answers;
+        let mut tc = asked.task.record(process, b)?;
+        tc.sigactions = asked.signals.record(b);
+        let all = asked.timers.record(process.pid, asked.of_timers())?;
+        let owners = cpu_timers::owners(process, &all.posix)?;
+        if !owners.is_empty() {
+            self.gathered.timer_owners.insert(process.pid, owners);
+        }
+        tc.timers = Some(all);
+        tc.rlimits = Some(asked.limits.record(b));
+        tc.signals_s = Some(signals::queued(process.pid, true)?);
+        tc.blk_sigset = process.threads[0].context.sigmask;
+        Ok(tc)
+    }
+
+    /// All threads but the first. The records of many are written while the
+    /// next are asked.
+    fn dump_threads(&mut self, process: &mut Process) -> Result<()> {
+        let Some(mut hand) = process.hand.take() else { return Ok(()) };
+        let others = process.threads.get(1..).unwrap_or_default();
+        let result = if others.len() <= THREADS_AT_ONCE {
+            answers_of(&mut hand, &mut self.gathered.filters, others)
+                .and_then(|answered| write_threads(self.images, process, answered))
+                .map(|extras| self.gathered.threads.extend(extras))
+        } else {
+            self.dump_many_threads(process, &mut hand, others)
+        };
+        process.hand = Some(hand);
+        result
+    }
+
+    fn dump_many_threads(&mut self, process: &Process, hand: &mut Hand, others: &[Thread]) -> Result<()> {
+        let images = self.images;
+        let filters = &mut self.gathered.filters;
+        let extras = std::thread::scope(|scope| {
+            let (sender, answered): (SyncSender<Vec<Answered<'_>>>, _) = sync_channel(2);
+            let write_all = move || -> Result<Vec<_>> {
+                let mut extras = Vec::new();
+                for some in answered {
+                    extras.extend(write_threads(images, process, some)?);
+                }
+                Ok(extras)
+            };
+            let writer = scope.spawn(write_all);
+            let mut asked = Ok(());
+            for threads in others.chunks(THREADS_AT_ONCE) {
+                // A writer that has ended early has an error to tell.
+                match answers_of(hand, filters, threads).map(|some| sender.send(some).is_ok()) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(e) => {
+                        asked = Err(e);
+                        break;
+                    }
+                }
+            }
+            drop(sender);
+            let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            asked.and(written)
+        })?;
+        self.gathered.threads.extend(extras);
+        Ok(())
+    }
+}
+
+/// How many threads write processes down.
+fn threads_at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WRITERS))
+}
+
+/// Writes down processes as they are told of, until no more come.
+fn write_told(files: Files<'_, '_>, told: &Mutex<Receiver<Told<'_>>>) -> Result<Vec<Written>> {
+    let mut all = Vec::new();
+    loop {
+        let next = told.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match next {
+            Ok(told) => all.push(told.write(files)?),
+            Err(_) => return Ok(all),
+        }
+    }
+}
+
+impl Told<'_> {
+    /// Whether its memory cannot be written without its hand.
+    fn needs_hand(&self) -> bool {
+        self.space.is_some() && self.process.maps.iter().any(aio::is_mapping)
+    }
+
+    /// Writes what is left to write of the process.
+    fn write(self, files: Files<'_, '_>) -> Result<Written> {
+        let started = Instant::now();
+        let Told { process, questions, task, first, space } = self;
+        let b = &questions.answers;
+        let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
+        core.tc = Some(task);
+        let images = lock(files).images;
+        images.write_one(ImageKind::Core, process.pid as u64, &core)?;
+        let mut written = Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
+        if let Some(space) = space {
+            let (count, extras) = dump_memory(files, process, &space, &questions)?;
+            written.count = count;
+            written.space = Some((space, extras));
+        }
+        written.memory_us = micros(started.elapsed());
+        Ok(written)
+    }
+}
+
+fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
+    let core =
+        CoreEntry { mtype: crate::arch::MARCH as i32, tc: Some(task::base_record(process)?), ..CoreEntry::default() };
+    Ok(images.write_one(ImageKind::Core, process.pid as u64, &core)?)
+}
+
+fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
+    let threads = if process.is_zombie() {
+        vec![process.pid as u32]
+    } else {
+        process.threads.iter().map(|t| t.tid as u32).collect()
+    };
+    let entry = PstreeEntry {
+        pid: process.pid as u32,
+        ppid: process.ppid as u32,
+        pgid: process.stat.pgrp as u32,
+        sid: process.stat.session as u32,
+        threads,
+    };
+    Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
+}
+
+/// The descriptor table: every open file, and the numbers under which it is.
+fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result<()> {
+    let failed = |e| Error::kernel(Object::Process(process.pid), "duplicate its descriptors", e);
+    let pidfd = rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
+    let writer = cx.images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
+    for fd in process.task.fds()? {
+        let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+        let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
+        writer.append(&entry)?;
+    }
+    cx.images.complete(writer);
+    Ok(())
+}
+
+/// The address space of a process, which others may share: each has its
+/// records, the pages are there once.
+fn dump_memory(
+    files: Files<'_, '_>,
+    process: &mut Process,
+    space: &SharedSpace,
+    asked: &Questions,
+) -> Result<(PageCount, memory::Extras)> {
+    let b = &asked.answers;
+    let mut extras = asked.extras.answer(b);
+    let flagged = process.task.smaps()?;
+    let (images, pages_id, alone, mut vmas) = {
+        let mut cx = lock(files);
+        let vmas = mappings(&mut cx, &mut extras, process, &flagged, &space.scratches)?;
+        (cx.images, cx.new_pages_id(), cx.pids.len() == 1, vmas)
+    };
+    let aios = aio::collect(process, &vmas)?;
+    let count = dump_private(images, pages_id, process, &space.pids, &mut vmas, alone)?;
+    let mm = mm_record(&mut lock(files), process, &asked.mm, b, vmas, aios)?;
+    for pid in &space.pids {
+        images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
+    }
+    Ok((count, extras))
+}
+
+/// How many threads' answers are held at a time.
+const THREADS_AT_ONCE: usize = 64;
+
+/// A thread and what it answered.
+struct Answered<'t> {
+    thread: &'t Thread,
+    ask: thread::Ask,
+    answers: Batch,
+    told: thread::Told,
+}
+
+impl Answered<'_> {
+    fn job(&mut self) -> Job<'_> {
+        Job { tid: self.thread.tid, context: &self.thread.context, batch: &mut self.answers }
+    }
+}
+
+/// Asks threads that are not their process's hand.
+fn answers_of<'t>(
+    hand: &mut Hand,
+    filters: &mut crate::attributes::seccomp::Filters,
+    threads: &'t [Thread],
+) -> Result<Vec<Answered<'t>>> {
+    let begin = |thread: &'t Thread| -> Result<Answered<'t>> {
+        let mut answers = Batch::new();
+        let ask = thread::Ask::new(&mut answers);
+        Ok(Answered { thread, ask, answers, told: thread::Told::read(thread.tid, filters)? })
+    };
+    let mut all = threads.iter().map(begin).collect::<Result<Vec<_>>>()?;
+    hand.run_in_threads(&mut all.iter_mut().map(Answered::job).collect::<Vec<_>>())?;
+    Ok(all)
+}
+
+/// Writes their records; what the format has no place for comes back.
+fn write_threads(
+    images: &DumpDir,
+    process: &Process,
+    answered: Vec<Answered<'_>>,
+) -> Result<Vec<(i32, extras::ThreadExtra)>> {
+    let write = |Answered { thread, ask, answers, told }| -> Result<_> {
+        let (core, extra) = thread::record(process, thread, &ask, &answers, told)?;
+        images.write_one(ImageKind::Core, thread.tid as u64, &core)?;
+        Ok((thread.tid, extra))
+    };
+    answered.into_iter().map(write).collect()
+}
+
+/// Time since boot in clock ticks, as /proc/PID/stat counts start times.
+fn uptime_ticks() -> u64 {
+    let t = clock_gettime(ClockId::Boottime);
+    let per_second = rustix::param::clock_ticks_per_second();
+    t.tv_sec as u64 * per_second + t.tv_nsec as u64 * per_second / 1_000_000_000
+}
