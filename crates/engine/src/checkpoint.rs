@@ -1,7 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::dump::dump;
-use crate::files::NewLinks;
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::options::Afterwards;
@@ -9,7 +8,7 @@ use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Sharing};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
-use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, is_part_of_an_image};
+use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_kernel::sys::kcmp::{self, Shared};
 use std::ffi::CString;
@@ -50,24 +49,32 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let links = dump(&mut frozen, &images, options, own, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
+    let commit = || -> Result<Remains> {
+        let remains = images.commit(CommitOptions { durability, ..CommitOptions::default() })?;
+        links.keep();
+        Ok(remains)
+    };
+    // What remains is cleared away when the tree no longer waits for it.
+    let remains;
     match options.afterwards {
         Afterwards::LeaveRunning => {
-            report.end_us = timed(|| frozen.release())?;
+            ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
-            report.commit_us = timed(|| commit(images, durability, links))?;
+            (remains, report.commit_us) = timed(commit)?;
         }
         Afterwards::LeaveStopped => {
-            report.commit_us = timed(|| commit(images, durability, links))?;
+            (remains, report.commit_us) = timed(commit)?;
             frozen.stop()?;
-            report.end_us = timed(|| frozen.release())?;
+            ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
-            report.commit_us = timed(|| commit(images, durability, links))?;
-            report.end_us = timed(|| frozen.kill())?;
+            (remains, report.commit_us) = timed(commit)?;
+            ((), report.end_us) = timed(|| frozen.kill())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
     }
+    drop(remains);
     report.total_us = micros(begun.elapsed());
     Ok(report)
 }
@@ -88,17 +95,11 @@ fn janitor(dir: &Path) -> Result<Option<Janitor>> {
     Ok(Janitor::hire(&duty).inspect_err(|e| tracing::warn!("nobody would clear up behind us: {e}")).ok())
 }
 
-fn commit(images: DumpDir, durability: Durability, links: NewLinks) -> Result<()> {
-    images.commit(CommitOptions { durability, ..CommitOptions::default() })?;
-    links.keep();
-    Ok(())
-}
-
-/// Runs it; how long it took.
-fn timed(step: impl FnOnce() -> Result<()>) -> Result<u64> {
+/// Runs it; what came of it, and how long it took.
+fn timed<T>(step: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
     let begun = Instant::now();
-    step()?;
-    Ok(micros(begun.elapsed()))
+    let made = step()?;
+    Ok((made, micros(begun.elapsed())))
 }
 
 /// A tree that contains the checkpointer would wait for itself.

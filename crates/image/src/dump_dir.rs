@@ -60,6 +60,14 @@ enum Content {
     Link,
 }
 
+/// What a committed dump has still to clear away. Dropping it does, which may
+/// take longer than the commit itself.
+#[derive(Debug)]
+pub struct Remains {
+    _finisher: Finisher,
+    _staging: Staging,
+}
+
 /// What a dump by this process into a directory would leave there if it were
 /// killed, for somebody who clears up behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +127,7 @@ impl DumpDir {
             Err(source) => return Err(Error::io("create the directory", path, source)),
         };
         let staging = Staging::create(Dir::open(path)?, made)?;
-        Ok(Self { staging, files: Mutex::default(), finisher: Finisher::default() })
+        Ok(Self { staging, files: Mutex::default(), finisher: Finisher::new() })
     }
 
     /// The directory as it was named to [`DumpDir::create`].
@@ -268,13 +276,15 @@ impl DumpDir {
         self.staging.dir_of(PARENT).create_link(PARENT, path.as_ref())
     }
 
-    /// Makes the image visible, in the place of one that was there before.
+    /// Makes the image visible, in the place of one that was there before. What
+    /// is left to clear away goes when [`Remains`] are dropped, or with the next
+    /// dump into the directory.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Misuse`] if there is no inventory or an earlier
     /// write failed. Then nothing remains of this image, and one that was there
     /// before is there still.
-    pub fn commit(self, options: CommitOptions) -> Result<()> {
+    pub fn commit(mut self, options: CommitOptions) -> Result<Remains> {
         let contents = std::mem::take(&mut *self.files());
         let inventory = ImageKind::Inventory.file_name(None)?;
         if !contents.contains_key(&inventory) {
@@ -300,7 +310,8 @@ impl DumpDir {
         self.write_whole(MANIFEST_NAME, text.as_bytes())?;
         names.push(MANIFEST_NAME.to_owned());
 
-        self.staging.install(names, options.durability == Durability::Synced)
+        self.staging.install(names, options.durability == Durability::Synced)?;
+        Ok(Remains { _finisher: self.finisher, _staging: self.staging })
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {

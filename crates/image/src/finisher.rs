@@ -2,7 +2,8 @@
 //! on: making a thousand small files takes as long as finding out what belongs
 //! into them.
 //!
-//! It begins with the first file and ends with the commit, or with the dump.
+//! It is there from the beginning, so that nobody who waits for the dump has to
+//! wait for it to begin; nor is its end waited for by the commit.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -10,32 +11,54 @@ use std::thread::JoinHandle;
 
 use crate::entry_writer::EntryWriter;
 
+/// What the thread is to do.
+#[derive(Debug)]
+enum Work {
+    Complete(EntryWriter),
+    /// Say that all before is done.
+    Tell(Sender<()>),
+}
+
 /// Takes complete files.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Finisher {
-    thread: Mutex<Option<(Sender<EntryWriter>, JoinHandle<()>)>>,
+    thread: Mutex<Option<(Sender<Work>, JoinHandle<()>)>>,
 }
 
 impl Finisher {
+    /// Begins the thread.
+    pub(crate) fn new() -> Self {
+        let (sender, work) = channel();
+        let name = "image writer".to_owned();
+        // Where no thread is to be had, the commit writes the files.
+        let thread = std::thread::Builder::new().name(name).spawn(move || run(&work)).ok();
+        Finisher { thread: Mutex::new(thread.map(|thread| (sender, thread))) }
+    }
+
+    fn give(&self, work: Work) {
+        if let Some((sender, _)) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            // The receiver is there as long as the sender.
+            let _ = sender.send(work);
+        }
+    }
+
     /// Takes a file to which nothing more is appended.
     pub(crate) fn take(&self, file: EntryWriter) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_none() {
-            let (sender, files) = channel();
-            let name = "image writer".to_owned();
-            // Where no thread is to be had, the commit writes the file.
-            let Ok(handle) = std::thread::Builder::new().name(name).spawn(move || run(&files)) else { return };
-            *thread = Some((sender, handle));
-        }
-        if let Some((sender, _)) = &*thread {
-            // The receiver is there as long as the sender.
-            let _ = sender.send(file);
-        }
+        self.give(Work::Complete(file));
     }
 
     /// Waits until all are written. A file that could not be says so when it is
     /// closed again.
     pub(crate) fn finish(&self) {
+        let (sender, done) = channel();
+        self.give(Work::Tell(sender));
+        // An error means that nobody is there to tell: then nothing was taken either.
+        let _ = done.recv();
+    }
+}
+
+impl Drop for Finisher {
+    fn drop(&mut self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((sender, handle)) = thread {
             drop(sender);
@@ -44,14 +67,12 @@ impl Finisher {
     }
 }
 
-impl Drop for Finisher {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-fn run(files: &Receiver<EntryWriter>) {
-    for file in files {
-        file.close_early();
+fn run(work: &Receiver<Work>) {
+    for one in work {
+        match one {
+            Work::Complete(file) => file.close_early(),
+            // Who asked may have gone.
+            Work::Tell(sender) => drop(sender.send(())),
+        }
     }
 }

@@ -14,7 +14,7 @@
 //! dump.append(ImageKind::Pstree, None, &process, None)?;
 //! let inventory = records::InventoryEntry { img_version: 2, ..Default::default() };
 //! dump.write_one(ImageKind::Inventory, None, &inventory)?;
-//! dump.commit(CommitOptions::default())?;
+//! drop(dump.commit(CommitOptions::default())?);
 //!
 //! let image = ImageDir::open("/var/tmp/checkpoint")?;
 //! let tree: Vec<records::PstreeEntry> = image.read_all(ImageKind::Pstree, None)?;
@@ -38,7 +38,7 @@ pub mod stats;
 mod tail;
 mod verify;
 
-pub use dump_dir::{CommitOptions, DumpDir, Durability, Leavings, is_part_of_an_image};
+pub use dump_dir::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
 pub use entry_reader::EntryReader;
 pub use entry_writer::EntryWriter;
 pub use error::{Error, Result};

@@ -73,7 +73,7 @@ impl Staging {
     /// target, the inventory last, and the old image's files out of it, its
     /// inventory first. All or nothing, except that a crash in the middle leaves
     /// no image.
-    pub(crate) fn install(mut self, mut names: Vec<String>, sync: bool) -> Result<()> {
+    pub(crate) fn install(&mut self, mut names: Vec<String>, sync: bool) -> Result<()> {
         if sync {
             for name in names.iter().filter(|name| *name != PARENT) {
                 self.dir_of(name).sync_file(name)?;
@@ -82,10 +82,10 @@ impl Staging {
         if self.direct {
             names.retain(|name| comes_last(name));
         }
-        self.dir.create_dir(OLD)?;
-        let old = self.dir.subdir(OLD)?;
-        let replaced = if self.direct { Vec::new() } else { self.target.names()? };
-        let mut moves = Moves { staging: &self.dir, target: &self.target, old, out: vec![], r#in: vec![] };
+        let mut replaced = if self.direct { Vec::new() } else { self.target.names()? };
+        // A directory is never ours: an older image may live in one named "parent".
+        replaced.retain(|name| belongs_to_image(name) && !self.target.is_dir(name));
+        let mut moves = Moves { staging: &self.dir, target: &self.target, old: None, out: vec![], r#in: vec![] };
         match moves.run(names, replaced, sync) {
             Ok(()) => {
                 self.made_target = false;
@@ -119,23 +119,17 @@ impl Drop for Staging {
 struct Moves<'a> {
     staging: &'a Dir,
     target: &'a Dir,
-    old: Dir,
+    /// Where the old image's files go, if there are any.
+    old: Option<Dir>,
     out: Vec<String>,
     r#in: Vec<String>,
 }
 
 impl Moves<'_> {
     fn run(&mut self, mut names: Vec<String>, mut stale: Vec<String>, sync: bool) -> Result<()> {
-        // A directory is never ours: an older image may live in one named "parent".
-        stale.retain(|name| belongs_to_image(name) && !self.target.is_dir(name));
-        stale.sort_by_key(|name| !is_inventory(name));
-        for name in stale {
-            self.target.move_to(&name, &self.old)?;
-            // The inventory must be gone before anything else goes.
-            if is_inventory(&name) && sync {
-                self.target.sync()?;
-            }
-            self.out.push(name);
+        if !stale.is_empty() {
+            stale.sort_by_key(|name| !is_inventory(name));
+            self.put_away(stale, sync)?;
         }
 
         names.sort_by_key(|name| is_inventory(name));
@@ -150,14 +144,30 @@ impl Moves<'_> {
         if sync { self.target.sync() } else { Ok(()) }
     }
 
+    /// Moves the old image's files out of the way, in this order.
+    fn put_away(&mut self, stale: Vec<String>, sync: bool) -> Result<()> {
+        self.staging.create_dir(OLD)?;
+        let old = self.old.insert(self.staging.subdir(OLD)?);
+        for name in stale {
+            self.target.move_to(&name, old)?;
+            // The inventory must be gone before anything else goes.
+            if is_inventory(&name) && sync {
+                self.target.sync()?;
+            }
+            self.out.push(name);
+        }
+        Ok(())
+    }
+
     /// Puts everything back, as far as that goes; the error being reported is
     /// the one that led here.
     fn undo(&mut self) {
         for name in self.r#in.iter().rev() {
             let _ = self.target.remove_file(name);
         }
+        let Some(old) = &self.old else { return };
         for name in self.out.iter().rev() {
-            let _ = self.old.move_to(name, self.target);
+            let _ = old.move_to(name, self.target);
         }
     }
 }

@@ -25,7 +25,7 @@ const RED_ZONE: u64 = 128;
 
 /// Text is searched in pieces of this size, so that a huge program costs no
 /// more memory than a small one; pieces overlap by more than a snippet.
-const PIECE: usize = 256 * 1024;
+const PIECE: usize = 64 * 1024;
 const OVERLAP: usize = 16;
 
 /// What is known of a process that is to be entered.
