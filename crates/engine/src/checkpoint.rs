@@ -5,7 +5,7 @@ use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
-use crate::sharing::{self, Sharing};
+use crate::sharing::{self, Namespaces, Sharing};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
@@ -30,7 +30,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let stood_still = Instant::now();
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
-    let own = sharing.namespaces_of(&cryonaut_kernel::proc::Task::current()?)?;
+    let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
         process.ids = Some(sharing.ids(process)?);
     }

@@ -2,15 +2,17 @@
 //! threads, attributes and memory.
 //!
 //! Only the thread that holds the tree can ask its hands and read what ptrace
-//! tells. It asks one process after the other and collects its files, whose
-//! order matters; the rest of a process, which needs nothing but /proc, is done
-//! by further threads at the same time.
+//! tells. It does so for one process after the other; the rest of a process,
+//! which needs nothing but /proc and what was told, is done by further threads
+//! at the same time. What finds out which files processes have in common is one
+//! for all: they take turns.
 
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, signals, task, thread};
 use crate::files::{Collect, NewLinks, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
+use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{SharedSpace, Spaces};
@@ -22,17 +24,13 @@ use cryonaut_puppet::{Batch, Hand, Job};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeSet;
+use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// The image version of the format (a fact of it).
 const IMAGE_VERSION: u32 = 2;
-/// Most threads that write processes down.
-const MOST_WRITERS: usize = 4;
-/// Fewer processes than these are written down before a thread has begun.
-const WORTH_A_THREAD: usize = 4;
-
 /// What is said once for the whole tree, gathered process by process.
 #[derive(Debug, Default)]
 struct Gathered {
@@ -49,6 +47,8 @@ struct Told<'p> {
     questions: Questions,
     task: TaskCoreEntry,
     first: thread::Told,
+    /// Whether its descriptor table has not been given to another to write.
+    table: bool,
     /// Its address space, unless another process has been given it to write.
     space: Option<SharedSpace>,
 }
@@ -147,7 +147,7 @@ impl Tree<'_, '_> {
     fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
         let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
         let asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
-        let writers = if processes.len() < WORTH_A_THREAD { 1 } else { threads_at_once() };
+        let writers = parallel::threads_for(processes.len());
         let files = self.files;
         let (sender, told) = channel();
         let told = Mutex::new(told);
@@ -156,10 +156,11 @@ impl Tree<'_, '_> {
             // Where no thread is to be had, this one writes.
             let spawn = |_| std::thread::Builder::new().name("process writer".into()).spawn_scoped(scope, helper).ok();
             let helpers: Vec<_> = (1..writers).filter_map(spawn).collect();
-            let mut own = Vec::new();
+            let (mut own, mut late) = (Vec::new(), Vec::new());
             let mut one = |process, questions| -> Result<()> {
                 match self.tell(process, questions, spaces)? {
-                    Some(told) if writers == 1 || told.needs_hand() => own.push(told.write(files)?),
+                    Some(told) if told.comes_last() => late.push(told),
+                    Some(told) if writers == 1 || told.needs_hand() => own.push(told.write(files, Writer::Holder)?),
                     // The receiver is there until the sender goes.
                     Some(told) => drop(sender.send(told)),
                     None => {}
@@ -169,11 +170,13 @@ impl Tree<'_, '_> {
             let result = processes.iter_mut().zip(asked).try_for_each(|(process, questions)| one(process, questions));
             drop(sender);
             let rest = result.and_then(|()| write_told(files, &told));
-            let join = |h: std::thread::ScopedJoinHandle<'_, _>| {
-                h.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            let all: Vec<Result<Vec<Written>>> = helpers.into_iter().map(join).chain([rest, Ok(own)]).collect();
-            Ok(all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+            let mut all = vec![rest, Ok(own)];
+            all.extend(helpers.into_iter().map(|h| h.join().unwrap_or_else(|panic| resume_unwind(panic))));
+            let mut all: Vec<Written> = all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            for told in late {
+                all.push(told.write(files, Writer::Holder)?);
+            }
+            Ok(all)
         })
     }
 
@@ -194,19 +197,12 @@ impl Tree<'_, '_> {
         let Some(ids) = process.ids else { return Ok(None) };
         self.images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
         self.clocks.note(self.images, ids.time_ns_id, process)?;
-        {
-            let mut cx = lock(self.files);
-            if self.tables.insert(ids.files_id) {
-                descriptors(&mut cx, process, ids.files_id)?;
-            }
-            let fs = task::fs_record(&mut cx, process)?;
-            self.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
-        }
         let task = self.task_record(process, &questions)?;
         let first = thread::Told::read(process.pid, &mut self.gathered.filters)?;
         self.dump_threads(process)?;
         io_uring::refuse_registered(process)?;
-        Ok(Some(Told { process, questions, task, first, space: spaces.take(ids.vm_id) }))
+        let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
+        Ok(Some(Told { process, questions, task, first, table, space }))
     }
 
     /// The attributes of one living process.
@@ -268,17 +264,12 @@ impl Tree<'_, '_> {
                 }
             }
             drop(sender);
-            let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let written = writer.join().unwrap_or_else(|panic| resume_unwind(panic));
             asked.and(written)
         })?;
         self.gathered.threads.extend(extras);
         Ok(())
     }
-}
-
-/// How many threads write processes down.
-fn threads_at_once() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_WRITERS))
 }
 
 /// Writes down processes as they are told of, until no more come.
@@ -287,30 +278,56 @@ fn write_told(files: Files<'_, '_>, told: &Mutex<Receiver<Told<'_>>>) -> Result<
     loop {
         let next = told.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match next {
-            Ok(told) => all.push(told.write(files)?),
+            Ok(told) => all.push(told.write(files, Writer::Helper)?),
             Err(_) => return Ok(all),
         }
     }
 }
 
+/// Who writes a process down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    /// The thread that holds the tree.
+    Holder,
+    /// Another, to which hands do not listen.
+    Helper,
+}
+
 impl Told<'_> {
-    /// Whether its memory cannot be written without its hand.
+    /// Whether its memory is not to be written without its hand.
     fn needs_hand(&self) -> bool {
-        self.space.is_some() && self.process.maps.iter().any(aio::is_mapping)
+        let much = self.process.status.vm_rss_kib << 10 >= memory::WORTH_IT;
+        self.space.is_some() && (much || self.process.maps.iter().any(aio::is_mapping))
+    }
+
+    /// Whether others that have a file which it maps must come before it.
+    fn comes_last(&self) -> bool {
+        self.process.maps.iter().any(io_uring::is_mapping)
     }
 
     /// Writes what is left to write of the process.
-    fn write(self, files: Files<'_, '_>) -> Result<Written> {
+    fn write(self, files: Files<'_, '_>, writer: Writer) -> Result<Written> {
+        let Told { process, questions, task, first, table, space } = self;
+        let images = {
+            let mut cx = lock(files);
+            if let Some(ids) = process.ids.filter(|_| table) {
+                descriptors(&mut cx, process, ids.files_id)?;
+            }
+            let fs = task::fs_record(&mut cx, process)?;
+            cx.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
+            cx.images
+        };
         let started = Instant::now();
-        let Told { process, questions, task, first, space } = self;
         let b = &questions.answers;
         let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
         core.tc = Some(task);
-        let images = lock(files).images;
         images.write_one(ImageKind::Core, process.pid as u64, &core)?;
         let mut written = Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
         if let Some(space) = space {
-            let (count, extras) = dump_memory(files, process, &space, &questions)?;
+            let aside = if writer == Writer::Helper { process.hand.take() } else { None };
+            let done = dump_memory(files, process, &space, &questions);
+            process.hand = aside.or(process.hand.take());
+            let (count, extras) = done?;
             written.count = count;
             written.space = Some((space, extras));
         }

@@ -7,7 +7,8 @@
 
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq};
-use crate::{Error, Object, Result};
+use crate::sharing::Namespaces;
+use crate::{Error, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::values::Syscall;
@@ -62,6 +63,8 @@ pub struct Process {
     pub threads: Vec<Thread>,
     /// Its mappings. Empty for a zombie.
     pub maps: Vec<Vma>,
+    /// Its namespaces. None for a zombie.
+    pub namespaces: Namespaces,
     /// What it shares with others, once that has been found out. None for a zombie.
     pub ids: Option<TaskKobjIdsEntry>,
     /// The hand, once entered.
@@ -142,7 +145,7 @@ impl Frozen {
             }
             at = 0;
         }
-        frozen.processes = held.into_iter().map(Held::survey).collect::<Result<_>>()?;
+        frozen.processes = parallel::map(held, Held::survey).into_iter().collect::<Result<_>>()?;
         frozen.processes.sort_by_key(|p| p.pid);
         frozen.order();
         Ok(frozen)
@@ -153,8 +156,9 @@ impl Frozen {
         let parent = process.pid;
         let mut children = Vec::new();
         // All its threads are held. A zombie's children have another parent.
-        for thread in &process.threads {
-            children.extend(process.task.children(pid_of(thread.tid)?).unwrap_or_default());
+        let of = |thread: &Thread| pid_of(thread.tid).map(|tid| process.task.children(tid).unwrap_or_default());
+        for some in parallel::map(process.threads.iter().collect(), of) {
+            children.extend(some?);
         }
         for child in children {
             let child = child.as_raw_nonzero().get();
@@ -331,9 +335,12 @@ impl Frozen {
         for process in self.processes.iter().filter(|p| p.status.vm_rss_kib >= MUCH_MEMORY) {
             release_memory(process.pid);
         }
-        for process in self.processes.iter().filter(|p| !p.is_zombie()) {
-            stops::reap_process(process.pid);
-        }
+        // Not only the tracer itself, any of our threads may take their ends.
+        let living = self.processes.iter().filter(|p| !p.is_zombie());
+        let followers = living.clone().flat_map(|p| p.threads.iter().map(|t| t.tid).filter(|tid| *tid != p.pid));
+        parallel::map(followers.collect(), stops::reap);
+        // A leader's end is not told before that of all other threads.
+        parallel::map(living.map(|p| p.pid).collect(), stops::reap);
         self.seized.clear();
         for process in &mut self.processes {
             process.hand = None;
@@ -402,8 +409,8 @@ impl Held {
         if is_zombie && !matches!(stat.state, State::Zombie | State::Dead) {
             return Err(Error::kernel(Object::Process(pid), "hold any of its threads", Errno::SRCH));
         }
-        let maps = if is_zombie { Vec::new() } else { task.maps()? };
-        Ok(Process { pid, ppid, task, stat, status, threads, maps, ids: None, hand: None })
+        let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
+        Ok(Process { pid, ppid, task, stat, status, threads, maps, namespaces, ids: None, hand: None })
     }
 }
 

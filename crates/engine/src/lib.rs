@@ -13,6 +13,7 @@ pub mod freeze;
 mod lineage;
 mod memory;
 mod options;
+mod parallel;
 mod plan;
 mod questions;
 mod report;

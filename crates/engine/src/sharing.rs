@@ -26,7 +26,7 @@ const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sigha
 impl Sharing {
     /// The ids of a living process.
     pub fn ids(&mut self, process: &Process) -> Result<TaskKobjIdsEntry> {
-        let mut entry = self.namespaces_of(&process.task)?;
+        let mut entry = self.numbers_of(&process.namespaces);
         entry.vm_id = self.id(0, process.pid)?;
         entry.files_id = self.id(1, process.pid)?;
         entry.fs_id = self.id(2, process.pid)?;
@@ -54,29 +54,54 @@ impl Sharing {
         Ok(id)
     }
 
-    /// The namespace ids of a process; the four others are 1.
-    pub fn namespaces_of(&mut self, task: &Task) -> Result<TaskKobjIdsEntry> {
-        let mut id = |kind: Namespace| -> Result<Option<u32>> {
-            let Some(inode) = task.namespace(kind)? else {
-                return Ok(None);
-            };
+    /// The ids of namespaces; the four others are 1.
+    pub fn numbers_of(&mut self, namespaces: &Namespaces) -> TaskKobjIdsEntry {
+        let mut id = |inode: Option<u64>| {
             let next = self.namespaces.len() as u32 + 1;
-            Ok(Some(*self.namespaces.entry(inode).or_insert(next)))
+            inode.map(|inode| *self.namespaces.entry(inode).or_insert(next))
         };
-        Ok(TaskKobjIdsEntry {
+        let [pid, net, ipc, uts, mnt, user, cgroup, time] = namespaces.0;
+        TaskKobjIdsEntry {
             vm_id: 1,
             files_id: 1,
             fs_id: 1,
             sighand_id: 1,
-            pid_ns_id: id(Namespace::Pid)?,
-            net_ns_id: id(Namespace::Net)?,
-            ipc_ns_id: id(Namespace::Ipc)?,
-            uts_ns_id: id(Namespace::Uts)?,
-            mnt_ns_id: id(Namespace::Mnt)?,
-            user_ns_id: id(Namespace::User)?,
-            cgroup_ns_id: id(Namespace::Cgroup)?,
-            time_ns_id: id(Namespace::Time)?,
-        })
+            pid_ns_id: id(pid),
+            net_ns_id: id(net),
+            ipc_ns_id: id(ipc),
+            uts_ns_id: id(uts),
+            mnt_ns_id: id(mnt),
+            user_ns_id: id(user),
+            cgroup_ns_id: id(cgroup),
+            time_ns_id: id(time),
+        }
+    }
+}
+
+/// The inode numbers of a process's namespaces, in the order of [`NAMESPACES`].
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Namespaces([Option<u64>; NAMESPACES.len()]);
+
+/// The kinds of namespace that the format has ids for.
+const NAMESPACES: [Namespace; 8] = [
+    Namespace::Pid,
+    Namespace::Net,
+    Namespace::Ipc,
+    Namespace::Uts,
+    Namespace::Mnt,
+    Namespace::User,
+    Namespace::Cgroup,
+    Namespace::Time,
+];
+
+impl Namespaces {
+    /// Of a process.
+    pub fn read(task: &Task) -> Result<Namespaces> {
+        let mut found = Namespaces::default();
+        for (inode, kind) in found.0.iter_mut().zip(NAMESPACES) {
+            *inode = task.namespace(kind)?;
+        }
+        Ok(found)
     }
 }
 

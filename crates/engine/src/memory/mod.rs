@@ -39,6 +39,7 @@ pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};
 pub use shared::SharedBuild;
 pub use spaces::Spaces;
+pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
 pub use vma::{mappings, status};
 
