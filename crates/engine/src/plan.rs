@@ -2,6 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
+use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
     CoreEntry, FdinfoEntry, FileEntry, FsEntry, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
@@ -137,9 +138,10 @@ impl Plan {
         let tree: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, None)?;
         let root = tree.first().map(|t| t.pid as i32).ok_or_else(|| bad("pstree.img", "it has no process"))?;
         let mut processes = BTreeMap::new();
-        for entry in tree {
-            let pid = entry.pid as i32;
-            let duplicate = processes.insert(pid, read_process(images, entry)?);
+        for process in parallel::map(tree, |entry| read_process(images, entry)) {
+            let process = process?;
+            let pid = process.tree.pid as i32;
+            let duplicate = processes.insert(pid, process);
             if pid <= 0 || duplicate.is_some() {
                 return Err(bad("pstree.img", &format!("process {pid} is there twice or has no valid id")));
             }
@@ -217,10 +219,9 @@ fn read_process(images: &ImageDir, tree: PstreeEntry) -> Result<ProcessPlan> {
     if tc.task_state == task::DEAD {
         return Ok(ProcessPlan { tree, core, threads: Vec::new(), mm: None, fs: None, ids: None });
     }
-    let mut threads = Vec::new();
-    for tid in tree.threads.iter().filter(|t| **t != tree.pid) {
-        threads.push((*tid as i32, images.read_one(ImageKind::Core, u64::from(*tid))?));
-    }
+    let others = tree.threads.iter().copied().filter(|tid| *tid != tree.pid).collect();
+    let read = |tid: u32| Ok((tid as i32, images.read_one(ImageKind::Core, u64::from(tid))?));
+    let threads = parallel::map(others, read).into_iter().collect::<Result<_>>()?;
     let ids = match core.ids {
         Some(ids) => ids,
         None => images.read_one(ImageKind::Ids, pid)?,

@@ -90,7 +90,7 @@ impl Hand {
         self.base + index as u64 * scratch::THREAD_ROW
     }
 
-    fn row(&self, index: usize) -> Place {
+    pub(crate) fn row(&self, index: usize) -> Place {
         let row = self.row_at(index);
         Place {
             ops: row + scratch::THREAD_OPS,

@@ -51,6 +51,12 @@ impl Context {
         Ok(Context { regs: trace::registers(tid)?, sigmask: trace::sigmask(tid)?, xstate: trace::xstate(tid)? })
     }
 
+    /// Reads that of a thread which dies with us: without the extended state,
+    /// since what it runs for us touches none.
+    pub fn of_built(tid: i32) -> Result<Self> {
+        Ok(Context { regs: trace::registers(tid)?, sigmask: trace::sigmask(tid)?, xstate: Vec::new() })
+    }
+
     /// Gives a stopped thread its registers and signal mask back. The mask
     /// first: until the registers are in, the thread is still on a path that
     /// restores everything by itself.
@@ -288,6 +294,12 @@ impl Hand {
     pub fn run(&mut self, batch: &mut Batch) -> Result<()> {
         self.start(batch)?;
         self.wait(batch)
+    }
+
+    /// Whether a batch can run in another thread beside those of more threads.
+    #[must_use]
+    pub fn fits_in_thread(&self, batch: &Batch) -> bool {
+        batch.fits(&self.row(0))
     }
 
     /// From now on a built hand announces itself by a signal that does no harm

@@ -67,28 +67,21 @@ pub fn record(thread: &Thread, timer_slack_ns: u64) -> Result<ThreadExtra> {
     })
 }
 
-/// Gives a held thread what `extra` says, from outside.
-pub fn build(tid: i32, extra: &ThreadExtra) -> Result<()> {
+/// Gives a held thread what `extra` says and others can set. It was born with
+/// our processors, `there`.
+pub fn build(tid: i32, extra: &ThreadExtra, there: &CpuSet) -> Result<()> {
     let id = pid_of(tid)?;
     let failed = |what: &'static str| move |e| Error::kernel(Object::Thread(tid), what, e);
     let mut cpus = CpuSet::new();
-    let there = rustix::thread::sched_getaffinity(None).map_err(failed("ask for our processors"))?;
     for cpu in extra.affinity.iter().filter(|c| **c < CpuSet::MAX_CPU) {
         cpus.set(*cpu);
     }
     // A machine with none of these processors lets it run anywhere.
-    if (0..CpuSet::MAX_CPU).any(|c| cpus.is_set(c) && there.is_set(c)) {
+    if cpus != *there && (0..CpuSet::MAX_CPU).any(|c| cpus.is_set(c) && there.is_set(c)) {
         rustix::thread::sched_setaffinity(Some(id), &cpus).map_err(failed("bind it to its processors"))?;
     }
     if sched::ioprio_get(id) != Ok(extra.io_priority) {
         sched::ioprio_set(id, extra.io_priority).map_err(failed("set its I/O priority"))?;
-    }
-    let path = format!("/proc/{tid}/timerslack_ns");
-    if extra.timer_slack_ns != 0
-        && std::fs::read_to_string(&path).is_ok_and(|now| now.trim() != extra.timer_slack_ns.to_string())
-    {
-        std::fs::write(&path, extra.timer_slack_ns.to_string())
-            .map_err(|e| failed("set its timer slack")(crate::error::errno_of(&e)))?;
     }
     Ok(())
 }

@@ -119,7 +119,11 @@ pub fn record(
 
 /// Adds to a batch, which the thread itself runs, everything but the
 /// credentials and seccomp, which come last.
-pub fn build(b: &mut Batch, core: &CoreEntry) {
+pub fn build(b: &mut Batch, core: &CoreEntry, extra: Option<&extras::ThreadExtra>) {
+    // 0 is that of real-time policies, which have none to set.
+    if let Some(slack) = extra.map(|extra| extra.timer_slack_ns).filter(|ns| *ns != 0) {
+        b.call(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
+    }
     if let Some(info) = &core.thread_info {
         b.call(libc::SYS_set_tid_address, [info.clear_tid_addr.into()]);
     }

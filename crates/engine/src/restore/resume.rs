@@ -16,6 +16,7 @@ use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{
     Batch, Context, DoorMaps, Doorway, Ground, Hand, Homes, Job, Verdict, find_doorway, stops, trace,
 };
+use rustix::thread::CpuSet;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -33,14 +34,14 @@ pub fn resume_all(
     options: &RestoreOptions,
     verdict: &Verdict,
 ) -> Result<()> {
-    let have = Task::current()?.status()?.caps.bounding;
+    let own = Own::read()?;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
     let mut doors = Doors::new(plan, scratches)?;
     let mut ready = Vec::new();
     for process in living {
         let hand = nursery.hand(process.pid())?;
         descriptors::withdraw(hand, service)?;
-        threads_of(hand, process, plan, have)?;
+        threads_of(hand, process, plan, &own)?;
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
         let homes = homes(process, plan)?;
         let door = doors.of(process)?;
@@ -159,52 +160,67 @@ impl Ready<'_> {
 
 /// Everything that each thread does itself, the leader last: the actions and
 /// timers of the process are with it.
-fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<()> {
+fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
-    let mut contexts = Vec::with_capacity(process.threads.len());
+    let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
     for (tid, core) in &process.threads {
-        contexts.push(Context::read(*tid)?);
-        schedule(*tid, core, plan)?;
-    }
-    let of_all = |make: &dyn Fn(i32, &CoreEntry) -> Result<Vec<Batch>>| -> Result<Vec<(i32, &Context, Batch)>> {
-        let mut all = Vec::new();
-        for ((tid, core), context) in process.threads.iter().zip(&contexts) {
-            all.extend(make(*tid, core)?.into_iter().map(|b| (*tid, context, b)));
-        }
-        Ok(all)
-    };
-    let mut first = of_all(&|_, core| {
+        let context = Context::of_built(*tid)?;
+        schedule(*tid, core, plan, own)?;
+        suspend_seccomp(*tid, core)?;
         let mut b = Batch::new();
-        thread::build(&mut b, core);
-        Ok(vec![b])
-    })?;
+        thread::build(&mut b, core, plan.extras.get(tid));
+        let queue = signals::build_queue(pid, *tid, own_signals(core))?;
+        // Whom no signal waits for does it all at once, if that is not too much.
+        let mut whole = b.clone();
+        last_calls(&mut whole, core, process, plan, own)?;
+        if queue.is_empty() && hand.fits_in_thread(&whole) {
+            last.push((*tid, context, whole));
+            continue;
+        }
+        waiting.extend(queue.into_iter().map(|b| (*tid, context.clone(), b)));
+        first.push((*tid, context.clone(), b));
+        let mut b = Batch::new();
+        last_calls(&mut b, core, process, plan, own)?;
+        last.push((*tid, context, b));
+    }
     run_in_threads(hand, &mut first)?;
-    let mut waiting = of_all(&|tid, core| signals::build_queue(pid, tid, own_signals(core)))?;
     for one in &mut waiting {
         // One after the other: a thread's signals have an order.
         run_in_threads(hand, std::slice::from_mut(one))?;
     }
-    let mut last = of_all(&|_, core| Ok(vec![last_batch(core, process, plan, have)?]))?;
-    for (tid, core) in &process.threads {
-        suspend_seccomp(*tid, core)?;
-    }
     run_in_threads(hand, &mut last)?;
-    leader(hand, process, plan, have)
+    leader(hand, process, plan, own)
 }
 
-fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, &Context, Batch)]) -> Result<()> {
+/// What the restoring process has itself, and those it creates have from it.
+struct Own {
+    /// Its bounding capabilities.
+    bounding: u64,
+    /// The processors that it may run on.
+    cpus: CpuSet,
+}
+
+impl Own {
+    fn read() -> Result<Own> {
+        let failed = |e| Error::kernel(Object::Other("this process".into()), "ask for its processors", e);
+        let cpus = rustix::thread::sched_getaffinity(None).map_err(failed)?;
+        Ok(Own { bounding: Task::current()?.status()?.caps.bounding, cpus })
+    }
+}
+
+fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, Context, Batch)]) -> Result<()> {
     let mut jobs: Vec<Job<'_>> =
         batches.iter_mut().map(|(tid, context, batch)| Job { tid: *tid, context, batch }).collect();
     Ok(hand.run_in_threads(&mut jobs)?)
 }
 
-fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<()> {
+fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let (pid, core) = (process.pid(), &process.core);
     let tc =
         core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
     let mut b = Batch::new();
     signals::build_actions(pid, &mut b, &tc.sigactions)?;
-    thread::build(&mut b, core);
+    thread::build(&mut b, core, plan.extras.get(&pid));
     hand.run(&mut b)?;
     births::forget_sigchld_in(hand)?;
     for mut b in signals::build_queue(pid, 0, tc.signals_s.as_ref())? {
@@ -218,8 +234,9 @@ fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, have: u64) -> Res
         timers::start(&mut b, all);
     }
     hand.run(&mut b)?;
-    schedule(pid, core, plan)?;
-    let mut last = last_batch(core, process, plan, have)?;
+    schedule(pid, core, plan, own)?;
+    let mut last = Batch::new();
+    last_calls(&mut last, core, process, plan, own)?;
     suspend_seccomp(pid, core)?;
     Ok(hand.run(&mut last)?)
 }
@@ -229,28 +246,27 @@ fn own_signals(core: &CoreEntry) -> Option<&SignalQueueEntry> {
     core.thread_core.as_ref()?.signals_p.as_ref()
 }
 
-fn schedule(tid: i32, core: &CoreEntry, plan: &Plan) -> Result<()> {
+fn schedule(tid: i32, core: &CoreEntry, plan: &Plan, own: &Own) -> Result<()> {
     if let Some(t) = &core.thread_core {
         thread::build_scheduling(tid, t)?;
     }
-    plan.extras.get(&tid).map_or(Ok(()), |extra| extras::build(tid, extra))
+    plan.extras.get(&tid).map_or(Ok(()), |extra| extras::build(tid, extra, &own.cpus))
 }
 
 /// Credentials, what they reset, and seccomp: after this the thread may be
 /// unable to do anything.
-fn last_batch(core: &CoreEntry, process: &ProcessPlan, plan: &Plan, have: u64) -> Result<Batch> {
-    let mut b = Batch::new();
+fn last_calls(b: &mut Batch, core: &CoreEntry, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let Some(t) = &core.thread_core else {
-        return Ok(b);
+        return Ok(());
     };
     if let Some(creds) = &t.creds {
-        credentials::build(&mut b, creds, have);
+        credentials::build(b, creds, own.bounding);
     }
-    task::build_after_credentials(&mut b, process.mm.as_ref(), t.pdeath_sig);
+    task::build_after_credentials(b, process.mm.as_ref(), t.pdeath_sig);
     if let Some(mode) = t.seccomp_mode.filter(|m| *m != 0) {
-        seccomp::build(&mut b, &plan.seccomp, mode, t.seccomp_filter)?;
+        seccomp::build(b, &plan.seccomp, mode, t.seccomp_filter)?;
     }
-    Ok(b)
+    Ok(())
 }
 
 /// A thread's filters must not judge the calls that are still made in it.
@@ -272,6 +288,8 @@ fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
 /// Final registers, signal mask and extended state of every thread.
 fn homes(process: &ProcessPlan, plan: &Plan) -> Result<Vec<(i32, Context)>> {
     let mut all = Vec::with_capacity(1 + process.threads.len());
+    // Its layout is the same in all that are born here.
+    let layout = trace::xstate(process.pid())?;
     for (tid, core) in cores(process) {
         let info = arch::info_of(tid, core)?;
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
@@ -282,7 +300,7 @@ fn homes(process: &ProcessPlan, plan: &Plan) -> Result<Vec<(i32, Context)>> {
         let context = Context {
             regs,
             sigmask: mask.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0),
-            xstate: arch::extended_state(tid, info, &trace::xstate(tid)?)?,
+            xstate: arch::extended_state(tid, info, &layout)?,
         };
         trace::set_xstate(tid, &context.xstate)?;
         all.push((tid, context));
