@@ -25,8 +25,8 @@ const RED_ZONE: u64 = 128;
 
 /// Text is searched in pieces of this size, so that a huge program costs no
 /// more memory than a small one; pieces overlap by more than a snippet.
-const PIECE: usize = 64 * 1024;
-const OVERLAP: usize = 16;
+const PIECE: usize = 32 * 1024;
+const OVERLAP: u64 = 16;
 
 /// What is known of a process that is to be entered.
 #[derive(Debug, Clone, Copy)]
@@ -75,18 +75,19 @@ fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Ga
 
 fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
     let (mut call, mut ret) = (None, None);
-    let mut at = vma.start;
+    let mut end = vma.end;
     let mut buf = vec![0; PIECE];
-    while at < vma.end && (call.is_none() || ret.is_none()) {
-        let len = PIECE.min((vma.end - at) as usize);
-        // A page that cannot be read (beyond the end of its file) ends the text.
-        if memory::read(pid, at, &mut buf[..len]).is_err() {
-            break;
+    // From its end: the dynamic loader has what it took from the C library there.
+    while end > vma.start && (call.is_none() || ret.is_none()) {
+        let at = end.saturating_sub(PIECE as u64).max(vma.start);
+        let piece = &mut buf[..(end - at) as usize];
+        // Pages beyond the end of their file cannot be read.
+        if memory::read(pid, at, piece).is_ok() {
+            let (c, r) = arch::find_gadgets(piece);
+            call = call.or(c.map(|o| at + o as u64 - vma.start));
+            ret = ret.or(r.map(|o| at + o as u64 - vma.start));
         }
-        let (c, r) = arch::find_gadgets(&buf[..len]);
-        call = call.or(c.map(|o| at + o as u64 - vma.start));
-        ret = ret.or(r.map(|o| at + o as u64 - vma.start));
-        at += if len == PIECE { (PIECE - OVERLAP) as u64 } else { len as u64 };
+        end = if at == vma.start { at } else { at + OVERLAP };
     }
     Ok((call, ret))
 }

@@ -1,6 +1,8 @@
 //! Two snippets that nearly every program already contains, and through which
 //! a target can be entered and left without a byte of its code being changed.
 
+use memchr::memmem::find;
+
 /// Addresses of the two snippets in a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gadgets {
@@ -14,10 +16,6 @@ pub struct Gadgets {
 const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
 const SIGRETURN_LONG: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 const SIGRETURN_SHORT: &[u8] = &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05];
-
-fn find(text: &[u8], needle: &[u8]) -> Option<usize> {
-    text.windows(needle.len()).position(|w| w == needle)
-}
 
 /// Offsets of the two snippets in `text`, each if it is there.
 #[must_use]
