@@ -153,6 +153,9 @@ impl Frozen {
 
     fn take_children(&mut self, held: &mut Vec<Held>, index: usize, limit: Duration) -> Result<()> {
         let process = &held[index];
+        if process.is_childless {
+            return Ok(());
+        }
         let parent = process.pid;
         let mut children = Vec::new();
         // All its threads are held. A zombie's children have another parent.
@@ -160,6 +163,7 @@ impl Frozen {
         for some in parallel::map(process.threads.iter().collect(), of) {
             children.extend(some?);
         }
+        held[index].is_childless = children.is_empty();
         for child in children {
             let child = child.as_raw_nonzero().get();
             if !held.iter().any(|p| p.pid == child) {
@@ -180,10 +184,12 @@ impl Frozen {
         let task = Task::open(pid_of(pid)?).map_err(gone)?;
         let mut threads: Vec<Thread> = Vec::new();
         let mut not_suspended = None;
+        // Most processes have one thread, which needs no looking for.
+        let (mut tids, mut listed) = (vec![pid], false);
         // Threads may create threads until all are held.
         loop {
             let before = threads.len();
-            for (tid, asleep) in self.seize_others(pid, &task, &threads, limit)? {
+            for (tid, asleep) in self.seize_others(pid, &task, &tids, &threads, limit)? {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
                     threads.push(Thread::read(pid, tid, stopped, asleep)?);
                     let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
@@ -192,26 +198,28 @@ impl Frozen {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
-            if threads.len() == before || threads.len() == task.stat().map_err(gone)?.num_threads as usize {
+            if listed && threads.len() == before || threads.len() == task.stat().map_err(gone)?.num_threads as usize {
                 break;
             }
+            tids = task.tids()?.into_iter().map(|tid| tid.as_raw_nonzero().get()).collect();
+            listed = true;
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));
-        Ok(Held { pid, ppid, task, threads, not_suspended })
+        Ok(Held { pid, ppid, task, threads, is_childless: false, not_suspended })
     }
 
-    /// Begins to hold the threads of a process that are not held yet: their
+    /// Begins to hold those of the threads `tids` that are not held yet: their
     /// ids, and the calls that they slept in.
     fn seize_others(
         &mut self,
         pid: i32,
         task: &Task,
+        tids: &[i32],
         held: &[Thread],
         limit: Duration,
     ) -> Result<Vec<(i32, Option<Restart>)>> {
         let mut taken = Vec::new();
-        for tid in task.tids()? {
-            let tid = tid.as_raw_nonzero().get();
+        for &tid in tids {
             if held.iter().any(|known| known.tid == tid) {
                 continue;
             }
@@ -389,6 +397,9 @@ struct Held {
     ppid: i32,
     task: Task,
     threads: Vec<Thread>,
+    /// It had no children when all its threads were held. Nor will it get any:
+    /// orphans come to an ancestor, and CLONE_PARENT takes a child.
+    is_childless: bool,
     /// Why the seccomp filters of one could not be suspended, if it has any.
     not_suspended: Option<cryonaut_puppet::Error>,
 }
@@ -396,7 +407,7 @@ struct Held {
 impl Held {
     /// Reads what could change until everything stood still.
     fn survey(self) -> Result<Process> {
-        let Held { pid, ppid, task, threads, not_suspended } = self;
+        let Held { pid, ppid, task, threads, not_suspended, .. } = self;
         let (stat, status) = (task.stat()?, task.status()?);
         // A thread may have filters of its own, which its process's status does not tell: tried for all.
         if let Some(e) = not_suspended.filter(|_| status.seccomp != Seccomp::Disabled) {
