@@ -13,7 +13,7 @@ use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::values::Syscall;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
-use cryonaut_kernel::sys::pidfd::release_memory as release;
+use cryonaut_kernel::sys::pidfd::release_memory;
 use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
 use cryonaut_kernel::{Errno, Pid};
@@ -22,6 +22,7 @@ use cryonaut_puppet::{Context, DoorMaps, Entering, Ground, Hand, Verdict, find_d
 use rustix::process::PidfdFlags;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Kernel pid from the number that records use.
@@ -105,6 +106,12 @@ impl Process {
         space.frames.push(door.frames(xstate));
         space.scratches.push(base..base + scratch::LEN);
         Ok(Hand::enter(self.pid, thread.tid, context, door, base, self.status.sig_caught)?)
+    }
+
+    /// Its pidfd, if it has much memory to free.
+    fn if_large(&self) -> Option<OwnedFd> {
+        let large = self.status.vm_rss_kib >= MUCH_MEMORY;
+        large.then(|| rustix::process::pidfd_open(pid_of(self.pid).ok()?, PidfdFlags::empty()).ok())?
     }
 
     /// The hand; an error if the process is a zombie.
@@ -336,12 +343,15 @@ impl Frozen {
                 }
             }
         }
+        // Opened before, because a killed process gives its memory up within microseconds: to itself alone, then.
+        let large: Vec<OwnedFd> = self.processes.iter().filter_map(Process::if_large).collect();
         let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());
         for process in zombies_last {
             let _ = rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::KILL);
         }
-        for process in self.processes.iter().filter(|p| p.status.vm_rss_kib >= MUCH_MEMORY) {
-            release_memory(process.pid);
+        for process in large {
+            // It fails on older kernels, and when the process was faster: then there is nothing to do but to wait.
+            let _ = release_memory(process);
         }
         // Not only the tracer itself, any of our threads may take their ends.
         let living = self.processes.iter().filter(|p| !p.is_zombie());
@@ -439,15 +449,8 @@ impl Thread {
     }
 }
 
-/// KiB of memory that take longer to free than to ask for it.
+/// KiB of memory that a killed process is helped to free, while we wait for its end.
 const MUCH_MEMORY: u64 = 64 << 10;
-
-/// Helps a killed process to free its memory, which it does alone otherwise, while we wait for it.
-fn release_memory(pid: i32) {
-    let Ok(pid) = pid_of(pid) else { return };
-    // It fails on older kernels, and when the process is done already: either way nothing is left to do but to wait.
-    let _ = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map(release);
-}
 
 /// What is known of an address space while its processes are entered.
 #[derive(Debug, Default)]

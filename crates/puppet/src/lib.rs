@@ -34,6 +34,6 @@ pub use error::{Error, Result};
 pub use farewell::farewell_calls;
 pub use group::Job;
 pub use hand::{Context, Doorway, Entering, Hand};
-pub use outlet::{Filling, Outlet, Portion};
+pub use outlet::{Outlet, Portion};
 pub use park::Homes;
 pub use verdict::Verdict;

@@ -24,6 +24,8 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
+/// Bytes that are looked through at a time, while what was found before is written.
+const WINDOW: u64 = 32 << 20;
 
 /// How many pages were looked at and written.
 #[derive(Debug, Default, Clone, Copy, serde::Serialize)]
@@ -116,18 +118,24 @@ impl<'a> PageWriter<'a> {
     /// Adds a run of a process's readable memory; read when enough is together.
     fn remote(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
         self.note(start, len)?;
-        let room = self.splice.as_ref().map_or(PIECE, Splice::room);
         let (mut at, end) = (start, start + len);
         while at < end {
-            let take = (end - at).min((room - self.buffer.len() - self.spans_len) as u64);
+            let take = (end - at).min(self.room() as u64);
             self.spans.push(Remote { address: at, len: take });
             self.spans_len += take as usize;
             at += take;
-            if self.buffer.len() + self.spans_len == room || self.spans.len() == MAX_SPANS {
+            if self.room() == 0 || self.spans.len() == MAX_SPANS {
                 self.fetch(pid)?;
             }
         }
         Ok(())
+    }
+
+    /// Bytes that can be told of before they are fetched.
+    fn room(&self) -> usize {
+        let filled = self.buffer.len();
+        let room = self.splice.as_ref().map_or(PIECE - filled, |s| s.room(self.file.len() + filled as u64));
+        room - self.spans_len
     }
 
     /// Reads what [`PageWriter::remote`] was told of. Before anything else is added.
@@ -139,7 +147,7 @@ impl<'a> PageWriter<'a> {
             self.hand_on()?;
         }
         if let Some(splice) = &mut self.splice {
-            splice.push(&self.spans, self.file.direct()?)?;
+            splice.push(&self.spans, &mut self.file)?;
             self.spans.clear();
             self.spans_len = 0;
             return Ok(());
@@ -163,9 +171,6 @@ impl<'a> PageWriter<'a> {
 
     fn hand_on(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
-            if let Some(splice) = &mut self.splice {
-                splice.drain(self.file.direct()?)?;
-            }
             self.buffer = self.file.append(std::mem::take(&mut self.buffer))?;
             self.buffer.clear();
         }
@@ -176,7 +181,7 @@ impl<'a> PageWriter<'a> {
     pub fn finish(mut self) -> Result<PageCount> {
         self.hand_on()?;
         if let Some(splice) = self.splice.take() {
-            splice.finish(self.file.direct()?)?;
+            splice.close()?;
         }
         self.file.finish()?;
         for map in self.maps {
@@ -331,7 +336,8 @@ fn each_run(
 ) -> Result<()> {
     let mut runs = [PageRun::default(); 512];
     while query.start < query.end {
-        let (count, stopped) = scan(pagemap, &query, &mut runs).map_err(|errno| {
+        let part = Query { end: query.end.min(query.start + WINDOW), ..query };
+        let (count, stopped) = scan(pagemap, &part, &mut runs).map_err(|errno| {
             let remedy = if errno == rustix::io::Errno::NOTTY { "this needs Linux 6.7 or later" } else { "" };
             let object = Object::Mapping(process.pid, query.start, "memory".into());
             Error::Kernel { object, action: "ask which pages it has".into(), errno, remedy }

@@ -1,6 +1,6 @@
 //! Pages that go from a process into the pages file with one copy: the process
-//! puts them into pipes by reference (`puppet/outlet.rs`), we splice the pipes
-//! into the file. While we do, it fills the next ones.
+//! puts them into pipes by reference (`puppet/outlet.rs`), the file's thread
+//! splices the pipes into it. While it does, the next ones are filled.
 //!
 //! The process could write to the file itself, which is one copy as well. But
 //! then the page cache would be charged to its memory cgroup (an image on a
@@ -8,17 +8,21 @@
 //!
 //! What cannot go this way is read through /proc/PID/mem, in its place.
 
-use super::write_behind::failed;
+use super::write_behind::{WriteBehind, failed};
 use crate::attributes::filter;
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_puppet::memory::Remote;
-use cryonaut_puppet::{Filling, Hand, Outlet, Portion, farewell_calls};
+use cryonaut_puppet::{Hand, Outlet, Portion, farewell_calls};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Bytes of pages from which on the pipes are worth it.
 pub const WORTH_IT: u64 = 8 << 20;
@@ -29,12 +33,21 @@ const PIECE: u64 = 1 << 18;
 #[derive(Debug)]
 pub struct Splice<'a> {
     hand: &'a mut Hand,
-    mem: &'a File,
+    source: Arc<Source>,
     /// Gone once it is closed.
     outlet: Option<Outlet>,
-    under_way: Option<Filling>,
+    /// Each tells when what was pushed is in the file.
+    under_way: VecDeque<Receiver<()>>,
+}
+
+/// What the thread of the file needs to know.
+#[derive(Debug)]
+struct Source {
+    pid: i32,
+    /// Its /proc/PID/mem.
+    mem: File,
     /// The file system cannot take pages out of a pipe.
-    refused: bool,
+    refused: AtomicBool,
 }
 
 impl<'a> Splice<'a> {
@@ -42,61 +55,75 @@ impl<'a> Splice<'a> {
     ///
     /// Between batches a hand must be where its farewell would close the pipes;
     /// and its filters must not mind, should we die, the calls that are left.
-    pub fn open(process: &Process, hand: &'a mut Hand, mem: &'a File) -> Option<Self> {
+    pub fn open(process: &Process, hand: &'a mut Hand, mem: &File) -> Option<Self> {
         let calls = [&farewell_calls()[..], &Outlet::calls()].concat();
         if !filter::permits(hand.tid(), process.status.seccomp, &calls) {
             return None;
         }
+        let source = Source { pid: process.pid, mem: mem.try_clone().ok()?, refused: AtomicBool::new(false) };
         let outlet = Outlet::open(hand)
             .inspect_err(|e| tracing::debug!("memory of process {} is copied twice: {e}", process.pid))
             .ok()?;
-        Some(Splice { hand, mem, outlet: Some(outlet), under_way: None, refused: false })
+        Some(Splice { hand, source: Arc::new(source), outlet: Some(outlet), under_way: VecDeque::new() })
     }
 
-    /// Bytes that [`Splice::push`] takes at most.
-    pub fn room(&self) -> usize {
-        self.outlet.as_ref().map_or(0, Outlet::room)
+    /// Bytes that [`Splice::push`] takes at most when the file is so long.
+    pub fn room(&self, position: u64) -> usize {
+        self.outlet.as_ref().map_or(0, |outlet| outlet.room(position))
     }
 
-    /// Appends pages of the process to the file, sooner or later.
-    pub fn push(&mut self, spans: &[Remote], file: &File) -> Result<()> {
-        let before = self.wait()?;
-        match &mut self.outlet {
-            Some(outlet) if !self.refused => self.under_way = Some(outlet.start(self.hand, spans)?),
-            _ => return self.copy(spans, 0, file),
-        }
-        self.move_on(before, file)
-    }
-
-    /// Appends all that is under way.
-    pub fn drain(&mut self, file: &File) -> Result<()> {
-        let portions = self.wait()?;
-        self.move_on(portions, file)
-    }
-
-    fn wait(&mut self) -> Result<Vec<Portion>> {
-        match (&self.outlet, self.under_way.take()) {
-            (Some(outlet), Some(filling)) => Ok(outlet.wait(self.hand, filling)?),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn move_on(&mut self, portions: Vec<Portion>, file: &File) -> Result<()> {
-        for portion in portions {
-            let mut moved = 0;
-            while let (Some(outlet), false) = (&self.outlet, self.refused || moved == portion.filled) {
-                let end = outlet.end(&portion);
-                match rustix::pipe::splice(end, None, file, None, portion.filled - moved, SpliceFlags::empty()) {
-                    Ok(0) => return Err(failed(&std::io::ErrorKind::WriteZero.into())),
-                    Ok(count) => moved += count,
-                    Err(Errno::INTR) => {}
-                    Err(Errno::INVAL) => self.refused = true,
-                    Err(errno) => return Err(failed(&errno.into())),
-                }
+    /// Appends pages of the process to the file.
+    pub fn push(&mut self, spans: &[Remote], file: &mut WriteBehind) -> Result<()> {
+        let Some(outlet) = &mut self.outlet else { return Ok(()) };
+        while self.under_way.len() >= Outlet::TURNS {
+            let pushed = self.under_way.pop_front();
+            if pushed.is_some_and(|pushed| pushed.recv().is_err()) {
+                return file.why_it_ended();
             }
-            self.copy(&portion.spans, moved as u64, file)?;
         }
+        let portions = outlet.fill(self.hand, spans, file.len())?;
+        let (tell, pushed) = sync_channel(1);
+        let source = self.source.clone();
+        let work = move |file: &File| {
+            portions.iter().try_for_each(|portion| source.append(portion, file))?;
+            // Nobody waits for the last.
+            let _ = tell.send(());
+            Ok(())
+        };
+        file.append_by(spans.iter().map(|span| span.len).sum(), Box::new(work))?;
+        self.under_way.push_back(pushed);
         Ok(())
+    }
+
+    /// Closes the pipes, as far as the process has them. What is in them still goes into the file.
+    pub fn close(mut self) -> Result<()> {
+        self.outlet.take().map_or(Ok(()), |outlet| Ok(outlet.close(self.hand)?))
+    }
+}
+
+impl Drop for Splice<'_> {
+    fn drop(&mut self) {
+        // Only after an error, which is the one to tell.
+        if let Some(Err(e)) = self.outlet.take().map(|outlet| outlet.close(self.hand)) {
+            tracing::warn!("closing what was open in process {}: {e}", self.source.pid);
+        }
+    }
+}
+
+impl Source {
+    fn append(&self, portion: &Portion, file: &File) -> Result<()> {
+        let mut moved = 0;
+        while moved < portion.filled && !self.refused.load(Ordering::Relaxed) {
+            let left = portion.filled - moved;
+            match rustix::pipe::splice(&portion.end, None, file, None, left, SpliceFlags::empty()) {
+                Ok(0) => return Err(failed(&std::io::ErrorKind::WriteZero.into())),
+                Ok(count) => moved += count,
+                Err(Errno::INTR) => {}
+                Err(Errno::INVAL) => self.refused.store(true, Ordering::Relaxed),
+                Err(errno) => return Err(failed(&errno.into())),
+            }
+        }
+        self.copy(&portion.spans, moved as u64, file)
     }
 
     /// Appends spans without the pipes, all but their first `skip` bytes.
@@ -108,7 +135,7 @@ impl<'a> Splice<'a> {
             while at < end {
                 buffer.resize(PIECE.min(end - at) as usize, 0);
                 self.mem.read_exact_at(&mut buffer, at).map_err(|e| {
-                    let object = Object::Mapping(self.hand.pid(), at, "memory".into());
+                    let object = Object::Mapping(self.pid, at, "memory".into());
                     Error::kernel(object, "read its contents", crate::error::errno_of(&e))
                 })?;
                 file.write_all(&buffer).map_err(|e| failed(&e))?;
@@ -117,24 +144,43 @@ impl<'a> Splice<'a> {
         }
         Ok(())
     }
-
-    /// Appends all that is under way and closes the pipes.
-    pub fn finish(mut self, file: &File) -> Result<()> {
-        self.drain(file)?;
-        self.close()
-    }
-
-    fn close(&mut self) -> Result<()> {
-        self.wait()?;
-        self.outlet.take().map_or(Ok(()), |outlet| Ok(outlet.close(self.hand)?))
-    }
 }
 
-impl Drop for Splice<'_> {
-    fn drop(&mut self) {
-        // Only after an error, which is the one to tell.
-        if let Err(e) = self.close() {
-            tracing::warn!("closing what was open in process {}: {e}", self.hand.pid());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Seek};
+
+    /// Our own memory, of which `filled` bytes come through a pipe.
+    fn appended(memory: &[u8], filled: usize, mut file: File) -> Vec<u8> {
+        let (end, mut into) = std::io::pipe().unwrap();
+        into.write_all(&memory[..filled]).unwrap();
+        let address = memory.as_ptr() as u64;
+        let half = memory.len() as u64 / 2;
+        let spans = vec![Remote { address, len: half }, Remote { address: address + half, len: half }];
+        let mem = File::open("/proc/self/mem").unwrap();
+        let source = Source { pid: 0, mem, refused: AtomicBool::new(false) };
+        source.append(&Portion { end: Arc::new(end.into()), spans, filled }, &file).unwrap();
+        let mut all = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut all).unwrap();
+        all
+    }
+
+    #[test]
+    fn what_is_not_in_the_pipe_is_read() {
+        let memory: Vec<u8> = (0..16384u32).map(|n| (n % 251) as u8).collect();
+        for filled in [0, 4096, 8192, 12288, 16384] {
+            assert!(appended(&memory, filled, tempfile::tempfile().unwrap()) == memory, "{filled}");
         }
+    }
+
+    #[test]
+    fn a_file_that_refuses_a_pipe_is_written_without() {
+        let memory = vec![7; 8192];
+        let dir = tempfile::tempdir().unwrap();
+        // splice(2): EINVAL when the target is open for appending.
+        let file = File::options().create(true).append(true).read(true).open(dir.path().join("pages")).unwrap();
+        assert!(appended(&memory, 8192, file) == memory);
     }
 }

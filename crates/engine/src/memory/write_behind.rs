@@ -1,9 +1,7 @@
-//! A pages file that is written while the next pages are read.
+//! A pages file that is written while the next pages are fetched.
 //!
 //! ```text
-//!   direct ──enough for a thread to be worth it──▶ behind
-//!      ▲                                             │
-//!      └────────────────── finish ───────────────────┘
+//!   direct ──enough for a thread to be worth it──▶ behind ──finish──▶ direct
 //! ```
 //!
 //! At most [`AHEAD`] pieces wait to be written, so the checkpointer's memory
@@ -19,58 +17,92 @@ use std::thread::JoinHandle;
 /// Bytes that are written before a thread is begun for the others.
 const DIRECT: u64 = 8 << 20;
 /// Pieces that may wait.
-const AHEAD: usize = 2;
+const AHEAD: usize = 4;
 
 /// The file.
 #[derive(Debug)]
 pub struct WriteBehind {
     file: File,
     behind: Option<Behind>,
-    /// Since the last time that all was written.
-    written: u64,
+    /// With what waits to be written.
+    len: u64,
 }
 
 #[derive(Debug)]
 struct Behind {
-    pieces: SyncSender<Vec<u8>>,
+    pieces: SyncSender<Piece>,
     spare: Receiver<Vec<u8>>,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<Result<()>>,
 }
+
+enum Piece {
+    Bytes(Vec<u8>),
+    Work(Work),
+}
+
+/// Appends something to the file.
+pub type Work = Box<dyn FnOnce(&File) -> Result<()> + Send>;
 
 impl WriteBehind {
     /// Writes to the end of `file`.
     pub fn new(file: File) -> Self {
-        WriteBehind { file, behind: None, written: 0 }
+        WriteBehind { file, behind: None, len: 0 }
+    }
+
+    /// Bytes that have been appended.
+    pub fn len(&self) -> u64 {
+        self.len
     }
 
     /// Appends a piece; returns room for another, whose contents are of no use.
     pub fn append(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
-        self.written += piece.len() as u64;
-        let Some(Behind { pieces, spare, .. }) = &self.behind else {
+        self.len += piece.len() as u64;
+        if self.behind.is_none() {
             self.file.write_all(&piece).map_err(|e| failed(&e))?;
-            if self.written >= DIRECT {
+            if self.len >= DIRECT {
                 self.begin_thread();
             }
             return Ok(piece);
-        };
-        if pieces.send(piece).is_err() {
-            // It has ended early, so it has an error to tell.
-            self.finish()?;
-            return Err(failed(&Errno::PIPE.into()));
         }
-        Ok(spare.try_recv().unwrap_or_default())
+        self.send(Piece::Bytes(piece))?;
+        Ok(self.behind.as_ref().and_then(|behind| behind.spare.try_recv().ok()).unwrap_or_default())
+    }
+
+    /// Appends `len` bytes by `work`.
+    pub fn append_by(&mut self, len: u64, work: Work) -> Result<()> {
+        self.len += len;
+        if self.behind.is_none() {
+            self.begin_thread();
+        }
+        if self.behind.is_none() { work(&self.file) } else { self.send(Piece::Work(work)) }
+    }
+
+    fn send(&mut self, piece: Piece) -> Result<()> {
+        let sent = self.behind.as_ref().is_some_and(|behind| behind.pieces.send(piece).is_ok());
+        if sent { Ok(()) } else { self.why_it_ended() }
+    }
+
+    /// The error of the thread, which has ended early.
+    pub fn why_it_ended(&mut self) -> Result<()> {
+        self.finish()?;
+        Err(failed(&Errno::PIPE.into()))
     }
 
     /// From here on a thread writes; where none is to be had, all stays as it is.
     fn begin_thread(&mut self) {
-        let (pieces, to_write) = sync_channel::<Vec<u8>>(AHEAD);
+        let (pieces, to_write) = sync_channel(AHEAD);
         let (give_back, spare) = sync_channel(AHEAD + 1);
         let Ok(mut own) = self.file.try_clone() else { return };
         let run = move || {
             for piece in to_write {
-                own.write_all(&piece)?;
-                // Nobody takes it any more at the end.
-                let _ = give_back.try_send(piece);
+                match piece {
+                    Piece::Work(work) => work(&own)?,
+                    Piece::Bytes(bytes) => {
+                        own.write_all(&bytes).map_err(|e| failed(&e))?;
+                        // Nobody takes it any more at the end.
+                        let _ = give_back.try_send(bytes);
+                    }
+                }
             }
             Ok(())
         };
@@ -78,21 +110,11 @@ impl WriteBehind {
         self.behind = thread.ok().map(|thread| Behind { pieces, spare, thread });
     }
 
-    /// The file, for somebody else to write to its end: all is written.
-    pub fn direct(&mut self) -> Result<&File> {
-        self.finish()?;
-        Ok(&self.file)
-    }
-
     /// Waits until all is written.
     pub fn finish(&mut self) -> Result<()> {
-        self.written = 0;
         let Some(Behind { pieces, thread, .. }) = self.behind.take() else { return Ok(()) };
         drop(pieces);
-        match thread.join() {
-            Ok(result) => result.map_err(|e| failed(&e)),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -125,6 +147,12 @@ mod tests {
         let mut out = WriteBehind::new(file.try_clone().unwrap());
         let mut room = Vec::new();
         for n in 0..40u8 {
+            if n % 8 == 7 {
+                let bytes = vec![n; 1 << 19];
+                out.append_by(1 << 19, Box::new(move |mut file| file.write_all(&bytes).map_err(|e| failed(&e))))
+                    .unwrap();
+                continue;
+            }
             room.clear();
             room.resize(1 << 19, n);
             room = out.append(room).unwrap();
