@@ -61,6 +61,8 @@ pub struct Query {
     /// The categories to tell, and by which runs are told apart.
     pub tell: Categories,
     pub flags: ScanFlags,
+    /// Most pages that one call tells of; 0 for no limit.
+    pub most: u64,
 }
 
 impl Query {
@@ -93,7 +95,7 @@ const _: () = assert!(size_of::<PageRun>() == size_of::<uapi::page_region>());
 const _: () = assert!(size_of::<PageRun>() == 24);
 
 /// One PAGEMAP_SCAN: fills `runs` from its beginning and returns how many it holds, and the address at which the walk
-/// stopped: `query.end`, or less when `runs` was full. ENOTTY before Linux 6.7.
+/// stopped: `query.end`, or less when `runs` was full or `query.most` pages found. ENOTTY before Linux 6.7.
 ///
 /// With an empty `runs` nothing is told, but `WP_MATCHING` is done.
 pub fn scan(pagemap: impl AsFd, query: &Query, runs: &mut [PageRun]) -> Result<(usize, u64), Errno> {
@@ -105,7 +107,7 @@ pub fn scan(pagemap: impl AsFd, query: &Query, runs: &mut [PageRun]) -> Result<(
         walk_end: 0,
         vec: if runs.is_empty() { 0 } else { runs.as_mut_ptr() as u64 },
         vec_len: runs.len() as u64,
-        max_pages: 0,
+        max_pages: query.most,
         category_inverted: query.inverted.bits(),
         category_mask: query.all.bits(),
         category_anyof_mask: query.any.bits(),

@@ -24,8 +24,8 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
-/// Bytes that are looked through at a time, while what was found before is written.
-const WINDOW: u64 = 32 << 20;
+/// Pages that are looked for at a time, while those found before are written.
+const PAGES_AT_ONCE: u64 = 8192;
 
 /// How many pages were looked at and written.
 #[derive(Debug, Default, Clone, Copy, serde::Serialize)]
@@ -243,6 +243,7 @@ fn write_private<'a>(
             any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
             tell: Categories::FILE | Categories::GUARD,
             flags: ScanFlags::empty(),
+            most: PAGES_AT_ONCE,
         };
         let mut rest = neighbours;
         each_run(process, &pagemap, query, |run| {
@@ -336,8 +337,7 @@ fn each_run(
 ) -> Result<()> {
     let mut runs = [PageRun::default(); 512];
     while query.start < query.end {
-        let part = Query { end: query.end.min(query.start + WINDOW), ..query };
-        let (count, stopped) = scan(pagemap, &part, &mut runs).map_err(|errno| {
+        let (count, stopped) = scan(pagemap, &query, &mut runs).map_err(|errno| {
             let remedy = if errno == rustix::io::Errno::NOTTY { "this needs Linux 6.7 or later" } else { "" };
             let object = Object::Mapping(process.pid, query.start, "memory".into());
             Error::Kernel { object, action: "ask which pages it has".into(), errno, remedy }
