@@ -8,7 +8,7 @@
 //! for all: they take turns.
 
 use crate::attributes::clocks::Clocks;
-use crate::attributes::{cpu_timers, extras, signals, task, thread};
+use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
 use crate::files::{Collect, NewLinks, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
@@ -37,6 +37,7 @@ struct Gathered {
     filters: crate::attributes::seccomp::Filters,
     threads: extras::Extras,
     timer_owners: cpu_timers::AllOwners,
+    overruns: overruns::AllOverruns,
     memory: AllExtras,
 }
 
@@ -109,6 +110,7 @@ pub fn dump(
     gathered.memory.write(images)?;
     extras::write(images, &gathered.threads)?;
     cpu_timers::write(images, &gathered.timer_owners)?;
+    overruns::write(images, &gathered.overruns)?;
     images.write_one(ImageKind::Seccomp, None, gathered.filters.record())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
@@ -215,9 +217,14 @@ impl Tree<'_, '_> {
         if !owners.is_empty() {
             self.gathered.timer_owners.insert(process.pid, owners);
         }
+        let shared = signals::queued(process.pid, true)?;
+        let overruns = overruns::read(process.pid, &all.posix, &shared)?;
+        if !overruns.is_empty() {
+            self.gathered.overruns.insert(process.pid, overruns);
+        }
         tc.timers = Some(all);
         tc.rlimits = Some(asked.limits.record(b));
-        tc.signals_s = Some(signals::queued(process.pid, true)?);
+        tc.signals_s = Some(shared);
         tc.blk_sigset = process.threads[0].context.sigmask;
         Ok(tc)
     }

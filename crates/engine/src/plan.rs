@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::attributes::cpu_timers::{self, AllOwners};
 use crate::attributes::extras::{self, Extras};
+use crate::attributes::overruns::{self, AllOverruns};
 use crate::attributes::task;
 use crate::sharing;
 
@@ -73,6 +74,8 @@ pub struct Plan {
     pub extras: Extras,
     /// Whose time timers on a thread's clock count.
     pub timer_owners: AllOwners,
+    /// Timers whose signals wait.
+    pub overruns: AllOverruns,
     /// Seccomp filters.
     pub seccomp: SeccompEntry,
     /// How the tree is made.
@@ -170,6 +173,7 @@ impl Plan {
             seccomp,
             extras: extras::load(images)?,
             timer_owners: cpu_timers::load(images)?,
+            overruns: overruns::load(images)?,
             lineage,
             spaces,
         })

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 /// The file's name, short of what all such files have in theirs.
 const NAME: &str = "cpu-timers";
 /// The clock of the calling thread as the kernel keeps it (include/linux/posix-timers.h, THREAD_CLOCK).
-const OWN_CLOCK: i32 = -2;
+pub(super) const OWN_CLOCK: i32 = -2;
 
 /// The thread of each such timer of a process, by the timer's id.
 pub type Owners = BTreeMap<u32, i32>;

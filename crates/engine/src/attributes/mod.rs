@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod extras;
 pub mod filter;
 pub mod limits;
+pub mod overruns;
 pub mod restart;
 pub mod rseq;
 pub mod seccomp;

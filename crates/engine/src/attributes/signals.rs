@@ -1,5 +1,6 @@
 //! Signal actions and queued signals.
 
+use super::overruns::{self, Comeback, Comebacks};
 use super::unanswered;
 use crate::freeze::pid_of;
 use crate::{Error, Result};
@@ -85,30 +86,68 @@ pub fn waiting(queue: Option<&SignalQueueEntry>) -> u64 {
     numbers.map(|n| i32::from_le_bytes(*n)).filter(|n| (1..=64).contains(n)).fold(0, |set, n| set | 1 << (n - 1))
 }
 
+/// Where siginfo_t has the count of a timer's expirations.
+const SI_OVERRUN: usize = 20;
+
 /// How many signals one batch sends: what a thread's slot has room for.
 const SENT_AT_ONCE: usize = 16;
 
 /// Batches that send the queued signals of a record, in their order, to be run
 /// by the thread itself: only to itself may a thread send what the kernel or a
-/// timer sent. `tid` is 0 for those of the whole process.
-pub fn build_queue(pid: i32, tid: i32, queue: Option<&SignalQueueEntry>) -> Result<Vec<Batch>> {
+/// timer sent. Timers that send theirs again do so by themselves (`timers`).
+pub fn build_queue(whose: Queue, queue: Option<&SignalQueueEntry>, timers: &Comebacks) -> Result<Vec<Batch>> {
     let waiting = queue.map_or(&[][..], |queue| &queue.signals);
-    waiting.chunks(SENT_AT_ONCE).map(|entries| send(pid, tid, entries)).collect()
+    let comebacks = timers.of_queue(whose.tid(), waiting);
+    let all: Vec<(&SiginfoEntry, Comeback)> = waiting.iter().zip(comebacks).collect();
+    all.chunks(SENT_AT_ONCE).map(|entries| send(whose, entries)).collect()
 }
 
-fn send(pid: i32, tid: i32, entries: &[SiginfoEntry]) -> Result<Batch> {
+/// Whose signals wait in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// Those of a whole process.
+    Shared { pid: i32 },
+    /// Those of one of its threads.
+    Own { pid: i32, tid: i32 },
+}
+
+impl Queue {
+    /// The thread, 0 for all.
+    fn tid(self) -> i32 {
+        if let Queue::Own { tid, .. } = self { tid } else { 0 }
+    }
+}
+
+/// How long the kernel is given to let a timer expire before what came after it is sent, in nanoseconds.
+const EXPIRY_TAKES: u64 = 100_000;
+
+fn send(whose: Queue, entries: &[(&SiginfoEntry, Comeback)]) -> Result<Batch> {
+    let (Queue::Shared { pid } | Queue::Own { pid, .. }) = whose;
     let mut b = Batch::new();
-    for entry in entries {
+    for (entry, comeback) in entries {
         let Some(signal) = entry.siginfo.get(..4).filter(|_| entry.siginfo.len() == 128) else {
             return Err(Error::bad_image(format!("core-{pid}.img"), "a queued signal has no siginfo"));
         };
         let signal = i32::from_le_bytes(signal.try_into().unwrap_or_default());
-        let info = b.bytes(&entry.siginfo);
-        if tid == 0 {
-            b.call(libc::SYS_rt_sigqueueinfo, [pid.into(), signal.into(), info.into()]);
-        } else {
-            b.call(libc::SYS_rt_tgsigqueueinfo, [pid.into(), tid.into(), signal.into(), info.into()]);
+        let mut info = entry.siginfo.clone();
+        match *comeback {
+            Comeback::Sent => {}
+            Comeback::Counted(missed) => info[SI_OVERRUN..SI_OVERRUN + 4].copy_from_slice(&missed.to_le_bytes()),
+            Comeback::Expires(timer, value) => {
+                overruns::expire(&mut b, timer, value);
+                let pause = b.bytes(&[0, EXPIRY_TAKES].map(u64::to_le_bytes).concat());
+                b.call(libc::SYS_nanosleep, [pause.into(), Arg::Val(0)]);
+                continue;
+            }
+            Comeback::Dropped => continue,
         }
+        let info = b.bytes(&info);
+        match whose {
+            Queue::Shared { .. } => b.call(libc::SYS_rt_sigqueueinfo, [pid.into(), signal.into(), info.into()]),
+            Queue::Own { tid, .. } => {
+                b.call(libc::SYS_rt_tgsigqueueinfo, [pid.into(), tid.into(), signal.into(), info.into()])
+            }
+        };
     }
     Ok(b)
 }

@@ -137,9 +137,9 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, owner: Option<i32>, chos
     Err(Error::unsupported(Object::Process(hand.pid()), format!("POSIX timer {} cannot get its id", timer.it_id), ""))
 }
 
-/// Adds to a batch what starts all timers: the last thing before a process
-/// goes on.
-pub fn start(b: &mut Batch, timers: &TaskTimersEntry) {
+/// Adds to a batch what starts all timers but those POSIX timers that run
+/// already: the last thing before a process goes on.
+pub fn start(b: &mut Batch, timers: &TaskTimersEntry, run: impl Fn(&PosixTimerEntry) -> bool) {
     let interval =
         [(libc::ITIMER_REAL, &timers.real), (libc::ITIMER_VIRTUAL, &timers.virt), (libc::ITIMER_PROF, &timers.prof)];
     for (which, t) in interval {
@@ -155,7 +155,7 @@ pub fn start(b: &mut Batch, timers: &TaskTimersEntry) {
         b.call(libc::SYS_setitimer, [Arg::Val(which as u64), value.into(), Arg::Val(0)]);
     }
     for t in &timers.posix {
-        if t.vsec | t.vnsec | t.isec | t.insec == 0 {
+        if t.vsec | t.vnsec | t.isec | t.insec == 0 || run(t) {
             continue;
         }
         let value = b.bytes(&words([t.isec, t.insec, t.vsec, t.vnsec]));
@@ -163,6 +163,6 @@ pub fn start(b: &mut Batch, timers: &TaskTimersEntry) {
     }
 }
 
-fn words(words: [u64; 4]) -> Vec<u8> {
+pub(super) fn words(words: [u64; 4]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }

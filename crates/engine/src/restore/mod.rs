@@ -230,10 +230,12 @@ fn finish_process(nursery: &mut Nursery, plan: &Plan, process: &ProcessPlan, ser
     Ok(())
 }
 
-/// The signals that a process catches or has waiting, bit n-1 for signal n.
+/// The signals that a process catches, has waiting or gets from timers, bit n-1 for signal n.
 fn signals_in_use(process: &ProcessPlan) -> u64 {
     let tc = process.core.tc.as_ref();
     let mut set = tc.map_or(0, |tc| signals::caught(&tc.sigactions) | signals::waiting(tc.signals_s.as_ref()));
+    let timers = tc.and_then(|tc| tc.timers.as_ref()).into_iter().flat_map(|all| &all.posix);
+    set |= timers.filter(|t| (1..=64).contains(&t.si_signo)).fold(0, |set, t| set | 1 << (t.si_signo - 1));
     for core in process.threads.iter().map(|(_, core)| core).chain([&process.core]) {
         set |= signals::waiting(core.thread_core.as_ref().and_then(|t| t.signals_p.as_ref()));
     }

@@ -3,6 +3,8 @@
 
 use super::{Nursery, Scratches, births, descriptors};
 use crate::arch;
+use crate::attributes::overruns::{self, Comebacks};
+use crate::attributes::signals::Queue;
 use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, task, thread, timers};
 use crate::memory::recorded_vdso;
 use crate::plan::{Plan, ProcessPlan};
@@ -162,6 +164,7 @@ impl Ready<'_> {
 /// timers of the process are with it.
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
+    let timers = Timers::prepare(hand, process, plan)?;
     let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
     for (tid, core) in &process.threads {
         let context = Context::of_built(*tid)?;
@@ -169,7 +172,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         suspend_seccomp(*tid, core)?;
         let mut b = Batch::new();
         thread::build(&mut b, core, plan.extras.get(tid));
-        let queue = signals::build_queue(pid, *tid, own_signals(core))?;
+        let queue = signals::build_queue(Queue::Own { pid, tid: *tid }, own_signals(core), &timers.comebacks)?;
         // Whom no signal waits for does it all at once, if that is not too much.
         let mut whole = b.clone();
         last_calls(&mut whole, core, process, plan, own)?;
@@ -189,7 +192,26 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         run_in_threads(hand, std::slice::from_mut(one))?;
     }
     run_in_threads(hand, &mut last)?;
-    leader(hand, process, plan, own)
+    leader(hand, process, plan, own, &timers)
+}
+
+/// The POSIX timers of a process, before any signal is queued.
+#[derive(Debug)]
+struct Timers {
+    comebacks: Comebacks,
+    /// Those that run already.
+    running: Vec<u32>,
+}
+
+impl Timers {
+    fn prepare(hand: &mut Hand, process: &ProcessPlan, plan: &Plan) -> Result<Self> {
+        let pid = process.pid();
+        let posix = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()).map_or(&[][..], |all| &all.posix);
+        let owners = plan.timer_owners.get(&pid);
+        let comebacks = Comebacks::new(hand, posix, plan.overruns.get(&pid), owners)?;
+        let running = overruns::tell_again(hand, posix, &comebacks, owners)?;
+        Ok(Timers { comebacks, running })
+    }
 }
 
 /// What the restoring process has itself, and those it creates have from it.
@@ -214,7 +236,7 @@ fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, Context, Batch)]) -> Res
     Ok(hand.run_in_threads(&mut jobs)?)
 }
 
-fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
+fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own, posix: &Timers) -> Result<()> {
     let (pid, core) = (process.pid(), &process.core);
     let tc =
         core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
@@ -223,15 +245,15 @@ fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Res
     thread::build(&mut b, core, plan.extras.get(&pid));
     hand.run(&mut b)?;
     births::forget_sigchld_in(hand)?;
-    for mut b in signals::build_queue(pid, 0, tc.signals_s.as_ref())? {
+    for mut b in signals::build_queue(Queue::Shared { pid }, tc.signals_s.as_ref(), &posix.comebacks)? {
         hand.run(&mut b)?;
     }
-    for mut b in signals::build_queue(pid, pid, own_signals(core))? {
+    for mut b in signals::build_queue(Queue::Own { pid, tid: pid }, own_signals(core), &posix.comebacks)? {
         hand.run(&mut b)?;
     }
     let mut b = Batch::new();
     if let Some(all) = &tc.timers {
-        timers::start(&mut b, all);
+        timers::start(&mut b, all, |t| posix.comebacks.start(t) || posix.running.contains(&t.it_id));
     }
     hand.run(&mut b)?;
     schedule(pid, core, plan, own)?;

@@ -132,6 +132,9 @@ features! {
     PosixTimers "proc-timers" Carries,
         "POSIX timers",
         "", tasks::posix_timers;
+    TimerOverruns "timer-overruns" Carries,
+        "expirations of POSIX timers whose signals wait, which are counted by a BPF program",
+        "they are lost", tasks::timer_overruns;
     TimerRestoreIds "timer-restore-ids" Betters,
         "timers with high ids take long to restore",
         "timers are made and deleted up to the id", tasks::timer_restore_ids;

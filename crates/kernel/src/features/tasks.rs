@@ -147,6 +147,10 @@ pub(super) fn posix_timers() -> Result<(), Errno> {
     Task::current().and_then(|me| me.timers()).map(drop).map_err(proc_errno)
 }
 
+pub(super) fn timer_overruns() -> Result<(), Errno> {
+    sys::posix_timers::inside(rustix::thread::gettid().as_raw_nonzero().get()).map(drop)
+}
+
 pub(super) fn timer_restore_ids() -> Result<(), Errno> {
     // linux/prctl.h, Linux 6.16.
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;

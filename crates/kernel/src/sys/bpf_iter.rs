@@ -1,5 +1,6 @@
-//! What the kernel keeps behind an open file, read by a program of its own that walks the descriptors of a task (an
-//! iterator over `task_file`, Linux 5.8; over one task alone, Linux 6.1). For the few facts that no call tells.
+//! What the kernel keeps behind an open file or a task, read by a program of its own that walks the descriptors of a
+//! task (an iterator over `task_file`, Linux 5.8; over one task alone, Linux 6.1) or comes by the task (`task`). For the
+//! few facts that no call tells.
 //!
 //! Needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a kernel that describes its types ([`Btf`]).
 
@@ -24,6 +25,12 @@ const FIELDS: usize = 32;
 const TRIES: u32 = 16;
 /// Links of a list that one run follows.
 const LINKS: usize = 500;
+/// Structures of a list that one run tells.
+const BLOCKS: usize = 64;
+/// Structures of a list that are read: more than a list that ends has.
+const MOST_BLOCKS: usize = 1 << 20;
+/// Longest structure that is told: what the stack has room for, beside its address.
+const BLOCK: usize = 248;
 
 /// The beginning of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h).
 #[repr(C)]
@@ -137,13 +144,45 @@ pub enum Base {
     Address(u64),
 }
 
-/// A program for one descriptor. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the
-/// number and the file, eight bytes each.
-fn program(fd: i32, body: &[Insn]) -> Vec<Insn> {
+/// What a program looks at.
+#[derive(Debug, Clone, Copy)]
+enum Visit {
+    /// A descriptor of a task.
+    File { tid: i32, fd: i32 },
+    /// The task itself.
+    Task(i32),
+}
+
+impl Visit {
+    fn tid(self) -> i32 {
+        match self {
+            Visit::File { tid, .. } | Visit::Task(tid) => tid,
+        }
+    }
+
+    /// The function whose number says what is walked.
+    fn target(self) -> &'static str {
+        match self {
+            Visit::File { .. } => "bpf_iter_task_file",
+            Visit::Task(_) => "bpf_iter_task",
+        }
+    }
+}
+
+/// A program for one visit. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the number
+/// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two. The body finds the
+/// file in register 7, the task in 8 and the seq_file in 9.
+fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
     let end = |before: usize| (body.len() + before) as i16;
     let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
-    let mut all = vec![mov(6, 1), load64(7, 6, 24), jump(0x15, 7, end(6), 0)];
-    all.extend([load64(8, 6, 8), jump(0x15, 8, end(4), 0), load32(1, 6, 16), jump(0x55, 1, end(2), fd)]);
+    let mut all = vec![mov(6, 1)];
+    match visit {
+        Visit::File { fd, .. } => {
+            all.extend([load64(7, 6, 24), jump(0x15, 7, end(6), 0), load64(8, 6, 8), jump(0x15, 8, end(4), 0)]);
+            all.extend([load32(1, 6, 16), jump(0x55, 1, end(2), fd)]);
+        }
+        Visit::Task(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
+    }
     all.extend([load64(9, 6, 0), load64(9, 9, 0)]);
     all.extend_from_slice(body);
     all.extend([mov_value(0, 0), Insn { code: 0x95, dst: 0, src: 0, off: 0, imm: 0 }]);
@@ -204,7 +243,28 @@ fn follow(start: u64) -> Vec<Insn> {
     body
 }
 
-fn load(btf: &Btf, program: &[Insn]) -> Result<OwnedFd, Errno> {
+/// Tells the structures of a list that ends with zero, at most [`BLOCKS`] of them: for each the address of its link,
+/// which stands `link` bytes behind its beginning, and its first `len` bytes.
+fn walk(start: u64, link: u32, len: usize) -> Vec<Insn> {
+    const STEP: usize = 14;
+    let (place, whole) = (-(len as i16), 8 + len as i16);
+    let mut body = go_to(Base::Address(start), 0);
+    for left in (1..=BLOCKS).rev() {
+        body.push(Insn { code: 0x15, dst: 8, src: 0, off: (left * STEP - 1) as i16, imm: 0 });
+        body.push(store64(10, -whole, 8));
+        body.extend(read(place, len as u8, link.wrapping_neg()));
+        body.extend(tell(whole));
+        body.push(load64(8, 10, place + link as i16));
+    }
+    body
+}
+
+/// Loads the program for a visit and runs it; the words that it tells.
+fn make(btf: &Btf, visit: Visit, body: &[Insn]) -> Result<Vec<u64>, Errno> {
+    run(&load(btf, visit.target(), &program(visit, body))?, visit.tid())
+}
+
+fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
     let bytes: Vec<u8> = program.iter().flat_map(|insn| insn.bytes()).collect();
     let mut attr = LoadAttr {
         prog_type: BPF_PROG_TYPE_TRACING,
@@ -212,7 +272,7 @@ fn load(btf: &Btf, program: &[Insn]) -> Result<OwnedFd, Errno> {
         insns: bytes.as_ptr() as u64,
         license: LICENCE.as_ptr() as u64,
         expected_attach_type: BPF_TRACE_ITER,
-        attach_btf_id: btf.function("bpf_iter_task_file").ok_or(Errno::NOTSUP)?,
+        attach_btf_id: btf.function(target).ok_or(Errno::NOTSUP)?,
         ..LoadAttr::default()
     };
     // The check of a program is given up for any signal, also one by which the kernel wakes us for its own work.
@@ -254,25 +314,77 @@ fn run(program: &OwnedFd, tid: i32) -> Result<Vec<u64>, Errno> {
 /// What the kernel has of a descriptor of a task: the address of its file, that of `base`, then each field's value.
 /// EBADF if the task has no such descriptor.
 pub fn fields(btf: &Btf, (tid, fd): (i32, i32), base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
+    read_all(btf, Visit::File { tid, fd }, base, fields)
+}
+
+/// The same of a task, whatever descriptors it has: zero, the address of `base`, then each field's value. EBADF if there
+/// is no such task, EINVAL for [`Base::Behind`].
+pub fn task_fields(btf: &Btf, tid: i32, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
+    if base == Base::Behind { Err(Errno::INVAL) } else { read_all(btf, Visit::Task(tid), base, fields) }
+}
+
+fn read_all(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
     if fields.len() > FIELDS || fields.iter().any(|f| f.len > 8 || i32::try_from(f.offset).is_err()) {
         return Err(Errno::INVAL);
     }
     let private_data = btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)?;
-    let words = run(&load(btf, &program(fd, &read_fields(base, private_data, fields)))?, tid)?;
+    let words = make(btf, visit, &read_fields(base, private_data, fields))?;
     if words.len() == fields.len() + 2 { Ok(words) } else { Err(Errno::BADF) }
 }
 
 /// How many links a list of the kernel has that begins at an address, each of which begins with the address of the
 /// next; the last has zero there. `at` is any descriptor that is there.
-pub fn list_len(btf: &Btf, at: (i32, i32), mut start: u64) -> Result<u64, Errno> {
+pub fn list_len(btf: &Btf, (tid, fd): (i32, i32), mut start: u64) -> Result<u64, Errno> {
     let mut len = 0;
     while start != 0 {
-        let words = run(&load(btf, &program(at.1, &follow(start)))?, at.0)?;
+        let words = make(btf, Visit::File { tid, fd }, &follow(start))?;
         let [count, next] = words[..] else { return Err(Errno::BADF) };
         len += count;
         start = next;
     }
     Ok(len)
+}
+
+/// One structure of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Where it stands in the kernel.
+    pub address: u64,
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// A field of it, as a number of its length. `None` if it was not read that far.
+    #[must_use]
+    pub fn value(&self, field: Field) -> Option<u64> {
+        let at = field.offset as usize;
+        let mut word = [0; 8];
+        word.get_mut(..field.len.into())?.copy_from_slice(self.bytes.get(at..at + usize::from(field.len))?);
+        Some(u64::from_le_bytes(word))
+    }
+}
+
+/// The structures of a list of the kernel, the first `len` bytes of each. The list begins with the address `start` of
+/// its first link; links stand `link` bytes behind the beginning of their structures and begin with the address of the
+/// next one, zero in the last. `tid` is any task. EINVAL for more bytes than are read at once.
+pub fn blocks(btf: &Btf, tid: i32, mut start: u64, link: u32, len: usize) -> Result<Vec<Block>, Errno> {
+    let words = len.div_ceil(8);
+    if 8 * words > BLOCK || link as usize + 8 > 8 * words || !link.is_multiple_of(8) {
+        return Err(Errno::INVAL);
+    }
+    let mut all = Vec::new();
+    while start != 0 {
+        let told = make(btf, Visit::Task(tid), &walk(start, link, 8 * words))?;
+        if told.is_empty() || all.len() > MOST_BLOCKS {
+            return Err(Errno::BADF);
+        }
+        for one in told.chunks_exact(words + 1) {
+            let bytes = one[1..].iter().flat_map(|w| w.to_le_bytes()).collect();
+            all.push(Block { address: one[0] - u64::from(link), bytes });
+            start = one[1 + link as usize / 8];
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

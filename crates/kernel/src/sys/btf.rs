@@ -2,6 +2,7 @@
 //! the number of a function's type.
 
 use rustix::io::Errno;
+use std::sync::OnceLock;
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -32,6 +33,12 @@ struct Type {
 }
 
 impl Btf {
+    /// Of the running kernel, read once: its types do not change while we live. Fails as [`Btf::vmlinux`] does.
+    pub fn running() -> Result<&'static Self, Errno> {
+        static TYPES: OnceLock<Result<Btf, Errno>> = OnceLock::new();
+        TYPES.get_or_init(Btf::vmlinux).as_ref().map_err(|e| *e)
+    }
+
     /// Of the running kernel. ENOENT where it was built without, EINVAL for one that is not understood.
     pub fn vmlinux() -> Result<Self, Errno> {
         let bytes = std::fs::read(PATH).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;

@@ -6,7 +6,6 @@ use super::check;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `IORING_SETUP_*` (linux/io_uring.h).
@@ -349,17 +348,11 @@ pub struct Inside {
     pub regions: bool,
 }
 
-/// The kernel's types, which do not change while we live.
-fn types() -> Result<&'static Btf, Errno> {
-    static TYPES: OnceLock<Result<Btf, Errno>> = OnceLock::new();
-    TYPES.get_or_init(Btf::vmlinux).as_ref().map_err(|e| *e)
-}
-
 /// Looks into a ring, a descriptor of a task. ENOENT or ENOTSUP where the kernel does not describe its types, or has
 /// others; EPERM without the right to look.
 pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
     const CONTEXT: &str = "io_ring_ctx";
-    let btf = types()?;
+    let btf = Btf::running()?;
     let need = |name: &str, len| btf.field(CONTEXT, name).map(|offset| Field { offset, len }).ok_or(Errno::NOTSUP);
     let within = |outer: Field, structure: &str, name: &str, len| {
         btf.field(structure, name).map(|at| Field { offset: outer.offset + at, len }).ok_or(Errno::NOTSUP)
@@ -406,7 +399,7 @@ pub fn inside(tid: i32, fd: i32) -> Result<Inside, Errno> {
 
 /// The address of a task, by which others know it. `fd` is any descriptor of it.
 pub fn task_address(tid: i32, fd: i32) -> Result<u64, Errno> {
-    Ok(bpf_iter::fields(types()?, (tid, fd), Base::Task, &[])?[1])
+    Ok(bpf_iter::fields(Btf::running()?, (tid, fd), Base::Task, &[])?[1])
 }
 
 /// Which rings a thread may name by an index instead of a descriptor (IORING_REGISTER_RING_FDS): how many. `fd` is any
@@ -414,7 +407,7 @@ pub fn task_address(tid: i32, fd: i32) -> Result<u64, Errno> {
 pub fn registered(tid: i32, fd: i32) -> Result<usize, Errno> {
     /// IO_RINGFD_REG_MAX of the kernel.
     const MOST: u32 = 16;
-    let btf = types()?;
+    let btf = Btf::running()?;
     let field = |structure, name| btf.field(structure, name).ok_or(Errno::NOTSUP);
     let own = Field { offset: field("task_struct", "io_uring")?, len: 8 };
     let context = bpf_iter::fields(btf, (tid, fd), Base::Task, &[own])?[2];

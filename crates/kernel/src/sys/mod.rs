@@ -18,6 +18,7 @@ pub mod io_uring;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;
+pub mod posix_timers;
 pub mod process;
 pub mod ptrace;
 pub mod sched;

@@ -1,0 +1,267 @@
+//! Signals of POSIX timers that wait, and the expirations that nobody has been told of yet: the kernel counts them in
+//! the timer and tells the count only to who takes the signal (timer_getoverrun(2)). Kept beside the record of the
+//! timers, in `cryonaut-timer-overruns.json`.
+//!
+//! Such a timer stands still until its signal is taken. It is brought back to where it stood by an absolute start in
+//! the past: its own expiry queues the signal again, and the kernel counts the periods from there on, when the signal
+//! is taken. Where its clock does not reach back so far (that of a new process's own time), the signal is sent by hand
+//! with the count in it.
+
+use super::cpu_timers::{OWN_CLOCK, Owners};
+use super::signals;
+use crate::Result;
+use cryonaut_image::records::{PosixTimerEntry, SiginfoEntry, SignalQueueEntry};
+use cryonaut_image::{DumpDir, ImageDir};
+use cryonaut_kernel::sys::posix_timers;
+use cryonaut_puppet::{Arg, Batch, Context, Hand, Job};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The file's name, short of what all such files have in theirs.
+const NAME: &str = "timer-overruns";
+const SECOND: i128 = 1_000_000_000;
+/// Timers asked about at once.
+const AT_ONCE: usize = 16;
+/// How often a count is tried to be brought about: the next expiry may come in between.
+const TRIES: u32 = 6;
+/// How long a signal of a timer that has expired is waited for, in nanoseconds.
+const PATIENCE: u64 = 20_000_000;
+
+/// What a timer's signal that is in a queue is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Waiting {
+    /// It waits for somebody; so many expirations came after it.
+    Missed(u64),
+    /// The timer has been set since: the kernel will throw it away.
+    Stale,
+}
+
+/// The timers of a process whose signals are in a queue, by their ids.
+pub type Overruns = BTreeMap<u32, Waiting>;
+
+/// All processes', by pid.
+pub type AllOverruns = BTreeMap<i32, Overruns>;
+
+/// Writes those of a tree, if there are any.
+pub fn write(images: &DumpDir, all: &AllOverruns) -> Result<()> {
+    if all.is_empty() { Ok(()) } else { Ok(images.write_json(NAME, all)?) }
+}
+
+/// Those of an image.
+pub fn load(images: &ImageDir) -> Result<AllOverruns> {
+    Ok(images.read_json(NAME)?.unwrap_or_default())
+}
+
+/// Looks which timers of a frozen process wait for somebody to take their signals; `shared` are those of the whole
+/// process. Nothing is told of them where the kernel does not let itself be looked into.
+pub fn read(pid: i32, timers: &[PosixTimerEntry], shared: &SignalQueueEntry) -> Result<Overruns> {
+    let mut own: BTreeMap<i32, SignalQueueEntry> = BTreeMap::new();
+    let mut candidates = Vec::new();
+    for timer in timers {
+        let queue = match timer.notify_thread_id {
+            None => shared,
+            Some(0) => continue,
+            Some(tid) => match own.entry(tid) {
+                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::btree_map::Entry::Vacant(new) => new.insert(signals::queued(tid, false)?),
+            },
+        };
+        if queue.signals.iter().any(|entry| is_of(entry, timer)) {
+            candidates.push(timer);
+        }
+    }
+    if candidates.is_empty() {
+        return Ok(Overruns::new());
+    }
+    let inside = match posix_timers::inside(pid) {
+        Ok(inside) => inside,
+        Err(e) => {
+            tracing::warn!("process {pid}: how often its POSIX timers have expired is not known, the kernel says {e}");
+            return Ok(Overruns::new());
+        }
+    };
+    let mut found = Overruns::new();
+    for timer in candidates {
+        let Some(inside) = inside.iter().find(|t| t.id as u32 == timer.it_id && t.queued) else { continue };
+        if inside.stale {
+            found.insert(timer.it_id, Waiting::Stale);
+        } else if inside.stands || interval(timer) == 0 {
+            found.insert(timer.it_id, Waiting::Missed(inside.overrun.try_into().unwrap_or(0)));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a queued signal says that it is a timer's (siginfo_t: number, error, code; timer, overrun, value).
+fn is_of(entry: &SiginfoEntry, timer: &PosixTimerEntry) -> bool {
+    let word = |at: usize| entry.siginfo.get(at..at + 4).and_then(|b| Some(u32::from_le_bytes(b.try_into().ok()?)));
+    let value = entry.siginfo.get(24..32) == Some(&timer.sival_ptr.to_le_bytes());
+    (word(0), word(8), word(16)) == (Some(timer.si_signo), Some(libc::SI_TIMER as u32), Some(timer.it_id)) && value
+}
+
+/// How a signal that was recorded comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Comeback {
+    /// It is sent as it is.
+    Sent,
+    /// It is sent with this count of expirations.
+    Counted(i32),
+    /// A timer's own expiry brings it, when the timer is set to this absolute time: interval and value, seconds and
+    /// nanoseconds.
+    Expires(u32, [u64; 4]),
+    /// Nobody would get it.
+    Dropped,
+}
+
+/// How the signals of a process's timers come back.
+#[derive(Debug, Default)]
+pub struct Comebacks(Vec<(PosixTimerEntry, Comeback)>);
+
+impl Comebacks {
+    /// Finds out for a process that has its timers, not yet running.
+    pub fn new(
+        hand: &mut Hand,
+        timers: &[PosixTimerEntry],
+        waiting: Option<&Overruns>,
+        owners: Option<&Owners>,
+    ) -> Result<Self> {
+        let Some(waiting) = waiting else { return Ok(Self::default()) };
+        let those: Vec<(&PosixTimerEntry, Waiting)> =
+            timers.iter().filter_map(|t| Some((t, *waiting.get(&t.it_id)?))).collect();
+        let mut all = Vec::with_capacity(those.len());
+        for some in those.chunks(AT_ONCE) {
+            let clocks: Vec<i32> = some.iter().map(|(t, _)| clock(hand.pid(), t, owners)).collect();
+            for ((timer, waiting), now) in some.iter().zip(now(hand, &clocks)?) {
+                all.push((**timer, comeback(timer, *waiting, now)));
+            }
+        }
+        Ok(Comebacks(all))
+    }
+
+    /// Those of the signals of a queue, that of a thread or (0) of the process. What a timer sends itself comes behind
+    /// what was sent by hand in its name before.
+    pub fn of_queue(&self, tid: i32, entries: &[SiginfoEntry]) -> Vec<Comeback> {
+        let mut all = vec![Comeback::Sent; entries.len()];
+        for (timer, comeback) in self.0.iter().filter(|(t, _)| t.notify_thread_id.unwrap_or(0) == tid) {
+            if let Some(at) = entries.iter().rposition(|entry| is_of(entry, timer)) {
+                all[at] = *comeback;
+            }
+        }
+        all
+    }
+
+    /// Whether a timer is started by the coming back of its signal.
+    pub fn start(&self, timer: &PosixTimerEntry) -> bool {
+        self.0.iter().any(|(t, c)| t.it_id == timer.it_id && matches!(c, Comeback::Expires(..)))
+    }
+}
+
+fn comeback(timer: &PosixTimerEntry, waiting: Waiting, now: Option<i128>) -> Comeback {
+    let Waiting::Missed(missed) = waiting else { return Comeback::Dropped };
+    let start = now.and_then(|now| match interval(timer) {
+        0 => Some(now),
+        period => past(now, timer, i128::from(missed) + 1).filter(|_| left(timer) <= period),
+    });
+    match start {
+        Some(start) => Comeback::Expires(timer.it_id, absolute(timer, start)),
+        None => Comeback::Counted(missed.try_into().unwrap_or(i32::MAX)),
+    }
+}
+
+/// When a timer with what is left has expired so many times; `None` if its clock was not there yet.
+fn past(now: i128, timer: &PosixTimerEntry, expirations: i128) -> Option<i128> {
+    let start = now + left(timer) - interval(timer).checked_mul(expirations)?;
+    Some(start).filter(|s| *s > 0 && *s <= now)
+}
+
+fn interval(timer: &PosixTimerEntry) -> i128 {
+    i128::from(timer.isec) * SECOND + i128::from(timer.insec)
+}
+
+fn left(timer: &PosixTimerEntry) -> i128 {
+    i128::from(timer.vsec) * SECOND + i128::from(timer.vnsec)
+}
+
+fn absolute(timer: &PosixTimerEntry, start: i128) -> [u64; 4] {
+    [timer.isec, timer.insec, (start / SECOND) as u64, (start % SECOND) as u64]
+}
+
+/// The clock of a timer, as any thread of the process may ask for it.
+fn clock(pid: i32, timer: &PosixTimerEntry, owners: Option<&Owners>) -> i32 {
+    // include/linux/posix-timers_types.h: the id inverted, above the kind of clock (2: as scheduled) and whether it is
+    // that of a thread (4).
+    match timer.clock_id as i32 {
+        OWN_CLOCK => !owners.and_then(|o| o.get(&timer.it_id)).copied().unwrap_or(pid) << 3 | 4 | 2,
+        other => other,
+    }
+}
+
+/// What clocks say to a process, in nanoseconds; `None` for one that it cannot ask.
+fn now(hand: &mut Hand, clocks: &[i32]) -> Result<Vec<Option<i128>>> {
+    let mut b = Batch::new();
+    let mut rooms = Vec::with_capacity(clocks.len());
+    for clock in clocks {
+        let room = b.space(16);
+        rooms.push((room, b.attempt(libc::SYS_clock_gettime, [(*clock).into(), room.into()])));
+    }
+    hand.run(&mut b)?;
+    let told = |(room, call): &(cryonaut_puppet::Data, cryonaut_puppet::Call)| {
+        b.result(*call).ok().map(|_| i128::from(b.read_u64(*room)) * SECOND + i128::from(b.read_u64(room.at(8))))
+    };
+    Ok(rooms.iter().map(told).collect())
+}
+
+/// Adds to a batch the absolute start of a timer.
+pub fn expire(b: &mut Batch, id: u32, value: [u64; 4]) {
+    let value = b.bytes(&super::timers::words(value));
+    b.call(libc::SYS_timer_settime, [id.into(), libc::TIMER_ABSTIME.into(), value.into(), Arg::Val(0)]);
+}
+
+/// Lets running timers of which the program may still ask how often they had expired at the last signal
+/// (timer_getoverrun(2)) say so again: each starts in the past, and its own process takes the signal. Before any signal
+/// is queued, and before the timers start. Returns the timers that run now.
+pub fn tell_again(
+    hand: &mut Hand,
+    timers: &[PosixTimerEntry],
+    comebacks: &Comebacks,
+    owners: Option<&Owners>,
+) -> Result<Vec<u32>> {
+    let mut running = Vec::new();
+    for timer in timers.iter().filter(|t| t.overrun > 0 && interval(t) > 0 && !comebacks.start(t)) {
+        let signal = timer.si_signo as i32;
+        let alive = left(timer) > 0 && left(timer) <= interval(timer) && timer.notify_thread_id != Some(0);
+        // Nobody can wait for these two.
+        if alive && ![libc::SIGKILL, libc::SIGSTOP].contains(&signal) && tell_one_again(hand, timer, owners)? {
+            running.push(timer.it_id);
+        }
+    }
+    Ok(running)
+}
+
+fn tell_one_again(hand: &mut Hand, timer: &PosixTimerEntry, owners: Option<&Owners>) -> Result<bool> {
+    let clock = clock(hand.pid(), timer, owners);
+    let mut early = 0;
+    for _ in 0..TRIES {
+        let expirations = i128::from(timer.overrun) + 1 - early;
+        let Some(now) = now(hand, &[clock])?[0] else { return Ok(false) };
+        let Some(start) = past(now, timer, expirations) else { return Ok(false) };
+        let mut b = Batch::new();
+        expire(&mut b, timer.it_id, absolute(timer, start));
+        let set = b.bytes(&(1u64 << (timer.si_signo.clamp(1, 64) - 1)).to_le_bytes());
+        let patience = b.bytes(&[0, PATIENCE].map(u64::to_le_bytes).concat());
+        b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), patience.into(), Arg::Val(8)]);
+        let told = b.call(libc::SYS_timer_getoverrun, [timer.it_id.into()]);
+        match timer.notify_thread_id.filter(|tid| *tid != hand.tid()) {
+            Some(tid) => hand.run_in_threads(&mut [Job { tid, context: &Context::read(tid)?, batch: &mut b }])?,
+            None => hand.run(&mut b)?,
+        }
+        match b.result(told) {
+            Ok(told) if told == u64::from(timer.overrun) => return Ok(true),
+            // The next expiry came in between, or not when it was expected to.
+            Ok(told) => early = i128::from(told > u64::from(timer.overrun)),
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(false)
+}
