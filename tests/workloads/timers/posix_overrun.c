@@ -1,4 +1,3 @@
-// gap: expirations counted before the checkpoint
 // peer: no, CRIU 4.2 loses the count
 /* A POSIX timer whose signal is blocked: the expirations that nobody took are counted, across the checkpoint. */
 #include "workload.h"

@@ -9,6 +9,7 @@
 
 use super::cpu_timers::{OWN_CLOCK, Owners};
 use super::signals;
+use super::timers::State;
 use crate::Result;
 use cryonaut_image::records::{PosixTimerEntry, SiginfoEntry, SignalQueueEntry};
 use cryonaut_image::{DumpDir, ImageDir};
@@ -33,7 +34,7 @@ const PATIENCE: u64 = 20_000_000;
 pub enum Waiting {
     /// It waits for somebody; so many expirations came after it.
     Missed(u64),
-    /// The timer has been set since: the kernel will throw it away.
+    /// The timer has been set since: the kernel will throw it away when somebody would take it.
     Stale,
 }
 
@@ -110,13 +111,13 @@ pub enum Comeback {
     /// A timer's own expiry brings it, when the timer is set to this absolute time: interval and value, seconds and
     /// nanoseconds.
     Expires(u32, [u64; 4]),
-    /// Nobody would get it.
+    /// Nobody would get it anyway.
     Dropped,
 }
 
 /// How the signals of a process's timers come back.
 #[derive(Debug, Default)]
-pub struct Comebacks(Vec<(PosixTimerEntry, Comeback)>);
+pub struct Comebacks(Vec<(PosixTimerEntry, Waiting, Comeback)>);
 
 impl Comebacks {
     /// Finds out for a process that has its timers, not yet running.
@@ -133,7 +134,7 @@ impl Comebacks {
         for some in those.chunks(AT_ONCE) {
             let clocks: Vec<i32> = some.iter().map(|(t, _)| clock(hand.pid(), t, owners)).collect();
             for ((timer, waiting), now) in some.iter().zip(now(hand, &clocks)?) {
-                all.push((**timer, comeback(timer, *waiting, now)));
+                all.push((**timer, *waiting, comeback(timer, *waiting, now)));
             }
         }
         Ok(Comebacks(all))
@@ -143,7 +144,7 @@ impl Comebacks {
     /// what was sent by hand in its name before.
     pub fn of_queue(&self, tid: i32, entries: &[SiginfoEntry]) -> Vec<Comeback> {
         let mut all = vec![Comeback::Sent; entries.len()];
-        for (timer, comeback) in self.0.iter().filter(|(t, _)| t.notify_thread_id.unwrap_or(0) == tid) {
+        for (timer, _, comeback) in self.0.iter().filter(|(t, ..)| t.notify_thread_id.unwrap_or(0) == tid) {
             if let Some(at) = entries.iter().rposition(|entry| is_of(entry, timer)) {
                 all[at] = *comeback;
             }
@@ -151,14 +152,21 @@ impl Comebacks {
         all
     }
 
-    /// Whether a timer is started by the coming back of its signal.
-    pub fn start(&self, timer: &PosixTimerEntry) -> bool {
-        self.0.iter().any(|(t, c)| t.it_id == timer.it_id && matches!(c, Comeback::Expires(..)))
+    /// What the coming back of its signal has made of a timer.
+    pub fn made(&self, timer: &PosixTimerEntry) -> State {
+        match self.0.iter().find(|(t, ..)| t.it_id == timer.it_id) {
+            Some((_, Waiting::Missed(_), Comeback::Expires(..))) => State::Runs,
+            // To be set makes void what it has sent.
+            Some((_, Waiting::Stale, Comeback::Expires(..))) => State::Expired,
+            _ => State::New,
+        }
     }
 }
 
 fn comeback(timer: &PosixTimerEntry, waiting: Waiting, now: Option<i128>) -> Comeback {
-    let Waiting::Missed(missed) = waiting else { return Comeback::Dropped };
+    let Waiting::Missed(missed) = waiting else {
+        return now.map_or(Comeback::Dropped, |now| Comeback::Expires(timer.it_id, absolute(timer, now)));
+    };
     let start = now.and_then(|now| match interval(timer) {
         0 => Some(now),
         period => past(now, timer, i128::from(missed) + 1).filter(|_| left(timer) <= period),
@@ -228,7 +236,7 @@ pub fn tell_again(
     owners: Option<&Owners>,
 ) -> Result<Vec<u32>> {
     let mut running = Vec::new();
-    for timer in timers.iter().filter(|t| t.overrun > 0 && interval(t) > 0 && !comebacks.start(t)) {
+    for timer in timers.iter().filter(|t| t.overrun > 0 && interval(t) > 0 && comebacks.made(t) == State::New) {
         let signal = timer.si_signo as i32;
         let alive = left(timer) > 0 && left(timer) <= interval(timer) && timer.notify_thread_id != Some(0);
         // Nobody can wait for these two.
@@ -264,4 +272,65 @@ fn tell_one_again(hand: &mut Hand, timer: &PosixTimerEntry, owners: Option<&Owne
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: u64 = 1_000_000;
+
+    fn timer(interval_ms: u64, left_ms: u64) -> PosixTimerEntry {
+        PosixTimerEntry {
+            it_id: 3,
+            si_signo: 40,
+            sival_ptr: 7,
+            insec: interval_ms * MILLI,
+            vnsec: left_ms * MILLI,
+            ..PosixTimerEntry::default()
+        }
+    }
+
+    fn signal(timer: &PosixTimerEntry) -> SiginfoEntry {
+        let mut siginfo = vec![0; 128];
+        for (at, word) in [(0, timer.si_signo), (8, libc::SI_TIMER as u32), (16, timer.it_id)] {
+            siginfo[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        siginfo[24..32].copy_from_slice(&timer.sival_ptr.to_le_bytes());
+        SiginfoEntry { siginfo }
+    }
+
+    #[test]
+    fn a_start_in_the_past_leaves_what_was_left() {
+        let now = 10 * SECOND;
+        let Comeback::Expires(3, [0, _, sec, nanos]) = comeback(&timer(5, 2), Waiting::Missed(99), Some(now)) else {
+            panic!("the clock reaches back half a second")
+        };
+        let start = i128::from(sec) * SECOND + i128::from(nanos);
+        // As the kernel counts: whole periods since the first expiry, and the next is 2 ms away.
+        let period = i128::from(5 * MILLI);
+        assert_eq!((now - start) / period, 99);
+        assert_eq!(period - (now - start) % period, i128::from(2 * MILLI));
+        assert_eq!(comeback(&timer(0, 0), Waiting::Missed(0), Some(now)), Comeback::Expires(3, [0, 0, 10, 0]));
+    }
+
+    #[test]
+    fn a_clock_that_is_too_young_leaves_the_count_to_the_signal() {
+        let young = SECOND / 10;
+        assert_eq!(comeback(&timer(5, 2), Waiting::Missed(99), Some(young)), Comeback::Counted(99));
+        assert_eq!(comeback(&timer(5, 2), Waiting::Missed(u64::MAX), None), Comeback::Counted(i32::MAX));
+        assert_eq!(comeback(&timer(5, 2), Waiting::Stale, None), Comeback::Dropped);
+    }
+
+    #[test]
+    fn the_last_of_a_timers_signals_is_its_own() {
+        let timer = timer(5, 2);
+        let own = Comeback::Counted(4);
+        let all = Comebacks(vec![(timer, Waiting::Missed(4), own)]);
+        let other = signal(&PosixTimerEntry { it_id: 4, ..timer });
+        let queue = [signal(&timer), other.clone(), signal(&timer), other];
+        assert_eq!(all.of_queue(0, &queue), [Comeback::Sent, Comeback::Sent, own, Comeback::Sent]);
+        assert_eq!(all.of_queue(9, &queue), [Comeback::Sent; 4]);
+        assert_eq!(all.made(&timer), State::New);
+    }
 }

@@ -137,9 +137,20 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, owner: Option<i32>, chos
     Err(Error::unsupported(Object::Process(hand.pid()), format!("POSIX timer {} cannot get its id", timer.it_id), ""))
 }
 
-/// Adds to a batch what starts all timers but those POSIX timers that run
-/// already: the last thing before a process goes on.
-pub fn start(b: &mut Batch, timers: &TaskTimersEntry, run: impl Fn(&PosixTimerEntry) -> bool) {
+/// What a POSIX timer is that its process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It has not run.
+    New,
+    /// It runs, as it is to.
+    Runs,
+    /// It has run, and is now to be what the record says.
+    Expired,
+}
+
+/// Adds to a batch what starts all timers, of which some run already: the last
+/// thing before a process goes on.
+pub fn start(b: &mut Batch, timers: &TaskTimersEntry, state: impl Fn(&PosixTimerEntry) -> State) {
     let interval =
         [(libc::ITIMER_REAL, &timers.real), (libc::ITIMER_VIRTUAL, &timers.virt), (libc::ITIMER_PROF, &timers.prof)];
     for (which, t) in interval {
@@ -155,8 +166,10 @@ pub fn start(b: &mut Batch, timers: &TaskTimersEntry, run: impl Fn(&PosixTimerEn
         b.call(libc::SYS_setitimer, [Arg::Val(which as u64), value.into(), Arg::Val(0)]);
     }
     for t in &timers.posix {
-        if t.vsec | t.vnsec | t.isec | t.insec == 0 || run(t) {
-            continue;
+        match state(t) {
+            State::Runs => continue,
+            State::New if t.vsec | t.vnsec | t.isec | t.insec == 0 => continue,
+            State::New | State::Expired => {}
         }
         let value = b.bytes(&words([t.isec, t.insec, t.vsec, t.vnsec]));
         b.call(libc::SYS_timer_settime, [t.it_id.into(), Arg::Val(0), value.into(), Arg::Val(0)]);

@@ -9,7 +9,7 @@ use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, 
 use crate::memory::recorded_vdso;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, RestoreOptions, Result};
-use cryonaut_image::records::{CoreEntry, SignalQueueEntry};
+use cryonaut_image::records::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::status::Seccomp;
@@ -212,6 +212,10 @@ impl Timers {
         let running = overruns::tell_again(hand, posix, &comebacks, owners)?;
         Ok(Timers { comebacks, running })
     }
+
+    fn state(&self, timer: &PosixTimerEntry) -> timers::State {
+        if self.running.contains(&timer.it_id) { timers::State::Runs } else { self.comebacks.made(timer) }
+    }
 }
 
 /// What the restoring process has itself, and those it creates have from it.
@@ -253,7 +257,7 @@ fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own, posix:
     }
     let mut b = Batch::new();
     if let Some(all) = &tc.timers {
-        timers::start(&mut b, all, |t| posix.comebacks.start(t) || posix.running.contains(&t.it_id));
+        timers::start(&mut b, all, |t| posix.state(t));
     }
     hand.run(&mut b)?;
     schedule(pid, core, plan, own)?;
