@@ -261,7 +261,7 @@ fn tell_one_again(hand: &mut Hand, timer: &PosixTimerEntry, owners: Option<&Owne
         b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), patience.into(), Arg::Val(8)]);
         let told = b.call(libc::SYS_timer_getoverrun, [timer.it_id.into()]);
         match timer.notify_thread_id.filter(|tid| *tid != hand.tid()) {
-            Some(tid) => hand.run_in_threads(&mut [Job { tid, context: &Context::read(tid)?, batch: &mut b }])?,
+            Some(tid) => hand.run_in_threads(&mut [Job { tid, context: &Context::of_built(tid)?, batch: &mut b }])?,
             None => hand.run(&mut b)?,
         }
         match b.result(told) {
