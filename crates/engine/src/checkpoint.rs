@@ -90,7 +90,7 @@ fn janitor(dir: &Path) -> Result<Option<Janitor>> {
     ) else {
         return Ok(None);
     };
-    let ours = if leavings.visible { is_part_of_an_image } else { |_: &[u8]| false };
+    let ours = if leavings.visible { is_part_of_an_image } else { |_: &[u8], _| false };
     let duty = Duty { directory, hidden, mark, ours, whole: leavings.directory };
     Ok(Janitor::hire(&duty).inspect_err(|e| tracing::warn!("nobody would clear up behind us: {e}")).ok())
 }

@@ -86,6 +86,9 @@ pub fn dump(
     cx.janitor = janitor;
     let files = Mutex::new(cx);
     let mut spaces = Spaces::of(&frozen.processes);
+    let looking = Instant::now();
+    memory::find_common(&frozen.processes, &mut spaces, images)?;
+    report.memory_us += micros(looking.elapsed());
     let mut tree = Tree {
         images,
         files: &files,
@@ -396,7 +399,7 @@ fn dump_memory(
         (cx.images, cx.new_pages_id(), cx.pids.len() == 1, vmas)
     };
     let aios = aio::collect(process, &vmas)?;
-    let count = dump_private(images, pages_id, process, &space.pids, &mut vmas, alone)?;
+    let count = dump_private(images, pages_id, process, space, &mut vmas, alone)?;
     let mm = mm_record(&mut lock(files), process, &asked.mm, b, vmas, aios)?;
     for pid in &space.pids {
         images.write_one(ImageKind::Mm, *pid as u64, &mm)?;

@@ -4,6 +4,7 @@
 
 use crate::freeze::{Process, pid_of};
 use crate::lineage::Inborn;
+use crate::memory::Common;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::Task;
@@ -122,6 +123,8 @@ pub struct SharedSpace {
     pub pids: Vec<i32>,
     /// The scratch mappings of their hands.
     pub scratches: Vec<Range<u64>>,
+    /// What it has in common with others.
+    pub common: Common,
 }
 
 /// The address spaces of a tree that are still to be written.
@@ -138,6 +141,11 @@ impl Spaces {
             space.scratches.extend(process.hand.as_ref().map(Hand::scratch));
         }
         Spaces(spaces)
+    }
+
+    /// An address space that is still to be written.
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut SharedSpace> {
+        self.0.get_mut(&id)
     }
 
     /// Tells of an address space, once.

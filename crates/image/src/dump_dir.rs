@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use crate::finisher::Finisher;
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
 use crate::shape::Record;
-use crate::staging::{PREFIX, Staging, belongs_to_image};
+use crate::staging::{self, PREFIX, Staging, belongs_to_image};
 
 /// What survives a crash of the machine right after the commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,8 +48,34 @@ pub struct CommitOptions {
 pub struct DumpDir {
     /// Dropped first: it must not write any more when the files are removed.
     finisher: Finisher,
-    staging: Staging,
+    home: Home,
     files: Mutex<BTreeMap<String, Content>>,
+    layers: Mutex<Vec<Arc<DumpDir>>>,
+}
+
+/// Where the files grow.
+#[derive(Debug)]
+enum Home {
+    Image(Staging),
+    /// A layer of an image.
+    Layer(Arc<Dir>),
+}
+
+impl Home {
+    /// The directory in which the file of this name grows.
+    fn dir_of(&self, name: &str) -> &Arc<Dir> {
+        match self {
+            Home::Image(staging) => staging.dir_of(name),
+            Home::Layer(dir) => dir,
+        }
+    }
+
+    fn target(&self) -> &Dir {
+        match self {
+            Home::Image(staging) => staging.target(),
+            Home::Layer(dir) => dir,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -65,7 +91,7 @@ enum Content {
 #[derive(Debug)]
 pub struct Remains {
     _finisher: Finisher,
-    _staging: Staging,
+    _home: Home,
 }
 
 /// What a dump by this process into a directory would leave there if it were
@@ -103,9 +129,22 @@ impl Leavings {
     }
 }
 
-/// Whether a file of this name is part of an image. Does not allocate.
-pub fn is_part_of_an_image(name: &[u8]) -> bool {
-    std::str::from_utf8(name).is_ok_and(belongs_to_image)
+/// Whether a file of this name, or a directory, is part of an image. Does not allocate.
+pub fn is_part_of_an_image(name: &[u8], is_directory: bool) -> bool {
+    std::str::from_utf8(name).is_ok_and(|name| staging::is_part_of_an_image(name, is_directory))
+}
+
+/// Names of layers begin so; their number follows.
+const LAYER: &str = "cryonaut-shared-";
+
+fn layer_name(number: usize) -> String {
+    format!("{LAYER}{number}")
+}
+
+/// Whether a directory of this name is a layer of an image. Does not allocate.
+pub(crate) fn is_layer_name(name: &str) -> bool {
+    let number = name.strip_prefix(LAYER).unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Name of the link to the image that this one builds on.
@@ -127,12 +166,46 @@ impl DumpDir {
             Err(source) => return Err(Error::io("create the directory", path, source)),
         };
         let staging = Staging::create(Dir::open(path)?, made)?;
-        Ok(Self { staging, files: Mutex::default(), finisher: Finisher::new() })
+        Ok(Self::at(Home::Image(staging)))
+    }
+
+    fn at(home: Home) -> Self {
+        Self { home, files: Mutex::default(), finisher: Finisher::new(), layers: Mutex::default() }
+    }
+
+    /// Whether the image may have [layers](DumpDir::add_layers): not if it has
+    /// a parent, or somebody has put a directory of that name there.
+    pub fn can_have_layers(&self) -> bool {
+        !self.files().contains_key(PARENT) && !self.home.target().is_dir(PARENT)
+    }
+
+    /// Puts images below this one, which come and go with it: directories inside
+    /// of it, the first its parent, the second the first's parent. All handles
+    /// must be gone before the commit.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Misuse`] if there is a parent already.
+    pub fn add_layers(&self, count: usize) -> Result<Vec<Arc<DumpDir>>> {
+        let mut layers: Vec<Arc<DumpDir>> = Vec::with_capacity(count);
+        for number in 1..=count {
+            let name = layer_name(number);
+            let dir = self.home.dir_of(&name);
+            if !dir.create_dir(&name)? {
+                return Err(Error::misuse(self.path_of(&name), "made twice"));
+            }
+            match layers.last() {
+                None => self.set_parent(&name)?,
+                Some(above) => above.set_parent(Path::new("..").join(&name))?,
+            }
+            layers.push(Arc::new(Self::at(Home::Layer(Arc::new(dir.subdir(&name)?)))));
+        }
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(layers.iter().cloned());
+        Ok(layers)
     }
 
     /// The directory as it was named to [`DumpDir::create`].
     pub fn path(&self) -> &Path {
-        self.staging.target().path()
+        self.home.target().path()
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<String, Content>> {
@@ -141,7 +214,7 @@ impl DumpDir {
 
     /// Where the file will be after the commit.
     fn path_of(&self, name: &str) -> PathBuf {
-        self.staging.target().path_of(name)
+        self.home.target().path_of(name)
     }
 
     /// Takes a name for a new file.
@@ -175,7 +248,7 @@ impl DumpDir {
                 _ => Err(Error::misuse(path, "written twice")),
             };
         }
-        let writer = EntryWriter::new(kind, self.staging.dir_of(&name).clone(), name.clone(), path);
+        let writer = EntryWriter::new(kind, self.home.dir_of(&name).clone(), name.clone(), path);
         files.insert(name, Content::Entries(writer.clone()));
         Ok(writer)
     }
@@ -238,7 +311,7 @@ impl DumpDir {
             return Err(Error::misuse(self.path_of(&name), "not a file of raw data"));
         }
         self.claim(&name, Content::Raw { pages: kind.is_pages() })?;
-        self.staging.dir_of(&name).create_file(&name)
+        self.home.dir_of(&name).create_file(&name)
     }
 
     /// Writes a record that CRIU's format has no place for, as
@@ -262,7 +335,7 @@ impl DumpDir {
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let mut file = self.staging.dir_of(name).create_file(name)?;
+        let mut file = self.home.dir_of(name).create_file(name)?;
         file.write_all(bytes).map_err(|source| Error::io("write", self.path_of(name), source))
     }
 
@@ -273,7 +346,7 @@ impl DumpDir {
     /// [`Error::Io`], or [`Error::Misuse`] if called twice.
     pub fn set_parent(&self, path: impl AsRef<Path>) -> Result<()> {
         self.claim(PARENT, Content::Link)?;
-        self.staging.dir_of(PARENT).create_link(PARENT, path.as_ref())
+        self.home.dir_of(PARENT).create_link(PARENT, path.as_ref())
     }
 
     /// Makes the image visible, in the place of one that was there before. What
@@ -285,12 +358,41 @@ impl DumpDir {
     /// write failed. Then nothing remains of this image, and one that was there
     /// before is there still.
     pub fn commit(mut self, options: CommitOptions) -> Result<Remains> {
-        let contents = std::mem::take(&mut *self.files());
         let inventory = ImageKind::Inventory.file_name(None)?;
-        if !contents.contains_key(&inventory) {
+        if !self.files().contains_key(&inventory) {
             return Err(Error::misuse(self.path_of(&inventory), "an image needs an inventory"));
         }
+        let sync = options.durability == Durability::Synced;
+        let mut names = Vec::new();
+        let layers = std::mem::take(self.layers.get_mut().unwrap_or_else(PoisonError::into_inner));
+        for (layer, number) in layers.into_iter().zip(1..) {
+            let name = layer_name(number);
+            let layer = Arc::into_inner(layer).ok_or_else(|| Error::misuse(self.path_of(&name), "still in use"))?;
+            layer.complete_layer(&options)?;
+            names.push(name);
+        }
+        names.extend(self.close_files(&options)?);
+        match &mut self.home {
+            Home::Image(staging) => staging.install(names, sync)?,
+            Home::Layer(dir) => return Err(Error::misuse(dir.path(), "a layer is committed with its image")),
+        }
+        Ok(Remains { _finisher: self.finisher, _home: self.home })
+    }
 
+    /// Makes a layer complete; the image moves it as a whole.
+    fn complete_layer(self, options: &CommitOptions) -> Result<()> {
+        let names = self.close_files(options)?;
+        if options.durability == Durability::Synced {
+            for name in names.iter().filter(|name| *name != PARENT) {
+                self.home.dir_of(name).sync_file(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all files and writes the manifest; returns the names of all.
+    fn close_files(&self, options: &CommitOptions) -> Result<Vec<String>> {
+        let contents = std::mem::take(&mut *self.files());
         self.finisher.finish();
         let mut sums = BTreeMap::new();
         let mut names: Vec<String> = contents.keys().cloned().collect();
@@ -304,18 +406,16 @@ impl DumpDir {
             sums.insert(name, sum);
         }
 
-        let text = Manifest::new(options.provenance, sums)
+        let text = Manifest::new(options.provenance.clone(), sums)
             .to_text()
             .map_err(|error| Error::misuse(self.path_of(MANIFEST_NAME), error.to_string()))?;
         self.write_whole(MANIFEST_NAME, text.as_bytes())?;
         names.push(MANIFEST_NAME.to_owned());
-
-        self.staging.install(names, options.durability == Durability::Synced)?;
-        Ok(Remains { _finisher: self.finisher, _staging: self.staging })
+        Ok(names)
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {
-        let Some((file, size)) = self.staging.dir_of(name).open_file(name)? else {
+        let Some((file, size)) = self.home.dir_of(name).open_file(name)? else {
             return Err(Error::Missing { path: self.path_of(name) });
         };
         let hash = match hash {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use crate::dir::{self, Dir};
-use crate::dump_dir::PARENT;
+use crate::dump_dir::{PARENT, is_layer_name};
 use crate::entry_reader::EntryReader;
 use crate::error::{Error, Result};
 use crate::kind::ImageKind;
@@ -105,6 +105,13 @@ impl ImageDir {
             true => Self::from_dir(self.dir.subdir(PARENT)?).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// The images that were written below this one, inside of it.
+    pub(crate) fn layers(&self) -> Result<Vec<Self>> {
+        let names = self.dir.names()?;
+        let ours = names.iter().filter(|name| is_layer_name(name) && self.dir.is_dir(name));
+        ours.map(|name| Self::from_dir(self.dir.subdir(name)?)).collect()
     }
 
     /// Opens a file and compares it with the manifest.

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use crate::dir::{Dir, Lock};
-use crate::dump_dir::PARENT;
+use crate::dump_dir::{PARENT, is_layer_name};
 use crate::error::{Error, Result};
 use crate::kind::ImageKind;
 use crate::manifest::{MANIFEST_NAME, is_json_name};
@@ -83,8 +83,7 @@ impl Staging {
             names.retain(|name| comes_last(name));
         }
         let mut replaced = if self.direct { Vec::new() } else { self.target.names()? };
-        // A directory is never ours: an older image may live in one named "parent".
-        replaced.retain(|name| belongs_to_image(name) && !self.target.is_dir(name));
+        replaced.retain(|name| is_part_of_an_image(name, self.target.is_dir(name)));
         let mut moves = Moves { staging: &self.dir, target: &self.target, old: None, out: vec![], r#in: vec![] };
         match moves.run(names, replaced, sync) {
             Ok(()) => {
@@ -106,7 +105,7 @@ impl Drop for Staging {
         if self.direct {
             // Not committed: there was nothing of an image here before.
             for name in self.target.names().unwrap_or_default().iter().filter(|name| belongs_to_image(name)) {
-                let _ = self.target.remove_file(name);
+                remove(&self.target, name);
             }
         }
         if self.made_target {
@@ -163,7 +162,7 @@ impl Moves<'_> {
     /// the one that led here.
     fn undo(&mut self) {
         for name in self.r#in.iter().rev() {
-            let _ = self.target.remove_file(name);
+            remove(self.target, name);
         }
         let Some(old) = &self.old else { return };
         for name in self.out.iter().rev() {
@@ -172,9 +171,27 @@ impl Moves<'_> {
     }
 }
 
-/// Whether a file in the target is part of an image that was dumped there. Does not allocate.
+/// Whether a name in the target is that of a part of an image. Does not allocate.
 pub(crate) fn belongs_to_image(name: &str) -> bool {
+    is_part_of_an_image(name, false) || is_part_of_an_image(name, true)
+}
+
+/// The same of a file, or a directory. No directory but a layer is ours: an older image may live in one named
+/// "parent". Does not allocate.
+pub(crate) fn is_part_of_an_image(name: &str, is_directory: bool) -> bool {
+    if is_directory {
+        return is_layer_name(name);
+    }
     name == PARENT || is_json_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
+}
+
+/// Removes what is ours by its name.
+fn remove(target: &Dir, name: &str) {
+    match target.is_dir(name) {
+        true if is_layer_name(name) => target.remove_tree(OsStr::new(name)),
+        true => {}
+        false => drop(target.remove_file(name)),
+    }
 }
 
 /// Whether the file grows hidden in any case: a manifest or an inventory that

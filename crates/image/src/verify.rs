@@ -23,7 +23,8 @@ impl ImageDir {
     /// Checks that the image is complete as far as that can be told from the
     /// files: there is an inventory, every file is what the manifest says (if
     /// there is one) and nothing else lies beside them, every message decodes,
-    /// every pages file has the size that its pagemap adds up to.
+    /// every pages file has the size that its pagemap adds up to. The same for
+    /// the directories inside of it that hold what its processes share.
     ///
     /// With `pages`, pages files that have a sum in the manifest are read too.
     ///
@@ -32,6 +33,14 @@ impl ImageDir {
     pub fn verify(&self, pages: bool) -> Result<Verified> {
         self.inventory()?;
         let mut report = Verified::default();
+        self.verify_files(pages, &mut report)?;
+        for layer in self.layers()? {
+            layer.verify_files(pages, &mut report)?;
+        }
+        Ok(report)
+    }
+
+    fn verify_files(&self, pages: bool, report: &mut Verified) -> Result<()> {
         if let Some(manifest) = self.manifest() {
             for (name, sum) in &manifest.files {
                 if ImageKind::from_file_name(name).is_none() && !is_json_name(name) {
@@ -50,7 +59,7 @@ impl ImageDir {
             report.files += 1;
             report.messages += self.check_file(kind, id)?;
         }
-        Ok(report)
+        Ok(())
     }
 
     /// Checks one file's every message and returns how many there are; for a

@@ -25,8 +25,9 @@ pub struct Duty {
     pub hidden: CString,
     /// The file that is there once the work is complete: then nothing else goes.
     pub mark: CString,
-    /// Else these of its files go. Must neither allocate nor take a lock.
-    pub ours: fn(&[u8]) -> bool,
+    /// Else these of its files go, and of its directories: told a name, and whether it is that of a directory. Must
+    /// neither allocate nor take a lock.
+    pub ours: fn(&[u8], bool) -> bool,
     /// And the directory itself if that leaves it empty.
     pub whole: bool,
 }
@@ -114,9 +115,9 @@ fn clear_up(duty: &Duty, notes: &[u8]) {
     // Whoever writes there now comes first; then there is nothing of ours left, or it is told from theirs by its name.
     let _ = fs::flock(&directory, FlockOperation::LockExclusive);
     let complete = fs::statat(&directory, &*duty.mark, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-    sweep(directory.as_fd(), 2, &|name, is_directory| match is_directory {
-        true => name.starts_with(duty.hidden.as_bytes()),
-        false => !complete && (duty.ours)(name),
+    sweep(directory.as_fd(), 3, &|name, is_directory| {
+        let hidden = is_directory && name.starts_with(duty.hidden.as_bytes());
+        hidden || (!complete && (duty.ours)(name, is_directory))
     });
     // What follows the last zero was cut short.
     for path in notes.split_inclusive(|byte| *byte == 0).filter_map(|note| CStr::from_bytes_with_nul(note).ok()) {
@@ -168,14 +169,16 @@ mod tests {
             directory: CString::new(directory.as_os_str().as_bytes()).unwrap(),
             hidden: c".hidden-".to_owned(),
             mark: c"mark".to_owned(),
-            ours: |name| name.ends_with(b".img"),
+            ours: |name, is_directory| if is_directory { name == b"layer" } else { name.ends_with(b".img") },
             whole: true,
         }
     }
 
     fn fill(directory: &Path) {
-        std_fs::create_dir_all(directory.join(".hidden-1/old")).unwrap();
-        for name in ["a.img", "b.img", ".hidden-1/c", ".hidden-1/old/d"] {
+        for name in [".hidden-1/old/layer", "layer"] {
+            std_fs::create_dir_all(directory.join(name)).unwrap();
+        }
+        for name in ["a.img", "b.img", "layer/e", ".hidden-1/c", ".hidden-1/old/d", ".hidden-1/old/layer/f"] {
             std_fs::write(directory.join(name), name).unwrap();
         }
     }
@@ -204,9 +207,11 @@ mod tests {
         let directory = room.path().join("image");
         fill(&directory);
         std_fs::write(directory.join("log"), "").unwrap();
+        std_fs::create_dir(directory.join("c.img")).unwrap();
         desert(Janitor::hire(&duty(&directory)).unwrap());
-        let left: Vec<_> = std_fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["log"]);
+        let mut left: Vec<_> = std_fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["c.img", "log"]);
     }
 
     #[test]

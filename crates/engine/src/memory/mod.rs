@@ -5,6 +5,7 @@
 //! |---------|--------------------------------------------------------------|
 //! | vma     | what a mapping is, read from /proc, as a record              |
 //! | pages   | copying contents out of a frozen process into the image      |
+//! | common  | pages that processes share until one writes: stored once      |
 //! | splice  | the short way of many pages into their file                    |
 //! | shared  | segments of shared memory that an image has without a file      |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
@@ -19,6 +20,7 @@
 
 pub mod aio;
 mod build;
+mod common;
 mod contents;
 mod extras;
 mod fields;
@@ -34,6 +36,7 @@ mod vma;
 mod write_behind;
 
 pub use build::{Shape, free_besides};
+pub use common::{Common, find as find_common};
 pub use extras::{AllExtras, Extras, ExtrasAsk};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};

@@ -7,11 +7,13 @@
 
 use super::{
     PAGE,
+    common::{Common, Held},
     splice::{Splice, WORTH_IT},
     vma::{is_droppable, status},
     write_behind::WriteBehind,
 };
 use crate::freeze::Process;
+use crate::sharing::SharedSpace;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
@@ -47,7 +49,8 @@ impl PageCount {
 /// A pagemap and its pages, being written.
 #[derive(Debug)]
 pub struct PageWriter<'a> {
-    /// One for each process that has the pages, or the segment's alone.
+    /// One for each process that has the pages, or the segment's alone; none if
+    /// they are written already.
     maps: Vec<PagemapWriter>,
     file: WriteBehind,
     /// Contents that are at hand, not yet handed on.
@@ -88,6 +91,15 @@ impl<'a> PageWriter<'a> {
         }
         self.count.scanned += len / PAGE;
         self.count.written += len / PAGE;
+        Ok(())
+    }
+
+    /// Notes that a run of pages is in the parent image.
+    fn elsewhere(&mut self, start: u64, len: u64) -> Result<()> {
+        for map in &mut self.maps {
+            map.push(start, len / PAGE, PageFlags::PARENT)?;
+        }
+        self.count.scanned += len / PAGE;
         Ok(())
     }
 
@@ -192,8 +204,9 @@ impl<'a> PageWriter<'a> {
 }
 
 /// Writes the pages that the process has of its own, and those with whom it
-/// shares its memory (`pids`, itself among them). Guard regions found on the way
-/// are added to `vmas` as records of their own.
+/// shares its memory (`space`): what it holds for others to a layer, the rest
+/// here. Guard regions found on the way are added to `vmas` as records of their
+/// own.
 ///
 /// Unless the process is `alone`, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
@@ -202,17 +215,60 @@ pub fn dump_private(
     images: &DumpDir,
     pages_id: u32,
     process: &mut Process,
-    pids: &[i32],
+    space: &SharedSpace,
     vmas: &mut Vec<VmaEntry>,
     alone: bool,
 ) -> Result<PageCount> {
-    let ids: Vec<u64> = pids.iter().map(|pid| *pid as u64).collect();
+    let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
     let mut hand = process.hand.take();
-    let done = write_private(out, process, hand.as_mut(), &mem, vmas, alone);
+    let held = space.common.held.as_ref();
+    let done = held.map_or(Ok(0), |held| write_held(held, process, hand.as_mut(), &mem, vmas)).and_then(|written| {
+        let mut count = write_private(out, process, hand.as_mut(), &mem, vmas, &space.common, alone)?;
+        // Looked at once, with all others.
+        count.written += written;
+        Ok(count)
+    });
     process.hand = hand;
     done
+}
+
+/// Writes the pages that a process holds for itself and others; how many there are.
+fn write_held(held: &Held, process: &Process, hand: Option<&mut Hand>, mem: &File, vmas: &[VmaEntry]) -> Result<u64> {
+    let mut out = PageWriter::shared(&held.images, ImageKind::Pagemap, &[], held.pages_id)?;
+    if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
+        out.splice = hand.and_then(|hand| Splice::open(process, hand, mem));
+    }
+    let mut rest = vmas;
+    for (start, end) in &held.pages {
+        let run = PageRun { start: *start, end: *end, categories: Categories::empty() };
+        let mut at = run.start;
+        in_each(&mut rest, &run, |vma, part| {
+            // The file must have all of them, whatever the records say.
+            through_file(&mut out, mem, process, &PageRun { start: at, end: part.start, ..run })?;
+            at = part.end;
+            page_contents(&mut out, mem, process, vma, part, false)
+        })?;
+        through_file(&mut out, mem, process, &PageRun { start: at, ..run })?;
+    }
+    out.fetch(process.pid)?;
+    Ok(out.finish()?.written)
+}
+
+/// Adds pages of one mapping, whichever way they can come.
+fn page_contents(
+    out: &mut PageWriter<'_>,
+    mem: &File,
+    process: &Process,
+    vma: &VmaEntry,
+    run: &PageRun,
+    alone: bool,
+) -> Result<()> {
+    if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
+        return out.remote(process.pid, run.start, run.end - run.start);
+    }
+    through_file(out, mem, process, run)
 }
 
 fn write_private<'a>(
@@ -221,6 +277,7 @@ fn write_private<'a>(
     mut hand: Option<&'a mut Hand>,
     mem: &'a File,
     vmas: &mut Vec<VmaEntry>,
+    common: &Common,
     alone: bool,
 ) -> Result<PageCount> {
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
@@ -255,17 +312,18 @@ fn write_private<'a>(
                 if run.categories.contains(Categories::FILE) {
                     return Ok(());
                 }
-                let len = run.end - run.start;
-                private += len;
-                if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
-                    out.fetch(process.pid)?;
-                    out.splice = Splice::open(process, hand, mem);
-                }
-                if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
-                    return out.remote(process.pid, run.start, len);
-                }
-                out.fetch(process.pid)?;
-                through_file(&mut out, mem, process, run)
+                common.cut(run, |run, elsewhere| {
+                    let len = run.end - run.start;
+                    if elsewhere {
+                        return out.elsewhere(run.start, len);
+                    }
+                    private += len;
+                    if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
+                        out.fetch(process.pid)?;
+                        out.splice = Splice::open(process, hand, mem);
+                    }
+                    page_contents(&mut out, mem, process, vma, run, alone)
+                })
             })
         })?;
     }
@@ -316,6 +374,10 @@ fn holds_pages(vma: &VmaEntry) -> bool {
 /// Memory that the process itself may not read, or shares: through
 /// /proc/PID/mem, which asks no leave of the protection and pins nothing.
 fn through_file(out: &mut PageWriter<'_>, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
+    if run.start == run.end {
+        return Ok(());
+    }
+    out.fetch(process.pid)?;
     out.read(run.start, run.end - run.start, |offset, room| {
         let at = run.start + offset;
         mem.read_exact_at(room, at).map_err(|e| {

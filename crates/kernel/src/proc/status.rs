@@ -77,6 +77,8 @@ pub struct Status {
     /// KiB; 0 for a task without memory.
     pub vm_size_kib: u64,
     pub vm_rss_kib: u64,
+    /// Of that, pages that are no file's.
+    pub rss_anon_kib: u64,
     pub vm_locked_kib: u64,
     pub huge_tlb_kib: u64,
 }
@@ -115,6 +117,7 @@ impl Default for Status {
             core_dumping: false,
             vm_size_kib: 0,
             vm_rss_kib: 0,
+            rss_anon_kib: 0,
             vm_locked_kib: 0,
             huge_tlb_kib: 0,
         }
@@ -184,6 +187,7 @@ fn take(status: &mut Status, key: &[u8], value: &[u8]) -> Option<()> {
         b"CoreDumping" => status.core_dumping = value == b"1",
         b"VmSize" => status.vm_size_kib = text::dec(word()?)?,
         b"VmRSS" => status.vm_rss_kib = text::dec(word()?)?,
+        b"RssAnon" => status.rss_anon_kib = text::dec(word()?)?,
         b"VmLck" => status.vm_locked_kib = text::dec(word()?)?,
         b"HugetlbPages" => status.huge_tlb_kib = text::dec(word()?)?,
         _ => {}

@@ -1,0 +1,44 @@
+//! Pages that processes of a tree share until one of them writes are in the image once.
+
+use std::fs;
+use std::path::Path;
+
+use cryonaut_tests::Workload;
+
+/// What the processes of `memory/cow_many` have in common, bytes.
+const SHARED: u64 = 16 << 20;
+
+/// Bytes of the pages files in an image, and in the directories that it has inside.
+fn pages(directory: &Path) -> u64 {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory).expect("the image is there") {
+        let entry = entry.expect("it can be listed");
+        let kind = entry.file_type().expect("it has a type");
+        let name = entry.file_name().into_string().expect("names are plain");
+        if kind.is_dir() {
+            sum += pages(&entry.path());
+        } else if kind.is_file() && name.starts_with("pages-") {
+            sum += entry.metadata().expect("it is there").len();
+        }
+    }
+    sum
+}
+
+fn assert_once(images: &Path) {
+    let stored = pages(images);
+    assert!(stored < SHARED * 3 / 2, "{stored} bytes of pages for {SHARED} of memory");
+}
+
+#[test]
+fn what_is_shared_is_stored_once_every_time() {
+    let mut workload = Workload::start("memory/cow_many").expect("it starts");
+    workload.checkpoint_leave_running().expect("a checkpoint that leaves it running");
+    assert_once(&workload.images());
+    workload.checkpoint().expect("a checkpoint over the image of before");
+    assert_once(&workload.images());
+    let old = workload.images();
+    let verified = cryonaut_image::ImageDir::open(&old).and_then(|image| image.verify(true)).expect("a sound image");
+    assert!(verified.files > 20, "{verified:?}");
+    workload.restore().expect("a restore");
+    workload.finish().expect("its own checks");
+}
