@@ -23,10 +23,11 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 19] = [
+const WORKLOADS: [&str; 20] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
+    "memory/cow_many",
     "tree/family",
     "tree/share_files",
     "tree/share_memory_generations",

@@ -172,6 +172,64 @@ fn parents_are_followed() {
     assert!(parent.parent().unwrap().is_none());
 }
 
+/// An image of some layers, each with a pages file of its own, not yet committed.
+fn layered(dir: &Path, count: usize) -> DumpDir {
+    let dump = DumpDir::create(dir).unwrap();
+    assert!(dump.can_have_layers());
+    for (layer, number) in dump.add_layers(count).unwrap().iter().zip(1..) {
+        let pages = layer.raw_file(ImageKind::Pages, 1).unwrap();
+        pages.set_len(number * 4096).unwrap();
+        let mut map = PagemapWriter::create(layer, ImageKind::Pagemap, 10, 1).unwrap();
+        map.push(0x1000, number, PageFlags::PRESENT).unwrap();
+        map.finish().unwrap();
+    }
+    assert!(!dump.can_have_layers());
+    dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
+    dump
+}
+
+#[test]
+fn layers_come_and_go_with_their_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = |layers: &[&'static str]| {
+        let own = ["cryonaut-manifest.json"].iter().chain(layers).chain(&["inventory.img", "parent"]).copied();
+        own.collect::<Vec<_>>()
+    };
+    // Into an empty directory, and in the place of an image.
+    for (count, layers) in [(2, &["cryonaut-shared-1", "cryonaut-shared-2"][..]), (1, &["cryonaut-shared-1"])] {
+        layered(dir.path(), count).commit(CommitOptions::default()).unwrap();
+        assert_eq!(names(dir.path()), all(layers));
+        let mut image = ImageDir::open(dir.path()).unwrap();
+        assert_eq!(image.verify(true).unwrap().files, 1 + 2 * count);
+        for pages in 1..=count as u64 {
+            image = image.parent().unwrap().unwrap();
+            assert_eq!(Pagemap::read(&image, ImageKind::Pagemap, 10).unwrap().present_len(), pages * 4096);
+        }
+        assert!(image.parent().unwrap().is_none());
+    }
+    // A dump that fails leaves the image before it, or nothing.
+    drop(layered(dir.path(), 2));
+    assert_eq!(names(dir.path()), all(&["cryonaut-shared-1"]));
+    let held = layered(dir.path(), 3);
+    let handle = DumpDir::create(dir.path().join("other")).unwrap();
+    let layer = handle.add_layers(1).unwrap();
+    handle.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
+    assert!(matches!(handle.commit(CommitOptions::default()).unwrap_err(), Error::Misuse { .. }));
+    drop((layer, held));
+    assert_eq!(names(dir.path()), all(&["cryonaut-shared-1"]));
+    // What is wrong in a layer is wrong with the image.
+    std::fs::write(dir.path().join("cryonaut-shared-1/pages-1.img"), "short").unwrap();
+    assert!(ImageDir::open(dir.path()).unwrap().verify(false).is_err());
+}
+
+#[test]
+fn a_directory_in_the_way_of_layers_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("parent")).unwrap();
+    let dump = DumpDir::create(dir.path()).unwrap();
+    assert!(!dump.can_have_layers());
+}
+
 #[test]
 fn mistakes_of_the_caller_are_told() {
     let dir = tempfile::tempdir().unwrap();
