@@ -260,7 +260,15 @@ impl Tree<'_, '_> {
                 }
                 Ok(extras)
             };
-            let writer = scope.spawn(write_all);
+            let name = "thread writer".to_owned();
+            let Ok(writer) = std::thread::Builder::new().name(name).spawn_scoped(scope, write_all) else {
+                // Where no thread is to be had, this one does both.
+                let mut extras = Vec::new();
+                for threads in others.chunks(THREADS_AT_ONCE) {
+                    extras.extend(write_threads(images, process, answers_of(hand, filters, threads)?)?);
+                }
+                return Ok(extras);
+            };
             let mut asked = Ok(());
             for threads in others.chunks(THREADS_AT_ONCE) {
                 // A writer that has ended early has an error to tell.

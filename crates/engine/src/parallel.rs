@@ -2,7 +2,8 @@
 //! bound to one thread.
 
 use std::panic::resume_unwind;
-use std::thread::{available_parallelism, scope};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, available_parallelism, scope};
 
 /// Most threads that share a piece of work.
 const MOST: usize = 4;
@@ -17,26 +18,29 @@ pub fn threads_for(things: usize) -> usize {
 
 /// What `f` makes of each, in their order.
 pub fn map<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let share = things.len().div_ceil(threads_for(things.len())).max(1);
-    let mut shares: Vec<Vec<T>> = Vec::new();
-    for thing in things {
-        match shares.last_mut() {
-            Some(last) if last.len() < share => last.push(thing),
-            _ => shares.push(vec![thing]),
+    let threads = threads_for(things.len());
+    let queue = Mutex::new(things.into_iter().enumerate());
+    let work = || {
+        let mut made = Vec::new();
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            match next {
+                Some((index, thing)) => made.push((index, f(thing))),
+                None => return made,
+            }
         }
-    }
-    let f = &f;
-    scope(|scope| {
-        let mut shares = shares.into_iter();
-        let own = shares.next().unwrap_or_default();
-        let others: Vec<_> =
-            shares.map(|share| scope.spawn(move || share.into_iter().map(f).collect::<Vec<R>>())).collect();
-        let mut all: Vec<R> = own.into_iter().map(f).collect();
+    };
+    let mut made = scope(|scope| {
+        // Where no thread is to be had, this one does it all.
+        let others: Vec<_> = (1..threads).filter_map(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut made = work();
         for other in others {
-            all.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            made.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
-        all
-    })
+        made
+    });
+    made.sort_unstable_by_key(|(index, _)| *index);
+    made.into_iter().map(|(_, thing)| thing).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::memory::{ExtrasAsk, MmAsk};
 use cryonaut_puppet::Batch;
 
 /// How many processes' answers are held at a time.
-pub const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 128;
 /// More POSIX timers than these get a batch of their own.
 const FEW_TIMERS: usize = 32;
 
