@@ -329,7 +329,11 @@ mod tests {
         let common = Common { elsewhere: vec![(0x1000, 0x2000), (0x4000, 0x9000)], held: None };
         let mut parts = Vec::new();
         let run = PageRun { start: 0, end: 0x6000, ..PageRun::default() };
-        common.cut(&run, |part, there| Ok(parts.push((part.start, part.end, there)))).unwrap();
+        let mut note = |part: &PageRun, there| {
+            parts.push((part.start, part.end, there));
+            Ok(())
+        };
+        common.cut(&run, &mut note).unwrap();
         let all = [(0, 0x1000, false), (0x1000, 0x2000, true), (0x2000, 0x4000, false), (0x4000, 0x6000, true)];
         assert_eq!(parts, all);
     }
