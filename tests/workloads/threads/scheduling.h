@@ -16,6 +16,8 @@ struct own_setting {
 static struct own_setting own_setting;
 static pthread_barrier_t own_begun;
 static volatile bool own_go;
+/* Threads that nap: until then they are on their way, and their stacks change. */
+static _Atomic int own_napping;
 
 static void *own_thread(void *argument)
 {
@@ -25,8 +27,10 @@ static void *own_thread(void *argument)
 	own_setting.set(number);
 	own_setting.describe(before, sizeof(before));
 	pthread_barrier_wait(&own_begun);
-	while (!own_go)
+	for (bool first = true; !own_go; first = false) {
 		wl_nap();
+		own_napping += first;
+	}
 	if (wl_lose && number == 2)
 		own_setting.set(0);
 	own_setting.describe(now, sizeof(now));
@@ -46,6 +50,8 @@ __attribute__((noreturn)) static void own_main(int argc, char **argv, struct own
 	for (long i = 0; i < 2; i++)
 		MUST0(pthread_create(&threads[i], NULL, own_thread, (void *)(i + 1)));
 	pthread_barrier_wait(&own_begun);
+	while (own_napping < 2)
+		wl_nap();
 	wl_ready();
 	setting.describe(now, sizeof(now));
 	CHECK(strcmp(before, now) == 0, "the main thread had '%s', has '%s'", before, now);
