@@ -1,5 +1,5 @@
 // peer: no, CRIU 4.2 loses it
-// differs: mapping content.*, a page of a thread's stack is another in some runs; why is not known yet
+// differs: mapping content.*, the kernel writes the number of the processor into the rseq area of a thread that has moved
 /* The timer slack of threads. */
 #include <sys/prctl.h>
 
