@@ -1,21 +1,7 @@
 /* Pages that a parent and its child have not written since the fork are the same physical pages, before and after. */
-#include "workload.h"
+#include "frame.h"
 
 #define PAGES 64
-
-/* The physical page behind an address of a process (/proc/PID/pagemap, bits 0-54), 0 if there is none. */
-static uint64_t frame(pid_t pid, const uint8_t *address)
-{
-	char path[64];
-	uint64_t entry = 0;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-	MUST(pread(fd, &entry, 8, (unsigned long)address / 4096 * 8));
-	close(fd);
-	return entry & ((1ull << 55) - 1);
-}
 
 static int shared_pages(pid_t child, const uint8_t *map)
 {

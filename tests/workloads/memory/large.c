@@ -1,26 +1,12 @@
 /* Much memory in two processes, more than is copied page by page: some of it unreadable, some of it shared since the
  * fork, and holes in between. */
-#include "workload.h"
+#include "frame.h"
 
 #define MIB (1 << 20)
 #define SIZE (72l * MIB)
 #define HIDDEN (20l * MIB)
 #define HOLE (30l * MIB)
 #define SAMPLE (40l * MIB)
-
-/* The physical page behind an address of a process (/proc/PID/pagemap, bits 0-54), 0 if there is none. */
-static uint64_t frame(pid_t pid, const uint8_t *address)
-{
-	char path[64];
-	uint64_t entry = 0;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
-	fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-	MUST(pread(fd, &entry, 8, (unsigned long)address / 4096 * 8));
-	close(fd);
-	return entry & ((1ull << 55) - 1);
-}
 
 /* Each page begins with its number: their order is what this is about. */
 static void fill(uint8_t *map, long from, long to, unsigned seed)
