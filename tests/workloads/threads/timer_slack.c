@@ -1,5 +1,4 @@
 // peer: no, CRIU 4.2 loses it
-// differs: mapping content.*, the kernel writes the number of the processor into the rseq area of a thread that has moved
 /* The timer slack of threads. */
 #include <sys/prctl.h>
 

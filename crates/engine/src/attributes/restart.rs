@@ -78,7 +78,8 @@ fn continues(number: i64) -> bool {
 }
 
 /// Which call a `restart_syscall` continues: the kernel function that it
-/// sleeps in tells. Its arguments are still in the registers.
+/// sleeps in tells, but for sleeps, of which some kernels tell nothing (their
+/// functions count as the scheduler's). Its arguments are still in the registers.
 fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
     /// Clock ids are small; the first argument of nanosleep is an address.
     const HIGHEST_CLOCK: u64 = 16;
@@ -87,10 +88,10 @@ fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
         Some(libc::SYS_poll)
     } else if place.contains("futex") {
         Some(libc::SYS_futex)
-    } else if place.contains("nanosleep") {
-        Some(if args[0] <= HIGHEST_CLOCK { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep })
+    } else if args[0] <= HIGHEST_CLOCK {
+        Some(libc::SYS_clock_nanosleep)
     } else {
-        None
+        Some(libc::SYS_nanosleep)
     }
 }
 
