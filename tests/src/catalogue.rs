@@ -12,7 +12,6 @@ use crate::fingerprint::rules::Rule;
 /// - `// criu-flags: --ghost-limit 1G`: options for the peer alone, at both ends
 /// - `// peer: no, REASON`: the peer cannot carry this state
 /// - `// gap: REASON`: known to be lost
-/// - `// twice: no, REASON`: known to survive one checkpoint, not yet a second
 /// - `// differs: KIND NAME, REASON`: what else may differ between the fingerprints before and after, one to a line
 /// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
 #[derive(Debug, Clone)]
@@ -35,8 +34,6 @@ pub struct Declaration {
     pub gap: Option<String>,
     /// What else may differ between its fingerprints.
     pub differs: Vec<Rule>,
-    /// Why it is carried once only: a second checkpoint of what was restored loses this state.
-    pub once: Option<String>,
     /// What is put into its directory as `script` before it starts.
     pub script: Option<String>,
 }
@@ -54,7 +51,6 @@ impl Declaration {
             refused: None,
             gap: None,
             differs: Vec::new(),
-            once: None,
             script: None,
         }
     }
@@ -104,7 +100,6 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         gap: value("gap"),
         differs: values("differs").iter().map(|text| rule(source, text)).collect(),
         script: None,
-        once: value("twice").and_then(|v| v.strip_prefix("no, ").map(str::to_owned)),
     }
 }
 

@@ -417,7 +417,7 @@ struct Held {
 impl Held {
     /// Reads what could change until everything stood still.
     fn survey(self) -> Result<Process> {
-        let Held { pid, ppid, task, threads, not_suspended, .. } = self;
+        let Held { pid, ppid, task, mut threads, not_suspended, .. } = self;
         let (stat, status) = (task.stat()?, task.status()?);
         // A thread may have filters of its own, which its process's status does not tell: tried for all.
         if let Some(e) = not_suspended.filter(|_| status.seccomp != Seccomp::Disabled) {
@@ -430,6 +430,7 @@ impl Held {
         if is_zombie && !matches!(stat.state, State::Zombie | State::Dead) {
             return Err(Error::kernel(Object::Process(pid), "hold any of its threads", Errno::SRCH));
         }
+        restart::look_again(pid, &mut threads);
         let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
         Ok(Process { pid, ppid, task, stat, status, threads, maps, namespaces, ids: None, hand: None })
     }

@@ -1,4 +1,3 @@
-// twice: no, a restarted call does not tell how long it has slept before
 // peer: no, CRIU 4.2 lets the interruption show (EINTR)
 // differs: mapping *, the call ends meanwhile: its time is measured by the workload itself
 // differs: thread *, the call ends meanwhile: its time is measured by the workload itself

@@ -3,22 +3,27 @@
 //!
 //! Before a thread is stopped, the time that it has slept is taken from its
 //! scheduler clock: the moment it last left a processor, against the clock of
-//! that same processor. At restore the thread enters the call again with the
-//! time that was left and is interrupted in it: the kernel then has a restart
-//! block like the one that was lost.
+//! that same processor. Of a call that had been continued once already, that
+//! moment is the last continuation's: there the kernel is asked for its restart
+//! block by a program of its own, which takes some milliseconds. At restore the
+//! thread enters the call again with the time that was left and is interrupted
+//! in it: the kernel then has a restart block like the one that was lost.
 
 use super::extras::Restart;
 use crate::Result;
-use crate::freeze::pid_of;
+use crate::freeze::{Thread, pid_of};
 use cryonaut_image::records::CoreEntry;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Syscall;
+use cryonaut_kernel::sys::restart_block::{self, HIGHEST_CLOCK, Kind, RestartBlock};
 use cryonaut_puppet::{Hand, arch, memory};
 use rustix::thread::CpuSet;
 
 const FUTEX_WAIT: u64 = 0;
 const FUTEX_COMMAND: u64 = 0x7f;
 const NANOS: u64 = 1_000_000_000;
+/// A call shorter than this is not worth the time that it takes to ask the kernel.
+const SHORT_NS: u64 = 15_000_000;
 
 /// How long a call with these arguments may sleep, counted from its start; in
 /// nanoseconds. `None` if it has no limit, or none that is relative.
@@ -41,8 +46,8 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
 /// The call that a thread, not stopped yet, sleeps in (`call`), if it is one of
 /// those, and what is left of its time.
 ///
-/// A call that the kernel has already started again once counts from then: it
-/// may last longer than its limit by what had passed before.
+/// A call that the kernel has already started again counts from then, unless
+/// [`look_again`] finds out more.
 pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Option<Restart> {
     let Some(Syscall::In { number, args, sp, .. }) = call else {
         return None;
@@ -77,22 +82,69 @@ fn continues(number: i64) -> bool {
     matches!(number, libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex)
 }
 
+/// Corrects what is known of the threads of a process that were stopped in a call
+/// which had been started again before. Where the kernel does not let us look, such
+/// a call may last longer than its limit by what had passed before.
+pub fn look_again(pid: i32, threads: &mut [Thread]) {
+    let worth_it = |t: &Thread| {
+        let (_, args) = arch::registers_of_call(&t.context.regs);
+        t.asleep.is_none_or(|call| limit(pid, call.number, &args).is_some_and(|limit| limit > SHORT_NS))
+    };
+    let continued = |t: &&mut Thread| {
+        let (number, _) = arch::registers_of_call(&t.context.regs);
+        arch::has_restart_block(&t.context.regs) && number == libc::SYS_restart_syscall && worth_it(t)
+    };
+    let mut blocks = None;
+    for thread in threads.iter_mut().filter(continued) {
+        let blocks = blocks.get_or_insert_with(|| restart_block::of_threads(pid).unwrap_or_default());
+        let Some(block) = blocks.get(&thread.tid) else { continue };
+        let (_, args) = arch::registers_of_call(&thread.context.regs);
+        thread.asleep = Some(continued_by(pid, block, &args, thread.asleep));
+    }
+}
+
+fn continued_by(pid: i32, block: &RestartBlock, args: &[u64; 6], known: Option<Restart>) -> Restart {
+    let kind = block.kind(args);
+    let number = match kind {
+        Kind::Poll => libc::SYS_poll,
+        Kind::Futex => libc::SYS_futex,
+        Kind::Sleep => sleep_with(args),
+    };
+    let estimated = known.filter(|known| known.number == number).and_then(|known| known.remaining_ns);
+    let limit = limit(pid, number, args);
+    let exact =
+        block.end(kind).filter(|_| limit.is_some()).and_then(|(clock, end)| Some(end.saturating_sub(now(clock)?)));
+    Restart { number, remaining_ns: exact.or(estimated).or(limit) }
+}
+
+/// What a clock says that all processes see alike.
+fn now(clock: i32) -> Option<u64> {
+    let clock = match clock {
+        libc::CLOCK_MONOTONIC => rustix::time::ClockId::Monotonic,
+        libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => rustix::time::ClockId::Boottime,
+        _ => return None,
+    };
+    let time = rustix::time::clock_gettime(clock);
+    Some(time.tv_sec as u64 * NANOS + time.tv_nsec as u64)
+}
+
 /// Which call a `restart_syscall` continues: the kernel function that it
 /// sleeps in tells, but for sleeps, of which some kernels tell nothing (their
 /// functions count as the scheduler's). Its arguments are still in the registers.
 fn call_behind(task: &Task, args: &[u64; 6]) -> Option<i64> {
-    /// Clock ids are small; the first argument of nanosleep is an address.
-    const HIGHEST_CLOCK: u64 = 16;
     let place = task.wchan().ok()??;
     if place.contains("poll") {
         Some(libc::SYS_poll)
     } else if place.contains("futex") {
         Some(libc::SYS_futex)
-    } else if args[0] <= HIGHEST_CLOCK {
-        Some(libc::SYS_clock_nanosleep)
     } else {
-        Some(libc::SYS_nanosleep)
+        Some(sleep_with(args))
     }
+}
+
+/// The first argument of nanosleep is an address.
+fn sleep_with(args: &[u64; 6]) -> i64 {
+    if args[0] <= HIGHEST_CLOCK { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep }
 }
 
 /// When a thread last began to be accounted on its processor, by that

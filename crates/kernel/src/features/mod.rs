@@ -135,6 +135,9 @@ features! {
     TimerOverruns "timer-overruns" Carries,
         "expirations of POSIX timers whose signals wait, which are counted by a BPF program",
         "they are lost", tasks::timer_overruns;
+    RestartBlock "restart-block" Carries,
+        "how long a sleep, poll or futex wait had lasted that was continued once already, as a BPF program reads it",
+        "it may last longer, by as much", tasks::restart_block;
     TimerRestoreIds "timer-restore-ids" Betters,
         "timers with high ids take long to restore",
         "timers are made and deleted up to the id", tasks::timer_restore_ids;

@@ -151,6 +151,10 @@ pub(super) fn timer_overruns() -> Result<(), Errno> {
     sys::posix_timers::inside(rustix::thread::gettid().as_raw_nonzero().get()).map(drop)
 }
 
+pub(super) fn restart_block() -> Result<(), Errno> {
+    sys::restart_block::of_threads(getpid().as_raw_nonzero().get()).map(drop)
+}
+
 pub(super) fn timer_restore_ids() -> Result<(), Errno> {
     // linux/prctl.h, Linux 6.16.
     const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;

@@ -151,12 +151,16 @@ enum Visit {
     File { tid: i32, fd: i32 },
     /// The task itself.
     Task(i32),
+    /// All threads of a process, one after the other.
+    Threads(i32),
 }
 
 impl Visit {
-    fn tid(self) -> i32 {
+    /// union bpf_iter_link_info: the thread, or else the process, by its id.
+    fn walked(self) -> [u32; 4] {
         match self {
-            Visit::File { tid, .. } | Visit::Task(tid) => tid,
+            Visit::File { tid, .. } | Visit::Task(tid) => [tid as u32, 0, 0, 0],
+            Visit::Threads(pid) => [0, pid as u32, 0, 0],
         }
     }
 
@@ -164,7 +168,7 @@ impl Visit {
     fn target(self) -> &'static str {
         match self {
             Visit::File { .. } => "bpf_iter_task_file",
-            Visit::Task(_) => "bpf_iter_task",
+            Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
         }
     }
 }
@@ -181,7 +185,7 @@ fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
             all.extend([load64(7, 6, 24), jump(0x15, 7, end(6), 0), load64(8, 6, 8), jump(0x15, 8, end(4), 0)]);
             all.extend([load32(1, 6, 16), jump(0x55, 1, end(2), fd)]);
         }
-        Visit::Task(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
+        Visit::Task(_) | Visit::Threads(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
     }
     all.extend([load64(9, 6, 0), load64(9, 9, 0)]);
     all.extend_from_slice(body);
@@ -261,7 +265,7 @@ fn walk(start: u64, link: u32, len: usize) -> Vec<Insn> {
 
 /// Loads the program for a visit and runs it; the words that it tells.
 fn make(btf: &Btf, visit: Visit, body: &[Insn]) -> Result<Vec<u64>, Errno> {
-    run(&load(btf, visit.target(), &program(visit, body))?, visit.tid())
+    run(&load(btf, visit.target(), &program(visit, body))?, visit)
 }
 
 fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
@@ -287,10 +291,9 @@ fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Runs a program over one task; the words that it tells.
-fn run(program: &OwnedFd, tid: i32) -> Result<Vec<u64>, Errno> {
-    // union bpf_iter_link_info: the task alone, by its id.
-    let info = [tid as u32, 0, 0, 0];
+/// Runs a program; the words that it tells.
+fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
+    let info = visit.walked();
     let mut attr = LinkAttr {
         prog_fd: program.as_raw_fd() as u32,
         target_fd: 0,
@@ -323,13 +326,23 @@ pub fn task_fields(btf: &Btf, tid: i32, base: Base, fields: &[Field]) -> Result<
     if base == Base::Behind { Err(Errno::INVAL) } else { read_all(btf, Visit::Task(tid), base, fields) }
 }
 
+/// The fields of each thread of a process. Empty if there is no such process.
+pub fn thread_fields(btf: &Btf, pid: i32, fields: &[Field]) -> Result<Vec<Vec<u64>>, Errno> {
+    let words = read_each(btf, Visit::Threads(pid), Base::Task, fields)?;
+    Ok(words.chunks_exact(fields.len() + 2).map(|one| one[2..].to_vec()).collect())
+}
+
 fn read_all(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
+    let words = read_each(btf, visit, base, fields)?;
+    if words.len() == fields.len() + 2 { Ok(words) } else { Err(Errno::BADF) }
+}
+
+fn read_each(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
     if fields.len() > FIELDS || fields.iter().any(|f| f.len > 8 || i32::try_from(f.offset).is_err()) {
         return Err(Errno::INVAL);
     }
     let private_data = btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)?;
-    let words = make(btf, visit, &read_fields(base, private_data, fields))?;
-    if words.len() == fields.len() + 2 { Ok(words) } else { Err(Errno::BADF) }
+    make(btf, visit, &read_fields(base, private_data, fields))
 }
 
 /// How many links a list of the kernel has that begins at an address, each of which begins with the address of the

@@ -102,11 +102,20 @@ impl Btf {
     /// `None` also for a bit field.
     #[must_use]
     pub fn field(&self, structure: &str, name: &str) -> Option<u32> {
-        let bits = self.field_in(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
+        let (bits, _) = self.member(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
         bits.is_multiple_of(8).then_some(bits / 8)
     }
 
-    fn field_in(&self, id: u32, name: &str, depth: u32) -> Option<u32> {
+    /// Where a field begins in a field, named or not by its type, of a structure.
+    #[must_use]
+    pub fn inner_field(&self, structure: &str, outer: &str, name: &str) -> Option<u32> {
+        let (at, kind) = self.member(self.find(KIND_STRUCT, structure)?, outer, DEPTH)?;
+        let bits = at + self.member(kind, name, DEPTH)?.0;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+
+    /// Where a member begins, in bits, and its type.
+    fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
         let this = self.record(*self.types.get((id as usize).checked_sub(1)?)?)?;
         if depth == 0 || !matches!(this.kind, KIND_STRUCT | KIND_UNION) {
             return None;
@@ -116,9 +125,10 @@ impl Btf {
             let (its_name, its_type, place) = (self.word(at)? as usize, self.word(at + 4)?, self.word(at + 8)?);
             let (bits, size) = if this.sized { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
             if its_name == 0 {
-                return Some(bits + self.field_in(its_type, name, depth - 1)?);
+                let (inner, its_type) = self.member(its_type, name, depth - 1)?;
+                return Some((bits + inner, its_type));
             }
-            (size == 0 && self.is_named(its_name, name)).then_some(bits)
+            (size == 0 && self.is_named(its_name, name)).then_some((bits, its_type))
         })
     }
 }
@@ -152,6 +162,9 @@ mod tests {
         assert_eq!(btf.field("list_head", "other"), None);
         assert!(btf.field("file", "private_data").is_some());
         assert!(btf.field("io_ring_ctx", "flags").is_some());
+        let block = btf.field("restart_block", "nanosleep").unwrap();
+        assert_eq!(btf.inner_field("restart_block", "nanosleep", "expires"), Some(block + 16));
+        assert_eq!(btf.inner_field("restart_block", "nanosleep", "other"), None);
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod pidfd;
 pub mod posix_timers;
 pub mod process;
 pub mod ptrace;
+pub mod restart_block;
 pub mod sched;
 pub mod shmem;
 pub mod signal;
