@@ -119,6 +119,7 @@ pub fn dump(
     images.entry_file(ImageKind::Files, None)?;
     images.write_one(ImageKind::Inventory, None, &inventory(own))?;
     let mut cx = lock(&files);
+    cx.finish()?;
     report.shared_pages_scanned = cx.shared_pages().scanned;
     report.shared_pages_written = cx.shared_pages().written;
     Ok(cx.take_links())

@@ -162,6 +162,9 @@ fn ask(taking: &mut Taking, object: &Object, file: BorrowedFd<'_>, link: &str) {
             taking.put_result(object, "content", content(file));
         }
     }
+    if sort == FileType::Socket && link.starts_with("socket:[") {
+        super::sockets::take(taking, object, file);
+    }
     if sort == FileType::Fifo {
         taking.put_result(object, "pipe.size", rustix::pipe::fcntl_getpipe_size(file));
     }

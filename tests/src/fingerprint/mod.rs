@@ -13,6 +13,7 @@ mod identity;
 mod memory;
 mod process;
 pub mod rules;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod visit;

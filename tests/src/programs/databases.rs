@@ -41,39 +41,51 @@ pub(super) fn sqlite(engine: &Engine) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A server with data and its log of changes. It serves at a Unix socket: as long as such sockets cannot be carried,
-/// the refusal must name them and leave the server as it was.
+/// A server that listens at a port, with data and its log of changes; nobody is connected while it is away.
 pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
-    let arguments =
-        ["--port", "0", "--unixsocket", "socket", "--appendonly", "yes", "--appendfsync", "always", "--save", ""];
+    // A port that was free a moment ago; another test may take it before redis does, which then says so.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    // With a title of its own it would write over its environment, by which its family is known.
+    let arguments = [
+        "--set-proc-title",
+        "no",
+        "--port",
+        &port,
+        "--bind",
+        "127.0.0.1",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "always",
+        "--save",
+        "",
+    ];
     let mut redis = Program::start(engine, "redis-server", &arguments, &[], |_| Ok(()))?;
     redis.wait_for("output", "server that is ready", |text| text.contains("eady to accept"))?;
-    let ask = |redis: &Program, words: &[&str]| {
-        let client = Command::new(find("redis-cli").unwrap_or_default())
-            .arg("-s")
-            .arg(redis.path("socket"))
-            .args(words)
-            .output()?;
+    let ask = |words: &[&str]| {
+        let client = Command::new(find("redis-cli").unwrap_or_default()).args(["-p", &port]).args(words).output()?;
         Ok::<_, Failed>(String::from_utf8_lossy(&client.stdout).trim().to_owned())
     };
     let filled = "for i = 1, 2000 do redis.call('RPUSH', 'list', i) end return redis.call('LLEN', 'list')";
-    if ask(&redis, &["EVAL", filled, "0"])? != "2000" {
+    if ask(&["EVAL", filled, "0"])? != "2000" {
         return Err(redis.failed("the list cannot be filled"));
     }
-    if let Err(failure) = redis.carry() {
-        let named = failure.message().unwrap_or_default().contains("socket");
-        if !named {
-            return Err(failure);
+    // More than once: what was restored is as good as what was started.
+    for round in 0..3 {
+        if round > 0 {
+            redis.carry()?;
+        }
+        let next = 2001 + round;
+        let pushed = ask(&["RPUSH", "list", &next.to_string()])?;
+        if pushed != next.to_string() || ask(&["LINDEX", "list", "1999"])? != "2000" {
+            return Err(redis.failed("the list is not what was put in"));
         }
     }
-    if ask(&redis, &["RPUSH", "list", "2001"])? != "2001" || ask(&redis, &["LINDEX", "list", "1999"])? != "2000" {
-        return Err(redis.failed("the list is not what was put in"));
-    }
-    ask(&redis, &["SHUTDOWN"])?;
+    ask(&["SHUTDOWN"])?;
     redis.wait_end()?;
     let log = std::fs::read_to_string(redis.path("appendonlydir/appendonly.aof.1.incr.aof"))?;
-    if !log.contains("2001") {
-        return Err(redis.failed("its log lacks the last change"));
+    if !(2001..=2003).all(|number| log.contains(&number.to_string())) {
+        return Err(redis.failed("its log lacks the last changes"));
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ pub struct Build<'a> {
     pub memfds: super::memfd::Inodes,
     /// Deleted files that were made again.
     pub(super) ghosts: super::ghost::Haunted,
+    sockets: Option<super::socket::Beside>,
 }
 
 impl<'a> Build<'a> {
@@ -42,12 +43,21 @@ impl<'a> Build<'a> {
             kept: HashMap::new(),
             memfds: Default::default(),
             ghosts: Default::default(),
+            sockets: None,
         }
     }
 
     /// The record with this id.
     pub fn record(&self, id: u32) -> Result<&'a FileEntry> {
         self.records.get(&id).ok_or_else(|| Error::bad_image("files.img", format!("no file has the id {id:#x}")))
+    }
+
+    /// What is beside the records of sockets; read once.
+    pub(super) fn sockets(&mut self) -> Result<&super::socket::Beside> {
+        match &mut self.sockets {
+            Some(read) => Ok(read),
+            unread => Ok(unread.insert(super::socket::Beside::read(self.images)?)),
+        }
     }
 
     /// All records, by id.

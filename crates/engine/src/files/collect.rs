@@ -122,6 +122,8 @@ pub struct Collect<'a> {
     pub(super) shared_pages: PageCount,
     /// Locks written down.
     pub(super) locks: super::locks::Noted,
+    /// What is known of sockets.
+    pub(super) sockets: super::socket::Known,
 }
 
 #[derive(Debug)]
@@ -148,12 +150,18 @@ impl<'a> Collect<'a> {
             memfds: HashMap::new(),
             shared_pages: PageCount::default(),
             locks: Default::default(),
+            sockets: Default::default(),
         }
     }
 
     /// Hands over the temporary names that deleted files were given.
     pub fn take_links(&mut self) -> NewLinks {
         self.regular.ghosts.take_links()
+    }
+
+    /// Writes what was gathered from all files.
+    pub fn finish(&mut self) -> Result<()> {
+        self.sockets.write(self.images)
     }
 
     /// Pages of memfds and shared memory written so far.
@@ -218,11 +226,11 @@ impl<'a> Collect<'a> {
 
     fn collect_new(&mut self, open: &OpenFile<'_>) -> Result<(u32, FdTypes)> {
         let Some(kind) = KINDS.iter().find(|k| k.recognises(open)) else {
-            return Err(Error::unsupported(
-                open.object(),
-                "this kind of file cannot be carried",
-                "close it before the checkpoint",
-            ));
+            let unknown = || {
+                let reason = "this kind of file cannot be carried";
+                Error::unsupported(open.object(), reason, "close it before the checkpoint")
+            };
+            return Err(super::socket::refusal(open).unwrap_or_else(unknown));
         };
         let id = self.new_id();
         let entry = kind.collect(self, open, id)?;

@@ -33,6 +33,7 @@ mod regular_path;
 pub mod shared_pages;
 mod signalfd;
 pub mod signals;
+mod socket;
 #[cfg(test)]
 mod testing;
 mod timerfd;
@@ -113,6 +114,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &pidfd::PidFd,
     &bpfmap::BpfMap,
     &io_uring::IoUring,
+    &socket::Inet,
     &regular::Regular,
 ];
 

@@ -39,6 +39,7 @@ impl Carried {
             let twin = file.try_clone_to_owned().unwrap();
             ids.push(cx.descriptor(&task, pids[0], file.as_raw_fd(), &twin)?.id);
         }
+        cx.finish()?;
         dump.write_one(ImageKind::Inventory, None, &InventoryEntry::default()).unwrap();
         dump.commit(CommitOptions { durability: Durability::Relaxed, ..CommitOptions::default() }).unwrap();
         let images = ImageDir::open(dir.path()).unwrap();

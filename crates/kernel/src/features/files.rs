@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{errno, present, proc_errno};
 use crate::proc::Task;
 use crate::proc::fdinfo::{Details, FdInfo};
-use crate::sys::{self, bpf, fanotify as fan, fcntl, handle, io_uring as uring, timerfd};
+use crate::sys::{bpf, fanotify as fan, fcntl, handle, io_uring as uring, socket, timerfd};
 
 fn fdinfo(file: impl AsFd) -> Result<FdInfo, Errno> {
     let fd = file.as_fd().as_raw_fd();
@@ -74,25 +74,17 @@ pub(super) fn io_uring() -> Result<(), Errno> {
     uring::inside(rustix::thread::gettid().as_raw_nonzero().get(), ring.as_raw_fd()).map(drop)
 }
 
-fn set_int(socket: impl AsFd, level: i32, option: i32, value: i32) -> Result<(), Errno> {
-    let fd = socket.as_fd().as_raw_fd();
-    let size = size_of::<i32>() as libc::socklen_t;
-    // SAFETY: the kernel reads `size` bytes of `value`.
-    sys::check(unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), size) }).map(drop)
-}
-
 pub(super) fn sock_buf_lock() -> Result<(), Errno> {
-    const SO_BUF_LOCK: i32 = 72; // Linux 5.15
     let (one, _other) = std::os::unix::net::UnixDatagram::pair().map_err(errno)?;
-    set_int(&one, libc::SOL_SOCKET, SO_BUF_LOCK, 1)
+    socket::set_int(&one, libc::SOL_SOCKET, socket::so::BUF_LOCK, 1)
 }
 
 const REPAIR_ON: i32 = 1;
 const REPAIR_OFF_NO_PROBE: i32 = -1;
 
 fn repair(socket: impl AsFd) -> Result<(), Errno> {
-    set_int(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON)?;
-    set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE)
+    socket::set_int(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_ON)?;
+    socket::set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE)
 }
 
 pub(super) fn tcp_repair() -> Result<(), Errno> {

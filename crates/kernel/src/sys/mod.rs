@@ -25,6 +25,8 @@ pub mod restart_block;
 pub mod sched;
 pub mod shmem;
 pub mod signal;
+pub mod sock_diag;
+pub mod socket;
 pub mod timerfd;
 pub mod tty;
 pub mod wait;

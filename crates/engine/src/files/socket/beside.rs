@@ -1,0 +1,81 @@
+//! What CRIU's records of sockets have no place for, of all sockets of an
+//! image in one file: `cryonaut-sockets.json`. An image without it is built as
+//! CRIU would. And what collecting remembers from one socket to the next.
+
+use super::Sort;
+use super::settings::{Setting, Value};
+use crate::Result;
+use cryonaut_image::{DumpDir, ImageDir};
+use cryonaut_kernel::sys::sock_diag::InetSocket;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+
+const NAME: &str = "sockets";
+
+/// Of one socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Extra {
+    /// Whose it is (`fchown`), if not root's: user, group. Who shares a port with it must be the same user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<(u32, u32)>,
+    /// The permission bits of its inode, if not those of a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// TCP's congestion control.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
+    /// Options that are not as in a new socket, by the names of the tables in `settings.rs`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, Value>,
+}
+
+/// Of all sockets, by file id.
+#[derive(Debug, Default)]
+pub struct Beside(BTreeMap<u32, Extra>);
+
+impl Beside {
+    /// Of an image.
+    pub fn read(images: &ImageDir) -> Result<Beside> {
+        Ok(Beside(images.read_json(NAME)?.unwrap_or_default()))
+    }
+
+    /// Of a socket.
+    pub fn of(&self, id: u32) -> Extra {
+        self.0.get(&id).cloned().unwrap_or_default()
+    }
+}
+
+/// What collecting has learned so far.
+#[derive(Debug, Default)]
+pub struct Known {
+    beside: BTreeMap<u32, Extra>,
+    /// What the options of new sockets are, by what is made and where each table begins.
+    fresh: HashMap<(Sort, usize), Vec<Option<Value>>>,
+    /// The cookie of our own network namespace.
+    pub(super) network: Option<u64>,
+    /// What sock_diag has told, by family and protocol.
+    pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
+}
+
+impl Known {
+    /// Notes what is beside the record of a socket.
+    pub(super) fn note(&mut self, id: u32, extra: Extra) {
+        if extra != Extra::default() {
+            self.beside.insert(id, extra);
+        }
+    }
+
+    /// Writes what was noted, if anything.
+    pub fn write(&self, images: &DumpDir) -> Result<()> {
+        if self.beside.is_empty() { Ok(()) } else { Ok(images.write_json(NAME, &self.beside)?) }
+    }
+
+    /// What a table's options are in a new socket; nothing where none can be made.
+    pub(super) fn fresh(&mut self, sort: Sort, table: &'static [Setting]) -> &[Option<Value>] {
+        self.fresh.entry((sort, table.as_ptr().addr())).or_insert_with(|| {
+            let new = sort.make().ok();
+            table.iter().map(|setting| setting.get(new.as_ref()?).ok()).collect()
+        })
+    }
+}

@@ -1,0 +1,324 @@
+//! Options that are a number, or bytes, and nothing more: tables of them by
+//! level, and how they are carried beside the record.
+//!
+//! What is as in a new socket is not written down: it follows the host (many
+//! defaults are sysctls), here as there. An option that a kernel does not have
+//! is as good as one at its default.
+
+use super::beside::{Extra, Known};
+use super::{Sort, cannot_set};
+use crate::{Error, Object, Result};
+use cryonaut_kernel::sys::socket::{self, so};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// What an option says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// A number.
+    Number(i32),
+    /// Bytes, in hexadecimal.
+    Bytes(String),
+}
+
+/// When an option is set again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the socket gets an address.
+    Early,
+    /// When it has everything else.
+    Late,
+}
+
+/// An option.
+#[derive(Debug)]
+pub struct Setting {
+    name: &'static str,
+    level: i32,
+    option: i32,
+    /// Most bytes of it; 0 if it is a number.
+    most: usize,
+    when: When,
+}
+
+const fn number(name: &'static str, level: i32, option: i32) -> Setting {
+    Setting { name, level, option, most: 0, when: When::Early }
+}
+
+const fn bytes(name: &'static str, level: i32, option: i32, most: usize) -> Setting {
+    Setting { name, level, option, most, when: When::Early }
+}
+
+const fn late(setting: Setting) -> Setting {
+    Setting { when: When::Late, ..setting }
+}
+
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
+
+/// Of every socket.
+pub static SOCKET: &[Setting] = &[
+    number("so_debug", SOL_SOCKET, libc::SO_DEBUG),
+    bytes("so_linger", SOL_SOCKET, libc::SO_LINGER, 8),
+    // The flags of both time stamps are in common; the newer form is the one that tells itself apart.
+    late(bytes("so_timestamping", SOL_SOCKET, so::TIMESTAMPING_OLD, 8)),
+    late(bytes("so_timestamping_new", SOL_SOCKET, so::TIMESTAMPING_NEW, 8)),
+    number("so_timestamp", SOL_SOCKET, so::TIMESTAMP_OLD),
+    number("so_timestampns", SOL_SOCKET, so::TIMESTAMPNS_OLD),
+    number("so_timestamp_new", SOL_SOCKET, so::TIMESTAMP_NEW),
+    number("so_timestampns_new", SOL_SOCKET, so::TIMESTAMPNS_NEW),
+    number("so_rcvmark", SOL_SOCKET, so::RCVMARK),
+    number("so_rcvpriority", SOL_SOCKET, so::RCVPRIORITY),
+    number("so_rxq_ovfl", SOL_SOCKET, libc::SO_RXQ_OVFL),
+    number("so_wifi_status", SOL_SOCKET, so::WIFI_STATUS),
+    late(number("so_peek_off", SOL_SOCKET, libc::SO_PEEK_OFF)),
+    number("so_nofcs", SOL_SOCKET, so::NOFCS),
+    number("so_select_err_queue", SOL_SOCKET, so::SELECT_ERR_QUEUE),
+    number("so_busy_poll", SOL_SOCKET, libc::SO_BUSY_POLL),
+    number("so_prefer_busy_poll", SOL_SOCKET, so::PREFER_BUSY_POLL),
+    bytes("so_max_pacing_rate", SOL_SOCKET, so::MAX_PACING_RATE, 8),
+    number("so_zerocopy", SOL_SOCKET, so::ZEROCOPY),
+    bytes("so_txtime", SOL_SOCKET, so::TXTIME, 8),
+    number("so_reserve_mem", SOL_SOCKET, so::RESERVE_MEM),
+    number("so_txrehash", SOL_SOCKET, so::TXREHASH),
+    late(number("so_lock_filter", SOL_SOCKET, so::LOCK_FILTER)),
+];
+
+/// Numbers that libc lacks (linux/in.h, linux/in6.h).
+mod ip {
+    pub const RECVERR_RFC4884: i32 = 26;
+    pub const LOCAL_PORT_RANGE: i32 = 51;
+    pub const V6_2292_PKTINFO: i32 = 2;
+    pub const V6_2292_HOPOPTS: i32 = 3;
+    pub const V6_2292_DSTOPTS: i32 = 4;
+    pub const V6_2292_RTHDR: i32 = 5;
+    pub const V6_2292_HOPLIMIT: i32 = 8;
+    pub const V6_MULTICAST_ALL: i32 = 29;
+    pub const V6_ROUTER_ALERT_ISOLATE: i32 = 30;
+    pub const V6_RECVERR_RFC4884: i32 = 31;
+    pub const V6_FLOWINFO_SEND: i32 = 33;
+    pub const V6_AUTOFLOWLABEL: i32 = 70;
+    pub const V6_MINHOPCOUNT: i32 = 73;
+    pub const V6_UNICAST_IF: i32 = 76;
+    pub const V6_RECVFRAGSIZE: i32 = 77;
+}
+
+/// Of IPv4, also of sockets of IPv6 unless they are raw.
+pub static IP: &[Setting] = &[
+    number("ip_tos", IPPROTO_IP, libc::IP_TOS),
+    number("ip_ttl", IPPROTO_IP, libc::IP_TTL),
+    bytes("ip_options", IPPROTO_IP, libc::IP_OPTIONS, 40),
+    number("ip_recvopts", IPPROTO_IP, libc::IP_RECVOPTS),
+    number("ip_retopts", IPPROTO_IP, libc::IP_RETOPTS),
+    number("ip_pktinfo", IPPROTO_IP, libc::IP_PKTINFO),
+    number("ip_mtu_discover", IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    number("ip_recverr", IPPROTO_IP, libc::IP_RECVERR),
+    number("ip_recverr_rfc4884", IPPROTO_IP, ip::RECVERR_RFC4884),
+    number("ip_recvttl", IPPROTO_IP, libc::IP_RECVTTL),
+    number("ip_recvtos", IPPROTO_IP, libc::IP_RECVTOS),
+    number("ip_passsec", IPPROTO_IP, libc::IP_PASSSEC),
+    number("ip_recvorigdstaddr", IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    number("ip_minttl", IPPROTO_IP, libc::IP_MINTTL),
+    number("ip_nodefrag", IPPROTO_IP, libc::IP_NODEFRAG),
+    number("ip_checksum", IPPROTO_IP, libc::IP_CHECKSUM),
+    number("ip_recvfragsize", IPPROTO_IP, libc::IP_RECVFRAGSIZE),
+    number("ip_transparent", IPPROTO_IP, libc::IP_TRANSPARENT),
+    number("ip_bind_address_no_port", IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    number("ip_local_port_range", IPPROTO_IP, ip::LOCAL_PORT_RANGE),
+    bytes("ip_multicast_if", IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
+    number("ip_multicast_ttl", IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    number("ip_multicast_loop", IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    number("ip_multicast_all", IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    number("ip_unicast_if", IPPROTO_IP, libc::IP_UNICAST_IF),
+    late(number("ip_freebind", IPPROTO_IP, libc::IP_FREEBIND)),
+];
+
+/// Of IPv6.
+pub static IPV6: &[Setting] = &[
+    number("ipv6_unicast_hops", IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    number("ipv6_multicast_if", IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    number("ipv6_multicast_hops", IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    number("ipv6_multicast_loop", IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    number("ipv6_multicast_all", IPPROTO_IPV6, ip::V6_MULTICAST_ALL),
+    number("ipv6_mtu_discover", IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    number("ipv6_recverr", IPPROTO_IPV6, libc::IPV6_RECVERR),
+    number("ipv6_recverr_rfc4884", IPPROTO_IPV6, ip::V6_RECVERR_RFC4884),
+    number("ipv6_router_alert_isolate", IPPROTO_IPV6, ip::V6_ROUTER_ALERT_ISOLATE),
+    number("ipv6_2292pktinfo", IPPROTO_IPV6, ip::V6_2292_PKTINFO),
+    number("ipv6_2292hopopts", IPPROTO_IPV6, ip::V6_2292_HOPOPTS),
+    number("ipv6_2292dstopts", IPPROTO_IPV6, ip::V6_2292_DSTOPTS),
+    number("ipv6_2292rthdr", IPPROTO_IPV6, ip::V6_2292_RTHDR),
+    number("ipv6_2292hoplimit", IPPROTO_IPV6, ip::V6_2292_HOPLIMIT),
+    number("ipv6_recvpktinfo", IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    number("ipv6_recvhoplimit", IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    number("ipv6_recvhopopts", IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
+    number("ipv6_recvrthdr", IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
+    number("ipv6_recvdstopts", IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
+    number("ipv6_recvpathmtu", IPPROTO_IPV6, libc::IPV6_RECVPATHMTU),
+    number("ipv6_recvtclass", IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    number("ipv6_recvorigdstaddr", IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    number("ipv6_recvfragsize", IPPROTO_IPV6, ip::V6_RECVFRAGSIZE),
+    bytes("ipv6_hopopts", IPPROTO_IPV6, libc::IPV6_HOPOPTS, 2048),
+    bytes("ipv6_rthdrdstopts", IPPROTO_IPV6, libc::IPV6_RTHDRDSTOPTS, 2048),
+    bytes("ipv6_rthdr", IPPROTO_IPV6, libc::IPV6_RTHDR, 2048),
+    bytes("ipv6_dstopts", IPPROTO_IPV6, libc::IPV6_DSTOPTS, 2048),
+    number("ipv6_tclass", IPPROTO_IPV6, libc::IPV6_TCLASS),
+    number("ipv6_dontfrag", IPPROTO_IPV6, libc::IPV6_DONTFRAG),
+    number("ipv6_flowinfo_send", IPPROTO_IPV6, ip::V6_FLOWINFO_SEND),
+    number("ipv6_autoflowlabel", IPPROTO_IPV6, ip::V6_AUTOFLOWLABEL),
+    number("ipv6_addr_preferences", IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES),
+    number("ipv6_minhopcount", IPPROTO_IPV6, ip::V6_MINHOPCOUNT),
+    number("ipv6_transparent", IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    number("ipv6_unicast_if", IPPROTO_IPV6, ip::V6_UNICAST_IF),
+    late(number("ipv6_freebind", IPPROTO_IPV6, libc::IPV6_FREEBIND)),
+];
+
+/// Numbers that libc lacks (linux/tcp.h).
+mod tcp {
+    pub const THIN_LINEAR_TIMEOUTS: i32 = 16;
+    pub const SAVE_SYN: i32 = 27;
+    pub const FASTOPEN_CONNECT: i32 = 30;
+    pub const FASTOPEN_KEY: i32 = 33;
+    pub const FASTOPEN_NO_COOKIE: i32 = 34;
+    pub const INQ: i32 = 36;
+    pub const TX_DELAY: i32 = 37;
+    pub const RTO_MAX_MS: i32 = 44;
+    pub const RTO_MIN_US: i32 = 45;
+    pub const DELACK_MAX_US: i32 = 46;
+}
+
+/// Of TCP in every state.
+pub static TCP: &[Setting] = &[
+    number("tcp_syncnt", IPPROTO_TCP, libc::TCP_SYNCNT),
+    number("tcp_linger2", IPPROTO_TCP, libc::TCP_LINGER2),
+    number("tcp_thin_linear_timeouts", IPPROTO_TCP, tcp::THIN_LINEAR_TIMEOUTS),
+    number("tcp_user_timeout", IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    number("tcp_notsent_lowat", IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
+    number("tcp_inq", IPPROTO_TCP, tcp::INQ),
+    number("tcp_tx_delay", IPPROTO_TCP, tcp::TX_DELAY),
+    number("tcp_rto_max_ms", IPPROTO_TCP, tcp::RTO_MAX_MS),
+    number("tcp_rto_min_us", IPPROTO_TCP, tcp::RTO_MIN_US),
+    number("tcp_delack_max_us", IPPROTO_TCP, tcp::DELACK_MAX_US),
+];
+
+/// Of TCP that is not connected: later they say something else, or nothing.
+pub static TCP_AT_REST: &[Setting] = &[
+    number("tcp_maxseg", IPPROTO_TCP, libc::TCP_MAXSEG),
+    number("tcp_defer_accept", IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    number("tcp_window_clamp", IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
+    number("tcp_save_syn", IPPROTO_TCP, tcp::SAVE_SYN),
+    number("tcp_fastopen", IPPROTO_TCP, libc::TCP_FASTOPEN),
+    number("tcp_fastopen_connect", IPPROTO_TCP, tcp::FASTOPEN_CONNECT),
+    number("tcp_fastopen_no_cookie", IPPROTO_TCP, tcp::FASTOPEN_NO_COOKIE),
+    bytes("tcp_fastopen_key", IPPROTO_TCP, tcp::FASTOPEN_KEY, 32),
+];
+
+/// Numbers that libc lacks (linux/udp.h).
+mod udp {
+    pub const CORK: i32 = 1;
+    pub const ENCAP: i32 = 100;
+    pub const NO_CHECK6_TX: i32 = 101;
+    pub const NO_CHECK6_RX: i32 = 102;
+    pub const SEGMENT: i32 = 103;
+    pub const GRO: i32 = 104;
+}
+
+/// Of UDP and UDP-Lite.
+pub static UDP: &[Setting] = &[
+    late(number("udp_cork", IPPROTO_UDP, udp::CORK)),
+    number("udp_encap", IPPROTO_UDP, udp::ENCAP),
+    number("udp_no_check6_tx", IPPROTO_UDP, udp::NO_CHECK6_TX),
+    number("udp_no_check6_rx", IPPROTO_UDP, udp::NO_CHECK6_RX),
+    number("udp_segment", IPPROTO_UDP, udp::SEGMENT),
+    number("udp_gro", IPPROTO_UDP, udp::GRO),
+];
+
+/// Where the choice of a receiver among several goes by processor: no packet moves it there.
+pub static RECEIVERS: &[Setting] = &[number("so_incoming_cpu", SOL_SOCKET, so::INCOMING_CPU)];
+
+impl Setting {
+    /// What it says.
+    pub fn get(&self, socket: impl AsFd) -> std::result::Result<Value, Errno> {
+        if self.most == 0 {
+            return socket::get_int(socket, self.level, self.option).map(Value::Number);
+        }
+        let bytes = socket::get_bytes(socket, self.level, self.option, self.most)?;
+        Ok(Value::Bytes(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+
+    fn set(&self, socket: BorrowedFd<'_>, value: &Value) -> std::result::Result<(), Errno> {
+        match value {
+            Value::Number(number) => socket::set_int(socket, self.level, self.option, *number),
+            Value::Bytes(text) => {
+                let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+                let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
+                socket::set_bytes(socket, self.level, self.option, &bytes.ok_or(Errno::INVAL)?)
+            }
+        }
+    }
+}
+
+/// Notes what of the tables is not as in a new socket.
+pub fn collect(
+    known: &mut Known,
+    socket: BorrowedFd<'_>,
+    sort: Sort,
+    tables: &[&'static [Setting]],
+    extra: &mut Extra,
+) {
+    for table in tables {
+        let fresh = known.fresh(sort, table);
+        for (setting, fresh) in table.iter().zip(fresh) {
+            if let Ok(value) = setting.get(socket)
+                && Some(&value) != fresh.as_ref()
+            {
+                extra.options.insert(setting.name.to_owned(), value);
+            }
+        }
+    }
+}
+
+/// Sets those whose time it is.
+pub fn build(
+    socket: BorrowedFd<'_>,
+    tables: &[&'static [Setting]],
+    extra: &Extra,
+    when: When,
+    object: impl Fn() -> Object,
+) -> Result<()> {
+    if extra.options.is_empty() {
+        return Ok(());
+    }
+    for setting in tables.iter().copied().flatten().filter(|setting| setting.when == when) {
+        let Some(value) = extra.options.get(setting.name) else { continue };
+        if setting.get(socket).as_ref() != Ok(value) {
+            setting.set(socket, value).map_err(|e| cannot_set(object(), &setting.name.to_uppercase(), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Options that no table has would be lost.
+pub fn check_names(tables: &[&'static [Setting]], extra: &Extra) -> Result<()> {
+    let has = |name: &str| tables.iter().copied().flatten().any(|setting| setting.name == name);
+    match extra.options.keys().find(|name| !has(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::bad_image("cryonaut-sockets.json", format!("no such socket has an option {name}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let all = [SOCKET, IP, IPV6, TCP, TCP_AT_REST, UDP, RECEIVERS];
+        let mut names: Vec<&str> = all.iter().copied().flatten().map(|setting| setting.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

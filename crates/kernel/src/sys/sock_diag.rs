@@ -1,0 +1,199 @@
+//! What the kernel tells of the internet sockets of a network namespace (sock_diag(7)), and no option of a socket does.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`.
+const REQUEST: usize = 56;
+/// `struct inet_diag_msg`, and where in it the state, the ports, the cookie and the inode are.
+const MESSAGE: usize = 72;
+const STATE: usize = 1;
+/// Both addresses and the rest of `struct inet_diag_sockid`.
+const ID: std::ops::Range<usize> = 4..52;
+const PORTS: usize = 4;
+const COOKIE: usize = 44;
+const INODE: usize = 68;
+const INET_DIAG_SHUTDOWN: u16 = 8;
+/// The kernel fills at most this much at a time.
+const ROOM: usize = 64 << 10;
+
+/// A socket, as the kernel tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InetSocket {
+    /// `TCP_ESTABLISHED` (1) to `TCP_CLOSE` (7), `TCP_LISTEN` (10) and so on, whatever the protocol.
+    pub state: u8,
+    /// Its own port, and the peer's.
+    pub ports: (u16, u16),
+    /// `SO_COOKIE` of it.
+    pub cookie: u64,
+    /// Its inode number; 0 if it belongs to no descriptor.
+    pub inode: u32,
+    /// Which directions are shut down: 1 for receiving, 2 for sending.
+    pub shutdown: u8,
+    family: u8,
+    id: [u8; 48],
+}
+
+/// All sockets of a family (`AF_INET`, `AF_INET6`) and protocol in our network namespace that have a port. ENOENT where
+/// the kernel lacks the module for the protocol.
+pub fn inet(family: u8, protocol: u8) -> Result<Vec<InetSocket>, Errno> {
+    in_states(family, protocol, u32::MAX)
+}
+
+/// What TCP's connections from this port have left behind for a minute (TIME_WAIT) is taken away, so that the port is
+/// free for who has not set SO_REUSEADDR. How many there were. EOPNOTSUPP where the kernel lacks
+/// CONFIG_INET_DIAG_DESTROY; EPERM without CAP_NET_ADMIN.
+pub fn end_time_waits(port: u16) -> Result<usize, Errno> {
+    const TIME_WAIT: u32 = 1 << 6;
+    let mut ended = 0;
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        let all = in_states(family, libc::IPPROTO_TCP as u8, TIME_WAIT)?;
+        for socket in all.iter().filter(|socket| socket.ports.0 == port) {
+            match ask(SOCK_DESTROY, NLM_F_ACK, [socket.family, libc::IPPROTO_TCP as u8], TIME_WAIT, &socket.id) {
+                // It has gone by itself meanwhile.
+                Ok(_) | Err(Errno::NOENT) => ended += 1,
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+    Ok(ended)
+}
+
+fn in_states(family: u8, protocol: u8, states: u32) -> Result<Vec<InetSocket>, Errno> {
+    ask(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, [family, protocol], states, &[0; 48])
+}
+
+fn ask(message: u16, flags: u16, what: [u8; 2], states: u32, id: &[u8; 48]) -> Result<Vec<InetSocket>, Errno> {
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
+    let mut request = Vec::with_capacity(HEADER + REQUEST);
+    request.extend_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
+    request.extend_from_slice(&message.to_ne_bytes());
+    request.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+    request.resize(HEADER, 0);
+    request.extend_from_slice(&[what[0], what[1], 0, 0]);
+    request.extend_from_slice(&states.to_ne_bytes());
+    request.extend_from_slice(id);
+    sendto(&netlink, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    answers(&netlink)
+}
+
+fn answers(netlink: &OwnedFd) -> Result<Vec<InetSocket>, Errno> {
+    let mut all = Vec::new();
+    let mut buffer = vec![0u8; ROOM];
+    loop {
+        let (got, _) = recv(netlink.as_fd(), &mut buffer[..], RecvFlags::empty())?;
+        let mut rest = &buffer[..got];
+        while rest.len() >= HEADER {
+            let len = word(rest, 0) as usize;
+            if len < HEADER || len > rest.len() {
+                return Err(Errno::BADMSG);
+            }
+            let body = &rest[HEADER..len];
+            match half(rest, 4) {
+                NLMSG_DONE => return Ok(all),
+                NLMSG_ERROR if body.len() >= 4 => {
+                    let error = (word(body, 0) as i32).wrapping_neg();
+                    return if error == 0 { Ok(all) } else { Err(Errno::from_raw_os_error(error)) };
+                }
+                SOCK_DIAG_BY_FAMILY if body.len() >= MESSAGE => all.push(socket_of(body)),
+                _ => {}
+            }
+            rest = rest.get(aligned(len)..).unwrap_or_default();
+        }
+        if got == 0 {
+            return Err(Errno::BADMSG);
+        }
+    }
+}
+
+fn socket_of(body: &[u8]) -> InetSocket {
+    let port = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
+    let mut socket = InetSocket {
+        state: body[STATE],
+        ports: (port(PORTS), port(PORTS + 2)),
+        // Two words, the lower first.
+        cookie: u64::from(word(body, COOKIE)) | u64::from(word(body, COOKIE + 4)) << 32,
+        inode: word(body, INODE),
+        shutdown: 0,
+        family: body[0],
+        id: body[ID].try_into().unwrap_or([0; 48]),
+    };
+    let mut attributes = &body[MESSAGE..];
+    while attributes.len() >= 4 {
+        let len = usize::from(half(attributes, 0));
+        if len < 4 || len > attributes.len() {
+            break;
+        }
+        if half(attributes, 2) == INET_DIAG_SHUTDOWN && len > 4 {
+            socket.shutdown = attributes[4];
+        }
+        attributes = attributes.get(aligned(len)..).unwrap_or_default();
+    }
+    socket
+}
+
+fn aligned(len: usize) -> usize {
+    len.next_multiple_of(4)
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    u16::from_ne_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn a_socket_is_found_with_what_is_shut_down() {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.connect("127.0.0.1:9").unwrap();
+        rustix::net::shutdown(&udp, rustix::net::Shutdown::Write).unwrap();
+        let inode = rustix::fs::fstat(&udp).unwrap().st_ino as u32;
+        let all = match inet(libc::AF_INET as u8, libc::IPPROTO_UDP as u8) {
+            Ok(all) => all,
+            // A kernel without it.
+            Err(Errno::NOENT) => return,
+            Err(errno) => panic!("{errno}"),
+        };
+        let found = all.iter().find(|socket| socket.inode == inode).unwrap();
+        assert_eq!((found.ports, found.shutdown), ((udp.local_addr().unwrap().port(), 9), 2));
+        assert_eq!(found.cookie, rustix::net::sockopt::socket_cookie(&udp).unwrap());
+    }
+    #[test]
+    fn a_port_is_free_again() {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap());
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        drop((client, listener));
+        // Without SO_REUSEADDR, which std sets.
+        let bind = || {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+            rustix::net::bind(&socket, &address)
+        };
+        assert_eq!(bind(), Err(Errno::ADDRINUSE));
+        match end_time_waits(address.port()) {
+            Ok(count) => assert_eq!((count, bind()), (1, Ok(()))),
+            Err(errno) => assert!([Errno::OPNOTSUPP, Errno::PERM].contains(&errno), "{errno}"),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What a socket tells: its addresses, whether it is ready, and every option that there is, asked for by number. The
+//! engine has tables of options; here all numbers are tried, so that what the tables lack is found.
+
+use std::os::fd::BorrowedFd;
+
+use cryonaut_kernel::sys::socket::{get_bytes, get_filter, get_int, unsent};
+use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::{Object, Taking};
+
+/// Levels, their highest numbers (those of the headers of Linux 6.18 and some more), and what is not asked for.
+const LEVELS: &[(&str, i32, i32, &[i32])] = &[
+    // SO_ERROR takes the error away; a filter is asked for apart; peers' credentials and pidfds are of the peer;
+    // NAPI's number, the memory in use, both cookies and the processor that served it last are of the moment.
+    ("SOL_SOCKET", SOL_SOCKET, 90, &[4, 17, 26, 31, 49, 55, 56, 57, 59, 71, 77]),
+    // IP_MTU is that of a route.
+    ("IPPROTO_IP", IPPROTO_IP, 60, &[9, 14]),
+    // IPV6_2292PKTOPTIONS and IPV6_PATHMTU hold the last packet's.
+    ("IPPROTO_IPV6", IPPROTO_IPV6, 80, &[6, 9, 24, 61]),
+    ("IPPROTO_TCP", IPPROTO_TCP, 50, &[TCP_INFO, 12, 19, 20, 21, 22, 24, 26, 28, 29, 35]),
+    ("IPPROTO_UDP", IPPROTO_UDP, 110, &[]),
+    ("SOL_RAW", 255, 3, &[]),
+    ("IPPROTO_ICMPV6", 58, 3, &[]),
+];
+const TCP_INFO: i32 = 11;
+
+pub(super) fn take(taking: &mut Taking, object: &Object, socket: BorrowedFd<'_>) {
+    for (name, level, highest, left_out) in LEVELS {
+        for option in (1..=*highest).filter(|option| !left_out.contains(option)) {
+            let value = match get_bytes(socket, *level, option, 64) {
+                Err(Errno::NOPROTOOPT | Errno::OPNOTSUPP) => continue,
+                value => value.map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+            };
+            taking.put_result(object, format!("socket.{name}.{option}"), value);
+        }
+    }
+    let filter = get_filter(socket);
+    let filter = filter.map(|all| all.iter().map(|i| format!("{:x}/{}/{}/{:x} ", i.code, i.jt, i.jf, i.k)).collect());
+    taking.put_result::<String>(object, "socket.filter", filter);
+    let name = |address: Result<rustix::net::SocketAddrAny, Errno>| match address {
+        Ok(address) => std::net::SocketAddr::try_from(address).map(|address| address.to_string()),
+        Err(errno) => Err(errno),
+    };
+    let internet = matches!(get_int(socket, SOL_SOCKET, libc::SO_DOMAIN), Ok(libc::AF_INET | libc::AF_INET6));
+    if internet {
+        taking.put_result(object, "socket.address", name(rustix::net::getsockname(socket)));
+        let peer = rustix::net::getpeername(socket).and_then(|peer| peer.ok_or(Errno::NOTCONN));
+        taking.put_result(object, "socket.peer", name(peer));
+        // State, what was agreed upon at the start; of a listening socket also how many may wait and do.
+        if let Ok(told) = get_bytes(socket, IPPROTO_TCP, TCP_INFO, 32) {
+            let listens = told.first() == Some(&10);
+            let shown = if listens { told.get(24..32) } else { told.get(5..7) };
+            taking.put(object, "socket.tcp", format!("{:?} {:02x?}", told.first(), shown));
+        }
+    }
+    taking.put_result(object, "socket.unread", rustix::io::ioctl_fionread(socket));
+    taking.put_result(object, "socket.unsent", unsent(socket));
+    let all = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
+    let mut asked = [PollFd::from_borrowed_fd(socket, all)];
+    let polled = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    taking.put_result(object, "socket.ready", polled.map(|_| format!("{:?}", asked[0].revents())));
+}
