@@ -93,7 +93,12 @@ fn fdinfo(taking: &mut Taking, object: &Object, text: &str) {
             "tfd" | "inotify wd" | "inotify" | "fanotify ino" | "fanotify mnt_id" | "fanotify" | "lock" => {
                 watched.push(watch(taking, key, value));
             }
-            _ => taking.put(object, format!("fdinfo.{key}"), value),
+            _ => {
+                // io_uring tells what is registered with it: `2: pipe:[1234]`.
+                let inode = value.strip_suffix(']').and_then(|rest| rest.rsplit_once(":[")?.1.parse().ok());
+                let value = inode.map_or_else(|| value.to_owned(), |inode| taking.identities.link(value, inode));
+                taking.put(object, format!("fdinfo.{key}"), value);
+            }
         }
     }
     watched.sort();

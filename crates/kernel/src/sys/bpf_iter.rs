@@ -31,6 +31,8 @@ const BLOCKS: usize = 64;
 const MOST_BLOCKS: usize = 1 << 20;
 /// Longest structure that is told: what the stack has room for, beside its address.
 const BLOCK: usize = 248;
+/// Pieces of memory that one run tells: less than a run may tell in all, 32 KiB.
+const PIECES: usize = 100;
 
 /// The beginning of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h).
 #[repr(C)]
@@ -149,6 +151,8 @@ pub enum Base {
 enum Visit {
     /// A descriptor of a task.
     File { tid: i32, fd: i32 },
+    /// Every descriptor of a task, one after the other.
+    Files(i32),
     /// The task itself.
     Task(i32),
     /// All threads of a process, one after the other.
@@ -159,7 +163,7 @@ impl Visit {
     /// union bpf_iter_link_info: the thread, or else the process, by its id.
     fn walked(self) -> [u32; 4] {
         match self {
-            Visit::File { tid, .. } | Visit::Task(tid) => [tid as u32, 0, 0, 0],
+            Visit::File { tid, .. } | Visit::Files(tid) | Visit::Task(tid) => [tid as u32, 0, 0, 0],
             Visit::Threads(pid) => [0, pid as u32, 0, 0],
         }
     }
@@ -167,7 +171,7 @@ impl Visit {
     /// The function whose number says what is walked.
     fn target(self) -> &'static str {
         match self {
-            Visit::File { .. } => "bpf_iter_task_file",
+            Visit::File { .. } | Visit::Files(_) => "bpf_iter_task_file",
             Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
         }
     }
@@ -175,7 +179,7 @@ impl Visit {
 
 /// A program for one visit. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the number
 /// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two. The body finds the
-/// file in register 7, the task in 8 and the seq_file in 9.
+/// context in register 6, the file in 7, the task in 8 and the seq_file in 9.
 fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
     let end = |before: usize| (body.len() + before) as i16;
     let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
@@ -184,6 +188,9 @@ fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
         Visit::File { fd, .. } => {
             all.extend([load64(7, 6, 24), jump(0x15, 7, end(6), 0), load64(8, 6, 8), jump(0x15, 8, end(4), 0)]);
             all.extend([load32(1, 6, 16), jump(0x55, 1, end(2), fd)]);
+        }
+        Visit::Files(_) => {
+            all.extend([load64(7, 6, 24), jump(0x15, 7, end(4), 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
         }
         Visit::Task(_) | Visit::Threads(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
     }
@@ -261,6 +268,25 @@ fn walk(start: u64, link: u32, len: usize) -> Vec<Insn> {
         body.push(load64(8, 10, place + link as i16));
     }
     body
+}
+
+/// Tells a descriptor's number, and the addresses of its file and of what stands behind that.
+fn name_file(private_data: i16) -> Vec<Insn> {
+    let mut body = vec![load32(1, 6, 16), store64(10, -24, 1), store64(10, -16, 7), load64(8, 7, private_data)];
+    body.push(store64(10, -8, 8));
+    body.extend(tell(24));
+    body
+}
+
+/// Tells pieces of memory, of at most [`BLOCK`] bytes each.
+fn quote(pieces: &[(u64, usize)]) -> Vec<Insn> {
+    let quote = |&(at, len): &(u64, usize)| {
+        let mut body = go_to(Base::Address(at), 0);
+        body.extend(read(-(len as i16), len as u8, 0));
+        body.extend(tell(len as i16));
+        body
+    };
+    pieces.iter().flat_map(quote).collect()
 }
 
 /// Loads the program for a visit and runs it; the words that it tells.
@@ -341,8 +367,52 @@ fn read_each(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Ve
     if fields.len() > FIELDS || fields.iter().any(|f| f.len > 8 || i32::try_from(f.offset).is_err()) {
         return Err(Errno::INVAL);
     }
-    let private_data = btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)?;
-    make(btf, visit, &read_fields(base, private_data, fields))
+    make(btf, visit, &read_fields(base, private_data(btf)?, fields))
+}
+
+fn private_data(btf: &Btf) -> Result<i16, Errno> {
+    btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)
+}
+
+/// A descriptor, by what the kernel has of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptor {
+    pub fd: i32,
+    /// The address of its file.
+    pub file: u64,
+    /// Where the file's `private_data` leads to.
+    pub behind: u64,
+}
+
+/// All descriptors of a task.
+pub fn descriptors(btf: &Btf, tid: i32) -> Result<Vec<Descriptor>, Errno> {
+    let words = make(btf, Visit::Files(tid), &name_file(private_data(btf)?))?;
+    let one = |w: &[u64]| Descriptor { fd: w[0] as i32, file: w[1], behind: w[2] };
+    Ok(words.chunks_exact(3).map(one).collect())
+}
+
+/// Words of the kernel's memory: for each address as many as are asked for there; zeros where nothing can be read. `tid`
+/// is any task.
+pub fn memory(btf: &Btf, tid: i32, places: &[(u64, usize)]) -> Result<Vec<Vec<u64>>, Errno> {
+    let mut pieces = Vec::new();
+    for &(at, words) in places {
+        pieces.extend((0..8 * words).step_by(BLOCK).map(|done| (at + done as u64, BLOCK.min(8 * words - done))));
+    }
+    let mut all = Vec::new();
+    for some in pieces.chunks(PIECES) {
+        let words = make(btf, Visit::Task(tid), &quote(some))?;
+        if 8 * words.len() != some.iter().map(|piece| piece.1).sum::<usize>() {
+            return Err(Errno::BADF);
+        }
+        all.extend(words);
+    }
+    let mut rest = all.as_slice();
+    let mut take = |words: &(u64, usize)| {
+        let (some, behind) = rest.split_at(words.1);
+        rest = behind;
+        some.to_vec()
+    };
+    Ok(places.iter().map(&mut take).collect())
 }
 
 /// How many links a list of the kernel has that begins at an address, each of which begins with the address of the
@@ -415,6 +485,11 @@ mod tests {
         assert_eq!(words[2], 4711);
         assert_eq!(fields(&btf, at, Base::Address(words[1]), &[count]).unwrap(), words);
         assert_eq!(fields(&btf, (at.0, 9999), Base::Behind, &[count]), Err(Errno::BADF));
+        let all = descriptors(&btf, at.0).unwrap();
+        let this = all.iter().find(|d| d.fd == at.1).unwrap();
+        assert_eq!((this.file, this.behind), (words[0], words[1]));
+        let quoted = memory(&btf, at.0, &[(words[1] + u64::from(count.offset), 1), (words[1], 100)]).unwrap();
+        assert_eq!((quoted[0][0], quoted[1][count.offset as usize / 8], quoted[1].len()), (4711, 4711, 100));
         let pid = Field { offset: btf.field("task_struct", "tgid").unwrap(), len: 4 };
         assert_eq!(fields(&btf, at, Base::Task, &[pid]).unwrap()[2], u64::from(std::process::id()));
     }

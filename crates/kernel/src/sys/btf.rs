@@ -98,6 +98,12 @@ impl Btf {
         self.find(KIND_FUNC, name)
     }
 
+    /// Bytes of a structure.
+    #[must_use]
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        self.word(self.types[self.find(KIND_STRUCT, structure)? as usize - 1] + 8)
+    }
+
     /// Where a field of a structure begins, in bytes; those of structures without a name count as the outer one's.
     /// `None` also for a bit field.
     #[must_use]

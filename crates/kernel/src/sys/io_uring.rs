@@ -82,6 +82,10 @@ impl Layout {
         self.at(OFFSETS + 1)
     }
 
+    fn cq_flags(&self) -> usize {
+        self.at(OFFSETS + 6)
+    }
+
     fn entry_len(&self) -> usize {
         if self.flags & setup::SQE128 != 0 { 128 } else { 64 }
     }
@@ -104,19 +108,38 @@ impl Layout {
 
 /// A new ring with queues of so many entries, powers of two; and its layout.
 pub fn make(sq_entries: u32, cq_entries: u32, flags: u32) -> Result<(OwnedFd, Layout), Errno> {
-    let mut params = [0u32; PARAMS_HEAD + 2 * OFFSETS];
-    params[1] = cq_entries;
-    params[2] = flags | setup::CQSIZE;
-    // SAFETY: io_uring_setup reads and writes one struct io_uring_params, which `params` has the size of.
-    let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, sq_entries, params.as_mut_ptr()) };
+    let mut params = Params::new(cq_entries, flags);
+    // SAFETY: io_uring_setup reads and writes one struct io_uring_params, which `Params` is.
+    let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, sq_entries, params.0.as_mut_ptr()) };
     // SAFETY: a descriptor that the kernel has just made for us.
     let file = unsafe { OwnedFd::from_raw_fd(check(answer)? as i32) };
-    if (params[0], params[1]) != (sq_entries, cq_entries) || params[5] & FEAT_SINGLE_MMAP == 0 {
-        return Err(Errno::NOTSUP);
+    Ok((file, params.layout(sq_entries, cq_entries, flags)?))
+}
+
+/// What a ring is to be like, and what the kernel tells when it has made it: struct io_uring_params, as words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params(pub [u32; PARAMS_HEAD + 2 * OFFSETS]);
+
+impl Params {
+    /// For a ring with a completion queue of so many entries.
+    #[must_use]
+    pub fn new(cq_entries: u32, flags: u32) -> Self {
+        let mut words = [0; PARAMS_HEAD + 2 * OFFSETS];
+        words[1] = cq_entries;
+        words[2] = flags | setup::CQSIZE;
+        Params(words)
     }
-    let mut offsets = [0; 2 * OFFSETS];
-    offsets.copy_from_slice(&params[PARAMS_HEAD..]);
-    Ok((file, Layout { sq_entries, cq_entries, flags, offsets }))
+
+    /// The layout that the kernel has told. ENOTSUP if it is not as it was asked for.
+    pub fn layout(&self, sq_entries: u32, cq_entries: u32, flags: u32) -> Result<Layout, Errno> {
+        let words = &self.0;
+        if (words[0], words[1]) != (sq_entries, cq_entries) || words[5] & FEAT_SINGLE_MMAP == 0 {
+            return Err(Errno::NOTSUP);
+        }
+        let mut offsets = [0; 2 * OFFSETS];
+        offsets.copy_from_slice(&words[PARAMS_HEAD..]);
+        Ok(Layout { sq_entries, cq_entries, flags, offsets })
+    }
 }
 
 /// Shared memory of a ring, mapped here.
@@ -235,6 +258,12 @@ impl Mapped {
         for index in 0..self.layout.sq_entries as usize {
             self.entries.write(index * self.layout.entry_len() + SQE_FLAGS, &[flags]);
         }
+    }
+
+    /// Keeps a registered eventfd from being told of completions, until the ring gets its contents.
+    pub fn hush(&self) {
+        const CQ_EVENTFD_DISABLED: u32 = 1;
+        self.rings.word(self.layout.cq_flags()).fetch_or(CQ_EVENTFD_DISABLED, Ordering::Release);
     }
 
     /// Offers the next entries to the kernel.

@@ -9,7 +9,7 @@ use crate::plan::ProcessPlan;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::{FdTypes, FileEntry};
-use cryonaut_kernel::sys::io_uring::{self, Inside, Mapped, PART_MASK, Position, setup};
+use cryonaut_kernel::sys::io_uring::{self, Inside, Mapped, PART_MASK, Position};
 use cryonaut_puppet::{Batch, Call, Context, Hand, Job};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +22,7 @@ const ROUNDS: u32 = 20;
 
 /// The thread that alone may submit; `None` for a ring without one.
 pub(super) fn find(file: &OpenFile<'_>, inside: &Inside, position: Position) -> Result<Option<i32>> {
-    if inside.flags & setup::SINGLE_ISSUER == 0 {
+    if !super::has_issuer(inside.flags) {
         return Ok(None);
     }
     let no = |reason: &str| Err(Error::unsupported(file.object(), reason, super::CLOSE));
@@ -50,21 +50,25 @@ pub struct Start<'a> {
     pub places: &'a HashMap<u32, Vec<(i32, i32)>>,
 }
 
-/// Lets the threads of a process enable their rings, which then get their contents.
+/// Registers memory of a process with its rings, and lets its threads enable theirs, which then get their contents.
 pub fn start(hand: &mut Hand, process: &ProcessPlan, cx: &Start<'_>) -> Result<()> {
     for entry in cx.records.values().filter(|entry| entry.r#type == FdTypes::Und as i32) {
         let Some(ring) = cx.built.get(&entry.id) else { continue };
         let record = Record::read(cx.images, entry)?;
+        let place = cx.places.get(&entry.id).into_iter().flatten().find(|place| place.0 == process.pid());
+        if let Some((_, number)) = place {
+            record.registered.pin(hand, *number)?;
+        }
         let Some(issuer) =
             record.issuer.filter(|tid| process.pid() == *tid || process.threads.iter().any(|t| t.0 == *tid))
         else {
             continue;
         };
-        let number = cx.places.get(&entry.id).into_iter().flatten().find(|place| place.0 == process.pid());
         let (_, fd) =
-            *number.ok_or_else(|| Error::bad_image(json_name(entry.id), format!("thread {issuer} has it not")))?;
+            *place.ok_or_else(|| Error::bad_image(json_name(entry.id), format!("thread {issuer} has it not")))?;
         let failed = |e| Error::kernel(Object::File(entry.id, "io_uring".into()), "map its rings", e);
         let mapped = Mapped::new(ring.as_fd(), record.layout()).map_err(failed)?;
+        mapped.hush();
         let mut turn = Turn { hand: &mut *hand, issuer, context: Context::read(issuer)?, fd, mapped: &mapped };
         turn.all(record.position(), head_in(process, entry.id, &mapped))?;
         fill_both(entry.id, &record, &mapped)?;

@@ -1,55 +1,52 @@
 //! Instances of io_uring (io_uring(7)) that have no request in flight: their
-//! queues, with what is in them, and where the program has them mapped.
+//! queues, with what is in them, where the program has them mapped
+//! ([`mapping`]), and files,
+//! memory and an eventfd that are registered with them ([`tables`]).
 //!
 //! What is carried is what is known. Sizes and indices stand in fdinfo; how the
 //! instance was made, whether requests are in flight, and what is registered,
 //! no call tells: the kernel is asked by a program of its own
-//! ([`cryonaut_kernel::sys::io_uring::inside`]). A ring that has more than its
-//! queues is refused.
+//! ([`cryonaut_kernel::sys::io_uring::inside`]). A ring that has more than that
+//! is refused.
 //!
 //! The program keeps copies of the indices, which count for ever; the kernel's
 //! own begin with zero and nothing sets them. So a new ring takes as many
 //! requests that do nothing, and then gets the contents of the old one. Where
 //! one thread alone may submit, that thread does it ([`issuer`]).
 //!
-//! The kernel maps a ring where it likes and nowhere else, and does not move
-//! it either. All that is free besides the wanted place is therefore filled
-//! for the moment, while the process has next to no mappings. The other way
-//! would be memory of the process's own as rings (IORING_SETUP_NO_MMAP): but
-//! then the instance is another than it was, its memory ordinary memory, which
-//! fork does not share and which the program can neither map again nor
-//! resize; and older kernels want it in one physical piece.
-//!
 //! CRIU knows no such file: the record in files.img has no type, so that it
 //! refuses the image, and all else is in `cryonaut-io-uring-ID.json`.
 
 mod issuer;
+mod mapping;
+mod tables;
+mod told;
 
 pub use issuer::{Start, start};
+pub use mapping::{is_mapping, is_recorded, map, mapped};
 
-use super::{Build, Collect, FileKind, OpenFile};
+use super::{Build, Collect, FileKind, OpenFile, Settle};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
-use cryonaut_image::records::{FdTypes, FileEntry, VmaEntry};
-use cryonaut_kernel::proc::fdinfo::Details;
-use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_kernel::sys::io_uring::{self, Inside, Layout, Mapped, Offsets, PART_MASK, Position, Region, setup};
-use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Arg, Batch, Hand};
+use cryonaut_image::records::{FdTypes, FileEntry};
+use cryonaut_kernel::sys::io_uring::{self, Inside, Layout, Mapped, Offsets, Position, Region, setup};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+use tables::Tables;
+use told::Told;
 
 /// Instances of io_uring.
 #[derive(Debug)]
 pub struct IoUring;
 
 /// How an instance can have been made so that it is made again as it was.
-const CARRIED: u32 = setup::SUBMIT_ALL
+const CARRIED: u32 = setup::IOPOLL
+    | setup::R_DISABLED
+    | setup::SUBMIT_ALL
     | setup::COOP_TASKRUN
     | setup::TASKRUN_FLAG
     | setup::SQE128
@@ -93,6 +90,8 @@ struct Record {
     /// Contents of both mappings but for zeros: hexadecimal, by offset.
     rings: BTreeMap<usize, String>,
     entries: BTreeMap<usize, String>,
+    #[serde(default)]
+    registered: Tables,
 }
 
 impl Record {
@@ -103,11 +102,22 @@ impl Record {
         if position.unread() > record.cq_entries
             || position.steps() > MOST_STEPS
             || record.setup_flags & !CARRIED != 0
-            || record.issuer.is_some() != (record.setup_flags & setup::SINGLE_ISSUER != 0)
+            || record.issuer.is_some() != has_issuer(record.setup_flags)
+            || record.is_disabled() && position.steps() > 0
         {
             return Err(Error::bad_image(json_name(entry.id), "no ring can stand as it says"));
         }
         Ok(record)
+    }
+
+    /// How it is made: its own thread enables it.
+    fn flags_at_first(&self) -> u32 {
+        self.setup_flags | if self.issuer.is_some() { setup::R_DISABLED } else { 0 }
+    }
+
+    /// Nothing was ever submitted to it.
+    fn is_disabled(&self) -> bool {
+        self.setup_flags & setup::R_DISABLED != 0
     }
 
     fn position(&self) -> Position {
@@ -161,6 +171,7 @@ impl FileKind for IoUring {
             cq_entries: told.cq_entries,
             setup_flags,
             issuer: issuer::find(file, &inside, told.position)?,
+            registered: tables(cx, file, &told, &inside)?,
             offsets: layout.offsets,
             submitted,
             completed,
@@ -174,98 +185,65 @@ impl FileKind for IoUring {
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let record = Record::read(cx.images, entry)?;
-        let object = || Object::File(entry.id, "io_uring".into());
-        let later = if record.issuer.is_some() { setup::R_DISABLED } else { 0 };
-        let made = io_uring::make(record.sq_entries, record.cq_entries, record.setup_flags | later);
-        let (file, layout) = made.map_err(|errno| Error::Kernel {
-            object: object(),
-            action: "make one".into(),
-            errno,
-            remedy: if errno == Errno::PERM { "see /proc/sys/kernel/io_uring_disabled" } else { "" },
-        })?;
-        if layout.offsets != record.offsets {
-            let reason = "this kernel lays rings out in another way than the one of the checkpoint";
-            return Err(Error::unsupported(object(), reason, "restore on a kernel of the same version"));
-        }
-        super::apply_status_flags(file.as_fd(), entry.id, record.file_flags)?;
-        if record.issuer.is_none() {
-            let failed = |what: &'static str| move |e| Error::kernel(object(), what, e);
-            let mapped = Mapped::new(file.as_fd(), layout).map_err(failed("map its rings"))?;
-            mapped.turn(file.as_fd(), record.position()).map_err(failed("bring its indices to where they were"))?;
-            fill_both(entry.id, &record, &mapped)?;
-        }
+        let made = io_uring::make(record.sq_entries, record.cq_entries, record.flags_at_first());
+        let (file, layout) = made.map_err(|e| cannot_make(entry.id, e))?;
+        bring_to(entry.id, &record, &file, layout)?;
         Ok(file)
     }
+
+    fn settle(&self, cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
+        Record::read(cx.images, entry)?.registered.build(cx, entry, file)
+    }
+}
+
+fn object(id: u32) -> Object {
+    Object::File(id, "io_uring".into())
+}
+
+fn cannot_make(id: u32, errno: Errno) -> Error {
+    let remedy = if errno == Errno::PERM { "see /proc/sys/kernel/io_uring_disabled" } else { "" };
+    Error::Kernel { object: object(id), action: "make one".into(), errno, remedy }
+}
+
+/// Makes a new ring what the old one was, but for what its own thread has to do.
+fn bring_to(id: u32, record: &Record, file: &OwnedFd, layout: Layout) -> Result<()> {
+    if layout.offsets != record.offsets {
+        let reason = "this kernel lays rings out in another way than the one of the checkpoint";
+        return Err(Error::unsupported(object(id), reason, "restore on a kernel of the same version"));
+    }
+    super::apply_status_flags(file.as_fd(), id, record.file_flags)?;
+    if record.issuer.is_none() {
+        let failed = |what: &'static str| move |e| Error::kernel(object(id), what, e);
+        let mapped = Mapped::new(file.as_fd(), layout).map_err(failed("map its rings"))?;
+        if !record.is_disabled() {
+            mapped.turn(file.as_fd(), record.position()).map_err(failed("bring its indices to where they were"))?;
+        }
+        fill_both(id, record, &mapped)?;
+    }
+    Ok(())
+}
+
+/// Whether of rings made so a single thread may submit, which is known.
+fn has_issuer(setup_flags: u32) -> bool {
+    setup_flags & (setup::SINGLE_ISSUER | setup::R_DISABLED) == setup::SINGLE_ISSUER
+}
+
+/// What is registered, where anything is.
+fn tables(cx: &Collect<'_>, file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<Tables> {
+    let clock = inside.clock.filter(|clock| *clock != libc::CLOCK_MONOTONIC);
+    let any = told.files || told.buffers || inside.eventfd || clock.is_some();
+    if any { Tables::read(cx, file, clock) } else { Ok(Tables::default()) }
 }
 
 fn json_name(id: u32) -> String {
     format!("io-uring-{id}")
 }
 
-/// What fdinfo tells (io_uring/fdinfo.c; Linux 5.16 and later).
-#[derive(Debug, PartialEq, Eq)]
-struct Told {
-    sq_entries: u32,
-    cq_entries: u32,
-    position: Position,
-    /// Requests that wait for a file.
-    polls: usize,
-    /// Completions for which there was no room.
-    overflown: usize,
-    files: bool,
-    buffers: bool,
-    busy_polls: bool,
-}
-
-impl Told {
-    fn of(file: &OpenFile<'_>) -> Option<Told> {
-        match &file.info.details {
-            Details::Other(lines) => Told::parse(lines),
-            _ => None,
-        }
-    }
-
-    fn parse(lines: &[Vec<u8>]) -> Option<Told> {
-        // Lines of a list are set in, under the line that names it.
-        let mut values: HashMap<&str, (&str, usize)> = HashMap::new();
-        let mut list = "";
-        for line in lines {
-            let line = std::str::from_utf8(line).ok()?;
-            match line.split_once(':') {
-                Some((key, value)) if !line.starts_with(char::is_whitespace) => {
-                    list = key;
-                    values.insert(key, (value.trim(), 0));
-                }
-                _ => values.entry(list).or_default().1 += 1,
-            }
-        }
-        let word = |key| {
-            let (text, _) = values.get(key)?;
-            text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |hex| u32::from_str_radix(hex, 16).ok())
-        };
-        let items = |key| values.get(key).map_or(0, |(_, items)| *items);
-        Some(Told {
-            sq_entries: word("SqMask")?.checked_add(1)?,
-            cq_entries: word("CqMask")?.checked_add(1)?,
-            position: Position {
-                submitted: word("CachedSqHead")?,
-                completed: word("CachedCqTail")?,
-                collected: word("CqHead")?,
-            },
-            polls: items("PollList"),
-            overflown: items("CqOverflowList"),
-            files: word("UserFiles")? != 0,
-            buffers: word("UserBufs")? != 0,
-            busy_polls: values.get("NAPI").is_some_and(|(text, _)| *text == "enabled"),
-        })
-    }
-}
-
 /// For what the kernel keeps to itself.
 fn silent(file: &OpenFile<'_>, errno: Errno) -> Error {
     Error::Kernel {
         object: file.object(),
-        action: "see how the instance was made, and whether requests are in flight".into(),
+        action: "see how the instance was made, what is registered and whether requests are in flight".into(),
         errno,
         remedy: "this needs CAP_BPF and CAP_PERFMON, and a kernel with /sys/kernel/btf/vmlinux (see cryonaut check)",
     }
@@ -298,28 +276,25 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
         return no(reason, "let the program collect completions before the checkpoint");
     }
     let registered = [
-        (told.files, "registered files"),
-        (told.buffers, "registered buffers"),
         (inside.buffers, "provided buffers"),
-        (inside.eventfd, "an eventfd that is told of completions"),
         (inside.personalities, "registered credentials"),
         (inside.restricted, "restrictions of what may be submitted"),
         (inside.regions, "registered memory or network queues"),
         (told.busy_polls, "busy polling of network devices"),
-        (inside.clock.is_some_and(|clock| clock != libc::CLOCK_MONOTONIC), "a clock of its own"),
     ];
     if let Some((_, what)) = registered.iter().find(|(has, _)| *has) {
         return no(format!("it has {what}, which cannot be carried yet"), CLOSE);
     }
     let modes = [
         (setup::SQPOLL, "a thread of the kernel that submits (IORING_SETUP_SQPOLL)"),
-        (setup::IOPOLL, "busy waiting for completions (IORING_SETUP_IOPOLL)"),
-        (setup::R_DISABLED, "been made disabled, and not been enabled (IORING_SETUP_R_DISABLED)"),
         (setup::NO_MMAP, "its queues in memory of the program (IORING_SETUP_NO_MMAP)"),
         (!CARRIED & !TRACELESS, "been made in a way that is not known"),
     ];
     if let Some((flag, what)) = modes.iter().find(|(flag, _)| inside.flags & flag != 0) {
         return no(format!("it has {what}, which cannot be carried yet (flags {:#x})", inside.flags & flag), CLOSE);
+    }
+    if inside.flags & setup::R_DISABLED != 0 && told.position.steps() > 0 {
+        return no("it has got completions without ever being enabled (IORING_SETUP_R_DISABLED)".into(), CLOSE);
     }
     if told.position.unread() > told.cq_entries {
         return no("the program has written an index into it that cannot be".into(), "");
@@ -332,11 +307,6 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Whether a mapping is of a ring.
-pub fn is_mapping(vma: &Vma) -> bool {
-    vma.path.as_bytes().starts_with(b"anon_inode:[io_uring]")
 }
 
 /// Threads that may name a ring by an index of their own (IORING_REGISTER_RING_FDS), which is not carried yet.
@@ -353,68 +323,6 @@ pub fn refuse_registered(process: &Process) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The id of the file that a mapping is of.
-pub fn mapped(cx: &Collect<'_>, object: impl Fn() -> Object, vma: &Vma) -> Result<u32> {
-    let no = |reason, remedy| Err(Error::unsupported(object(), reason, remedy));
-    if vma.offset & !PART_MASK != 0 {
-        return no("only a part of its rings is mapped, which cannot be done again", CLOSE);
-    }
-    match cx.notes.get(&("io_uring", vma.inode)) {
-        Some(&id) => Ok(id),
-        None => no("no process of the tree before this one has the descriptor that it belongs to", "unmap it first"),
-    }
-}
-
-/// Whether a record is of a mapping of a ring.
-pub fn is_recorded(files: &Build<'_>, vma: &VmaEntry) -> bool {
-    vma.status & crate::memory::status::FILE_SHARED != 0
-        && files.records().get(&(vma.shmid as u32)).is_some_and(|file| file.r#type == FdTypes::Und as i32)
-}
-
-/// Maps a ring at its address. The process has few mappings yet, and none where this one goes.
-pub fn map(hand: &mut Hand, service: &Service, files: &mut Build<'_>, vma: &VmaEntry) -> Result<()> {
-    let pid = hand.pid();
-    let number = service.give(hand, &[files.file(vma.shmid as u32)?])?[0];
-    let taken = cryonaut_kernel::proc::Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
-    let mut keep: Vec<(u64, u64)> = taken.iter().map(|v| (v.start, v.end)).collect();
-    keep.push((vma.start, vma.end));
-    let fillers = crate::memory::free_besides(keep);
-    let mut b = Batch::new();
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-    for &(start, end) in &fillers {
-        let len = end - start;
-        b.call(
-            libc::SYS_mmap,
-            [start.into(), len.into(), libc::PROT_NONE.into(), flags.into(), Arg::Val(u64::MAX), 0.into()],
-        );
-    }
-    let shared = libc::MAP_SHARED;
-    let len = vma.end - vma.start;
-    let at = b.attempt(
-        libc::SYS_mmap,
-        [0.into(), len.into(), vma.prot.into(), shared.into(), number.into(), vma.pgoff.into()],
-    );
-    for &(start, end) in &fillers {
-        b.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
-    }
-    b.call(libc::SYS_close, [number.into()]);
-    let object = || Object::Mapping(pid, vma.start, "io_uring".into());
-    hand.run(&mut b).map_err(|e| match e {
-        cryonaut_puppet::Error::Call { errno: errno @ Errno::NOMEM, .. } => Error::Kernel {
-            object: object(),
-            action: "keep all other places taken while it is mapped".into(),
-            errno,
-            remedy: "restore without a limit of the address space (ulimit -v)",
-        },
-        e => e.into(),
-    })?;
-    match b.result(at) {
-        Ok(at) if at == vma.start => Ok(()),
-        Ok(_) => Err(Error::kernel(object(), "have the kernel map it there", Errno::EXIST)),
-        Err(e) => Err(Error::kernel(object(), "map it", e)),
-    }
 }
 
 /// The lines that are not zero, joined where one follows the other.
@@ -486,23 +394,8 @@ mod tests {
         let position = Position { submitted: 1, completed: 1, collected: 1 };
         let (file, _) = ring(position, 0);
         assert!(Carried::try_collect(&[&file]).is_ok());
-        for (flags, why) in [(setup::IOPOLL, "IOPOLL"), (setup::R_DISABLED, "R_DISABLED")] {
-            let (file, _) = io_uring::make(4, 8, flags).unwrap();
-            let error = Carried::try_collect(&[&file]).err().unwrap().to_string();
-            assert!(error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn lists_in_fdinfo_are_counted() {
-        let text = "SqMask:\t0x7\nCachedSqHead:\t5\nCqMask:\t0xf\nCqHead:\t3\nCachedCqTail:\t4\nSQEs:\t0\nCQEs:\t1\n    \
-            3: user_data:7, res:0, flag:0\nUserFiles:\t0\nUserBufs:\t0\nPollList:\n  op=6, task_works=0\n\
-            CqOverflowList:\n  user_data=1, res=0, flags=0\n  user_data=2, res=0, flags=0\nNAPI:\tdisabled\n";
-        let lines: Vec<Vec<u8>> = text.lines().map(|line| line.as_bytes().to_vec()).collect();
-        let told = Told::parse(&lines).unwrap();
-        assert_eq!((told.sq_entries, told.cq_entries, told.polls, told.overflown), (8, 16, 1, 2));
-        assert_eq!(told.position, Position { submitted: 5, completed: 4, collected: 3 });
-        assert!(!told.files && !told.buffers && !told.busy_polls);
-        assert_eq!(Told::parse(&lines[1..]), None);
+        let (file, _) = io_uring::make(4, 8, setup::SQPOLL).unwrap();
+        let error = Carried::try_collect(&[&file]).err().unwrap().to_string();
+        assert!(error.contains("SQPOLL"), "{error}");
     }
 }
