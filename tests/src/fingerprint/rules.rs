@@ -82,6 +82,10 @@ const RULES: &[(&str, &str, &str)] = &[
     ("descriptor", "memfd.modified_ns", "the images have no place for the times of a memfd"),
     ("descriptor", "fdinfo.eventfd-id", MACHINE),
     ("descriptor", "fdinfo.map_id", MACHINE),
+    ("descriptor", "fdinfo.SqThread", "a thread of the kernel, which is another after the restore"),
+    ("descriptor", "fdinfo.SqThreadCpu", "where that thread ran last"),
+    ("descriptor", "fdinfo.SqTotalTime", ACCOUNT),
+    ("descriptor", "fdinfo.SqWorkTime", ACCOUNT),
 ];
 
 /// Lines of `status` about resident memory, which a process and its threads tell alike.

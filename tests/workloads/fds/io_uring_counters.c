@@ -6,6 +6,8 @@
 #include "ring.h"
 
 static struct ring ring;
+/* Shared: the parent has seen what it gave be taken. */
+static bool *seen;
 
 static void turn(unsigned rounds)
 {
@@ -33,6 +35,7 @@ int main(int argc, char **argv)
 	}
 	ring_give(&ring, 77);
 	ring_submit(&ring, 1);
+	seen = MUST(mmap(NULL, sizeof(*seen), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
 	child = wl_fork();
 	if (child == 0) {
 		wl_child_ready();
@@ -41,6 +44,7 @@ int main(int argc, char **argv)
 		WAIT_FOR(ring_unread(&ring) == 2, "what the parent does in the ring is not seen");
 		ring_take(&ring, 77, 0);
 		ring_take(&ring, 78, -EINVAL);
+		WAIT_FOR(__atomic_load_n(seen, __ATOMIC_ACQUIRE), "the parent does not go on");
 		turn(3);
 		_exit(0);
 	}
@@ -54,6 +58,7 @@ int main(int argc, char **argv)
 	silent = ring_give(&ring, 1);
 	silent->flags = IOSQE_CQE_SKIP_SUCCESS;
 	ring_submit(&ring, 1);
+	__atomic_store_n(seen, true, __ATOMIC_RELEASE);
 	wl_join(child);
 	ring.given += 3 * 64;
 	ring.taken += 2 + 3 * 64;

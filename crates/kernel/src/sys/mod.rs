@@ -15,7 +15,6 @@ pub mod handle;
 pub mod huge;
 pub mod inotify;
 pub mod io_uring;
-pub mod io_uring_tables;
 pub mod kcmp;
 pub mod mem;
 pub mod pidfd;

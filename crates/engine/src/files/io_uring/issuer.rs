@@ -70,7 +70,13 @@ pub fn start(hand: &mut Hand, process: &ProcessPlan, cx: &Start<'_>) -> Result<(
         let mapped = Mapped::new(ring.as_fd(), record.layout()).map_err(failed)?;
         mapped.hush();
         let mut turn = Turn { hand: &mut *hand, issuer, context: Context::read(issuer)?, fd, mapped: &mapped };
-        turn.all(record.position(), head_in(process, entry.id, &mapped))?;
+        turn.enable()?;
+        if record.poller.is_some() {
+            let failed = |e| Error::kernel(Object::Thread(issuer), "bring its io_uring to where it was", e);
+            mapped.turn(ring.as_fd(), record.position()).map_err(failed)?;
+        } else {
+            turn.all(record.position(), head_in(process, entry.id, &mapped))?;
+        }
         fill_both(entry.id, &record, &mapped)?;
     }
     Ok(())
@@ -97,10 +103,13 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    fn all(&mut self, position: Position, head_at: Option<u64>) -> Result<()> {
+    fn enable(&mut self) -> Result<()> {
         let mut b = Batch::new();
         b.call(libc::SYS_io_uring_register, [self.fd.into(), ENABLE.into(), 0.into(), 0.into()]);
-        self.run(&mut b)?;
+        self.run(&mut b)
+    }
+
+    fn all(&mut self, position: Position, head_at: Option<u64>) -> Result<()> {
         let some = self.mapped.layout.sq_entries;
         self.mapped.number();
         let mut left = position.both();

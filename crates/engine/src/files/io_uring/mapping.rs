@@ -49,7 +49,15 @@ pub fn is_recorded(files: &Build<'_>, vma: &VmaEntry) -> bool {
 fn make_in(hand: &mut Hand, images: &ImageDir, entry: &FileEntry) -> Result<OwnedFd> {
     let record = Record::read(images, entry)?;
     let flags = record.flags_at_first();
-    let mut params = Params::new(record.cq_entries, flags);
+    let mut asked = Params::new(record.cq_entries, flags);
+    if let Some(poller) = record.poller {
+        if poller.pid != hand.pid() {
+            let reason = "a process that has it mapped comes back before the one that made it";
+            return Err(Error::unsupported(object(entry.id), reason, ""));
+        }
+        asked = poller.ask(asked);
+    }
+    let mut params = asked.clone();
     let mut b = Batch::new();
     let words = b.bytes(&params.0.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>());
     b.read_back(words);
@@ -65,7 +73,7 @@ fn make_in(hand: &mut Hand, images: &ImageDir, entry: &FileEntry) -> Result<Owne
     let mut b = Batch::new();
     b.call(libc::SYS_close, [number.into()]);
     hand.run(&mut b)?;
-    let layout = params.layout(record.sq_entries, record.cq_entries, flags);
+    let layout = params.layout(record.sq_entries, &asked);
     bring_to(entry.id, &record, &file, layout.map_err(|e| cannot_make(entry.id, e))?)?;
     Ok(file)
 }

@@ -19,6 +19,7 @@
 
 mod issuer;
 mod mapping;
+mod poller;
 mod tables;
 mod told;
 
@@ -31,6 +32,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::{FdTypes, FileEntry};
 use cryonaut_kernel::sys::io_uring::{self, Inside, Layout, Mapped, Offsets, Position, Region, setup};
+use poller::Poller;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +47,8 @@ pub struct IoUring;
 
 /// How an instance can have been made so that it is made again as it was.
 const CARRIED: u32 = setup::IOPOLL
+    | setup::SQPOLL
+    | setup::SQ_AFF
     | setup::R_DISABLED
     | setup::SUBMIT_ALL
     | setup::COOP_TASKRUN
@@ -92,6 +96,9 @@ struct Record {
     entries: BTreeMap<usize, String>,
     #[serde(default)]
     registered: Tables,
+    /// The thread of the kernel that submits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    poller: Option<Poller>,
 }
 
 impl Record {
@@ -104,6 +111,7 @@ impl Record {
             || record.setup_flags & !CARRIED != 0
             || record.issuer.is_some() != has_issuer(record.setup_flags)
             || record.is_disabled() && position.steps() > 0
+            || record.poller.is_some() != (record.setup_flags & setup::SQPOLL != 0)
         {
             return Err(Error::bad_image(json_name(entry.id), "no ring can stand as it says"));
         }
@@ -148,13 +156,13 @@ impl FileKind for IoUring {
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
-        let told = Told::of(file).ok_or_else(|| silent(file, Errno::NOTSUP))?;
-        let inside = at_rest(file)?;
+        let (told, inside) = at_rest(file)?;
         refuse(file, &told, &inside)?;
         let failed = |what: &'static str| move |e| Error::kernel(file.object(), what, e);
         let setup_flags = inside.flags & !TRACELESS;
         // Another one of the same kind tells where its parts are.
-        let (_, layout) = io_uring::make(told.sq_entries, told.cq_entries, setup_flags)
+        let like = setup_flags & !(setup::SQPOLL | setup::SQ_AFF);
+        let (_, layout) = io_uring::make(told.sq_entries, told.cq_entries, like)
             .map_err(failed("make one like it, to see how it is laid out"))?;
         let mapped = Mapped::new(file.file, layout).map_err(failed("map its rings"))?;
         if cx.notes.insert(("io_uring", file.stat.st_ino), id).is_some() {
@@ -172,6 +180,7 @@ impl FileKind for IoUring {
             setup_flags,
             issuer: issuer::find(file, &inside, told.position)?,
             registered: tables(cx, file, &told, &inside)?,
+            poller: Poller::find(file, &inside)?,
             offsets: layout.offsets,
             submitted,
             completed,
@@ -185,6 +194,12 @@ impl FileKind for IoUring {
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let record = Record::read(cx.images, entry)?;
+        if record.poller.is_some() {
+            return Err(Error::bad_image(
+                json_name(entry.id),
+                "it has a thread, and the thread's process has not mapped it",
+            ));
+        }
         let made = io_uring::make(record.sq_entries, record.cq_entries, record.flags_at_first());
         let (file, layout) = made.map_err(|e| cannot_make(entry.id, e))?;
         bring_to(entry.id, &record, &file, layout)?;
@@ -249,13 +264,22 @@ fn silent(file: &OpenFile<'_>, errno: Errno) -> Error {
     }
 }
 
-/// What the kernel has of it, once nothing is in flight or nothing comes to rest any more.
-fn at_rest(file: &OpenFile<'_>) -> Result<Inside> {
+/// What is told of it, and what the kernel has, once nothing is in flight or nothing comes to rest any more.
+fn at_rest(file: &OpenFile<'_>) -> Result<(Told, Inside)> {
     let begun = Instant::now();
     loop {
+        let before = Told::now(file)?;
         let inside = io_uring::inside(file.pid, file.fd).map_err(|e| silent(file, e))?;
-        if inside.in_flight.unwrap_or(0) == 0 || begun.elapsed() > PATIENCE {
-            return Ok(inside);
+        // What completes later moves the indices.
+        let told = Told::now(file)?;
+        let polled = inside.flags & setup::SQPOLL != 0;
+        let is_served = !polled || before.as_ref().is_some_and(|before| before.offered == 0);
+        let late = begun.elapsed() > PATIENCE;
+        match told {
+            Some(told) if late || is_served && inside.in_flight.unwrap_or(0) == 0 => return Ok((told, inside)),
+            None if late => return Err(silent(file, Errno::NOTSUP)),
+            _ if polled && !is_served => drop(io_uring::poller::wake(file.file)),
+            _ => {}
         }
         std::thread::sleep(NAP);
     }
@@ -270,6 +294,11 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
         let count = inside.in_flight.map_or("some".into(), |count| count.to_string());
         let reason = format!("requests are in flight ({count}), which exist in the kernel alone");
         return no(reason, "let them complete, or let the program cancel them, before the checkpoint");
+    }
+    if inside.flags & setup::SQPOLL != 0 && told.offered > 0 {
+        let reason =
+            "the thread of the kernel that submits for it (IORING_SETUP_SQPOLL) leaves requests where they are";
+        return no(reason.into(), CLOSE);
     }
     if told.overflown > 0 {
         let reason = "completions for which there was no room wait in the kernel".into();
@@ -286,7 +315,6 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
         return no(format!("it has {what}, which cannot be carried yet"), CLOSE);
     }
     let modes = [
-        (setup::SQPOLL, "a thread of the kernel that submits (IORING_SETUP_SQPOLL)"),
         (setup::NO_MMAP, "its queues in memory of the program (IORING_SETUP_NO_MMAP)"),
         (!CARRIED & !TRACELESS, "been made in a way that is not known"),
     ];
@@ -341,14 +369,16 @@ fn in_lines(bytes: &[u8]) -> BTreeMap<usize, String> {
 
 /// Gives a ring its contents.
 fn fill_both(id: u32, record: &Record, mapped: &Mapped) -> Result<()> {
-    for (region, lines) in [(&mapped.rings, &record.rings), (&mapped.entries, &record.entries)] {
-        fill(region, lines).ok_or_else(|| Error::bad_image(json_name(id), "its contents do not fit its size"))?;
+    let both = [(&mapped.rings, &record.rings, mapped.restless()), (&mapped.entries, &record.entries, None)];
+    for (region, lines, but) in both {
+        fill(region, lines, but).ok_or_else(|| Error::bad_image(json_name(id), "its contents do not fit its size"))?;
     }
     Ok(())
 }
 
-/// Gives a region its contents, also where they are zero. `None` if they reach beyond it, or are none.
-fn fill(region: &Region, lines: &BTreeMap<usize, String>) -> Option<()> {
+/// Gives a region its contents, also where they are zero, but for the word at an offset. `None` if they reach beyond it,
+/// or are none.
+fn fill(region: &Region, lines: &BTreeMap<usize, String>, but: Option<usize>) -> Option<()> {
     let mut bytes = vec![0; region.len()];
     for (&at, hex) in lines {
         let room = bytes.get_mut(at..at.checked_add(hex.len() / 2)?)?;
@@ -356,7 +386,9 @@ fn fill(region: &Region, lines: &BTreeMap<usize, String>) -> Option<()> {
             *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
         }
     }
-    region.write(0, &bytes);
+    let (first, rest) = but.map_or((bytes.len(), bytes.len()), |at| (at, at + 4));
+    region.write(0, bytes.get(..first)?);
+    region.write(rest, bytes.get(rest..)?);
     Some(())
 }
 
@@ -390,12 +422,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_more_than_queues_is_refused() {
-        let position = Position { submitted: 1, completed: 1, collected: 1 };
-        let (file, _) = ring(position, 0);
-        assert!(Carried::try_collect(&[&file]).is_ok());
+    fn the_thread_of_a_ring_is_made_by_its_process_alone() {
         let (file, _) = io_uring::make(4, 8, setup::SQPOLL).unwrap();
-        let error = Carried::try_collect(&[&file]).err().unwrap().to_string();
-        assert!(error.contains("SQPOLL"), "{error}");
+        let carried = Carried::collect(&[&file]);
+        let error = carried.try_build(RestoreOptions::default()).err().unwrap().to_string();
+        assert!(error.contains("has not mapped it"), "{error}");
     }
 }

@@ -17,7 +17,7 @@ use crate::files::{Collect, OpenFile, Settle};
 use crate::freeze::pid_of;
 use crate::{Error, Result};
 use cryonaut_image::records::FileEntry;
-use cryonaut_kernel::sys::io_uring_tables::{self as kernel, Descriptor, Pages, register};
+use cryonaut_kernel::sys::io_uring::tables::{self as kernel, Descriptor, Pages, register};
 use cryonaut_puppet::{Batch, Hand};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};

@@ -5,10 +5,9 @@
 //! Files and pages are told by their addresses in the kernel: who wants to know whose they are compares them with those
 //! of descriptors ([`descriptors`]), and asks [`Pages`].
 
-pub use super::bpf_iter::Descriptor;
-use super::bpf_iter::{self, Base, Field};
-use super::btf::Btf;
-use super::io_uring;
+pub use super::super::bpf_iter::Descriptor;
+use super::super::bpf_iter::{self, Base, Field};
+use super::super::btf::Btf;
 use crate::pagemap::{Entry, PAGE_SIZE, read_entries};
 use crate::proc::Task;
 use rustix::io::Errno;
@@ -195,7 +194,7 @@ impl Pages {
         let page = Box::new(Page([1; PAGE_SIZE as usize]));
         let address = page.0.as_ptr() as u64;
         let own = rustix::process::getpid();
-        let (ring, _) = io_uring::make(1, 2, 0)?;
+        let (ring, _) = super::make(1, 2, 0)?;
         register_own_memory(ring.as_fd(), &page.0)?;
         let tables = of_ring(own.as_raw_nonzero().get(), ring.as_raw_fd())?;
         let size = u64::from(Btf::running()?.size("page").ok_or(Errno::NOTSUP)?);
@@ -310,7 +309,7 @@ mod tests {
     fn what_is_registered_is_told() {
         let own = rustix::process::getpid();
         let tid = own.as_raw_nonzero().get();
-        let (ring, _) = io_uring::make(4, 8, 0).unwrap();
+        let (ring, _) = super::super::make(4, 8, 0).unwrap();
         let Ok(none) = of_ring(tid, ring.as_raw_fd()) else { return };
         assert_eq!(none, Tables::default());
         let (event, (reader, _writer)) = (eventfd(0, EventfdFlags::empty()).unwrap(), rustix::pipe::pipe().unwrap());

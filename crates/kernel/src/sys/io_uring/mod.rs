@@ -1,5 +1,8 @@
 //! Rings of io_uring(7), as far as one is looked at or made from outside.
 
+pub mod poller;
+pub mod tables;
+
 use super::bpf_iter::{self, Base, Field};
 use super::btf::Btf;
 use super::check;
@@ -7,11 +10,13 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// `IORING_SETUP_*` (linux/io_uring.h).
 pub mod setup {
     pub const IOPOLL: u32 = 1 << 0;
     pub const SQPOLL: u32 = 1 << 1;
+    pub const SQ_AFF: u32 = 1 << 2;
     pub const CQSIZE: u32 = 1 << 3;
     pub const CLAMP: u32 = 1 << 4;
     pub const ATTACH_WQ: u32 = 1 << 5;
@@ -108,12 +113,17 @@ impl Layout {
 
 /// A new ring with queues of so many entries, powers of two; and its layout.
 pub fn make(sq_entries: u32, cq_entries: u32, flags: u32) -> Result<(OwnedFd, Layout), Errno> {
-    let mut params = Params::new(cq_entries, flags);
+    make_by(&mut Params::new(cq_entries, flags), sq_entries)
+}
+
+/// The same with all that can be asked for.
+pub fn make_by(params: &mut Params, sq_entries: u32) -> Result<(OwnedFd, Layout), Errno> {
+    let asked = params.clone();
     // SAFETY: io_uring_setup reads and writes one struct io_uring_params, which `Params` is.
     let answer = unsafe { libc::syscall(libc::SYS_io_uring_setup, sq_entries, params.0.as_mut_ptr()) };
     // SAFETY: a descriptor that the kernel has just made for us.
     let file = unsafe { OwnedFd::from_raw_fd(check(answer)? as i32) };
-    Ok((file, params.layout(sq_entries, cq_entries, flags)?))
+    Ok((file, params.layout(sq_entries, &asked)?))
 }
 
 /// What a ring is to be like, and what the kernel tells when it has made it: struct io_uring_params, as words.
@@ -130,9 +140,17 @@ impl Params {
         Params(words)
     }
 
+    /// With a thread of the kernel that sleeps after so many milliseconds and keeps to a processor (`setup::SQ_AFF`).
+    #[must_use]
+    pub fn polled(mut self, cpu: u32, idle_ms: u32) -> Self {
+        (self.0[3], self.0[4]) = (if self.0[2] & setup::SQ_AFF != 0 { cpu } else { 0 }, idle_ms);
+        self
+    }
+
     /// The layout that the kernel has told. ENOTSUP if it is not as it was asked for.
-    pub fn layout(&self, sq_entries: u32, cq_entries: u32, flags: u32) -> Result<Layout, Errno> {
+    pub fn layout(&self, sq_entries: u32, asked: &Self) -> Result<Layout, Errno> {
         let words = &self.0;
+        let (cq_entries, flags) = (asked.0[1], asked.0[2] & !setup::CQSIZE);
         if (words[0], words[1]) != (sq_entries, cq_entries) || words[5] & FEAT_SINGLE_MMAP == 0 {
             return Err(Errno::NOTSUP);
         }
@@ -140,6 +158,20 @@ impl Params {
         offsets.copy_from_slice(&words[PARAMS_HEAD..]);
         Ok(Layout { sq_entries, cq_entries, flags, offsets })
     }
+}
+
+/// IORING_ENTER_SQ_WAKEUP.
+const ENTER_SQ_WAKEUP: u32 = 2;
+/// How long a ring's thread may take.
+const SERVICE: Duration = Duration::from_secs(5);
+
+/// Submits requests; how many.
+fn enter(ring: BorrowedFd<'_>, count: u32, flags: u32) -> Result<u32, Errno> {
+    // SAFETY: without IORING_ENTER_EXT_ARG and a signal mask, io_uring_enter reads no memory of ours.
+    let done = check(unsafe {
+        libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), count, 0, flags, std::ptr::null::<u8>(), 0)
+    })?;
+    Ok(done as u32)
 }
 
 /// Shared memory of a ring, mapped here.
@@ -281,17 +313,41 @@ impl Mapped {
         while left > 0 {
             let some = left.min(self.layout.sq_entries);
             self.offer(some);
-            // SAFETY: without IORING_ENTER_EXT_ARG and a signal mask, io_uring_enter reads no memory of ours.
-            let done = check(unsafe {
-                libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), some, 0, 0, std::ptr::null::<u8>(), 0)
-            })?;
-            if done != libc::c_long::from(some) {
+            if self.layout.flags & setup::SQPOLL != 0 {
+                self.be_served(ring)?;
+            } else if enter(ring, some, 0)? != some {
                 return Err(Errno::AGAIN);
             }
             self.collect(collected);
             left -= some;
         }
         Ok(())
+    }
+
+    /// Waits until the ring's thread has taken all that was offered.
+    fn be_served(&self, ring: BorrowedFd<'_>) -> Result<(), Errno> {
+        let begun = Instant::now();
+        poller::wake(ring)?;
+        while !self.is_served() {
+            if begun.elapsed() > SERVICE {
+                return Err(Errno::AGAIN);
+            }
+            rustix::thread::sched_yield();
+        }
+        Ok(())
+    }
+
+    /// Whether all that was offered has been taken.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        let word = |at: usize| self.rings.word(at).load(Ordering::Acquire);
+        word(self.layout.at(0)) == word(self.layout.sq_tail())
+    }
+
+    /// Where the kernel notes at any time that its thread sleeps.
+    #[must_use]
+    pub fn restless(&self) -> Option<usize> {
+        (self.layout.flags & setup::SQPOLL != 0).then(|| self.layout.at(4))
     }
 
     /// Collects what has completed, up to an index.
