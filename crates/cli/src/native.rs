@@ -5,7 +5,7 @@ use crate::progress::Bar;
 use crate::{failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions};
+use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicy};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ struct Checkpoint {
     leave_stopped: bool,
     #[command(flatten)]
     shared: Shared,
+    /// Give connections up that are not established yet or wait to be accepted
+    #[arg(long)]
+    skip_in_flight: bool,
     /// Carry deleted files that have other names by giving them a temporary one
     #[arg(long)]
     link_remap: bool,
@@ -82,6 +85,12 @@ struct Shared {
     /// Carry file locks and leases
     #[arg(short = 'l', long)]
     file_locks: bool,
+    /// Carry connections of TCP
+    #[arg(long, conflicts_with = "tcp_close")]
+    tcp_established: bool,
+    /// Let programs see the end of their connections of TCP
+    #[arg(long)]
+    tcp_close: bool,
     /// Report, and failures too, as one object of JSON on stdout
     #[arg(long)]
     json: bool,
@@ -131,6 +140,12 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         file_locks: asked.shared.file_locks,
         shell_job: asked.shared.shell_job,
         link_remap: asked.link_remap,
+        tcp: match (asked.shared.tcp_established, asked.shared.tcp_close) {
+            (true, _) => TcpPolicy::Keep,
+            (_, true) => TcpPolicy::Close,
+            _ => TcpPolicy::Refuse,
+        },
+        skip_in_flight: asked.skip_in_flight,
         ..CheckpointOptions::default()
     };
     let bar = Bar::follow("checkpoint", options.progress.clone());
@@ -160,6 +175,7 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
         shell_job: asked.shared.shell_job,
         leave_stopped: asked.leave_stopped,
         file_locks: asked.shared.file_locks,
+        tcp_close: asked.shared.tcp_close,
         ..RestoreOptions::default()
     };
     let pidfile = Pidfile::claim(asked.pidfile.clone())?;

@@ -1,9 +1,11 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
-use crate::dump::dump;
+use crate::dump::{About, dump};
+use crate::files::socket::Peers;
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::options::Afterwards;
+use crate::network_lock::{self, NetworkLock};
+use crate::options::{Afterwards, TcpPolicy};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
@@ -22,6 +24,7 @@ use std::time::Instant;
 pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
     let begun = Instant::now();
     refuse_ourselves(pid)?;
+    network_lock::clear_stale();
     options.hook.call(Moment::PreDump, pid)?;
     let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
@@ -35,6 +38,8 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         process.ids = Some(sharing.ids(process)?);
     }
     refuse(&frozen, &own, options)?;
+    // Before anything is asked of a socket; it is let go before the tree is.
+    let network = lock_network(&frozen, options)?;
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
@@ -46,7 +51,8 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         enter_us: micros(entering.elapsed()),
         ..CheckpointReport::default()
     };
-    let links = dump(&mut frozen, &images, options, own, &mut report, janitor.as_ref())?;
+    let about = About { own, network: network.as_ref() };
+    let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     let commit = || -> Result<Remains> {
@@ -58,6 +64,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let remains;
     match options.afterwards {
         Afterwards::LeaveRunning => {
+            network.map_or(Ok(()), NetworkLock::lift)?;
             ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
             (remains, report.commit_us) = timed(commit)?;
@@ -65,18 +72,33 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         Afterwards::LeaveStopped => {
             (remains, report.commit_us) = timed(commit)?;
             frozen.stop()?;
+            network.map_or(Ok(()), NetworkLock::lift)?;
             ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
             ((), report.end_us) = timed(|| frozen.kill())?;
+            // We hold the last descriptors of them.
+            connections.silence();
+            if let Some(network) = network {
+                network.keep();
+            }
             report.frozen_us = micros(stood_still.elapsed());
         }
     }
     drop(remains);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// The network lock, if connections are to be carried and there are any.
+fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<NetworkLock>> {
+    if options.tcp != TcpPolicy::Keep || options.no_network_lock {
+        return Ok(None);
+    }
+    let pids: Vec<i32> = frozen.processes.iter().filter(|p| !p.is_zombie()).map(|p| p.pid).collect();
+    NetworkLock::set(&Peers::of_tree(&pids)?)
 }
 
 /// Who removes what we have written, should we be killed. Without one, the

@@ -9,9 +9,11 @@
 
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
+use crate::files::socket::Held;
 use crate::files::{Collect, NewLinks, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
+use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
@@ -71,15 +73,25 @@ fn lock<'g, 'a>(files: Files<'g, 'a>) -> MutexGuard<'g, Collect<'a>> {
     files.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes everything about a frozen tree.
+/// What the inventory says besides.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// What we share with others, which of the tree's is the same.
+    pub own: TaskKobjIdsEntry,
+    /// How its connections are locked.
+    pub network: Option<&'a NetworkLock>,
+}
+
+/// Writes everything about a frozen tree. What is to be kept until it has ended
+/// comes back: temporary names of deleted files, and connections.
 pub fn dump(
     frozen: &mut Frozen,
     images: &DumpDir,
     options: &CheckpointOptions,
-    own: TaskKobjIdsEntry,
+    about: About<'_>,
     report: &mut CheckpointReport,
     janitor: Option<&Janitor>,
-) -> Result<NewLinks> {
+) -> Result<(NewLinks, Held)> {
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
@@ -92,7 +104,7 @@ pub fn dump(
     let mut tree = Tree {
         images,
         files: &files,
-        clocks: Clocks::new(images, own.time_ns_id)?,
+        clocks: Clocks::new(images, about.own.time_ns_id)?,
         tables: BTreeSet::new(),
         gathered: Gathered::default(),
     };
@@ -117,25 +129,29 @@ pub fn dump(
     images.write_one(ImageKind::Seccomp, None, gathered.filters.record())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
-    images.write_one(ImageKind::Inventory, None, &inventory(own))?;
+    images.write_one(ImageKind::Inventory, None, &inventory(about))?;
     let mut cx = lock(&files);
     cx.finish()?;
     report.shared_pages_scanned = cx.shared_pages().scanned;
     report.shared_pages_written = cx.shared_pages().written;
-    Ok(cx.take_links())
+    Ok((cx.take_links(), cx.take_connections()))
 }
 
-fn inventory(own: TaskKobjIdsEntry) -> InventoryEntry {
-    InventoryEntry {
+fn inventory(about: About<'_>) -> InventoryEntry {
+    let mut inventory = InventoryEntry {
         img_version: IMAGE_VERSION,
         fdinfo_per_id: Some(true),
-        root_ids: Some(own),
+        root_ids: Some(about.own),
         ns_per_id: Some(true),
         root_cg_set: None,
         lsmtype: Some(0),
         dump_uptime: Some(uptime_ticks()),
         ..InventoryEntry::default()
+    };
+    if let Some(network) = about.network {
+        network.tell(&mut inventory);
     }
+    inventory
 }
 
 /// What the thread that holds the tree works with.

@@ -16,6 +16,18 @@ pub enum Afterwards {
     LeaveStopped,
 }
 
+/// What becomes of connections of TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TcpPolicy {
+    /// A tree that has any is not checkpointed.
+    #[default]
+    Refuse,
+    /// They are carried (`--tcp-established`).
+    Keep,
+    /// Programs see their end (`--tcp-close`).
+    Close,
+}
+
 /// What a caller may ask of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
@@ -30,6 +42,12 @@ pub struct CheckpointOptions {
     pub link_remap: bool,
     /// Largest deleted file to carry, in bytes; `None` for any size.
     pub ghost_limit: Option<u64>,
+    /// What becomes of connections of TCP.
+    pub tcp: TcpPolicy,
+    /// Connections that are not established, or wait to be accepted, are lost (`--skip-in-flight`).
+    pub skip_in_flight: bool,
+    /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
+    pub no_network_lock: bool,
     /// How long to wait for the tree to stop.
     pub timeout: Duration,
     /// Descriptors that the restoring side will provide: keys such as
@@ -51,6 +69,9 @@ impl Default for CheckpointOptions {
             shell_job: false,
             link_remap: false,
             ghost_limit: None,
+            tcp: TcpPolicy::Refuse,
+            skip_in_flight: false,
+            no_network_lock: false,
             timeout: Duration::from_secs(10),
             external: Vec::new(),
             sync: false,
@@ -74,6 +95,10 @@ pub struct RestoreOptions {
     pub inherit_fds: Vec<(i32, String)>,
     /// Restore file locks.
     pub file_locks: bool,
+    /// Connections of TCP come back as ones that have ended (`--tcp-close`).
+    pub tcp_close: bool,
+    /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
+    pub no_network_lock: bool,
     /// A directory that is the root of the tree's file system.
     pub root: Option<PathBuf>,
     /// What the caller does at certain moments.

@@ -143,6 +143,16 @@ pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&Str
             let ticks = |value: Option<&String>| value.and_then(|text| text.parse::<u64>().ok());
             matches!((ticks(before), ticks(after)), (Some(before), Some(after)) if before <= after)
         }
+        // Segments grow with the peer's window; they must not become small. More than 32767 cannot be asked for.
+        "socket.IPPROTO_TCP.2" => {
+            let size =
+                |value: Option<&String>| value.and_then(|hex| u32::from_str_radix(hex, 16).ok()).map(u32::swap_bytes);
+            matches!((size(before), size(after)), (Some(before), Some(after)) if after >= (before - before / 8).min(32_000))
+        }
+        // To bind a socket to an address of IPv6 sets IPV6_V6ONLY, which a connection does not.
+        "socket.IPPROTO_IPV6.26" => {
+            before.is_some_and(|v6| v6 == "00000000") && after.is_some_and(|v6| v6 == "01000000")
+        }
         // The images tell the times of a deleted file in microseconds.
         "file.modified_ns" => after.is_some_and(|ns| ns == "0"),
         _ => RULES.iter().any(|(kind, name, _)| covers(kind, name, field)),

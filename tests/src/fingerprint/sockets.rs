@@ -26,9 +26,14 @@ const LEVELS: &[(&str, i32, i32, &[i32])] = &[
 ];
 const TCP_INFO: i32 = 11;
 
+/// Level and option of multicast: nobody can set them for a stream, and those of an accepted one are chance.
+const MULTICAST: &[(i32, i32)] = &[(IPPROTO_IP, 33), (IPPROTO_IPV6, 17), (IPPROTO_IPV6, 18)];
+
 pub(super) fn take(taking: &mut Taking, object: &Object, socket: BorrowedFd<'_>) {
+    let stream = get_int(socket, SOL_SOCKET, libc::SO_TYPE) == Ok(libc::SOCK_STREAM);
     for (name, level, highest, left_out) in LEVELS {
-        for option in (1..=*highest).filter(|option| !left_out.contains(option)) {
+        let not_of_streams = |option: i32| stream && MULTICAST.contains(&(*level, option));
+        for option in (1..=*highest).filter(|option| !left_out.contains(option) && !not_of_streams(*option)) {
             let value = match get_bytes(socket, *level, option, 64) {
                 Err(Errno::NOPROTOOPT | Errno::OPNOTSUPP) => continue,
                 value => value.map(|bytes| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),

@@ -1,6 +1,9 @@
 //! Databases, with work that is not committed yet.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::Command;
+use std::time::Duration;
 
 use libtest_mimic::Failed;
 
@@ -41,7 +44,8 @@ pub(super) fn sqlite(engine: &Engine) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A server that listens at a port, with data and its log of changes; nobody is connected while it is away.
+/// A server that listens at a port, with data and its log of changes. One client stays connected, and goes on asking
+/// while the server is away.
 pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
     // A port that was free a moment ago; another test may take it before redis does, which then says so.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
@@ -60,7 +64,7 @@ pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
         "--save",
         "",
     ];
-    let mut redis = Program::start(engine, "redis-server", &arguments, &[], |_| Ok(()))?;
+    let mut redis = Program::start(engine, "redis-server", &arguments, &["--tcp-established"], |_| Ok(()))?;
     redis.wait_for("output", "server that is ready", |text| text.contains("eady to accept"))?;
     let ask = |words: &[&str]| {
         let client = Command::new(find("redis-cli").unwrap_or_default()).args(["-p", &port]).args(words).output()?;
@@ -70,11 +74,19 @@ pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
     if ask(&["EVAL", filled, "0"])? != "2000" {
         return Err(redis.failed("the list cannot be filled"));
     }
+    let mut client = Client::connect(&port)?;
     // More than once: what was restored is as good as what was started.
     for round in 0..3 {
         if round > 0 {
+            // Answered by nobody until the server is back, and not refused either.
+            let away = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                client.count(round * 100, 100).map(|()| client)
+            });
             redis.carry()?;
+            client = away.join().map_err(|_| "the client has panicked")??;
         }
+        client.count(round * 1000, 10)?;
         let next = 2001 + round;
         let pushed = ask(&["RPUSH", "list", &next.to_string()])?;
         if pushed != next.to_string() || ask(&["LINDEX", "list", "1999"])? != "2000" {
@@ -88,4 +100,33 @@ pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
         return Err(redis.failed("its log lacks the last changes"));
     }
     Ok(())
+}
+
+/// A client of redis that stays connected.
+struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    fn connect(port: &str) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap_or(0)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// Sets a number and counts on from it; each answer must be the next.
+    fn count(&mut self, from: usize, steps: usize) -> Result<(), String> {
+        let failed = |e: std::io::Error| format!("the client that stayed connected: {e}");
+        for step in 0..=steps {
+            let command = if step == 0 { format!("SET counter {from}\r\n") } else { "INCR counter\r\n".to_owned() };
+            self.stream.get_mut().write_all(command.as_bytes()).map_err(failed)?;
+            let mut line = String::new();
+            self.stream.read_line(&mut line).map_err(failed)?;
+            let wanted = if step == 0 { "+OK".to_owned() } else { format!(":{}", from + step) };
+            if line.trim() != wanted {
+                return Err(format!("the client that stayed connected gets '{}', not {wanted}", line.trim()));
+            }
+        }
+        Ok(())
+    }
 }

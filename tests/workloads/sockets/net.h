@@ -113,4 +113,54 @@ WL_UNUSED static void net_serves(int listener, int family, const char *what)
 	close(served);
 }
 
+/* Both ends of a connection to a listening socket. */
+WL_UNUSED static void net_pair(int listener, int family, int ends[2])
+{
+	ends[0] = MUST(socket(family, SOCK_STREAM, 0));
+	net_connect(ends[0], family, net_port(listener));
+	ends[1] = MUST(accept(listener, NULL, NULL));
+}
+
+/* TCP_ESTABLISHED and so on. */
+WL_UNUSED static int net_state(int fd)
+{
+	struct tcp_info info;
+	socklen_t size = sizeof(info);
+
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size));
+	return info.tcpi_state;
+}
+
+/* Sends the pattern of a seed until nothing more fits, of which `from` bytes were sent; how much was sent in all. */
+WL_UNUSED static size_t net_stuff(int fd, unsigned seed, size_t from)
+{
+	uint8_t bytes[4096];
+	ssize_t sent;
+
+	do {
+		for (size_t i = 0; i < sizeof(bytes); i++)
+			bytes[i] = wl_byte(seed, from + i);
+		sent = send(fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (sent > 0)
+			from += sent;
+	} while (sent > 0);
+	CHECK(errno == EAGAIN, "send: %s", strerror(errno));
+	return from;
+}
+
+/* Receives exactly the bytes of the pattern from `from` up to `until`. */
+WL_UNUSED static void net_expect(int fd, unsigned seed, size_t from, size_t until, const char *what)
+{
+	uint8_t bytes[4096];
+
+	while (from < until) {
+		size_t want = until - from < sizeof(bytes) ? until - from : sizeof(bytes);
+		ssize_t got = recv(fd, bytes, want, 0);
+
+		CHECK(got > 0, "%s: %s after %zu of %zu bytes", what, got ? strerror(errno) : "it ends", from, until);
+		for (ssize_t i = 0; i < got; i++, from++)
+			CHECK(bytes[i] == wl_byte(seed, from), "%s: byte %zu is another", what, from);
+	}
+}
+
 #endif

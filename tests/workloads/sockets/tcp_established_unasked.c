@@ -1,4 +1,4 @@
-// refused: TCP connection
+// refused: --tcp-established carries them
 // peer: no, it is asked for what it refuses
 /* A TCP connection, without a word that it may be carried. */
 #include "net.h"

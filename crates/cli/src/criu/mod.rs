@@ -11,7 +11,7 @@ use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use crate::{failure, root};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions};
+use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicy};
 use settings::Settings;
 use std::ffi::OsString;
 use std::fs::File;
@@ -125,6 +125,13 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
         shell_job: settings.shell_job,
         link_remap: settings.link_remap,
         ghost_limit: settings.ghost_limit,
+        tcp: match (settings.tcp_established, settings.tcp_close) {
+            (_, true) => TcpPolicy::Close,
+            (true, _) => TcpPolicy::Keep,
+            _ => TcpPolicy::Refuse,
+        },
+        skip_in_flight: settings.skip_in_flight,
+        no_network_lock: settings.no_network_lock,
         external: settings.external,
         hook: script::hook(settings.scripts, place.absolute_images()?),
         ..CheckpointOptions::default()
@@ -153,6 +160,8 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
         sibling: settings.sibling,
         inherit_fds: settings.inherit_fds,
         file_locks: settings.file_locks,
+        tcp_close: settings.tcp_close,
+        no_network_lock: settings.no_network_lock,
         root: settings.root,
         hook: script::hook(settings.scripts, place.absolute_images()?),
         ..RestoreOptions::default()

@@ -29,6 +29,10 @@ pub struct Settings {
     pub shell_job: bool,
     pub file_locks: bool,
     pub link_remap: bool,
+    pub tcp_established: bool,
+    pub tcp_close: bool,
+    pub skip_in_flight: bool,
+    pub no_network_lock: bool,
     pub ghost_limit: Option<u64>,
     pub timeout: Option<u64>,
     pub inherit_fds: Vec<(i32, String)>,
@@ -160,6 +164,9 @@ impl Settings {
             "shell-job" => self.shell_job = is_on,
             "file-locks" => self.file_locks = is_on,
             "link-remap" => self.link_remap = is_on,
+            "tcp-established" => self.tcp_established = is_on,
+            "tcp-close" => self.tcp_close = is_on,
+            "skip-in-flight" => self.skip_in_flight = is_on,
             // The others change nothing here; the table says why.
             _ => {}
         }
@@ -176,6 +183,13 @@ impl Settings {
             "ghost-limit" => self.ghost_limit = Some(size(&text(name, &value)?)?),
             "timeout" => self.timeout = Some(number(name, &value)?),
             "inherit-fd" => self.inherit_fds.push(inherited(&text(name, &value)?)?),
+            "network-lock" => match text(name, &value)?.as_str() {
+                "nftables" => self.no_network_lock = false,
+                "skip" => self.no_network_lock = true,
+                // It is locked nonetheless, and nobody sees by what.
+                "iptables" => tracing::warn!("--network-lock iptables: nftables it is"),
+                other => return Err(format!("--network-lock: '{other}' is none of nftables, iptables, skip")),
+            },
             "external" => {
                 let resource = text(name, &value)?;
                 if ["tty[", "file["].iter().any(|kind| resource.starts_with(kind)) {

@@ -43,7 +43,6 @@ use Takes::{Maybe, Nothing, Value};
 const INCREMENTAL: &str = "incremental images";
 const LAZY: &str = "memory on demand";
 const SERVER: &str = "memory over the network";
-const SOCKETS: &str = "sockets";
 const MOUNTS: &str = "mount namespaces";
 const NETWORK: &str = "network namespaces";
 const CGROUPS: &str = "cgroups";
@@ -86,8 +85,11 @@ pub const OPTIONS: &[Spec] = &[
     // The kernel is asked for the file behind a watch, so there is no search that could be forced or hinted.
     here("force-irmap", None, Nothing),
     here("irmap-scan-path", None, Value),
-    // Sockets themselves are refused when one is found.
     here("tcp-established", None, Nothing),
+    here("tcp-close", None, Nothing),
+    here("skip-in-flight", None, Nothing),
+    here("network-lock", None, Value),
+    // Unix sockets themselves are refused when one is found.
     here("ext-unix-sk", None, Maybe),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),
@@ -112,9 +114,6 @@ pub const OPTIONS: &[Spec] = &[
     later("tls-key", Value, SERVER),
     later("tls-no-cn-verify", Nothing, SERVER),
     later("daemon", Nothing, SERVER),
-    later("tcp-close", Nothing, SOCKETS),
-    later("skip-in-flight", Nothing, SOCKETS),
-    later("network-lock", Value, SOCKETS),
     later_short("join-ns", 'J', Value, "joining namespaces"),
     later("empty-ns", Value, NETWORK),
     later("veth-pair", Value, NETWORK),

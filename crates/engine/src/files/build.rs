@@ -29,6 +29,8 @@ pub struct Build<'a> {
     /// Deleted files that were made again.
     pub(super) ghosts: super::ghost::Haunted,
     sockets: Option<super::socket::Beside>,
+    /// Connections of TCP that do not speak yet, by file id.
+    pub(super) connections: BTreeMap<u32, super::socket::Connection>,
 }
 
 impl<'a> Build<'a> {
@@ -44,6 +46,7 @@ impl<'a> Build<'a> {
             memfds: Default::default(),
             ghosts: Default::default(),
             sockets: None,
+            connections: BTreeMap::new(),
         }
     }
 
@@ -137,6 +140,16 @@ impl<'a> Build<'a> {
     #[must_use]
     pub fn into_built(self) -> HashMap<u32, OwnedFd> {
         self.built
+    }
+
+    /// Lets connections speak again.
+    pub fn release_connections(&self) -> Result<()> {
+        for (id, connection) in &self.connections {
+            if let Some(file) = self.built.get(id) {
+                connection.release(file.as_fd())?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything has its files: what was made only for building goes, but for

@@ -159,6 +159,11 @@ impl<'a> Collect<'a> {
         self.regular.ghosts.take_links()
     }
 
+    /// Hands over the connections that were written down.
+    pub fn take_connections(&mut self) -> super::socket::Held {
+        self.sockets.take_held()
+    }
+
     /// Writes what was gathered from all files.
     pub fn finish(&mut self) -> Result<()> {
         self.sockets.write(self.images)

@@ -33,7 +33,7 @@ mod regular_path;
 pub mod shared_pages;
 mod signalfd;
 pub mod signals;
-mod socket;
+pub mod socket;
 #[cfg(test)]
 mod testing;
 mod timerfd;

@@ -8,8 +8,10 @@ mod descriptors;
 mod resume;
 
 use crate::attributes::{limits, signals, task, timers};
+use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{PAGE, Shape, Spaces};
+use crate::network_lock::{self, NetworkLock};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
 use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
@@ -53,11 +55,14 @@ impl Nursery {
 pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let begun = Instant::now();
     let images = ImageDir::open(dir)?;
+    network_lock::clear_stale();
     let plan = Plan::read(&images)?;
     options.hook.call(Moment::PreRestore, plan.root)?;
     refuse(&plan)?;
     let scratches = Scratches::find(&plan)?;
 
+    // Peers must not be answered before everything is as it was.
+    let network = lock_network(&images, &plan, options)?;
     let verdict = Verdict::inherited(scratches.base)?;
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan))?;
@@ -83,12 +88,14 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
         threads += 1 + process.threads.len();
     }
-    // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
-    let links = build.finish();
     let pages_restored = spaces.pages_filled();
     drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
+    network.map_or(Ok(()), NetworkLock::lift)?;
+    build.release_connections()?;
+    // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
+    let links = build.finish();
     resume::resume_all(nursery, &plan, &scratches, &service, options, &verdict)?;
     links.remove();
     options.hook.call(Moment::PostResume, plan.root)?;
@@ -100,6 +107,15 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         forking_us: (forked - begun).as_micros() as u64,
         total_us: begun.elapsed().as_micros() as u64,
     })
+}
+
+/// The network lock, if there are connections to put together.
+fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<Option<NetworkLock>> {
+    if options.tcp_close || options.no_network_lock {
+        return Ok(None);
+    }
+    let records = plan.files.values().filter_map(|entry| entry.isk.as_ref());
+    NetworkLock::set_again(&images.inventory()?, &Peers::of_records(records)?)
 }
 
 /// What can be known to fail before anything is made.

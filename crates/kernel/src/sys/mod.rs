@@ -27,6 +27,7 @@ pub mod shmem;
 pub mod signal;
 pub mod sock_diag;
 pub mod socket;
+pub mod tcp_repair;
 pub mod timerfd;
 pub mod tty;
 pub mod wait;

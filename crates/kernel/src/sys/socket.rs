@@ -121,6 +121,14 @@ pub fn unsent(socket: impl AsFd) -> Result<i32, Errno> {
     unsafe { ioctl(socket, Getter::<SIOCOUTQ, i32>::new()) }
 }
 
+const SIOCOUTQNSD: Opcode = 0x894b;
+
+/// `SIOCOUTQNSD`: of TCP, the bytes that were not sent even once.
+pub fn not_sent(socket: impl AsFd) -> Result<i32, Errno> {
+    // SAFETY: SIOCOUTQNSD writes one int.
+    unsafe { ioctl(socket, Getter::<SIOCOUTQNSD, i32>::new()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

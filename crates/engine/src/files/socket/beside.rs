@@ -3,6 +3,7 @@
 //! CRIU would. And what collecting remembers from one socket to the next.
 
 use super::Sort;
+use super::inet::Held;
 use super::settings::{Setting, Value};
 use crate::Result;
 use cryonaut_image::{DumpDir, ImageDir};
@@ -54,6 +55,8 @@ pub struct Known {
     fresh: HashMap<(Sort, usize), Vec<Option<Value>>>,
     /// The cookie of our own network namespace.
     pub(super) network: Option<u64>,
+    /// Connections that were written down.
+    pub(super) held: Held,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
 }
@@ -64,6 +67,11 @@ impl Known {
         if extra != Extra::default() {
             self.beside.insert(id, extra);
         }
+    }
+
+    /// Hands over the connections that were written down.
+    pub fn take_held(&mut self) -> Held {
+        std::mem::take(&mut self.held)
     }
 
     /// Writes what was noted, if anything.

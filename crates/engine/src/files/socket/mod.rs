@@ -17,7 +17,7 @@ mod options;
 mod settings;
 
 pub use beside::{Beside, Known};
-pub use inet::Inet;
+pub use inet::{Connection, Held, Inet, Peers};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};

@@ -126,10 +126,6 @@ pub static IP: &[Setting] = &[
     number("ip_transparent", IPPROTO_IP, libc::IP_TRANSPARENT),
     number("ip_bind_address_no_port", IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
     number("ip_local_port_range", IPPROTO_IP, ip::LOCAL_PORT_RANGE),
-    bytes("ip_multicast_if", IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
-    number("ip_multicast_ttl", IPPROTO_IP, libc::IP_MULTICAST_TTL),
-    number("ip_multicast_loop", IPPROTO_IP, libc::IP_MULTICAST_LOOP),
-    number("ip_multicast_all", IPPROTO_IP, libc::IP_MULTICAST_ALL),
     number("ip_unicast_if", IPPROTO_IP, libc::IP_UNICAST_IF),
     late(number("ip_freebind", IPPROTO_IP, libc::IP_FREEBIND)),
 ];
@@ -137,10 +133,6 @@ pub static IP: &[Setting] = &[
 /// Of IPv6.
 pub static IPV6: &[Setting] = &[
     number("ipv6_unicast_hops", IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
-    number("ipv6_multicast_if", IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
-    number("ipv6_multicast_hops", IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
-    number("ipv6_multicast_loop", IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
-    number("ipv6_multicast_all", IPPROTO_IPV6, ip::V6_MULTICAST_ALL),
     number("ipv6_mtu_discover", IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
     number("ipv6_recverr", IPPROTO_IPV6, libc::IPV6_RECVERR),
     number("ipv6_recverr_rfc4884", IPPROTO_IPV6, ip::V6_RECVERR_RFC4884),
@@ -172,6 +164,22 @@ pub static IPV6: &[Setting] = &[
     number("ipv6_transparent", IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
     number("ipv6_unicast_if", IPPROTO_IPV6, ip::V6_UNICAST_IF),
     late(number("ipv6_freebind", IPPROTO_IPV6, libc::IPV6_FREEBIND)),
+];
+
+/// Of IPv4, where the socket is no stream: those refuse them.
+pub static IP_MULTICAST: &[Setting] = &[
+    bytes("ip_multicast_if", IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
+    number("ip_multicast_ttl", IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    number("ip_multicast_loop", IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    number("ip_multicast_all", IPPROTO_IP, libc::IP_MULTICAST_ALL),
+];
+
+/// The same of IPv6.
+pub static IPV6_MULTICAST: &[Setting] = &[
+    number("ipv6_multicast_if", IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    number("ipv6_multicast_hops", IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    number("ipv6_multicast_loop", IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    number("ipv6_multicast_all", IPPROTO_IPV6, ip::V6_MULTICAST_ALL),
 ];
 
 /// Numbers that libc lacks (linux/tcp.h).
@@ -213,6 +221,9 @@ pub static TCP_AT_REST: &[Setting] = &[
     number("tcp_fastopen_no_cookie", IPPROTO_TCP, tcp::FASTOPEN_NO_COOKIE),
     bytes("tcp_fastopen_key", IPPROTO_TCP, tcp::FASTOPEN_KEY, 32),
 ];
+
+/// Of TCP that is connected.
+pub static TCP_CONNECTED: &[Setting] = &[late(number("tcp_window_clamp_now", IPPROTO_TCP, libc::TCP_WINDOW_CLAMP))];
 
 /// Numbers that libc lacks (linux/udp.h).
 mod udp {
@@ -314,7 +325,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all = [SOCKET, IP, IPV6, TCP, TCP_AT_REST, UDP, RECEIVERS];
+        let all = [SOCKET, IP, IPV6, IP_MULTICAST, IPV6_MULTICAST, TCP, TCP_AT_REST, TCP_CONNECTED, UDP, RECEIVERS];
         let mut names: Vec<&str> = all.iter().copied().flatten().map(|setting| setting.name).collect();
         let count = names.len();
         names.sort_unstable();

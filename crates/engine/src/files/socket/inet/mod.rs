@@ -9,8 +9,13 @@
 //! it had ([`FileKind::settle`]): only then does it listen.
 
 mod address;
+mod connection;
 mod datagram;
+mod packet;
 mod tcp;
+
+pub use connection::{Connection, Held};
+pub use tcp::Peers;
 
 use super::beside::Extra;
 use super::settings::{self, Setting, When};
@@ -36,8 +41,14 @@ pub struct Inet;
 /// States that the record tells, of TCP and in its terms of others (include/net/tcp_states.h).
 mod state {
     pub const ESTABLISHED: u32 = 1;
+    pub const SYN_SENT: u32 = 2;
+    pub const FIN_WAIT1: u32 = 4;
+    pub const FIN_WAIT2: u32 = 5;
     pub const CLOSE: u32 = 7;
+    pub const CLOSE_WAIT: u32 = 8;
+    pub const LAST_ACK: u32 = 9;
     pub const LISTEN: u32 = 10;
+    pub const CLOSING: u32 = 11;
 }
 
 /// Permission bits of a new socket's inode (net/socket.c, sock_alloc).
@@ -89,6 +100,7 @@ impl FileKind for Inet {
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let record = entry.isk.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let record = &tcp::as_asked(record, cx.options);
         let extra = cx.sockets()?.of(entry.id);
         let sort = sort_of(record);
         let what = || object(entry.id, sort);
@@ -98,13 +110,21 @@ impl FileKind for Inet {
         let socket = file.as_fd();
         build_inode(socket, &extra).map_err(|e| Error::kernel(what(), "give it its owner", e))?;
         build_early(socket, record, &extra)?;
-        build_address(cx, socket, record)?;
+        let connected = tcp::is_connection(record);
+        if connected {
+            let connection = connection::build(cx, socket, record)?;
+            cx.connections.insert(entry.id, connection);
+        } else {
+            build_address(cx, socket, record)?;
+        }
         if sort.protocol == libc::IPPROTO_TCP {
             tcp::build(socket, record, &extra)?;
         } else {
             datagram::build(socket, record)?;
         }
-        build_shutdown(socket, record)?;
+        if !connected {
+            build_shutdown(socket, record)?;
+        }
         filter::build(socket, &record.opts.so_filter, what)?;
         settings::build(socket, &tables(record), &extra, When::Late, what)?;
         apply_status_flags(socket, entry.id, record.flags)?;
@@ -115,8 +135,12 @@ impl FileKind for Inet {
         entry.isk.as_ref().map(|record| &record.fown)
     }
 
-    fn settle(&self, _cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
+    fn settle(&self, cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
         let Some(record) = &entry.isk else { return Ok(()) };
+        if tcp::is_connection(&tcp::as_asked(record, cx.options)) {
+            // It is not free yet: see `Connection::release`.
+            return Ok(());
+        }
         if record.state == state::LISTEN {
             tcp::listen(file, record)?;
         }
@@ -150,11 +174,14 @@ pub fn describe(sort: Sort) -> String {
 fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
     let sort = sort_of(record);
     let mut tables = vec![settings::SOCKET];
+    let stream = sort.kind == libc::SOCK_STREAM;
     if sort.family == libc::AF_INET || sort.kind != libc::SOCK_RAW {
         tables.push(settings::IP);
+        tables.extend((!stream).then_some(settings::IP_MULTICAST));
     }
     if sort.family == libc::AF_INET6 {
         tables.push(settings::IPV6);
+        tables.extend((!stream).then_some(settings::IPV6_MULTICAST));
     }
     match sort.protocol {
         libc::IPPROTO_TCP => tables.extend(tcp::tables(record)),

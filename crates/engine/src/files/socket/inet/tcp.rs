@@ -1,16 +1,24 @@
-//! TCP: sockets that are not connected, or listen.
+//! TCP: in which state a socket is, what that leads to, and TCP's options.
+//!
+//! Connections are taken apart and put together in [`super::connection`].
 
+use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, object, ready, sort_of, state};
+use super::{CLOSE, address, connection, object, ready, sort_of, state};
 use crate::files::{Collect, OpenFile};
-use crate::{Error, Result};
+use crate::freeze::pid_of;
+use crate::options::TcpPolicy;
+use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
+use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use std::os::fd::BorrowedFd;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Longest name of a congestion control (TCP_CA_NAME_MAX).
 const CA_NAME_MAX: usize = 16;
@@ -43,8 +51,10 @@ impl Info {
 /// The tables of options that such a socket has.
 pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
     let mut tables = vec![settings::TCP];
-    // What a connection has left behind when it ended is of no use any more.
-    if !has_ended(record) {
+    // They say something else in a connection, and of one that has ended nothing of use.
+    if is_connection(record) {
+        tables.push(settings::TCP_CONNECTED);
+    } else if !has_ended(record) {
         tables.push(settings::TCP_AT_REST);
     }
     if record.state == state::LISTEN {
@@ -60,24 +70,31 @@ pub fn has_ended(record: &InetSkEntry) -> bool {
 }
 
 /// Reads what is TCP's own.
-pub fn collect(_cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry, extra: &mut Extra) -> Result<()> {
+pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry, extra: &mut Extra) -> Result<()> {
     let failed = |what: &str, e| Error::kernel(file.object(), what, e);
     refuse_layers(file)?;
     let info = Info::of(file.file).map_err(|e| failed("ask for its state", e))?;
     record.state = info.state;
     match info.state {
         state::LISTEN => {
-            if info.waiting > 0 {
+            if info.waiting > 0 && cx.options.skip_in_flight {
+                tracing::warn!("{}: {} connections that wait to be accepted are lost", file.object(), info.waiting);
+            } else if info.waiting > 0 {
                 return Err(Error::unsupported(
                     file.object(),
                     format!("{} connections wait to be accepted, which cannot be carried yet", info.waiting),
-                    "let the program accept them before the checkpoint",
+                    "let the program accept them before the checkpoint, or let them be lost with --skip-in-flight",
                 ));
             }
             record.backlog = info.backlog;
         }
         state::CLOSE => collect_closed(file, record)?,
-        _ => return Err(refuse_connection(file)),
+        state::SYN_SENT => collect_in_flight(cx, file, record)?,
+        connected if connection::is_connected(connected) => collect_connection(cx, file, record)?,
+        other => {
+            let reason = format!("it is in the state {other} of TCP, which cannot be carried");
+            return Err(Error::unsupported(file.object(), reason, "try again in a moment"));
+        }
     }
     let name = socket::get_bytes(file.file, IPPROTO_TCP, libc::TCP_CONGESTION, CA_NAME_MAX);
     let name = name.map_err(|e| failed("ask for its congestion control", e))?;
@@ -117,6 +134,20 @@ fn refuse_layers(file: &OpenFile<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A connection that the other end has not answered yet.
+fn collect_in_flight(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+    if !cx.options.skip_in_flight {
+        return Err(Error::unsupported(
+            file.object(),
+            "its connection is not established yet (SYN_SENT), which cannot be carried",
+            "try again in a moment, or give the connection up with --skip-in-flight",
+        ));
+    }
+    tracing::warn!("{}: its connection, which was not established yet, is given up", file.object());
+    close(record);
+    Ok(())
+}
+
 /// A socket that is not connected, or not any more.
 fn collect_closed(file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
     let unread = rustix::io::ioctl_fionread(file.file);
@@ -133,12 +164,129 @@ fn collect_closed(file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
     Ok(())
 }
 
-fn refuse_connection(file: &OpenFile<'_>) -> Error {
-    let peer = match address::peer(file.file) {
-        Ok(Some(peer)) => format!(" with {peer}"),
-        _ => String::new(),
-    };
-    Error::unsupported(file.object(), format!("its TCP connection{peer} cannot be carried yet"), CLOSE)
+/// Whether a record is one of a connection.
+pub fn is_connection(record: &InetSkEntry) -> bool {
+    record.proto == IPPROTO_TCP as u32 && connection::is_connected(record.state)
+}
+
+/// A record as the user wants it to be built: a connection as one that has ended, if asked for.
+pub fn as_asked(record: &InetSkEntry, options: &RestoreOptions) -> InetSkEntry {
+    let mut record = record.clone();
+    if options.tcp_close && is_connection(&record) {
+        close(&mut record);
+    }
+    record
+}
+
+/// The program sees an orderly end.
+fn close(record: &mut InetSkEntry) {
+    record.state = state::CLOSE;
+    record.set_shutdown(SkShutdown::Both);
+}
+
+/// The state of a socket of TCP.
+pub fn state_of(socket: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
+    Info::of(socket).map(|info| info.state)
+}
+
+/// A connection, as the user wants it.
+fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+    match cx.options.tcp {
+        TcpPolicy::Refuse => return Err(refuse_connections(cx.pids, file)),
+        TcpPolicy::Close => {
+            close(record);
+            return Ok(());
+        }
+        TcpPolicy::Keep => {}
+    }
+    if ready(file.file).contains(PollFlags::PRI) {
+        let reason = "it has urgent data that the program has not read, which cannot be carried yet";
+        return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
+    }
+    connection::collect(cx.images, file, record)?;
+    cx.sockets.held.hold(file.file).map_err(|e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e)))
+}
+
+/// Names all connections of the tree, of which one was met.
+fn refuse_connections(pids: &[i32], file: &OpenFile<'_>) -> Error {
+    const SHOWN: usize = 20;
+    let peers = Peers::of_tree(pids).unwrap_or_default().0;
+    let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
+    if peers.len() > SHOWN {
+        all.push(format!("and {} more", peers.len() - SHOWN));
+    }
+    Error::unsupported(
+        file.object(),
+        format!("the tree has connections of TCP: {}", all.join("; ")),
+        "--tcp-established carries them, --tcp-close lets the programs see their end",
+    )
+}
+
+/// Both ends of a connection of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pid: i32,
+    fd: i32,
+    /// Its own address.
+    pub own: SocketAddr,
+    /// The other's.
+    pub peer: SocketAddr,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {}, descriptor {}: {} with {}", self.pid, self.fd, self.own, self.peer)
+    }
+}
+
+/// The connections of a tree.
+#[derive(Debug, Default)]
+pub struct Peers(pub Vec<Peer>);
+
+impl Peers {
+    /// Looks at every descriptor of these processes; nothing is observed but whether there are connections.
+    pub fn of_tree(pids: &[i32]) -> Result<Peers> {
+        let mut peers = Vec::new();
+        for &pid in pids {
+            let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
+            // A zombie has no descriptors.
+            let Ok(task) = Task::open(pid_of(pid)?) else { continue };
+            let sockets: Vec<i32> =
+                task.fds().unwrap_or_default().into_iter().filter(|fd| is_socket(&task, *fd)).collect();
+            if sockets.is_empty() {
+                continue;
+            }
+            let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
+            for fd in sockets {
+                let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+                peers.extend(connection_of(file.as_fd()).map(|(own, peer)| Peer { pid, fd, own, peer }));
+            }
+        }
+        Ok(Peers(peers))
+    }
+
+    /// Of the records of an image.
+    pub fn of_records<'r>(records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
+        let peer = |record: &InetSkEntry| {
+            let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
+            let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
+            Ok(Peer { pid: 0, fd: 0, own, peer })
+        };
+        records.filter(|record| is_connection(record)).map(peer).collect::<Result<_>>().map(Peers)
+    }
+}
+
+fn is_socket(task: &Task, fd: i32) -> bool {
+    task.link(&format!("fd/{fd}")).is_ok_and(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:["))
+}
+
+fn connection_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let sort = Sort::of(socket).ok()?;
+    if !matches!(sort.family, libc::AF_INET | libc::AF_INET6) || sort.protocol != IPPROTO_TCP {
+        return None;
+    }
+    let connected = connection::is_connected(state_of(socket).ok()?);
+    Some((address::local(socket).ok()?, address::peer(socket).ok()??)).filter(|_| connected)
 }
 
 /// Sets what is TCP's own.

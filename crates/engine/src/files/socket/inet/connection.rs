@@ -1,0 +1,355 @@
+//! A TCP connection: taken apart in repair mode (TCP_REPAIR), and put together
+//! again in it. `tcp-stream-INODE.img` has the queues, sequence numbers and
+//! windows.
+//!
+//! Numbers of the record are the kernel's own: they count an end (FIN) that
+//! was sent or received, the queues do not. Everything that is put together
+//! stays in repair mode, and so without a word to its peer, until
+//! [`Connection::release`]. What only packets bring about, that an end was
+//! received or acknowledged, is brought about by packets of our own
+//! ([`super::packet`]), in the peer's name.
+
+use super::super::{object, options};
+use super::packet::{self, Segment};
+use super::{address, sort_of, state, zone_of};
+use crate::files::{Build, OpenFile};
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpStreamEntry};
+use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::tcp_repair::{self, Agreed, Queue, Window};
+use libc::SOL_SOCKET;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// `TCPI_OPT_*` (linux/tcp.h) that `opt_mask` has.
+mod opt {
+    pub const TIMESTAMPS: u32 = 1;
+    pub const SACK: u32 = 2;
+    pub const WSCALE: u32 = 4;
+}
+
+/// Between these TCP_MAXSEG may be (net/ipv4/tcp.c).
+const MIN_MSS: u32 = 88;
+const MAX_MSS: u32 = 32767;
+/// Bytes that are given to a queue in one go: one buffer of the kernel's.
+const CHUNK: usize = 32 << 10;
+/// What a queue takes besides its data, generously.
+const OVERHEAD: usize = 256 << 10;
+
+/// Whether our own end was sent in this state.
+fn sent_end(state: u32) -> bool {
+    matches!(state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK)
+}
+
+/// Whether the peer's end was received.
+fn received_end(state: u32) -> bool {
+    matches!(state, state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING)
+}
+
+/// States in which there is a peer that knows of the connection.
+pub fn is_connected(state: u32) -> bool {
+    matches!(state, state::ESTABLISHED | state::CLOSE_WAIT) || sent_end(state)
+}
+
+/// Reads a connection, and leaves it as it was.
+pub fn collect(images: &DumpDir, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+    record.set_shutdown(match (received_end(record.state), sent_end(record.state)) {
+        (false, false) => SkShutdown::None,
+        (true, false) => SkShutdown::Read,
+        (false, true) => SkShutdown::Write,
+        (true, true) => SkShutdown::Both,
+    });
+    if record.shutdown() == SkShutdown::None {
+        record.shutdown = None;
+    }
+    let failed = |e| repair_error(file.object(), "take its connection apart (TCP_REPAIR)", e);
+    tcp_repair::begin(file.file).map_err(failed)?;
+    let read = read(file.file, record.state);
+    // In any case, and SO_REUSEADDR has gone with it.
+    let ended = tcp_repair::end_silently(file.file);
+    let reuse = i32::from(record.opts.reuseaddr == Some(true));
+    let reused = socket::set_int(file.file, SOL_SOCKET, libc::SO_REUSEADDR, reuse);
+    let (stream, data) = read.map_err(failed)?;
+    ended.and(reused).map_err(failed)?;
+    images.append(ImageKind::TcpStream, u64::from(record.ino), &stream, Some(&data))?;
+    Ok(())
+}
+
+fn repair_error(object: Object, action: &str, errno: Errno) -> Error {
+    let remedy = if errno == Errno::PERM { "connections of TCP need CAP_NET_ADMIN" } else { "" };
+    Error::Kernel { object, action: action.into(), errno, remedy }
+}
+
+fn read(socket: BorrowedFd<'_>, state: u32) -> std::result::Result<(TcpStreamEntry, Vec<u8>), Errno> {
+    let info = socket::get_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, 8)?;
+    let (Some(&agreed), Some(&scales)) = (info.get(5), info.get(6)) else { return Err(Errno::INVAL) };
+    let end = u32::from(sent_end(state));
+    let inq_len = rustix::io::ioctl_fionread(socket)? as u32;
+    let outstanding = (socket::unsent(socket)? as u32).saturating_sub(end);
+    let not_sent = socket::not_sent(socket)? as u32;
+    tcp_repair::choose(socket, Queue::Receive)?;
+    let inq_seq = tcp_repair::sequence(socket)?;
+    let mut data = tcp_repair::contents(socket, inq_len as usize)?;
+    tcp_repair::choose(socket, Queue::Send)?;
+    let outq_seq = tcp_repair::sequence(socket)?;
+    data.extend(tcp_repair::contents(socket, outstanding as usize)?);
+    let window = tcp_repair::window(socket)?;
+    // Of an end that was acknowledged, nothing is outstanding.
+    let stream = TcpStreamEntry {
+        inq_len,
+        inq_seq,
+        outq_len: outstanding,
+        outq_seq,
+        opt_mask: u32::from(agreed) & (opt::TIMESTAMPS | opt::SACK | opt::WSCALE),
+        // The peer's scale is in the lower half.
+        snd_wscale: u32::from(scales & 0xf),
+        rcv_wscale: Some(u32::from(scales >> 4)),
+        mss_clamp: tcp_repair::agreed_mss(socket)?,
+        timestamp: Some(tcp_repair::timestamp(socket)?),
+        unsq_len: Some(not_sent.min(outstanding)),
+        snd_wl1: Some(window.snd_wl1),
+        snd_wnd: Some(window.snd_wnd),
+        max_window: Some(window.max_window),
+        rcv_wnd: Some(window.rcv_wnd),
+        rcv_wup: Some(window.rcv_wup),
+        ..TcpStreamEntry::default()
+    };
+    Ok((stream, data))
+}
+
+/// A connection that is put together, and does not speak yet.
+#[derive(Debug)]
+pub struct Connection {
+    id: u32,
+    record: InetSkEntry,
+    stream: TcpStreamEntry,
+    /// What is to be sent once it may.
+    not_sent: Vec<u8>,
+    own: SocketAddr,
+    peer: SocketAddr,
+}
+
+/// Puts a connection together in a new socket, which has its options already.
+pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<Connection> {
+    let file = || format!("tcp-stream-{:x}.img", record.ino);
+    let all = cx.images.read_tailed::<TcpStreamEntry>(ImageKind::TcpStream, u64::from(record.ino))?;
+    let Some((stream, data)) = all.into_iter().next() else {
+        return Err(Error::bad_image(file(), "it has no connection"));
+    };
+    let zone = zone_of(record)?;
+    let own = address::of_record(record, &record.src_addr, record.src_port, zone)?;
+    let peer = address::of_record(record, &record.dst_addr, record.dst_port, zone)?;
+    let unread = stream.inq_len as usize;
+    let sent = data.len() - (stream.unsq_len.unwrap_or(0).min(stream.outq_len) as usize);
+    let what = || object(record.id, sort_of(record));
+    let failed = |action: &str, e| repair_error(what(), action, e);
+    tcp_repair::begin(socket).map_err(|e| failed("put its connection together (TCP_REPAIR)", e))?;
+    connect(socket, record, &stream, &own, &peer)?;
+    make_room(socket, &stream).map_err(|e| failed("make room for its queues", e))?;
+    put(socket, Queue::Receive, &data[..unread]).map_err(|e| failed("give it back what it had not read", e))?;
+    put(socket, Queue::Send, &data[unread..sent]).map_err(|e| failed("give it back what was not acknowledged", e))?;
+    set_window(socket, record.state, &stream).map_err(|e| failed("set its windows", e))?;
+    compute_segments(socket, &peer).map_err(|e| failed("have the size of its segments computed", e))?;
+    options::buffers(socket, &record.opts, what)?;
+    let not_sent = data[sent..].to_vec();
+    Ok(Connection { id: record.id, record: record.clone(), stream, not_sent, own, peer })
+}
+
+fn connect(
+    socket: BorrowedFd<'_>,
+    record: &InetSkEntry,
+    stream: &TcpStreamEntry,
+    own: &SocketAddr,
+    peer: &SocketAddr,
+) -> Result<()> {
+    let failed = |action: String, errno| Error::Kernel {
+        object: object(record.id, sort_of(record)),
+        action,
+        errno,
+        remedy: match errno {
+            Errno::ADDRNOTAVAIL => "this host must have the address, and nobody the connection",
+            Errno::NETUNREACH | Errno::HOSTUNREACH => "this host needs a way to the peer",
+            _ => "",
+        },
+    };
+    let set = |queue, seq: u32| {
+        tcp_repair::choose(socket, queue)
+            .and_then(|()| tcp_repair::set_sequence(socket, seq))
+            .map_err(|e| failed("set its sequence numbers".into(), e))
+    };
+    let received = stream.inq_seq.wrapping_sub(u32::from(received_end(record.state)));
+    let written = stream.outq_seq.wrapping_sub(u32::from(sent_end(record.state)));
+    set(Queue::Receive, received.wrapping_sub(stream.inq_len))?;
+    set(Queue::Send, written.wrapping_sub(stream.outq_len))?;
+    rustix::net::bind(socket, own).map_err(|e| failed(format!("bind it to {own}"), e))?;
+    // The kernel computes now how large segments are; what is said later would not count.
+    let mss = stream.mss_clamp.clamp(MIN_MSS, MAX_MSS) as i32;
+    let limit = |mss| socket::set_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, mss);
+    limit(mss).map_err(|e| failed("set the size of its segments".into(), e))?;
+    rustix::net::connect(socket, peer).map_err(|e| failed(format!("connect it with {peer}"), e))?;
+    limit(0).map_err(|e| failed("set the size of its segments".into(), e))?;
+    let has = |bit| stream.opt_mask & bit != 0;
+    let agreed = Agreed {
+        mss: stream.mss_clamp,
+        scales: has(opt::WSCALE).then_some((stream.snd_wscale, stream.rcv_wscale.unwrap_or(0))),
+        sack: has(opt::SACK),
+        timestamps: has(opt::TIMESTAMPS),
+    };
+    tcp_repair::set_agreed(socket, &agreed).map_err(|e| failed("set what was agreed upon".into(), e))?;
+    let clock = stream.timestamp.filter(|_| agreed.timestamps);
+    clock
+        .map_or(Ok(()), |clock| tcp_repair::set_timestamp(socket, clock))
+        .map_err(|e| failed("set the clock of its time stamps".into(), e))
+}
+
+/// Room for the queues, however small the buffers are afterwards.
+fn make_room(socket: BorrowedFd<'_>, stream: &TcpStreamEntry) -> std::result::Result<(), Errno> {
+    for (len, force) in [(stream.inq_len, libc::SO_RCVBUFFORCE), (stream.outq_len, libc::SO_SNDBUFFORCE)] {
+        if len > 0 {
+            socket::set_int(socket, SOL_SOCKET, force, (len as usize * 2 + OVERHEAD) as i32)?;
+        }
+    }
+    Ok(())
+}
+
+fn put(socket: BorrowedFd<'_>, queue: Queue, mut data: &[u8]) -> std::result::Result<(), Errno> {
+    tcp_repair::choose(socket, queue)?;
+    while !data.is_empty() {
+        let took = tcp_repair::fill(socket, &data[..data.len().min(CHUNK)])?;
+        data = &data[took..];
+    }
+    Ok(())
+}
+
+fn set_window(socket: BorrowedFd<'_>, state: u32, stream: &TcpStreamEntry) -> std::result::Result<(), Errno> {
+    let (Some(snd_wl1), Some(snd_wnd), Some(max_window), Some(rcv_wnd), Some(rcv_wup)) =
+        (stream.snd_wl1, stream.snd_wnd, stream.max_window, stream.rcv_wnd, stream.rcv_wup)
+    else {
+        return Ok(());
+    };
+    // The peer's end is not here yet.
+    let end = u32::from(received_end(state));
+    let next = stream.inq_seq.wrapping_sub(end);
+    let beyond = rcv_wup.wrapping_sub(next) as i32 > 0;
+    let rcv_wup = if beyond { next } else { rcv_wup };
+    tcp_repair::set_window(socket, &Window { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup })
+}
+
+/// Segments on a loopback are larger than can be said before. To set options of
+/// IPv4, be it those that are there, has their size computed anew; IPv6 has no
+/// such way.
+fn compute_segments(socket: BorrowedFd<'_>, peer: &SocketAddr) -> std::result::Result<(), Errno> {
+    if peer.ip().to_canonical().is_ipv6() {
+        return Ok(());
+    }
+    let same = socket::get_bytes(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, 40)?;
+    socket::set_bytes(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &same)
+}
+
+impl Connection {
+    /// Lets it speak: from now on its peer is answered.
+    pub fn release(&self, socket: BorrowedFd<'_>) -> Result<()> {
+        let what = || object(self.id, sort_of(&self.record));
+        let failed = |action: &str, e| Error::kernel(what(), action, e);
+        tcp_repair::end(socket).map_err(|e| failed("let its connection go on", e))?;
+        self.send(socket).map_err(|e| failed("send what it had not sent", e))?;
+        self.end(socket)?;
+        options::set_reuseaddr(socket, self.record.opts.reuseaddr == Some(true), what)
+    }
+
+    /// What was in the queue and not sent.
+    fn send(&self, socket: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        if self.not_sent.is_empty() {
+            return Ok(());
+        }
+        let room = (self.stream.outq_len as usize * 2 + OVERHEAD) as i32;
+        socket::set_int(socket, SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
+        let mut rest = &self.not_sent[..];
+        while !rest.is_empty() {
+            let took = rustix::net::send(socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+            rest = &rest[took..];
+        }
+        options::buffers(socket, &self.record.opts, || object(self.id, sort_of(&self.record)))
+            .map_err(|e| e.errno().unwrap_or(Errno::INVAL))
+    }
+
+    /// Its ends, in the order in which they came about.
+    fn end(&self, socket: BorrowedFd<'_>) -> Result<()> {
+        let state = self.record.state;
+        let shut = || {
+            rustix::net::shutdown(socket, rustix::net::Shutdown::Write)
+                .map_err(|e| Error::kernel(object(self.id, sort_of(&self.record)), "shut it down", e))
+        };
+        let unacknowledged = self.stream.outq_len.wrapping_add(u32::from(sent_end(state)));
+        let acknowledged = self.stream.outq_seq.wrapping_sub(unacknowledged);
+        match state {
+            state::CLOSE_WAIT => self.receive(socket, packet::FIN, acknowledged, state),
+            state::LAST_ACK => {
+                self.receive(socket, packet::FIN, acknowledged, state::CLOSE_WAIT)?;
+                shut()
+            }
+            state::FIN_WAIT1 => shut(),
+            state::FIN_WAIT2 => {
+                shut()?;
+                self.receive(socket, 0, self.stream.outq_seq, state)
+            }
+            state::CLOSING => {
+                shut()?;
+                self.receive(socket, packet::FIN, acknowledged, state)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has it receive a packet of its peer without data, which brings it into a state.
+    fn receive(&self, socket: BorrowedFd<'_>, flags: u8, acknowledged: u32, comes: u32) -> Result<()> {
+        let segment = Segment {
+            from: self.peer,
+            to: self.own,
+            sequence: self.stream.inq_seq.wrapping_sub(u32::from(received_end(self.record.state))),
+            acknowledged,
+            flags,
+            window: (self.stream.snd_wnd.unwrap_or(0) >> self.stream.snd_wscale).min(0xffff) as u16,
+        };
+        let what = || object(self.id, sort_of(&self.record));
+        packet::send(&segment).map_err(|e| Error::Kernel {
+            object: what(),
+            action: "send the end of its peer to it".into(),
+            errno: e,
+            remedy: if e == Errno::PERM { "this needs CAP_NET_RAW" } else { "" },
+        })?;
+        if packet::arrives(|| super::tcp::state_of(socket) == Ok(comes)) {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            what(),
+            "the end of its peer does not reach it",
+            "a firewall of this host must let packets from the peer's address out of this host and into it",
+        ))
+    }
+}
+
+/// Connections of the tree that was frozen, held so that the peers hear
+/// nothing when their processes end.
+#[derive(Debug, Default)]
+pub struct Held(Vec<OwnedFd>);
+
+impl Held {
+    /// One more.
+    pub fn hold(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.0.push(socket.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// Their processes have ended: they go without a word.
+    pub fn silence(self) {
+        for socket in &self.0 {
+            if let Err(e) = tcp_repair::begin(socket) {
+                tracing::warn!("a connection of TCP ends with a word to its peer: {e}");
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Packets of TCP without data in the name of a peer, sent from this host to
+//! itself: they bring about what nothing but a packet does.
+
+use cryonaut_kernel::sys::socket;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketFlags, SocketType, sendto, socket_with};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// The bit of a segment that ends its direction.
+pub const FIN: u8 = 1;
+const ACK: u8 = 0x10;
+/// Both of our network lock and of CRIU's let packets with this mark through.
+pub const MARK: i32 = 0xc114;
+const IPV6_HDRINCL: i32 = 36;
+const HEADER: usize = 20;
+/// How long a packet may take through this host.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// A segment of TCP without data.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment {
+    /// In whose name.
+    pub from: SocketAddr,
+    /// To whom, on this host.
+    pub to: SocketAddr,
+    pub sequence: u32,
+    pub acknowledged: u32,
+    /// Besides ACK.
+    pub flags: u8,
+    /// As it is in the packet.
+    pub window: u16,
+}
+
+/// Sends it.
+pub fn send(segment: &Segment) -> Result<(), Errno> {
+    let (from, to) = (segment.from.ip().to_canonical(), segment.to.ip().to_canonical());
+    let (packet, family) = match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let tcp = segment.bytes(&[&from.octets(), &to.octets()]);
+            // Version and length, total length, lifetime, protocol; the kernel adds what is left.
+            let mut ip = vec![0x45, 0, 0, (HEADER + tcp.len()) as u8, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
+            ip.extend(from.octets());
+            ip.extend(to.octets());
+            ip.extend(tcp);
+            (ip, AddressFamily::INET)
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let tcp = segment.bytes(&[&from.octets(), &to.octets()]);
+            let mut ip = vec![0x60, 0, 0, 0, 0, tcp.len() as u8, libc::IPPROTO_TCP as u8, 64];
+            ip.extend(from.octets());
+            ip.extend(to.octets());
+            ip.extend(tcp);
+            (ip, AddressFamily::INET6)
+        }
+        _ => return Err(Errno::AFNOSUPPORT),
+    };
+    let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
+    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
+    socket::set_int(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
+    if family == AddressFamily::INET6 {
+        socket::set_int(&socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
+    }
+    let mut whither = SocketAddr::new(to, 0);
+    if let (SocketAddr::V6(whither), SocketAddr::V6(to)) = (&mut whither, segment.to) {
+        whither.set_scope_id(to.scope_id());
+    }
+    sendto(&socket, &packet, SendFlags::empty(), &whither).map(drop)
+}
+
+impl Segment {
+    fn bytes(&self, addresses: &[&[u8]; 2]) -> Vec<u8> {
+        let mut tcp = Vec::with_capacity(HEADER);
+        tcp.extend(self.from.port().to_be_bytes());
+        tcp.extend(self.to.port().to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledged.to_be_bytes());
+        tcp.extend([(HEADER as u8 / 4) << 4, self.flags | ACK]);
+        tcp.extend(self.window.to_be_bytes());
+        tcp.extend([0; 4]);
+        // What is summed up begins with both addresses, length and protocol.
+        let pseudo = [addresses[0], addresses[1], &[0, HEADER as u8, 0, libc::IPPROTO_TCP as u8], &tcp].concat();
+        tcp[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+        tcp
+    }
+}
+
+/// The internet's checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Waits until what was sent has had its effect.
+pub fn arrives(has: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !has() {
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_of_a_whole_is_zero() {
+        let segment = Segment {
+            from: "127.0.0.1:1000".parse().unwrap(),
+            to: "127.0.0.1:2000".parse().unwrap(),
+            sequence: 1,
+            acknowledged: 2,
+            flags: FIN,
+            window: 3,
+        };
+        let tcp = segment.bytes(&[&[127, 0, 0, 1], &[127, 0, 0, 1]]);
+        let whole = [&[127, 0, 0, 1, 127, 0, 0, 1, 0, 20, 0, 6], &tcp[..]].concat();
+        assert_eq!(checksum(&whole), 0);
+    }
+}
