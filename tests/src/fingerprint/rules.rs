@@ -130,14 +130,6 @@ pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&Str
             let nap = |value: Option<&String>| value.is_some_and(|rax| rax == "0x0" || rax == "0xfffffffffffffdfc");
             nap(before) && nap(after)
         }
-        // Whether memory that cannot be written now counts as promised (ac): the images have no place for it.
-        "smaps.VmFlags" => {
-            let flags = |value: Option<&String>| {
-                let words = value.map(|text| text.split(' ').filter(|flag| *flag != "ac").collect::<Vec<_>>());
-                words.map(|words| words.join(" "))
-            };
-            flags(before).is_some() && flags(before) == flags(after)
-        }
         // An interval timer that nobody reads goes on counting.
         "fdinfo.ticks" => {
             let ticks = |value: Option<&String>| value.and_then(|text| text.parse::<u64>().ok());

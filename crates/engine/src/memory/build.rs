@@ -318,6 +318,11 @@ fn finish_mappings(hand: &mut Hand, vmas: &[VmaEntry], space: Space<'_>) -> Resu
             b.call(libc::SYS_madvise, [start.into(), len.into(), MADV_GUARD_INSTALL.into()]);
         } else if is_mapped_here(vma) {
             if space.protection(vma) != vma.prot {
+                if space.contents.was_emptied(vma) {
+                    // Only who has been written to counts against the commit limit when it no longer can be.
+                    b.attempt(libc::SYS_madvise, [start.into(), super::PAGE.into(), libc::MADV_POPULATE_WRITE.into()]);
+                    b.attempt(libc::SYS_madvise, [start.into(), len.into(), libc::MADV_DONTNEED.into()]);
+                }
                 b.call(libc::SYS_mprotect, [start.into(), len.into(), vma.prot.into()]);
             }
             if extras.merges_any() && vma.madv.unwrap_or(0) & 1 << libc::MADV_MERGEABLE == 0 {

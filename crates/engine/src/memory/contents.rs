@@ -191,12 +191,20 @@ impl Contents {
     /// is not: so none may be writable that has no need of it.
     pub fn fill(&self, vma: &VmaEntry) -> bool {
         let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
-        let has_pages = || self.within(vma.start, vma.end).next().is_some();
         // A ring's contents are put where it will be.
         if vma.status & status::AIORING != 0 {
             return true;
         }
-        vma.status & status::REGULAR != 0 && private && (self.extras.was_writable(vma.start) || has_pages())
+        vma.status & status::REGULAR != 0 && private && (self.extras.was_writable(vma.start) || self.has_pages(vma))
+    }
+
+    /// Whether a mapping of the process's own memory that cannot be written to was, and has no pages now.
+    pub fn was_emptied(&self, vma: &VmaEntry) -> bool {
+        vma.status & status::ANON_PRIVATE != 0 && self.extras.was_writable(vma.start) && !self.has_pages(vma)
+    }
+
+    fn has_pages(&self, vma: &VmaEntry) -> bool {
+        self.within(vma.start, vma.end).next().is_some()
     }
 }
 
