@@ -228,6 +228,31 @@ WL_UNUSED static void wl_child_ready(void)
 	wl_sync_fd = -1;
 }
 
+/* A child that comes back from here when the harness asks for the check. */
+WL_UNUSED static pid_t wl_fork_waiting(void)
+{
+	pid_t child = wl_fork();
+
+	if (child == 0) {
+		wl_child_ready();
+		wl_wait();
+	}
+	return child;
+}
+
+/* A child that does nothing until a signal ends it. */
+WL_UNUSED static pid_t wl_fork_idle(void)
+{
+	pid_t child = wl_fork();
+
+	if (child == 0) {
+		wl_child_ready();
+		for (;;)
+			pause();
+	}
+	return child;
+}
+
 /* Reads a whole small file, for /proc; the text ends with a zero. Returns its length. */
 WL_UNUSED static size_t wl_read_file(const char *path, char *text, size_t size)
 {

@@ -21,11 +21,6 @@ static void release(void)
 int main(int argc, char **argv)
 {
 	wl_init(argc, argv);
-	child = wl_fork();
-	if (child == 0) {
-		wl_child_ready();
-		for (;;)
-			pause();
-	}
+	child = wl_fork_idle();
 	blocked_main((struct blocked_call){ .number = SYS_waitid, .call = call, .release = release, .result = SIGKILL });
 }

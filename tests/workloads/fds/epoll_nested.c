@@ -21,10 +21,8 @@ int main(int argc, char **argv)
 	MUST(epoll_ctl(middle, EPOLL_CTL_ADD, inner, &event));
 	event.data.u32 = 3;
 	MUST(epoll_ctl(outer, EPOLL_CTL_ADD, middle, &event));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(epoll_wait(outer, &got, 1, 10) == 1 && got.data.u32 == 3, "the child's outer one does not fire");
 		_exit(0);
 	}

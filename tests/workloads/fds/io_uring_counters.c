@@ -36,10 +36,8 @@ int main(int argc, char **argv)
 	ring_give(&ring, 77);
 	ring_submit(&ring, 1);
 	seen = MUST(mmap(NULL, sizeof(*seen), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		ring.given += 2;
 		WAIT_FOR(ring_unread(&ring) == 2, "what the parent does in the ring is not seen");
 		ring_take(&ring, 77, 0);

@@ -24,12 +24,7 @@ int main(int argc, char **argv)
 	pid_t child;
 
 	wl_init(argc, argv);
-	child = wl_fork();
-	if (child == 0) {
-		wl_child_ready();
-		for (;;)
-			pause();
-	}
+	child = wl_fork_idle();
 	of_self = MUST(syscall(SYS_pidfd_open, getpid(), 0));
 	of_child = MUST(syscall(SYS_pidfd_open, child, 0));
 	nonblocking = MUST(syscall(SYS_pidfd_open, child, O_NONBLOCK));

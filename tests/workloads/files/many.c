@@ -20,10 +20,8 @@ int main(int argc, char **argv)
 		for (int j = 0; j < EACH; j += 2)
 			MUST(lseek(fds[i][j], i * 10 + j, SEEK_SET));
 	}
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(lseek(fds[FILES - 1][1], 0, SEEK_CUR) == 77777, "the child does not share the last file's position");
 		_exit(0);
 	}

@@ -44,10 +44,8 @@ int main(int argc, char **argv)
 	wl_init(argc, argv);
 	MUST0(pthread_create(&thread, NULL, rest, NULL));
 	WAIT_FOR(tid, "the thread does not start");
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(access(wl_path("looked"), F_OK) == 0, "the parent did not look");
 		_exit(0);
 	}

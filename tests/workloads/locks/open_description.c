@@ -19,10 +19,8 @@ int main(int argc, char **argv)
 	second = MUST(open(wl_path("file"), O_RDWR));
 	MUST(lock(first, F_WRLCK, 0, 10));
 	MUST(lock(second, F_RDLCK, 10, 10));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(access(wl_path("closed"), F_OK) == 0, "the parent does not close");
 		CHECK(lock(second, F_RDLCK, 0, 10) < 0 && errno == EAGAIN, "the first lock is gone though the child still has the open");
 		MUST(lock(first, F_UNLCK, 0, 10));

@@ -18,10 +18,8 @@ int main(int argc, char **argv)
 	mine[0] = 1;
 	MUST(close(fd));
 	MUST(unlink(wl_path("gone")));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(*(volatile uint8_t *)(map + 8192) == 'p', "the child's mapping is another file");
 		CHECK(wl_differs(map + 4096, 4096, 0) != -1 && map[4096] == wl_byte(4, 4096), "the child's contents differ");
 		map[0] = 'c';

@@ -34,10 +34,8 @@ int main(int argc, char **argv)
 	shared = MUST(mmap(NULL, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
 	wl_fill(private, HUGE, 1);
 	wl_fill(shared + HUGE, HUGE, 2);
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(*(volatile uint8_t *)shared == 42, "the child does not share huge pages with its parent");
 		_exit(0);
 	}

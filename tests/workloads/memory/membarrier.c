@@ -13,10 +13,8 @@ int main(int argc, char **argv)
 	pid_t child;
 
 	wl_init(argc, argv);
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		if (wl_lose)
 			MUST(barrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED));
 		CHECK(barrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED) < 0 && errno == EPERM, "a process that has not registered may use it");

@@ -14,10 +14,8 @@ int main(int argc, char **argv)
 	reopened = MUST(open(path, O_RDONLY));
 	MUST(lseek(fd, 2, SEEK_SET));
 	MUST(lseek(reopened, 7, SEEK_SET));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(lseek(fd, 0, SEEK_CUR) == 5, "the child does not share the position of the memfd");
 		MUST(pwrite(fd, "B", 1, 0));
 		_exit(0);

@@ -24,10 +24,8 @@ int main(int argc, char **argv)
 	MUST(shm_unlink(unlinked));
 	wl_fill(first, SIZE, 1);
 	wl_fill(second, SIZE, 2);
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(*(volatile uint8_t *)first == 'p' && *(volatile uint8_t *)second == 'q', "the child sees other segments");
 		first[1] = second[1] = 'c';
 		_exit(0);

@@ -33,10 +33,8 @@ int main(int argc, char **argv)
 	once = MUST(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
 	MUST(timerfd_settime(once, 0, &(struct itimerspec){ { 0, 0 }, { 0, 1 } }, NULL));
 	shared = MUST(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK));
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		WAIT_FOR(timerfd_gettime(shared, &now) == 0 && now.it_interval.tv_sec == 33, "the child does not share the timer");
 		_exit(0);
 	}

@@ -1,45 +1,26 @@
 // peer: no, CRIU 4.2 refuses shared memory descriptors, and this needs one
 /* A child that shares memory and the table of signal actions (CLONE_SIGHAND). */
-#include <sched.h>
+#include "sharer.h"
 
-#include "workload.h"
-
-static char stack[65536] __attribute__((aligned(16)));
-static volatile int turn;
-
-static void handler(int signal)
+static int child(void)
 {
-	(void)signal;
-}
-
-static int child(void *unused)
-{
-	struct sigaction action = { .sa_handler = handler };
-
-	(void)unused;
-	while (turn == 0)
-		wl_nap();
-	sigaction(SIGUSR2, &action, NULL);
-	turn = 2;
-	syscall(SYS_exit_group, 0);
+	sharer_set_action();
+	sharer_turn = 2;
 	return 0;
 }
 
 int main(int argc, char **argv)
 {
-	struct sigaction action;
 	pid_t pid;
 
 	wl_init(argc, argv);
-	pid = MUST(clone(child, stack + sizeof(stack), CLONE_VM | CLONE_SIGHAND | SIGCHLD, NULL));
+	pid = sharer_begin(CLONE_SIGHAND, child);
 
 	wl_ready();
-	turn = 1;
-	WAIT_FOR(turn == 2, "the two no longer share their memory");
+	sharer_let();
 	if (wl_lose)
 		signal(SIGUSR2, SIG_DFL);
-	MUST(sigaction(SIGUSR2, NULL, &action));
-	CHECK(action.sa_handler == handler, "an action that the child set does not hold for the parent");
+	sharer_check_action();
 	wl_join(pid);
 	wl_ok();
 }

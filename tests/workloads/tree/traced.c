@@ -10,10 +10,8 @@ int main(int argc, char **argv)
 	pid_t child;
 
 	wl_init(argc, argv);
-	child = wl_fork();
+	child = wl_fork_waiting();
 	if (child == 0) {
-		wl_child_ready();
-		wl_wait();
 		_exit(wl_lose ? 1 : 0);
 	}
 	MUST(ptrace(PTRACE_SEIZE, child, 0, 0));
