@@ -23,7 +23,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 20] = [
+const WORKLOADS: [&str; 22] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -44,6 +44,8 @@ const WORKLOADS: [&str; 20] = [
     "tree/stopped",
     "signals/alternate_stack",
     "timers/timerfd",
+    "sockets/tcp_half_closed",
+    "sockets/tcp_processes",
 ];
 
 /// A workload waits for five minutes at most, so it is started anew from time to time.

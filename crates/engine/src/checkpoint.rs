@@ -1,7 +1,7 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::dump::{About, dump};
-use crate::files::socket::Peers;
+use crate::files::socket::{Held, Peers};
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::network_lock::{self, NetworkLock};
@@ -11,8 +11,10 @@ use crate::sharing::{self, Namespaces, Sharing};
 use crate::{CheckpointOptions, Error, Moment, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
+use cryonaut_kernel::guard::Undertaker;
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_kernel::sys::kcmp::{self, Shared};
+use rustix::process::PidfdFlags;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -39,7 +41,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     }
     refuse(&frozen, &own, options)?;
     // Before anything is asked of a socket; it is let go before the tree is.
-    let network = lock_network(&frozen, options)?;
+    let mut network = lock_network(&frozen, options)?;
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
@@ -78,9 +80,11 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         }
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
+            let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
             ((), report.end_us) = timed(|| frozen.kill())?;
             // We hold the last descriptors of them.
             connections.silence();
+            drop(undertaker);
             if let Some(network) = network {
                 network.keep();
             }
@@ -94,11 +98,22 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
 
 /// The network lock, if connections are to be carried and there are any.
 fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<NetworkLock>> {
-    if options.tcp != TcpPolicy::Keep || options.no_network_lock {
+    if options.tcp != TcpPolicy::Keep {
         return Ok(None);
     }
     let pids: Vec<i32> = frozen.processes.iter().filter(|p| !p.is_zombie()).map(|p| p.pid).collect();
-    NetworkLock::set(&Peers::of_tree(&pids)?)
+    let peers = Peers::of_tree(&pids)?;
+    match options.no_network_lock && !peers.0.is_empty() {
+        true => NetworkLock::without().map(Some),
+        false => NetworkLock::set(&peers),
+    }
+}
+
+/// Who sees to it that no peer hears of the end of the tree, should we be killed in it.
+fn undertaker(root: i32, network: &mut NetworkLock, connections: &Held) -> Result<Undertaker> {
+    let root = rustix::process::pidfd_open(pid_of(root)?, PidfdFlags::empty())
+        .map_err(|e| Error::kernel(Object::Process(root), "watch it", e))?;
+    network.see_to_the_end(&root, connections)
 }
 
 /// Who removes what we have written, should we be killed. Without one, the

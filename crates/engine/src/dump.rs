@@ -96,6 +96,7 @@ pub fn dump(
     pids.sort_unstable();
     let mut cx = Collect::new(images, options, &pids);
     cx.janitor = janitor;
+    cx.guard = about.network.and_then(NetworkLock::guard);
     let files = Mutex::new(cx);
     let mut spaces = Spaces::of(&frozen.processes);
     let looking = Instant::now();

@@ -8,22 +8,28 @@
 //! It is set when the tree stands still and before a socket is looked into. It
 //! stays with an image whose tree was ended, and is lifted by the restore.
 //!
-//! Whoever is at it has a note in [`NOTES`]. A note of a process that is no
-//! more is that of one that was killed: the next call of the program takes its
-//! table away.
+//! Should we be killed, a guard ([`cryonaut_kernel::guard`]) lifts it at once if
+//! the tree goes on. Whoever is at it also has a note in [`NOTES`]: that of a
+//! process that is no more has the next call of the program take its table
+//! away, if the guard was killed too.
 
-use crate::files::socket::Peers;
+use crate::files::socket::{Held, Peers};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::InventoryEntry;
+use cryonaut_kernel::guard::{Guard, LastWill, Undertaker};
 use rustix::io::Errno;
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Where the notes are.
 const NOTES: &str = "/run/cryonaut";
+/// Where nft(8) is.
+const PROGRAMS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
 const PREFIX: &str = "network-lock-";
 /// How much of the run's id CRIU has in the name of a table.
 const ID_IN_NAME: usize = 21;
@@ -37,6 +43,9 @@ pub struct NetworkLock {
     note: PathBuf,
     /// Whether it goes when nobody has said what is to become of it.
     ours: bool,
+    guard: Option<Guard>,
+    /// Whether packets are dropped at all.
+    locked: bool,
 }
 
 impl NetworkLock {
@@ -70,13 +79,50 @@ impl NetworkLock {
             fs::write(&note, if ours { our_mark() } else { String::new() })
         };
         write().map_err(|e| failed("make a note of it", crate::error::errno_of(&e)))?;
-        let lock = NetworkLock { run_id, note, ours };
+        let mut lock = NetworkLock { run_id, note, ours, guard: None, locked: true };
+        if ours {
+            lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
+        }
         nft(&script(&table(&lock.run_id), peers), "set it")?;
         Ok(lock)
     }
 
+    /// For a caller who sees to the packets: who guards the connections alone.
+    pub fn without() -> Result<NetworkLock> {
+        let guard = Guard::hire(&LastWill::new(Vec::new())).map_err(|e| failed("make a guard of connections", e))?;
+        let (run_id, note) = (String::new(), PathBuf::new());
+        Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), locked: false })
+    }
+
+    /// How a guard lifts it.
+    fn will(&self) -> LastWill {
+        let Some(program) = PROGRAMS.iter().find(|program| Path::new(program).exists()).filter(|_| self.locked) else {
+            return LastWill::new(Vec::new());
+        };
+        let words = [program, "delete", "table", "inet", &table(&self.run_id)];
+        LastWill::new(words.into_iter().filter_map(|word| CString::new(word).ok()).collect())
+    }
+
+    /// Who is to know of every socket that is in repair mode.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// For the moments in which the tree of `root` is ended, whose connections
+    /// we hold: another guard, who knows that it may be the end.
+    pub fn see_to_the_end(&mut self, root: &OwnedFd, held: &Held) -> Result<Undertaker> {
+        let note = CString::new(self.note.as_os_str().as_encoded_bytes()).unwrap_or_default();
+        let undertaker = Undertaker::hire(root, &held.numbers(), &note, &self.will());
+        let undertaker = undertaker.map_err(|e| failed("make a guard of connections", e))?;
+        self.guard = None;
+        Ok(undertaker)
+    }
+
     /// Tells an image how its connections are locked.
     pub fn tell(&self, inventory: &mut InventoryEntry) {
+        if !self.locked {
+            return;
+        }
         inventory.dump_criu_run_id = Some(self.run_id.clone());
         inventory.network_lock_method = Some(NFTABLES);
     }
@@ -84,6 +130,9 @@ impl NetworkLock {
     /// Packets pass again.
     pub fn lift(mut self) -> Result<()> {
         self.ours = false;
+        if !self.locked {
+            return Ok(());
+        }
         nft(&format!("delete table inet {}\n", table(&self.run_id)), "lift it").map(drop)
     }
 
@@ -100,7 +149,9 @@ impl Drop for NetworkLock {
         {
             tracing::warn!("{e}");
         }
-        if let Err(e) = fs::remove_file(&self.note) {
+        if self.locked
+            && let Err(e) = fs::remove_file(&self.note)
+        {
             tracing::debug!("{}: {e}", self.note.display());
         }
     }
@@ -213,10 +264,8 @@ fn nft(script: &str, action: &str) -> Result<()> {
         }
         child.wait_with_output()
     };
-    let done = match run("nft") {
-        Err(e) if e.kind() == ErrorKind::NotFound => run("/usr/sbin/nft"),
-        done => done,
-    };
+    let found = PROGRAMS.iter().find(|program| Path::new(program).exists());
+    let done = run(found.unwrap_or(&"nft"));
     let object = || Object::Other("network lock".into());
     let remedy = "connections of TCP need the program nft (package nftables) and CAP_NET_ADMIN";
     match done {

@@ -7,12 +7,14 @@
 //!   object and gives the error its words.
 //! - [`uffd`]: userfaultfd, to learn who writes to memory and to fill it on demand.
 //! - [`janitor`]: a process that clears up should this one be killed.
+//! - [`guard`]: processes that put connections right should this one be killed.
 //! - [`features`]: what this kernel can do, each thing found out by doing it.
 //!
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
 #![allow(unsafe_code)]
 
 pub mod features;
+pub mod guard;
 pub mod janitor;
 pub mod pagemap;
 pub mod proc;

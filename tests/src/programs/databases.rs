@@ -44,32 +44,62 @@ pub(super) fn sqlite(engine: &Engine) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A server that listens at a port, with data and its log of changes. One client stays connected, and goes on asking
-/// while the server is away.
-pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
+/// A server that listens at a port, and how to ask it something.
+fn start_redis(engine: &Engine, flag: &str) -> Result<(Program, String), Failed> {
     // A port that was free a moment ago; another test may take it before redis does, which then says so.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
     // With a title of its own it would write over its environment, by which its family is known.
-    let arguments = [
-        "--set-proc-title",
-        "no",
-        "--port",
-        &port,
-        "--bind",
-        "127.0.0.1",
-        "--appendonly",
-        "yes",
-        "--appendfsync",
-        "always",
-        "--save",
-        "",
-    ];
-    let mut redis = Program::start(engine, "redis-server", &arguments, &["--tcp-established"], |_| Ok(()))?;
+    let arguments = ["--set-proc-title", "no", "--port", &port, "--bind", "127.0.0.1"];
+    let log = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
+    let redis = Program::start(engine, "redis-server", &[&arguments[..], &log].concat(), &[flag], |_| Ok(()))?;
     redis.wait_for("output", "server that is ready", |text| text.contains("eady to accept"))?;
-    let ask = |words: &[&str]| {
-        let client = Command::new(find("redis-cli").unwrap_or_default()).args(["-p", &port]).args(words).output()?;
-        Ok::<_, Failed>(String::from_utf8_lossy(&client.stdout).trim().to_owned())
-    };
+    Ok((redis, port))
+}
+
+fn ask(port: &str, words: &[&str]) -> Result<String, Failed> {
+    let client = Command::new(find("redis-cli").unwrap_or_default()).args(["-p", port]).args(words).output()?;
+    Ok(String::from_utf8_lossy(&client.stdout).trim().to_owned())
+}
+
+/// Without a word about its connections it is left alone, and they are named; with `--tcp-close`, client and server see
+/// the end of theirs.
+pub(super) fn redis_without_its_clients(engine: &Engine) -> Result<(), Failed> {
+    let (redis, port) = start_redis(engine, "--file-locks")?;
+    let mut client = Client::connect(&port)?;
+    client.count(0, 3)?;
+    let mut redis = redis;
+    let own = client.stream.get_ref().local_addr()?.to_string();
+    match redis.carry().map_err(|failure| failure.message().unwrap_or_default().to_owned()) {
+        Err(said) if said.contains("--tcp-close") && said.contains(&own) => {}
+        Err(said) => return Err(redis.failed(&format!("the refusal does not name {own} and the flags: {said}"))),
+        Ok(()) => return Err(redis.failed("it is carried without a word about its connections")),
+    }
+    client.count(10, 3)?;
+    drop(redis);
+
+    let (mut redis, port) = start_redis(engine, "--tcp-close")?;
+    let mut client = Client::connect(&port)?;
+    client.count(0, 3)?;
+    redis.carry()?;
+    if client.count(10, 3).is_ok() {
+        return Err(redis.failed("the client that was given up is served"));
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !ask(&port, &["INFO", "clients"])?.contains("connected_clients:1") {
+        if std::time::Instant::now() > deadline {
+            return Err(redis.failed("the server does not see the end of its client"));
+        }
+    }
+    if ask(&port, &["GET", "counter"])? != "3" {
+        return Err(redis.failed("the counter is not what it was"));
+    }
+    Ok(())
+}
+
+/// A server with data and its log of changes. One client stays connected, and goes on asking while the server is away.
+pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
+    let (mut redis, port) = start_redis(engine, "--tcp-established")?;
+    let ask = |words: &[&str]| ask(&port, words);
     let filled = "for i = 1, 2000 do redis.call('RPUSH', 'list', i) end return redis.call('LLEN', 'list')";
     if ask(&["EVAL", filled, "0"])? != "2000" {
         return Err(redis.failed("the list cannot be filled"));

@@ -42,6 +42,7 @@ pub fn suite(own: &Engine) -> ExitCode {
         ("node", languages::node),
         ("sqlite3", databases::sqlite),
         ("redis", databases::redis),
+        ("redis_without_its_clients", databases::redis_without_its_clients),
     ];
     // Not in what the tests install: large, and of use to those alone who have it.
     if find("go").is_some() {

@@ -8,6 +8,7 @@ use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
 use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
@@ -109,6 +110,8 @@ pub struct Collect<'a> {
     pub pids: &'a [i32],
     /// Who removes what is made outside of the image, should we be killed.
     pub janitor: Option<&'a Janitor>,
+    /// Who puts connections right, should we be killed.
+    pub guard: Option<&'a Guard>,
     next_id: u32,
     next_pages_id: u32,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
@@ -142,6 +145,7 @@ impl<'a> Collect<'a> {
             options,
             pids,
             janitor: None,
+            guard: None,
             next_id: 1,
             next_pages_id: 1,
             seen: HashMap::new(),

@@ -92,12 +92,18 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     drop(spaces);
     options.hook.call(Moment::PostRestore, plan.root)?;
     options.hook.call(Moment::PreResume, plan.root)?;
-    network.map_or(Ok(()), NetworkLock::lift)?;
-    build.release_connections()?;
-    // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
-    let links = build.finish();
-    resume::resume_all(nursery, &plan, &scratches, &service, options, &verdict)?;
-    links.remove();
+    let mut links = None;
+    let at_last = || {
+        network.map_or(Ok(()), NetworkLock::lift)?;
+        build.release_connections()?;
+        // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
+        links = Some(build.finish());
+        Ok(())
+    };
+    resume::resume_all(nursery, &plan, &scratches, &service, options, &verdict, at_last)?;
+    if let Some(links) = links {
+        links.remove();
+    }
     options.hook.call(Moment::PostResume, plan.root)?;
     Ok(RestoreReport {
         root_pid: plan.root,

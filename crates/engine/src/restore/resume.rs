@@ -28,6 +28,8 @@ use std::ops::Range;
 /// verdict is that the last of its threads no longer does. Of several, all
 /// threads are parked first: they no longer die with us, but obey the verdict,
 /// which is one store; after it, they need us only for the niceties.
+///
+/// `at_last` is done when nothing is missing any more but the verdict.
 pub fn resume_all(
     mut nursery: Nursery,
     plan: &Plan,
@@ -35,6 +37,7 @@ pub fn resume_all(
     service: &Service,
     options: &RestoreOptions,
     verdict: &Verdict,
+    at_last: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let own = Own::read()?;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
@@ -51,6 +54,7 @@ pub fn resume_all(
     }
     if let [only] = ready.as_slice() {
         only.finish(nursery.hand(only.process.pid())?, plan)?;
+        at_last()?;
         only.survive_us()?;
         nursery.hands.clear();
         return only.let_go();
@@ -58,6 +62,7 @@ pub fn resume_all(
     for one in &ready {
         one.park(nursery.hand(one.process.pid())?, plan)?;
     }
+    at_last()?;
     for one in &ready {
         one.survive_us()?;
     }

@@ -1,5 +1,6 @@
 //! What the kernel tells of the internet sockets of a network namespace (sock_diag(7)), and no option of a socket does.
 
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -55,12 +56,26 @@ pub fn inet(family: u8, protocol: u8) -> Result<Vec<InetSocket>, Errno> {
 /// free for who has not set SO_REUSEADDR. How many there were. EOPNOTSUPP where the kernel lacks
 /// CONFIG_INET_DIAG_DESTROY; EPERM without CAP_NET_ADMIN.
 pub fn end_time_waits(port: u16) -> Result<usize, Errno> {
-    const TIME_WAIT: u32 = 1 << 6;
+    end(1 << TIME_WAIT, |socket| socket.ports.0 == port)
+}
+
+/// What is left of a connection of TCP whose program has ended or closed it is taken away, so that it can be there again.
+/// How many there were; the errors are those of [`end_time_waits`].
+pub fn end_leftovers(own: SocketAddr, peer: SocketAddr) -> Result<usize, Errno> {
+    const LEFT: u32 = 1 << 4 | 1 << 5 | 1 << TIME_WAIT | 1 << 9 | 1 << 11;
+    let ends = (own.ip().to_canonical(), peer.ip().to_canonical());
+    let ports = (own.port(), peer.port());
+    end(LEFT, |socket| socket.inode == 0 && socket.ports == ports && socket.addresses() == ends)
+}
+
+const TIME_WAIT: u32 = 6;
+
+fn end(states: u32, which: impl Fn(&InetSocket) -> bool) -> Result<usize, Errno> {
     let mut ended = 0;
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let all = in_states(family, libc::IPPROTO_TCP as u8, TIME_WAIT)?;
-        for socket in all.iter().filter(|socket| socket.ports.0 == port) {
-            match ask(SOCK_DESTROY, NLM_F_ACK, [socket.family, libc::IPPROTO_TCP as u8], TIME_WAIT, &socket.id) {
+        let all = in_states(family, libc::IPPROTO_TCP as u8, states)?;
+        for socket in all.iter().filter(|socket| which(socket)) {
+            match ask(SOCK_DESTROY, NLM_F_ACK, [socket.family, libc::IPPROTO_TCP as u8], states, &socket.id) {
                 // It has gone by itself meanwhile.
                 Ok(_) | Err(Errno::NOENT) => ended += 1,
                 Err(errno) => return Err(errno),
@@ -68,6 +83,20 @@ pub fn end_time_waits(port: u16) -> Result<usize, Errno> {
         }
     }
     Ok(ended)
+}
+
+impl InetSocket {
+    /// Its own address and the peer's; those of IPv4 as such, also of a socket of IPv6.
+    fn addresses(&self) -> (IpAddr, IpAddr) {
+        let address = |at: usize| {
+            let bytes: [u8; 16] = self.id[at..at + 16].try_into().unwrap_or_default();
+            match i32::from(self.family) {
+                libc::AF_INET => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+                _ => IpAddr::from(bytes).to_canonical(),
+            }
+        };
+        (address(4), address(20))
+    }
 }
 
 fn in_states(family: u8, protocol: u8, states: u32) -> Result<Vec<InetSocket>, Errno> {
@@ -195,5 +224,21 @@ mod tests {
             Ok(count) => assert_eq!((count, bind()), (1, Ok(()))),
             Err(errno) => assert!([Errno::OPNOTSUPP, Errno::PERM].contains(&errno), "{errno}"),
         }
+    }
+    #[test]
+    fn a_connection_that_has_ended_leaves_nothing() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let (own, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        // It waits for the other's end, for which there is no hurry.
+        drop(client);
+        match end_leftovers(own, peer) {
+            Ok(count) => assert_eq!(count, 1),
+            Err(errno) => assert!([Errno::OPNOTSUPP, Errno::PERM].contains(&errno), "{errno}"),
+        }
+        // Who has a program is left alone.
+        assert_eq!(end_leftovers(peer, own).unwrap_or(0), 0);
+        drop(server);
     }
 }

@@ -12,17 +12,18 @@
 use super::super::{object, options};
 use super::packet::{self, Segment};
 use super::{address, sort_of, state, zone_of};
-use crate::files::{Build, OpenFile};
+use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Object, Result};
+use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpStreamEntry};
-use cryonaut_image::{DumpDir, ImageKind};
-use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::sys::tcp_repair::{self, Agreed, Queue, Window};
+use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::SOL_SOCKET;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// `TCPI_OPT_*` (linux/tcp.h) that `opt_mask` has.
 mod opt {
@@ -55,7 +56,7 @@ pub fn is_connected(state: u32) -> bool {
 }
 
 /// Reads a connection, and leaves it as it was.
-pub fn collect(images: &DumpDir, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
     record.set_shutdown(match (received_end(record.state), sent_end(record.state)) {
         (false, false) => SkShutdown::None,
         (true, false) => SkShutdown::Read,
@@ -66,15 +67,21 @@ pub fn collect(images: &DumpDir, file: &OpenFile<'_>, record: &mut InetSkEntry) 
         record.shutdown = None;
     }
     let failed = |e| repair_error(file.object(), "take its connection apart (TCP_REPAIR)", e);
+    let reuse = record.opts.reuseaddr == Some(true);
+    let guard = |tell: &dyn Fn(&Guard) -> std::result::Result<(), Errno>| {
+        let told = cx.guard.map_or(Ok(()), tell);
+        told.map_err(|e| Error::kernel(file.object(), "have its connection guarded", e))
+    };
+    guard(&|guard| guard.in_repair(file.file, reuse))?;
     tcp_repair::begin(file.file).map_err(failed)?;
     let read = read(file.file, record.state);
     // In any case, and SO_REUSEADDR has gone with it.
     let ended = tcp_repair::end_silently(file.file);
-    let reuse = i32::from(record.opts.reuseaddr == Some(true));
-    let reused = socket::set_int(file.file, SOL_SOCKET, libc::SO_REUSEADDR, reuse);
+    let reused = socket::set_int(file.file, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuse));
+    guard(&|guard| guard.repaired())?;
     let (stream, data) = read.map_err(failed)?;
     ended.and(reused).map_err(failed)?;
-    images.append(ImageKind::TcpStream, u64::from(record.ino), &stream, Some(&data))?;
+    cx.images.append(ImageKind::TcpStream, u64::from(record.ino), &stream, Some(&data))?;
     Ok(())
 }
 
@@ -189,7 +196,16 @@ fn connect(
     let mss = stream.mss_clamp.clamp(MIN_MSS, MAX_MSS) as i32;
     let limit = |mss| socket::set_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, mss);
     limit(mss).map_err(|e| failed("set the size of its segments".into(), e))?;
-    rustix::net::connect(socket, peer).map_err(|e| failed(format!("connect it with {peer}"), e))?;
+    let mut connected = rustix::net::connect(socket, peer);
+    if connected == Err(Errno::ADDRNOTAVAIL) {
+        // A restore that was killed at its very end has left something of the same connection.
+        match sock_diag::end_leftovers(*own, *peer) {
+            Ok(count) => tracing::debug!("{own} with {peer}: {count} were left of it"),
+            Err(e) => tracing::debug!("{own} with {peer}: cannot end what is left of it: {e}"),
+        }
+        connected = rustix::net::connect(socket, peer);
+    }
+    connected.map_err(|e| failed(format!("connect it with {peer}"), e))?;
     limit(0).map_err(|e| failed("set the size of its segments".into(), e))?;
     let has = |bit| stream.opt_mask & bit != 0;
     let agreed = Agreed {
@@ -344,8 +360,13 @@ impl Held {
         Ok(())
     }
 
+    /// Our descriptors of them.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        self.0.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
     /// Their processes have ended: they go without a word.
-    pub fn silence(self) {
+    pub fn silence(&self) {
         for socket in &self.0 {
             if let Err(e) = tcp_repair::begin(socket) {
                 tracing::warn!("a connection of TCP ends with a word to its peer: {e}");

@@ -203,7 +203,7 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
         let reason = "it has urgent data that the program has not read, which cannot be carried yet";
         return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
     }
-    connection::collect(cx.images, file, record)?;
+    connection::collect(cx, file, record)?;
     cx.sockets.held.hold(file.file).map_err(|e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e)))
 }
 

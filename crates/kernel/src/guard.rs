@@ -1,0 +1,300 @@
+//! Processes that put connections of TCP right should this one be killed: a socket must not stay in repair mode, nor its
+//! packets be dropped, when the program that has it goes on; and when that has ended, its peers must not hear of it.
+//!
+//! Like a [`janitor`](crate::janitor), a guard is a child that waits for the end of its maker, and makes system calls and
+//! nothing else.
+
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::sys::process::{Child, Spawn, spawn};
+use crate::sys::socket::set_int;
+use crate::sys::tcp_repair;
+use crate::sys::wait::{Who, wait};
+
+/// A program with its arguments, the first of which is its name, to be run at the end.
+#[derive(Debug, Clone)]
+pub struct LastWill(Vec<CString>);
+
+impl LastWill {
+    /// What is to be run; nothing if empty.
+    pub fn new(words: Vec<CString>) -> Self {
+        Self(words)
+    }
+
+    /// The words as execve(2) wants them.
+    fn pointers(&self) -> Vec<*const libc::c_char> {
+        self.0.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
+    }
+}
+
+/// Becomes the program of a will.
+fn carry_out(pointers: &[*const libc::c_char]) {
+    let none: [*const libc::c_char; 1] = [std::ptr::null()];
+    let Some(program) = pointers.first().filter(|program| !program.is_null()) else { return };
+    // SAFETY: both lists end with a null pointer; the words live in the copy of the maker's memory.
+    unsafe { libc::syscall(libc::SYS_execve, *program, pointers.as_ptr(), none.as_ptr()) };
+}
+
+const IN_REPAIR: u8 = 1;
+const WITH_REUSE: u8 = 2;
+const REPAIRED: u8 = 3;
+const DISMISSED: u8 = 4;
+
+/// Watches while connections are read. Dropped, it is dismissed.
+#[derive(Debug)]
+pub struct Guard {
+    socket: OwnedFd,
+    child: Child,
+}
+
+impl Guard {
+    /// Makes one, which carries out `will` if we are killed.
+    pub fn hire(will: &LastWill) -> Result<Self, Errno> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let pointers = will.pointers();
+        // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's.
+        let child = unsafe {
+            spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+                block_signals();
+                keep_alone(theirs.as_raw_fd());
+                if watch(theirs.as_fd()) {
+                    carry_out(&pointers);
+                }
+                0
+            })
+        }?;
+        Ok(Self { socket: ours, child })
+    }
+
+    /// From now on until [`Guard::repaired`], a socket is in repair mode; whether it has SO_REUSEADDR.
+    pub fn in_repair(&self, socket: BorrowedFd<'_>, reuse: bool) -> Result<(), Errno> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        let files = [socket];
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let word = [if reuse { WITH_REUSE } else { IN_REPAIR }];
+        sendmsg(&self.socket, &[std::io::IoSlice::new(&word)], &mut control, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// It is no more.
+    pub fn repaired(&self) -> Result<(), Errno> {
+        rustix::net::send(&self.socket, &[REPAIRED], SendFlags::NOSIGNAL).map(drop)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Fails only if somebody has ended it.
+        let _ = rustix::net::send(&self.socket, &[DISMISSED], SendFlags::NOSIGNAL);
+        let _ = wait(Who::One(self.child.pid));
+    }
+}
+
+/// Whether the maker has ended without a word; then all is put right.
+fn watch(socket: BorrowedFd<'_>) -> bool {
+    let mut held: Option<(OwnedFd, bool)> = None;
+    loop {
+        let mut word = [0u8];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let mut parts = [std::io::IoSliceMut::new(&mut word)];
+        let got = match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => continue,
+            Err(_) => 0,
+            Ok(got) => got.bytes,
+        };
+        if got == 0 {
+            if let Some((socket, reuse)) = held {
+                let _ = tcp_repair::end_silently(&socket);
+                let _ = set_int(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuse));
+            }
+            return true;
+        }
+        let file = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
+        match (word[0], file) {
+            (IN_REPAIR | WITH_REUSE, Some(file)) => held = Some((file, word[0] == WITH_REUSE)),
+            (REPAIRED, _) => held = None,
+            (DISMISSED, _) => return false,
+            _ => {}
+        }
+    }
+}
+
+/// How long it may take from the order to end until a program has ended.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Watches while a tree is ended, whose connections we hold. Dropped, it is dismissed.
+#[derive(Debug)]
+pub struct Undertaker {
+    pipe: OwnedFd,
+    child: Child,
+}
+
+impl Undertaker {
+    /// Makes one. If we are killed and `root` ends, or has: `connections`, of which the program has no more, go without
+    /// a word to their peers, and the file `note` is removed. If it goes on: `will` is carried out.
+    pub fn hire(root: &OwnedFd, connections: &[RawFd], note: &CString, will: &LastWill) -> Result<Self, Errno> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let pointers = will.pointers();
+        let last = writer.as_raw_fd();
+        // SAFETY: as above; the descriptors are those of the copy of our table. Closing `last` there leaves nobody without
+        // it: the child ends with _exit.
+        let child = unsafe {
+            spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+                block_signals();
+                libc::syscall(libc::SYS_close, last);
+                let mut byte = [0u8];
+                loop {
+                    match rustix::io::read(&reader, &mut byte) {
+                        Ok(0) => break,
+                        Err(Errno::INTR) => {}
+                        _ => return 0,
+                    }
+                }
+                if !ends(root) {
+                    carry_out(&pointers);
+                    return 0;
+                }
+                for fd in connections {
+                    let _ = tcp_repair::begin(BorrowedFd::borrow_raw(*fd));
+                }
+                let _ = rustix::fs::unlinkat(rustix::fs::CWD, note, rustix::fs::AtFlags::empty());
+                0
+            })
+        }?;
+        Ok(Self { pipe: writer, child })
+    }
+}
+
+impl Drop for Undertaker {
+    fn drop(&mut self) {
+        // Fails only if somebody has ended it.
+        let _ = rustix::io::write(&self.pipe, &[DISMISSED]);
+        let _ = wait(Who::One(self.child.pid));
+    }
+}
+
+/// Whether a process has ended, or does soon.
+fn ends(process: &OwnedFd) -> bool {
+    let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let mut watched = [PollFd::new(process, PollFlags::IN)];
+    matches!(poll(&mut watched, Some(&limit)), Ok(1))
+}
+
+fn block_signals() {
+    let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
+    // SAFETY: rt_sigprocmask reads eight bytes of `all`.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
+}
+
+/// Closes every descriptor but those of stdio, which a last will may want, and this one.
+fn keep_alone(keep: RawFd) {
+    const FIRST: u32 = 3;
+    let keep = keep as u32;
+    // SAFETY: others are left without their descriptors, but nothing in this process uses or drops them: it ends with
+    // _exit or execve.
+    unsafe {
+        if keep > FIRST {
+            libc::syscall(libc::SYS_close_range, FIRST, keep - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, (keep + 1).max(FIRST), u32::MAX, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::get_int;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        (client, server)
+    }
+
+    /// Ends the watch as our death would, and waits for it.
+    fn die(socket: OwnedFd, child: &Child) {
+        drop(socket);
+        wait(Who::One(child.pid)).unwrap();
+    }
+
+    #[test]
+    fn a_connection_goes_on_if_its_reader_dies() {
+        let (mut client, mut server) = pair();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = CString::new(file.path().to_str().unwrap()).unwrap();
+        let guard = Guard::hire(&LastWill::new(vec![c"/bin/rm".to_owned(), path])).unwrap();
+        guard.in_repair(server.as_fd(), true).unwrap();
+        if tcp_repair::begin(&server) == Err(Errno::PERM) {
+            return;
+        }
+        let (socket, child) = take(guard);
+        die(socket, &child);
+        assert_eq!(get_int(&server, libc::IPPROTO_TCP, 19), Ok(0));
+        assert_eq!(get_int(&server, libc::SOL_SOCKET, libc::SO_REUSEADDR), Ok(1));
+        server.write_all(b"on").unwrap();
+        client.read_exact(&mut [0; 2]).unwrap();
+        assert!(!file.path().exists(), "the last will is not carried out");
+    }
+
+    fn take(guard: Guard) -> (OwnedFd, Child) {
+        let guard = std::mem::ManuallyDrop::new(guard);
+        // SAFETY: both are read once, and the guard is never dropped.
+        unsafe { (std::ptr::read(&guard.socket), std::ptr::read(&guard.child)) }
+    }
+
+    #[test]
+    fn a_guard_that_is_dismissed_does_nothing() {
+        let (_client, server) = pair();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = CString::new(file.path().to_str().unwrap()).unwrap();
+        let guard = Guard::hire(&LastWill::new(vec![c"/bin/rm".to_owned(), path])).unwrap();
+        guard.in_repair(server.as_fd(), false).unwrap();
+        guard.repaired().unwrap();
+        drop(guard);
+        assert!(file.path().exists());
+    }
+
+    #[test]
+    fn peers_hear_nothing_of_the_end_of_both() {
+        let (mut client, server) = pair();
+        if tcp_repair::begin(&server) == Err(Errno::PERM) {
+            return;
+        }
+        tcp_repair::end_silently(&server).unwrap();
+        // SAFETY: the child does nothing at all.
+        let root = unsafe { spawn(&Spawn::default(), || 0) }.unwrap();
+        let note = tempfile::NamedTempFile::new().unwrap();
+        let path = CString::new(note.path().to_str().unwrap()).unwrap();
+        let nothing = LastWill::new(Vec::new());
+        let undertaker = Undertaker::hire(&root.pidfd, &[server.as_raw_fd()], &path, &nothing).unwrap();
+        let undertaker = std::mem::ManuallyDrop::new(undertaker);
+        // SAFETY: both are read once, and the undertaker is never dropped.
+        let (pipe, child) = unsafe { (std::ptr::read(&undertaker.pipe), std::ptr::read(&undertaker.child)) };
+        drop(server);
+        die(pipe, &child);
+        wait(Who::One(root.pid)).unwrap();
+        assert!(!note.path().exists());
+        client.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        // No end and no reset: it would still wait.
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
