@@ -40,6 +40,7 @@ struct Gathered {
     threads: extras::Extras,
     timer_owners: cpu_timers::AllOwners,
     overruns: overruns::AllOverruns,
+    rings: io_uring::Names,
     memory: AllExtras,
 }
 
@@ -127,6 +128,7 @@ pub fn dump(
     extras::write(images, &gathered.threads)?;
     cpu_timers::write(images, &gathered.timer_owners)?;
     overruns::write(images, &gathered.overruns)?;
+    io_uring::write_names(images, &gathered.rings)?;
     images.write_one(ImageKind::Seccomp, None, gathered.filters.record())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
@@ -223,7 +225,7 @@ impl Tree<'_, '_> {
         let task = self.task_record(process, &questions)?;
         let first = thread::Told::read(process.pid, &mut self.gathered.filters)?;
         self.dump_threads(process)?;
-        io_uring::refuse_registered(process)?;
+        self.gathered.rings.extend(io_uring::names(process)?);
         let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
         Ok(Some(Told { process, questions, task, first, table, space }))
     }

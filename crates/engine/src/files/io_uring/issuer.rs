@@ -50,9 +50,14 @@ pub struct Start<'a> {
     pub places: &'a HashMap<u32, Vec<(i32, i32)>>,
 }
 
-/// Registers memory of a process with its rings, and lets its threads enable theirs, which then get their contents.
+/// Registers a process's rings with its threads, and its memory with its rings, and lets its threads enable theirs, which then get their contents.
 pub fn start(hand: &mut Hand, process: &ProcessPlan, cx: &Start<'_>) -> Result<()> {
-    for entry in cx.records.values().filter(|entry| entry.r#type == FdTypes::Und as i32) {
+    let rings: Vec<&FileEntry> = cx.records.values().filter(|entry| entry.r#type == FdTypes::Und as i32).collect();
+    if !rings.is_empty() {
+        // Before any ring listens to a single thread.
+        super::names::build(hand, process, cx.images)?;
+    }
+    for entry in rings {
         let Some(ring) = cx.built.get(&entry.id) else { continue };
         let record = Record::read(cx.images, entry)?;
         let place = cx.places.get(&entry.id).into_iter().flatten().find(|place| place.0 == process.pid());

@@ -19,15 +19,16 @@
 
 mod issuer;
 mod mapping;
+mod names;
 mod poller;
 mod tables;
 mod told;
 
 pub use issuer::{Start, start};
 pub use mapping::{is_mapping, is_recorded, map, mapped};
+pub use names::{Names, names, write_names};
 
 use super::{Build, Collect, FileKind, OpenFile, Settle};
-use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::{FdTypes, FileEntry};
@@ -333,22 +334,6 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
             reason,
             "let the program close it and make a new one: each would be repeated by one that does nothing",
         );
-    }
-    Ok(())
-}
-
-/// Threads that may name a ring by an index of their own (IORING_REGISTER_RING_FDS), which is not carried yet.
-pub fn refuse_registered(process: &Process) -> Result<()> {
-    if !process.maps.iter().any(is_mapping) {
-        return Ok(());
-    }
-    let Some(&any) = process.task.fds()?.first() else { return Ok(()) };
-    for thread in &process.threads {
-        let failed = |e| Error::kernel(Object::Thread(thread.tid), "see whether it has registered a ring", e);
-        if io_uring::registered(thread.tid, any).map_err(failed)? > 0 {
-            let reason = "it has registered the descriptor of an io_uring (IORING_REGISTER_RING_FDS)";
-            return Err(Error::unsupported(Object::Thread(thread.tid), reason, "let the program unregister it"));
-        }
     }
     Ok(())
 }

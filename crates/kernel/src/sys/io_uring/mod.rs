@@ -487,9 +487,9 @@ pub fn task_address(tid: i32, fd: i32) -> Result<u64, Errno> {
     Ok(bpf_iter::fields(Btf::running()?, (tid, fd), Base::Task, &[])?[1])
 }
 
-/// Which rings a thread may name by an index instead of a descriptor (IORING_REGISTER_RING_FDS): how many. `fd` is any
-/// descriptor of it.
-pub fn registered(tid: i32, fd: i32) -> Result<usize, Errno> {
+/// Which rings a thread may call by a number instead of a descriptor (IORING_REGISTER_RING_FDS): the numbers, and the
+/// addresses of the rings' files. `fd` is any descriptor of it.
+pub fn registered(tid: i32, fd: i32) -> Result<Vec<(u32, u64)>, Errno> {
     /// IO_RINGFD_REG_MAX of the kernel.
     const MOST: u32 = 16;
     let btf = Btf::running()?;
@@ -497,12 +497,12 @@ pub fn registered(tid: i32, fd: i32) -> Result<usize, Errno> {
     let own = Field { offset: field("task_struct", "io_uring")?, len: 8 };
     let context = bpf_iter::fields(btf, (tid, fd), Base::Task, &[own])?[2];
     if context == 0 {
-        return Ok(0);
+        return Ok(Vec::new());
     }
     let first = field("io_uring_task", "registered_rings")?;
     let all: Vec<Field> = (0..MOST).map(|n| Field { offset: first + 8 * n, len: 8 }).collect();
     let words = bpf_iter::fields(btf, (tid, fd), Base::Address(context), &all)?;
-    Ok(words[2..].iter().filter(|&&file| file != 0).count())
+    Ok((0..).zip(words[2..].iter().copied()).filter(|&(_, file)| file != 0).collect())
 }
 
 #[cfg(test)]
@@ -531,7 +531,7 @@ mod tests {
             assert_eq!(inside.flags & !setup::CQSIZE, flags);
             assert_eq!((inside.in_flight.unwrap_or(0), inside.clock.unwrap_or(1)), (0, libc::CLOCK_MONOTONIC));
             assert!(!inside.eventfd && !inside.buffers && !inside.personalities && !inside.regions);
-            assert_eq!(registered(std::process::id() as i32, ring.as_raw_fd()), Ok(0));
+            assert_eq!(registered(std::process::id() as i32, ring.as_raw_fd()), Ok(Vec::new()));
         }
         let (ring, layout) = make(2, 4, 0).unwrap();
         let position = Position { submitted: 5, completed: 20, collected: 18 };
