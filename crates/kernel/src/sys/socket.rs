@@ -20,6 +20,7 @@ pub mod so {
     pub const SELECT_ERR_QUEUE: i32 = 45;
     pub const MAX_PACING_RATE: i32 = 47;
     pub const INCOMING_CPU: i32 = 49;
+    pub const MEMINFO: i32 = 55;
     pub const ZEROCOPY: i32 = 60;
     pub const TXTIME: i32 = 61;
     pub const BINDTOIFINDEX: i32 = 62;

@@ -3,7 +3,7 @@
 //! CRIU would. And what collecting remembers from one socket to the next.
 
 use super::Sort;
-use super::inet::Held;
+use super::inet::{Candidate, Held, Membership};
 use super::settings::{Setting, Value};
 use crate::Result;
 use cryonaut_image::{DumpDir, ImageDir};
@@ -26,6 +26,9 @@ pub struct Extra {
     /// TCP's congestion control.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion: Option<String>,
+    /// Groups of multicast that it has joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Membership>,
     /// Options that are not as in a new socket, by the names of the tables in `settings.rs`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, Value>,
@@ -55,6 +58,8 @@ pub struct Known {
     fresh: HashMap<(Sort, usize), Vec<Option<Value>>>,
     /// The cookie of our own network namespace.
     pub(super) network: Option<u64>,
+    /// Groups of multicast of all network devices, once they were asked for.
+    pub(super) groups: Option<Vec<Candidate>>,
     /// Connections that were written down.
     pub(super) held: Held,
     /// What sock_diag has told, by family and protocol.

@@ -235,7 +235,7 @@ mod udp {
     pub const GRO: i32 = 104;
 }
 
-/// Of UDP and UDP-Lite.
+/// Of UDP.
 pub static UDP: &[Setting] = &[
     late(number("udp_cork", IPPROTO_UDP, udp::CORK)),
     number("udp_encap", IPPROTO_UDP, udp::ENCAP),
@@ -243,6 +243,14 @@ pub static UDP: &[Setting] = &[
     number("udp_no_check6_rx", IPPROTO_UDP, udp::NO_CHECK6_RX),
     number("udp_segment", IPPROTO_UDP, udp::SEGMENT),
     number("udp_gro", IPPROTO_UDP, udp::GRO),
+];
+
+/// Of UDP-Lite (linux/udp.h): how much of a datagram the checksum is to cover.
+pub static UDPLITE: &[Setting] = &[
+    number("udplite_send_cscov", libc::IPPROTO_UDPLITE, 10),
+    number("udplite_recv_cscov", libc::IPPROTO_UDPLITE, 11),
+    number("udp_no_check6_tx_lite", libc::IPPROTO_UDPLITE, udp::NO_CHECK6_TX),
+    number("udp_no_check6_rx_lite", libc::IPPROTO_UDPLITE, udp::NO_CHECK6_RX),
 ];
 
 /// Where the choice of a receiver among several goes by processor: no packet moves it there.
@@ -325,7 +333,8 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all = [SOCKET, IP, IPV6, IP_MULTICAST, IPV6_MULTICAST, TCP, TCP_AT_REST, TCP_CONNECTED, UDP, RECEIVERS];
+        let all =
+            [SOCKET, IP, IPV6, IP_MULTICAST, IPV6_MULTICAST, TCP, TCP_AT_REST, TCP_CONNECTED, UDP, UDPLITE, RECEIVERS];
         let mut names: Vec<&str> = all.iter().copied().flatten().map(|setting| setting.name).collect();
         let count = names.len();
         names.sort_unstable();

@@ -1,9 +1,10 @@
-//! UDP: with its address, its peer and its options.
+//! UDP and UDP-Lite: with address, peer and options, and what was not read.
 
 use super::super::Sort;
+use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, describe, object, ready, sort_of, state, zone_of};
-use crate::files::{Collect, OpenFile};
+use super::{CLOSE, address, describe, multicast, object, ready, sort_of, state, unread, zone_of};
+use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown};
 use cryonaut_kernel::sys::{sock_diag, socket};
@@ -13,12 +14,19 @@ use std::os::fd::BorrowedFd;
 
 /// The tables of options that such a socket has.
 pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
+    let lite = record.proto == libc::IPPROTO_UDPLITE as u32;
+    let mut tables = vec![if lite { settings::UDPLITE } else { settings::UDP }];
     // Packets of a peer move it.
-    if record.state == state::CLOSE { vec![settings::UDP, settings::RECEIVERS] } else { vec![settings::UDP] }
+    tables.extend((record.state == state::CLOSE).then_some(settings::RECEIVERS));
+    tables
 }
 
 fn carried(sort: Sort) -> bool {
-    matches!((sort.kind, sort.protocol), (libc::SOCK_STREAM, libc::IPPROTO_TCP) | (libc::SOCK_DGRAM, libc::IPPROTO_UDP))
+    match sort.kind {
+        libc::SOCK_STREAM => sort.protocol == libc::IPPROTO_TCP,
+        libc::SOCK_DGRAM => matches!(sort.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE),
+        _ => false,
+    }
 }
 
 /// A record of a protocol that cannot be built.
@@ -31,17 +39,23 @@ pub fn check(record: &InetSkEntry) -> Result<()> {
 }
 
 /// Reads what is UDP's own.
-pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, sort: Sort, record: &mut InetSkEntry) -> Result<()> {
+pub fn collect(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    sort: Sort,
+    record: &mut InetSkEntry,
+    extra: &mut Extra,
+) -> Result<()> {
     if !carried(sort) {
         let reason = format!("it is a {}, which cannot be carried yet", describe(sort));
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
-    let ready = ready(file.file);
-    if ready.contains(PollFlags::IN) && !ready.contains(PollFlags::RDHUP) {
-        let reason = "it has datagrams that the program has not read, which cannot be carried yet";
-        return Err(Error::unsupported(file.object(), reason, "let the program read them before the checkpoint"));
-    }
     refuse_corked(file)?;
+    // Of one that is shut down, poll says that there is something in any case.
+    if ready(file.file).contains(PollFlags::IN) {
+        unread::collect(cx, file, record)?;
+    }
+    multicast::collect(&mut cx.sockets, file, sort.family == libc::AF_INET6, extra)?;
     collect_shutdown(cx, file, sort, record)
 }
 
@@ -87,11 +101,16 @@ fn collect_shutdown(cx: &mut Collect<'_>, file: &OpenFile<'_>, sort: Sort, recor
     Ok(())
 }
 
-/// Connects it, if it was.
-pub fn build(socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<()> {
-    if record.state != state::ESTABLISHED {
-        return Ok(());
+/// Connects it, if it was, and gives it back what was not read.
+pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Result<()> {
+    multicast::build(socket, extra, || object(record.id, sort_of(record)))?;
+    if record.state == state::ESTABLISHED {
+        connect(socket, record)?;
     }
+    unread::build(cx, socket, record)
+}
+
+fn connect(socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<()> {
     let peer = address::of_record(record, &record.dst_addr, record.dst_port, zone_of(record)?)?;
     rustix::net::connect(socket, &peer)
         .map_err(|e| Error::kernel(object(record.id, sort_of(record)), format!("connect it to {peer}"), e))

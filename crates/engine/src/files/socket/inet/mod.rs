@@ -11,10 +11,13 @@
 mod address;
 mod connection;
 mod datagram;
+mod multicast;
 mod packet;
 mod tcp;
+mod unread;
 
 pub use connection::{Connection, Held};
+pub use multicast::{Candidate, Membership};
 pub use tcp::Peers;
 
 use super::beside::Extra;
@@ -91,7 +94,7 @@ impl FileKind for Inet {
         collect_addresses(&mut record, file)?;
         match sort.protocol {
             libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra)?,
-            _ => datagram::collect(cx, file, sort, &mut record)?,
+            _ => datagram::collect(cx, file, sort, &mut record, &mut extra)?,
         }
         settings::collect(&mut cx.sockets, file.file, sort, &tables(&record), &mut extra);
         cx.sockets.note(id, extra);
@@ -120,7 +123,7 @@ impl FileKind for Inet {
         if sort.protocol == libc::IPPROTO_TCP {
             tcp::build(socket, record, &extra)?;
         } else {
-            datagram::build(socket, record)?;
+            datagram::build(cx, socket, record, &extra)?;
         }
         if !connected {
             build_shutdown(socket, record)?;

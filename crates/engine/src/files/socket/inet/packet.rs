@@ -1,5 +1,6 @@
-//! Packets of TCP without data in the name of a peer, sent from this host to
-//! itself: they bring about what nothing but a packet does.
+//! Packets in the name of a peer, sent from this host to itself: they bring
+//! about what nothing but a packet does. Of TCP without data; of UDP what was
+//! received and not read.
 
 use cryonaut_kernel::sys::socket;
 use rustix::io::Errno;
@@ -24,7 +25,9 @@ pub struct Segment {
     pub from: SocketAddr,
     /// To whom, on this host.
     pub to: SocketAddr,
+    /// Where it begins.
     pub sequence: u32,
+    /// Up to where all was received.
     pub acknowledged: u32,
     /// Besides ACK.
     pub flags: u8,
@@ -34,42 +37,86 @@ pub struct Segment {
 
 /// Sends it.
 pub fn send(segment: &Segment) -> Result<(), Errno> {
-    let (from, to) = (segment.from.ip().to_canonical(), segment.to.ip().to_canonical());
-    let (packet, family) = match (from, to) {
+    let bytes = |pseudo: &Pseudo| segment.bytes(pseudo);
+    send_as(segment.from, segment.to, libc::IPPROTO_TCP, HEADER, bytes)
+}
+
+/// Sends a datagram.
+pub fn send_datagram(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<(), Errno> {
+    const HEADER: usize = 8;
+    let length = u16::try_from(HEADER + data.len()).map_err(|_| Errno::MSGSIZE)?;
+    let bytes = |pseudo: &Pseudo| {
+        let mut udp = [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0; 2]].concat();
+        udp.extend(data);
+        // Zero would say that there is none.
+        let sum = Some(pseudo.checksum(&udp)).filter(|sum| *sum != 0).unwrap_or(0xffff);
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        udp
+    };
+    send_as(from, to, libc::IPPROTO_UDP, length.into(), bytes)
+}
+
+/// What a checksum begins with: both addresses, length and protocol.
+struct Pseudo(Vec<u8>);
+
+impl Pseudo {
+    fn checksum(&self, bytes: &[u8]) -> u16 {
+        checksum(&[&self.0, bytes].concat())
+    }
+}
+
+/// Sends a packet, of which `length` bytes are those of a protocol above IP.
+fn send_as(
+    from: SocketAddr,
+    to: SocketAddr,
+    protocol: i32,
+    length: usize,
+    bytes: impl Fn(&Pseudo) -> Vec<u8>,
+) -> Result<(), Errno> {
+    let length = u16::try_from(length).map_err(|_| Errno::MSGSIZE)?;
+    let pseudo = |addresses: &[u8]| {
+        let mut all = addresses.to_vec();
+        all.extend(length.to_be_bytes());
+        all.extend([0, protocol as u8]);
+        Pseudo(all)
+    };
+    let mut packet;
+    let family;
+    match (from.ip().to_canonical(), to.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let tcp = segment.bytes(&[&from.octets(), &to.octets()]);
+            let addresses = [from.octets(), to.octets()].concat();
+            let total = (HEADER as u16).checked_add(length).ok_or(Errno::MSGSIZE)?.to_be_bytes();
             // Version and length, total length, lifetime, protocol; the kernel adds what is left.
-            let mut ip = vec![0x45, 0, 0, (HEADER + tcp.len()) as u8, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
-            ip.extend(from.octets());
-            ip.extend(to.octets());
-            ip.extend(tcp);
-            (ip, AddressFamily::INET)
+            packet = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol as u8, 0, 0];
+            packet.extend(&addresses);
+            packet.extend(bytes(&pseudo(&addresses)));
+            family = AddressFamily::INET;
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let tcp = segment.bytes(&[&from.octets(), &to.octets()]);
-            let mut ip = vec![0x60, 0, 0, 0, 0, tcp.len() as u8, libc::IPPROTO_TCP as u8, 64];
-            ip.extend(from.octets());
-            ip.extend(to.octets());
-            ip.extend(tcp);
-            (ip, AddressFamily::INET6)
+            let addresses = [from.octets(), to.octets()].concat();
+            let total = length.to_be_bytes();
+            packet = vec![0x60, 0, 0, 0, total[0], total[1], protocol as u8, 64];
+            packet.extend(&addresses);
+            packet.extend(bytes(&pseudo(&addresses)));
+            family = AddressFamily::INET6;
         }
         _ => return Err(Errno::AFNOSUPPORT),
-    };
+    }
     let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
     let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
     socket::set_int(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
     if family == AddressFamily::INET6 {
         socket::set_int(&socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
     }
-    let mut whither = SocketAddr::new(to, 0);
-    if let (SocketAddr::V6(whither), SocketAddr::V6(to)) = (&mut whither, segment.to) {
+    let mut whither = SocketAddr::new(to.ip().to_canonical(), 0);
+    if let (SocketAddr::V6(whither), SocketAddr::V6(to)) = (&mut whither, to) {
         whither.set_scope_id(to.scope_id());
     }
     sendto(&socket, &packet, SendFlags::empty(), &whither).map(drop)
 }
 
 impl Segment {
-    fn bytes(&self, addresses: &[&[u8]; 2]) -> Vec<u8> {
+    fn bytes(&self, pseudo: &Pseudo) -> Vec<u8> {
         let mut tcp = Vec::with_capacity(HEADER);
         tcp.extend(self.from.port().to_be_bytes());
         tcp.extend(self.to.port().to_be_bytes());
@@ -78,9 +125,8 @@ impl Segment {
         tcp.extend([(HEADER as u8 / 4) << 4, self.flags | ACK]);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);
-        // What is summed up begins with both addresses, length and protocol.
-        let pseudo = [addresses[0], addresses[1], &[0, HEADER as u8, 0, libc::IPPROTO_TCP as u8], &tcp].concat();
-        tcp[16..18].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+        let sum = pseudo.checksum(&tcp);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         tcp
     }
 }
@@ -120,8 +166,8 @@ mod tests {
             flags: FIN,
             window: 3,
         };
-        let tcp = segment.bytes(&[&[127, 0, 0, 1], &[127, 0, 0, 1]]);
-        let whole = [&[127, 0, 0, 1, 127, 0, 0, 1, 0, 20, 0, 6], &tcp[..]].concat();
+        let pseudo = Pseudo(vec![127, 0, 0, 1, 127, 0, 0, 1, 0, 20, 0, 6]);
+        let whole = [&pseudo.0[..], &segment.bytes(&pseudo)].concat();
         assert_eq!(checksum(&whole), 0);
     }
 }
