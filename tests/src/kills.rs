@@ -23,7 +23,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 22] = [
+const WORKLOADS: [&str; 24] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -38,6 +38,8 @@ const WORKLOADS: [&str; 22] = [
     "threads/seccomp_filter",
     "calls/futex",
     "fds/pipe_data",
+    "fds/io_uring_polled",
+    "fds/io_uring_registered_single",
     "files/ghost",
     "files/hard_linked",
     "tree/sessions",

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use cryonaut_kernel::proc::Task;
 use rustix::process::Pid;
+
+use crate::fingerprint::own_threads;
 
 /// One picture: for each process, for each thing, what /proc says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +75,10 @@ fn process(pid: i32) -> BTreeMap<String, String> {
     }
     things.insert("maps".to_owned(), read("maps"));
     things.insert("fd".to_owned(), descriptors(pid));
-    for entry in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let tid = entry.file_name().to_string_lossy().into_owned();
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+    let task = Pid::from_raw(pid).and_then(|pid| Task::open(pid).ok());
+    for tid in task.as_ref().map(own_threads).unwrap_or_default() {
+        let tid = tid.as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
         let kept = |line: &&str| KEPT.iter().any(|field| line.starts_with(field));
         things.insert(format!("thread {tid}"), status.lines().filter(kept).collect::<Vec<_>>().join("\n"));
     }

@@ -141,7 +141,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
 }
 
 /// The threads of a process but for those that the kernel has made to work for it (io_uring), which come and go.
-fn threads(task: &Task) -> Vec<Pid> {
+pub(crate) fn threads(task: &Task) -> Vec<Pid> {
     const WORKER: u32 = 0x10 | 0x4000; // PF_IO_WORKER, PF_USER_WORKER
     let mut all = task.tids().unwrap_or_default();
     all.retain(|tid| task.thread(*tid).stat().is_ok_and(|stat| stat.flags & WORKER == 0));
