@@ -253,6 +253,18 @@ pub static UDPLITE: &[Setting] = &[
     number("udp_no_check6_rx_lite", libc::IPPROTO_UDPLITE, udp::NO_CHECK6_RX),
 ];
 
+/// Of raw sockets; each has some of them.
+pub static RAW: &[Setting] = &[
+    number("ip_hdrincl", IPPROTO_IP, libc::IP_HDRINCL),
+    number("ipv6_hdrincl", IPPROTO_IPV6, 36),
+    number("ipv6_checksum", SOL_RAW, libc::IPV6_CHECKSUM),
+    bytes("icmp_filter", SOL_RAW, 1, 4),
+    bytes("icmpv6_filter", libc::IPPROTO_ICMPV6, 1, 32),
+];
+
+/// `SOL_RAW` (linux/socket.h).
+const SOL_RAW: i32 = 255;
+
 /// Where the choice of a receiver among several goes by processor: no packet moves it there.
 pub static RECEIVERS: &[Setting] = &[number("so_incoming_cpu", SOL_SOCKET, so::INCOMING_CPU)];
 
@@ -333,8 +345,20 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all =
-            [SOCKET, IP, IPV6, IP_MULTICAST, IPV6_MULTICAST, TCP, TCP_AT_REST, TCP_CONNECTED, UDP, UDPLITE, RECEIVERS];
+        let all = [
+            SOCKET,
+            IP,
+            IPV6,
+            IP_MULTICAST,
+            IPV6_MULTICAST,
+            TCP,
+            TCP_AT_REST,
+            TCP_CONNECTED,
+            UDP,
+            UDPLITE,
+            RAW,
+            RECEIVERS,
+        ];
         let mut names: Vec<&str> = all.iter().copied().flatten().map(|setting| setting.name).collect();
         let count = names.len();
         names.sort_unstable();

@@ -3,7 +3,7 @@
 use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, describe, multicast, object, ready, sort_of, state, unread, zone_of};
+use super::{CLOSE, address, describe, multicast, object, raw, ready, sort_of, state, unread, zone_of};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown};
@@ -14,6 +14,9 @@ use std::os::fd::BorrowedFd;
 
 /// The tables of options that such a socket has.
 pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
+    if record.r#type == libc::SOCK_RAW as u32 {
+        return vec![settings::RAW];
+    }
     let lite = record.proto == libc::IPPROTO_UDPLITE as u32;
     let mut tables = vec![if lite { settings::UDPLITE } else { settings::UDP }];
     // Packets of a peer move it.
@@ -25,6 +28,7 @@ fn carried(sort: Sort) -> bool {
     match sort.kind {
         libc::SOCK_STREAM => sort.protocol == libc::IPPROTO_TCP,
         libc::SOCK_DGRAM => matches!(sort.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE),
+        libc::SOCK_RAW => true,
         _ => false,
     }
 }
@@ -51,6 +55,10 @@ pub fn collect(
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
     refuse_corked(file)?;
+    if sort.kind == libc::SOCK_RAW {
+        raw::collect(file, sort, record)?;
+        return multicast::collect(&mut cx.sockets, file, sort.family == libc::AF_INET6, extra);
+    }
     // Of one that is shut down, poll says that there is something in any case.
     if ready(file.file).contains(PollFlags::IN) {
         unread::collect(cx, file, record)?;
@@ -106,6 +114,9 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra
     multicast::build(socket, extra, || object(record.id, sort_of(record)))?;
     if record.state == state::ESTABLISHED {
         connect(socket, record)?;
+    }
+    if record.r#type == libc::SOCK_RAW as u32 {
+        return raw::build(socket, record);
     }
     unread::build(cx, socket, record)
 }

@@ -13,6 +13,7 @@ mod connection;
 mod datagram;
 mod multicast;
 mod packet;
+mod raw;
 mod tcp;
 mod unread;
 
@@ -25,9 +26,7 @@ use super::settings::{self, Setting, When};
 use super::{CLOSE, Sort, cannot_set, filter, object, options, refuse_other_network};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
 use crate::{Error, Result};
-use cryonaut_image::records::{
-    FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkShutdown, TcpOptsEntry,
-};
+use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::sys::socket;
 use libc::{IPPROTO_IP, IPPROTO_IPV6};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -248,7 +247,7 @@ fn collect_ip(record: &mut InetSkEntry, sort: Sort, file: &OpenFile<'_>) -> Resu
         ip.ttl = get(IPPROTO_IP, libc::IP_TTL).ok().map(|ttl| ttl as u32);
     }
     if sort.kind == libc::SOCK_RAW {
-        ip.raw = Some(IpOptsRawEntry::default());
+        ip.raw = Some(raw::options(file.file));
     }
     record.ip_opts = Some(ip);
     record.tcp_opts = Some(TcpOptsEntry::default());
