@@ -6,6 +6,7 @@
 
 mod databases;
 mod languages;
+mod network;
 mod terminals;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,7 @@ pub fn suite(own: &Engine) -> ExitCode {
         ("node", languages::node),
         ("sqlite3", databases::sqlite),
         ("redis", databases::redis),
+        ("veth", network::veth),
         ("redis_without_its_clients", databases::redis_without_its_clients),
     ];
     // Not in what the tests install: large, and of use to those alone who have it.

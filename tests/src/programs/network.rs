@@ -1,0 +1,181 @@
+//! A server whose client is on another host, as far as the kernel is concerned: two network namespaces joined by veth.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::Program;
+use crate::engine::Engine;
+
+/// Takes a hundred megabytes on one connection and answers with their sum; on a second one, whose other end has been
+/// closed for sending all the time, it speaks at last.
+const SERVER: &str = r#"
+import socket, zlib, time
+listener = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
+data, _ = listener.accept()
+half, _ = listener.accept()
+print("serving", flush=True)
+total, size = 1, 0
+while True:
+    part = data.recv(65536)
+    if not part: break
+    total, size = zlib.adler32(part, total), size + len(part)
+    # Not at once, so that there is a middle.
+    if size % (1 << 20) < len(part): time.sleep(0.005)
+data.sendall(b"%d" % total)
+assert half.recv(100) == b"last words" and half.recv(1) == b""
+half.sendall(b"at last")
+"#;
+
+const MEGABYTES: usize = 100;
+
+/// The client notices a pause, and no byte is lost or comes twice.
+pub(super) fn veth(engine: &Engine) -> Result<(), Failed> {
+    let engine = engine.clone();
+    // In a thread of its own, which goes into another network with all that it starts.
+    let test = thread::spawn(move || ["10.99.0.1", "fd99::1"].into_iter().try_for_each(|to| one(&engine, to)));
+    test.join().map_err(|_| "the test has panicked")?
+}
+
+fn one(engine: &Engine, to: &'static str) -> Result<(), Failed> {
+    let (here, there) = (Network::new()?, Network::new()?);
+    here.enter()?;
+    let other = there.holder.id().to_string();
+    for words in [
+        format!("link add va type veth peer name vb netns {other}"),
+        "address add 10.99.0.1/24 dev va".into(),
+        "address add fd99::1/64 dev va nodad".into(),
+        "link set lo up".into(),
+        "link set va up".into(),
+    ] {
+        ip(&[], &words)?;
+    }
+    for words in ["address add 10.99.0.2/24 dev vb", "address add fd99::2/64 dev vb nodad", "link set vb up"] {
+        ip(&["nsenter", "-t", &other, "-n"], words)?;
+    }
+    let mut server = Program::start(engine, "python3", &["-c", SERVER], &["--tcp-established"], |_| Ok(()))?;
+    server.wait_for_listener()?;
+    let client = thread::spawn(move || there.enter().and_then(|()| transfer(to)).map_err(|e| format!("{to}: {e}")));
+    server.wait_for("output", "server with both connections", |text| text.contains("serving"))?;
+    thread::sleep(Duration::from_millis(100));
+    // Its packets meet nobody for a while.
+    for _ in 0..2 {
+        server.carry()?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    client.join().map_err(|_| "the client has panicked")??;
+    server.wait_end()
+}
+
+/// Sends all the time, and compares what the server makes of it.
+fn transfer(to: &str) -> std::io::Result<()> {
+    let wrong = |what: String| std::io::Error::other(what);
+    let connect = || -> std::io::Result<TcpStream> {
+        let stream = TcpStream::connect((to, 7000))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        Ok(stream)
+    };
+    let (mut data, mut half) = (connect()?, connect()?);
+    half.write_all(b"last words")?;
+    half.shutdown(std::net::Shutdown::Write)?;
+    let (mut a, mut b) = (1u32, 0u32);
+    let mut longest = Duration::ZERO;
+    let mut block = vec![0u8; 1 << 20];
+    for megabyte in 0..MEGABYTES {
+        for (at, byte) in block.iter_mut().enumerate() {
+            *byte = (at * 31 + megabyte * 17 + (at >> 8)) as u8;
+            // Adler-32 (RFC 1950).
+            a = (a + u32::from(*byte)) % 65521;
+            b = (b + a) % 65521;
+        }
+        let begun = Instant::now();
+        data.write_all(&block)?;
+        longest = longest.max(begun.elapsed());
+    }
+    data.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    data.read_to_string(&mut answer)?;
+    if answer != (b << 16 | a).to_string() {
+        return Err(wrong(format!("the server has received something else: {answer}")));
+    }
+    let mut words = String::new();
+    half.read_to_string(&mut words)?;
+    if words != "at last" {
+        return Err(wrong(format!("on the connection that was half closed it says '{words}'")));
+    }
+    println!("{to}: the longest pause was {longest:?}");
+    Ok(())
+}
+
+/// A network namespace, which a process holds.
+struct Network {
+    holder: Child,
+}
+
+impl Network {
+    fn new() -> Result<Self, Failed> {
+        let mut holder = Command::new("unshare")
+            .args(["-n", "sh", "-c", "ip link set lo up && echo there && exec sleep 300"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = [0; 5];
+        let mut output = holder.stdout.take().ok_or("no output")?;
+        let result = output.read_exact(&mut said);
+        let network = Self { holder };
+        result.map_err(|e| format!("no network namespace: {e}"))?;
+        Ok(network)
+    }
+
+    /// The calling thread goes there.
+    fn enter(&self) -> std::io::Result<()> {
+        let network = File::open(format!("/proc/{}/ns/net", self.holder.id()))?;
+        let kind = Some(LinkNameSpaceType::Network);
+        Ok(move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), kind)?)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// Runs ip(8), behind other words.
+fn ip(before: &[&str], words: &str) -> Result<(), Failed> {
+    let all: Vec<&str> = before.iter().copied().chain(["ip"]).chain(words.split(' ')).collect();
+    let done = Command::new(all[0]).args(&all[1..]).output()?;
+    if done.status.success() {
+        Ok(())
+    } else {
+        Err(format!("ip {words}: {}", String::from_utf8_lossy(&done.stderr)).into())
+    }
+}
+
+impl Program {
+    /// Waits until somebody can connect, without connecting.
+    fn wait_for_listener(&self) -> Result<(), Failed> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // Port 7000, in the state LISTEN, in the network of this thread.
+        let listens = || {
+            std::fs::read_to_string("/proc/thread-self/net/tcp6")
+                .is_ok_and(|text| text.lines().any(|line| line.contains(":1B58 ") && line.contains(" 0A ")))
+        };
+        while !listens() {
+            if Instant::now() > deadline {
+                return Err(self.failed("it does not listen"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
