@@ -1,5 +1,5 @@
 // refused: a datagram has been begun
-// peer: no, it refuses it as well
+// peer: no, what is refused is not asked of it
 /* A UDP socket in the middle of a datagram. */
 #include "net.h"
 

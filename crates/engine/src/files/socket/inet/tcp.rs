@@ -82,7 +82,10 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEnt
             } else if info.waiting > 0 {
                 return Err(Error::unsupported(
                     file.object(),
-                    format!("{} connections wait to be accepted, which cannot be carried yet", info.waiting),
+                    format!(
+                        "a connection with it waits to be accepted (there are {}), which cannot be carried yet",
+                        info.waiting
+                    ),
                     "let the program accept them before the checkpoint, or let them be lost with --skip-in-flight",
                 ));
             }
