@@ -8,7 +8,7 @@ use crate::network_lock::{self, NetworkLock};
 use crate::options::{Afterwards, TcpPolicy};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
-use crate::{CheckpointOptions, Error, Moment, Object, Result};
+use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
 use cryonaut_kernel::guard::Undertaker;
@@ -30,12 +30,14 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     options.hook.call(Moment::PreDump, pid)?;
     let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
-    let freezing = Instant::now();
-    let mut frozen = Frozen::freeze(pid, options.timeout)?;
-    let stood_still = Instant::now();
+    // What nobody needs to stand still for.
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
+    parallel::processors();
+    let freezing = Instant::now();
+    let mut frozen = Frozen::freeze(pid, options.timeout)?;
+    let stood_still = Instant::now();
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
         process.ids = Some(sharing.ids(process)?);
     }

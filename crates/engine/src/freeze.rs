@@ -20,7 +20,7 @@ use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
 use cryonaut_puppet::{Context, DoorMaps, Entering, Ground, Hand, Verdict, find_doorway, scratch, trace};
 use rustix::process::PidfdFlags;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -144,8 +144,13 @@ impl Frozen {
         loop {
             let before = held.len();
             while at < held.len() {
-                frozen.take_children(&mut held, at, limit)?;
-                at += 1;
+                let children = children_of(&mut held[at..])?;
+                at = held.len();
+                for (child, parent) in children {
+                    if !held.iter().any(|p| p.pid == child) {
+                        held.push(frozen.take(child, parent, limit)?);
+                    }
+                }
             }
             if held.len() == before {
                 break;
@@ -156,28 +161,6 @@ impl Frozen {
         frozen.processes.sort_by_key(|p| p.pid);
         frozen.order();
         Ok(frozen)
-    }
-
-    fn take_children(&mut self, held: &mut Vec<Held>, index: usize, limit: Duration) -> Result<()> {
-        let process = &held[index];
-        if process.is_childless {
-            return Ok(());
-        }
-        let parent = process.pid;
-        let mut children = Vec::new();
-        // All its threads are held. A zombie's children have another parent.
-        let of = |thread: &Thread| pid_of(thread.tid).map(|tid| process.task.children(tid).unwrap_or_default());
-        for some in parallel::map(process.threads.iter().collect(), of) {
-            children.extend(some?);
-        }
-        held[index].is_childless = children.is_empty();
-        for child in children {
-            let child = child.as_raw_nonzero().get();
-            if !held.iter().any(|p| p.pid == child) {
-                held.push(self.take(child, parent, limit)?);
-            }
-        }
-        Ok(())
     }
 
     /// Holds all threads of one process.
@@ -205,7 +188,7 @@ impl Frozen {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
-            if listed && threads.len() == before || threads.len() == task.stat().map_err(gone)?.num_threads as usize {
+            if listed && threads.len() == before || threads.len() as u64 == task.thread_count().map_err(gone)? {
                 break;
             }
             tids = task.tids()?.into_iter().map(|tid| tid.as_raw_nonzero().get()).collect();
@@ -434,6 +417,26 @@ impl Held {
         let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
         Ok(Process { pid, ppid, task, stat, status, threads, maps, namespaces, ids: None, hand: None })
     }
+}
+
+/// The children of held processes, each with its parent; of a zombie none,
+/// whose children have another parent.
+fn children_of(held: &mut [Held]) -> Result<Vec<(i32, i32)>> {
+    let asked = held.iter().filter(|p| !p.is_childless);
+    let threads: Vec<(&Held, i32)> = asked.flat_map(|p| p.threads.iter().map(move |t| (p, t.tid))).collect();
+    let list = |(process, tid): (&Held, i32)| -> Result<Vec<(i32, i32)>> {
+        let children = process.task.children(pid_of(tid)?).unwrap_or_default();
+        Ok(children.into_iter().map(|child| (child.as_raw_nonzero().get(), process.pid)).collect())
+    };
+    let mut children = Vec::new();
+    for some in parallel::map(threads, list) {
+        children.extend(some?);
+    }
+    let parents: BTreeSet<i32> = children.iter().map(|(_, parent)| *parent).collect();
+    for process in held {
+        process.is_childless = !parents.contains(&process.pid);
+    }
+    Ok(children)
 }
 
 impl Thread {

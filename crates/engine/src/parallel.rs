@@ -2,7 +2,7 @@
 //! bound to one thread.
 
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, available_parallelism, scope};
 
 /// Most threads that share a piece of work.
@@ -10,15 +10,24 @@ const MOST: usize = 4;
 /// Fewer things than these, for each thread, are done before it has begun.
 const WORTH_A_THREAD: usize = 8;
 
+/// How many threads can work at once. To find out takes a dozen system calls,
+/// for cgroups have a say: best asked for before anybody waits.
+pub fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| available_parallelism().map_or(1, |n| n.get().min(MOST)))
+}
+
 /// How many threads are worth having for so many things, this one included.
 pub fn threads_for(things: usize) -> usize {
-    let processors = available_parallelism().map_or(1, |n| n.get().min(MOST));
-    processors.min(things / WORTH_A_THREAD).max(1)
+    processors().min(things / WORTH_A_THREAD).max(1)
 }
 
 /// What `f` makes of each, in their order.
 pub fn map<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
     let threads = threads_for(things.len());
+    if threads == 1 {
+        return things.into_iter().map(f).collect();
+    }
     let queue = Mutex::new(things.into_iter().enumerate());
     let work = || {
         let mut made = Vec::new();

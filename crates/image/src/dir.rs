@@ -64,13 +64,24 @@ impl Dir {
             other => self.wrap("open", name, other)?,
         };
         let stat = self.wrap("stat", name, fs::fstat(&fd))?;
+        Ok(Some((File::from(fd), self.size_of_regular(name, &stat)?)))
+    }
+
+    /// The size of a regular file; `None` if there is no such name.
+    pub(crate) fn file_size(&self, name: &str) -> Result<Option<u64>> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            other => self.size_of_regular(name, &self.wrap("stat", name, other)?).map(Some),
+        }
+    }
+
+    fn size_of_regular(&self, name: &str, stat: &fs::Stat) -> Result<u64> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind != FileType::RegularFile {
             let found = format!("{kind:?}");
             return Err(Error::corrupt(&self.path_of(name), 0, "a regular file", found, DAMAGED));
         }
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(Some((File::from(fd), size)))
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
     }
 
     /// Reads a whole small file; `None` if there is no such name.

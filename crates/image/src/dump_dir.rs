@@ -415,13 +415,13 @@ impl DumpDir {
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {
-        let Some((file, size)) = self.home.dir_of(name).open_file(name)? else {
-            return Err(Error::Missing { path: self.path_of(name) });
-        };
-        let hash = match hash {
-            true => Some(dir::hash(file).map_err(|source| Error::io("read", self.path_of(name), source))?),
-            false => None,
-        };
-        Ok(FileSum::new(size, hash))
+        let missing = || Error::Missing { path: self.path_of(name) };
+        let dir = self.home.dir_of(name);
+        if !hash {
+            return Ok(FileSum::new(dir.file_size(name)?.ok_or_else(missing)?, None));
+        }
+        let (file, size) = dir.open_file(name)?.ok_or_else(missing)?;
+        let hash = dir::hash(file).map_err(|source| Error::io("read", self.path_of(name), source))?;
+        Ok(FileSum::new(size, Some(hash)))
     }
 }

@@ -11,10 +11,14 @@ use std::thread::JoinHandle;
 
 use crate::entry_writer::EntryWriter;
 
+/// To wake the thread takes about as long as making a file does: so many files
+/// are given to it at a time.
+const AT_ONCE: usize = 6;
+
 /// What the thread is to do.
 #[derive(Debug)]
 enum Work {
-    Complete(EntryWriter),
+    Complete(Vec<EntryWriter>),
     /// Say that all before is done.
     Tell(Sender<()>),
 }
@@ -22,7 +26,15 @@ enum Work {
 /// Takes complete files.
 #[derive(Debug)]
 pub(crate) struct Finisher {
-    thread: Mutex<Option<(Sender<Work>, JoinHandle<()>)>>,
+    thread: Mutex<Option<Thread>>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    sender: Sender<Work>,
+    handle: JoinHandle<()>,
+    /// Complete files that it has not been given yet.
+    waiting: Vec<EntryWriter>,
 }
 
 impl Finisher {
@@ -32,26 +44,32 @@ impl Finisher {
         let name = "image writer".to_owned();
         // Where no thread is to be had, the commit writes the files.
         let thread = std::thread::Builder::new().name(name).spawn(move || run(&work)).ok();
-        Finisher { thread: Mutex::new(thread.map(|thread| (sender, thread))) }
-    }
-
-    fn give(&self, work: Work) {
-        if let Some((sender, _)) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
-            // The receiver is there as long as the sender.
-            let _ = sender.send(work);
-        }
+        let thread = thread.map(|handle| Thread { sender, handle, waiting: Vec::new() });
+        Finisher { thread: Mutex::new(thread) }
     }
 
     /// Takes a file to which nothing more is appended.
     pub(crate) fn take(&self, file: EntryWriter) {
-        self.give(Work::Complete(file));
+        if let Some(thread) = &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.waiting.push(file);
+            if thread.waiting.len() == AT_ONCE {
+                // The receiver is there as long as the sender.
+                let _ = thread.sender.send(Work::Complete(std::mem::take(&mut thread.waiting)));
+            }
+        }
     }
 
-    /// Waits until all are written. A file that could not be says so when it is
-    /// closed again.
+    /// Waits until all that the thread was given are written. A file that could
+    /// not be says so when it is closed again; the last few are left to who
+    /// closes them.
     pub(crate) fn finish(&self) {
         let (sender, done) = channel();
-        self.give(Work::Tell(sender));
+        if let Some(thread) = &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
+            thread.waiting.clear();
+            let _ = thread.sender.send(Work::Tell(sender));
+        } else {
+            return;
+        }
         // An error means that nobody is there to tell: then nothing was taken either.
         let _ = done.recv();
     }
@@ -60,7 +78,7 @@ impl Finisher {
 impl Drop for Finisher {
     fn drop(&mut self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((sender, handle)) = thread {
+        if let Some(Thread { sender, handle, .. }) = thread {
             drop(sender);
             let _ = handle.join();
         }
@@ -70,7 +88,7 @@ impl Drop for Finisher {
 fn run(work: &Receiver<Work>) {
     for one in work {
         match one {
-            Work::Complete(file) => file.close_early(),
+            Work::Complete(files) => files.iter().for_each(EntryWriter::close_early),
             // Who asked may have gone.
             Work::Tell(sender) => drop(sender.send(())),
         }

@@ -6,6 +6,7 @@
 //! - [`sys`]: system calls that rustix lacks. They answer with [`rustix::io::Errno`]; the caller knows the
 //!   object and gives the error its words.
 //! - [`uffd`]: userfaultfd, to learn who writes to memory and to fill it on demand.
+//! - [`heap`]: how this program keeps its own memory.
 //! - [`janitor`]: a process that clears up should this one be killed.
 //! - [`guard`]: processes that put connections right should this one be killed.
 //! - [`features`]: what this kernel can do, each thing found out by doing it.
@@ -15,6 +16,7 @@
 
 pub mod features;
 pub mod guard;
+pub mod heap;
 pub mod janitor;
 pub mod pagemap;
 pub mod proc;

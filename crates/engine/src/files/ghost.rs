@@ -4,7 +4,7 @@
 //! `remap-fpath.img` says which record is such a file.
 
 use super::Collect;
-use super::regular_path::{Subject, open_as_seen_by, pid_in, reopen};
+use super::regular_path::{Subject, pid_in, reopen};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
     FdTypes, FileEntry, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
@@ -216,7 +216,8 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
     let shown = String::from_utf8_lossy(directory).into_owned();
     let failed = |e| Error::kernel(subject.object.clone(), format!("make a temporary link in {shown}"), e);
     let at = if directory.is_empty() { b"/" } else { directory };
-    let parent = open_as_seen_by(subject.task, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let parent =
+        cx.regular.mounts.open_as_seen_by(subject.task, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
     for attempt in 0..64u32 {
         let base = format!("link_remap.{}", linked + attempt * 1000);

@@ -134,13 +134,13 @@ fn write_apart(pipe: &OwnedFd, bytes: &[u8]) -> std::result::Result<usize, Errno
 
 /// Reads everything without taking it out.
 fn read(file: BorrowedFd<'_>) -> std::result::Result<Contents, Errno> {
-    let size = rustix::pipe::fcntl_getpipe_size(reading(file)?.as_fd())?;
-    let waiting = rustix::io::ioctl_fionread(reading(file)?.as_fd())? as usize;
+    let source = reading(file)?;
+    let size = rustix::pipe::fcntl_getpipe_size(&source)?;
+    let waiting = rustix::io::ioctl_fionread(&source)? as usize;
     let mut contents = Contents { size, bytes: Vec::with_capacity(waiting), parts: Vec::new() };
     if waiting == 0 {
         return Ok(contents);
     }
-    let source = reading(file)?;
     let copy = copy_of(source.as_fd(), size)?;
     let mut segments = Vec::new();
     let mut room = vec![0; waiting];

@@ -34,6 +34,7 @@ pub(super) struct Known {
     paths: HashMap<PathKey, Used>,
     mapped: HashMap<MapKey, Used>,
     pub(super) ghosts: ghost::Carried,
+    pub(super) mounts: regular_path::Mounts,
 }
 
 impl FileKind for Regular {
@@ -55,7 +56,9 @@ impl FileKind for Regular {
         match FileType::from_raw_mode(file.stat.st_mode) {
             FileType::RegularFile | FileType::Directory | FileType::BlockDevice => true,
             FileType::CharacterDevice => {
-                !matches!(file.info.details, Details::Tun { .. }) && rustix::termios::tcgetattr(file.file).is_err()
+                is_memory(file.stat.st_rdev)
+                    || !matches!(file.info.details, Details::Tun { .. })
+                        && rustix::termios::tcgetattr(file.file).is_err()
             }
             _ => false,
         }
@@ -219,13 +222,18 @@ pub(super) fn is_path_only(flags: u32) -> bool {
     flags & libc::O_PATH as u32 != 0
 }
 
+/// The memory devices (null, zero, full, random, urandom, kmsg): all of major 1.
+fn is_memory(rdev: u64) -> bool {
+    rustix::fs::major(rdev) == 1
+}
+
 /// Character devices of which an open file is nothing but a position: the
-/// memory devices (null, zero, full, random, urandom, kmsg; all of major 1),
-/// hwrng and loop-control.
+/// memory devices, hwrng and loop-control.
 fn check_stateless(subject: &Subject<'_>) -> Result<()> {
     let rdev = subject.stat.st_rdev;
     match (rustix::fs::major(rdev), rustix::fs::minor(rdev)) {
-        (1, _) | (10, 183 | 237) => Ok(()),
+        _ if is_memory(rdev) => Ok(()),
+        (10, 183 | 237) => Ok(()),
         (major, minor) => Err(Error::unsupported(
             subject.object.clone(),
             format!("the driver of character device {major}:{minor} keeps state that cannot be read"),

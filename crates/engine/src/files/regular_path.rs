@@ -8,6 +8,7 @@ use cryonaut_image::records::RegFileEntry;
 use cryonaut_kernel::proc::Task;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -41,7 +42,7 @@ const DELETED: &[u8] = b" (deleted)";
 /// The path to record for a file. If it does not lead to the file, the file is
 /// carried as a ghost or given a temporary link, as what `id` stands for.
 pub(super) fn recorded_name(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32) -> Result<Vec<u8>> {
-    let leads = where_leads(subject)?;
+    let leads = where_leads(&mut cx.regular.mounts, subject)?;
     if leads == Leads::ToIt {
         return Ok(subject.link.to_vec());
     }
@@ -65,8 +66,8 @@ fn is_procfs(subject: &Subject<'_>) -> bool {
     rustix::fs::fstatfs(subject.file).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC)
 }
 
-fn where_leads(subject: &Subject<'_>) -> Result<Leads> {
-    match open_as_seen_by(subject.task, subject.link, OFlags::PATH).and_then(rustix::fs::fstat) {
+fn where_leads(mounts: &mut Mounts, subject: &Subject<'_>) -> Result<Leads> {
+    match mounts.stat_as_seen_by(subject.task, subject.link) {
         // /proc may give its files other inodes whenever it likes, but not those of a process: another inode there is
         // another process.
         Ok(found)
@@ -91,21 +92,58 @@ pub(super) fn pid_in(path: &[u8]) -> Option<i32> {
     std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
-/// Opens a path that the kernel showed us for a file of the process, without
-/// following a link at its end. Such a path begins at our root, or if the
-/// process is in another mount namespace, at the root of that.
-pub(super) fn open_as_seen_by(task: &Task, path: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let ours = rustix::fs::stat("/proc/self/ns/mnt")?;
-    let theirs = rustix::fs::statat(task.dir(), "ns/mnt", AtFlags::empty())?;
-    if ours.st_ino == theirs.st_ino {
-        return rustix::fs::openat(CWD, path, flags, Mode::empty());
+/// Who sees the file systems that we see: found out once for each process.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    /// Our mount namespace.
+    ours: Option<u64>,
+    /// By the directory in /proc, whether it is in ours.
+    known: HashMap<String, bool>,
+}
+
+impl Mounts {
+    fn are_ours(&mut self, task: &Task) -> std::result::Result<bool, Errno> {
+        if let Some(&known) = self.known.get(task.path()) {
+            return Ok(known);
+        }
+        let ours = match self.ours {
+            Some(ours) => ours,
+            None => rustix::fs::stat("/proc/self/ns/mnt")?.st_ino,
+        };
+        self.ours = Some(ours);
+        let same = rustix::fs::statat(task.dir(), "ns/mnt", AtFlags::empty())?.st_ino == ours;
+        self.known.insert(task.path().to_owned(), same);
+        Ok(same)
     }
-    let root = rustix::fs::openat(task.dir(), "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let root_path = task.link("root").map_err(|e| e.errno().unwrap_or(Errno::IO))?;
-    let root_path = root_path.as_os_str().as_bytes();
-    let below = if root_path == b"/" { path } else { path.strip_prefix(root_path).unwrap_or(path) };
-    rustix::fs::openat2(&root, below, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+
+    /// Opens a path that the kernel showed us for a file of the process, without
+    /// following a link at its end. Such a path begins at our root, or if the
+    /// process is in another mount namespace, at the root of that.
+    pub(super) fn open_as_seen_by(
+        &mut self,
+        task: &Task,
+        path: &[u8],
+        flags: OFlags,
+    ) -> std::result::Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if self.are_ours(task)? {
+            return rustix::fs::openat(CWD, path, flags, Mode::empty());
+        }
+        let root = rustix::fs::openat(task.dir(), "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let root_path = task.link("root").map_err(|e| e.errno().unwrap_or(Errno::IO))?;
+        let root_path = root_path.as_os_str().as_bytes();
+        let below = if root_path == b"/" { path } else { path.strip_prefix(root_path).unwrap_or(path) };
+        rustix::fs::openat2(&root, below, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    }
+
+    /// `fstat` of what would be opened.
+    fn stat_as_seen_by(&mut self, task: &Task, path: &[u8]) -> std::result::Result<Stat, Errno> {
+        if self.are_ours(task)? {
+            // One call instead of three.
+            return rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+        }
+        self.open_as_seen_by(task, path, OFlags::PATH).and_then(rustix::fs::fstat)
+    }
 }
 
 /// Opens a recorded file with its flags. Never waits, for a device or a lease.

@@ -25,7 +25,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -203,6 +203,14 @@ impl Task {
         Ok(self.numbers("task")?.into_iter().filter_map(Pid::from_raw).collect())
     }
 
+    /// How many threads the process has, as the links of its directory of threads tell: those that
+    /// `.` and `..` would count for, and one for each (`proc_task_getattr`, fs/proc/base.c). Cheaper than [`Task::stat`].
+    pub fn thread_count(&self) -> Result<u64> {
+        let stat = rustix::fs::statat(&*self.dir, &*self.name("task"), AtFlags::empty())
+            .map_err(|errno| self.io("stat", "task", errno))?;
+        Ok((stat.st_nlink as u64).saturating_sub(2))
+    }
+
     /// The open descriptor numbers, ascending.
     pub fn fds(&self) -> Result<Vec<RawFd>> {
         self.numbers("fd")
@@ -252,6 +260,7 @@ mod tests {
         let task = Task::current().unwrap();
         let tids = task.tids().unwrap();
         assert!(tids.contains(&rustix::thread::gettid()));
+        assert!(task.thread_count().unwrap() > 0);
         let file = std::fs::File::open("/dev/null").unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
         assert!(task.fds().unwrap().contains(&fd));
@@ -267,6 +276,7 @@ mod tests {
         assert!(parent.children(rustix::thread::gettid()).unwrap().contains(&pid));
         child.kill().unwrap();
         child.wait().unwrap();
+        assert!(task.thread_count().is_err());
         let error = task.stat().unwrap_err();
         assert!(matches!(error.errno(), Some(Errno::SRCH | Errno::NOENT)), "{error}");
         assert!(error.to_string().contains("/stat"));

@@ -1,0 +1,19 @@
+//! This program's own heap.
+
+/// Freed memory that is kept, in bytes, in each arena.
+const KEPT: libc::c_int = 8 << 20;
+/// Allocations from so many bytes on are mappings of their own.
+const LARGE: libc::c_int = 4 << 20;
+/// Bytes that the heap grows by, at least.
+const STEP: libc::c_int = 256 << 10;
+
+/// Lets the C library keep some MiB of what is freed. Otherwise it returns the top of the heap whenever a buffer is
+/// freed (from 128 KiB on, mallopt(3)), and each page of the next buffer is faulted in and cleared again: at every
+/// process of a tree.
+pub fn keep_freed() {
+    #[cfg(target_env = "gnu")]
+    for (what, value) in [(libc::M_TRIM_THRESHOLD, KEPT), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TOP_PAD, STEP)] {
+        // SAFETY: mallopt takes two integers, and may be called at any time by any thread.
+        unsafe { libc::mallopt(what, value) };
+    }
+}
