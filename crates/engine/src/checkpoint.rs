@@ -1,5 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
+use crate::attributes::credentials;
 use crate::dump::{About, dump};
 use crate::files::socket::{Held, Peers};
 use crate::freeze::{Frozen, Process, pid_of};
@@ -35,6 +36,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
     parallel::processors();
+    credentials::last_capability();
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;
     let stood_still = Instant::now();

@@ -29,7 +29,7 @@ pub fn write_pieces(pid: i32, pieces: &[(u64, &[u8])]) -> Result<(), Errno> {
     for pieces in pieces.chunks(MAX_SPANS) {
         let spans: Vec<Remote> =
             pieces.iter().map(|(at, bytes)| Remote { address: *at, len: bytes.len() as u64 }).collect();
-        let bytes: Vec<u8> = pieces.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        let bytes = pieces.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>().concat();
         if mem::write_spans(pid, &bytes, &spans)? != bytes.len() {
             return Err(Errno::FAULT);
         }

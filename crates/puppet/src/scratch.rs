@@ -47,7 +47,7 @@ pub const THREAD_SLOT: u64 = 0x1e000;
 /// Its operations.
 pub const THREAD_OPS: u64 = 0x1e100;
 /// How many operations a thread's batch may hold.
-pub const THREAD_OPS_MAX: usize = 48;
+pub const THREAD_OPS_MAX: usize = 60;
 /// Its data.
 pub const THREAD_DATA: u64 = 0x1f400;
 /// Bytes of data that a thread's batch may hold.

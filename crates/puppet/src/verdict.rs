@@ -154,7 +154,7 @@ fn send(b: &mut Batch, hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
     let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
     let file = Arg::At(numbers::place(base, RECEIVED));
     map.call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), file, 0.into()]);
-    numbers::close_in(&mut map, base);
+    numbers::close_in(&mut map, base, THEIRS + 1);
     *b = map;
     hand.start(b)
 }

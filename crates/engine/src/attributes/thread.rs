@@ -6,7 +6,6 @@ use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, SeccompMode, SignalQueueEntry, ThreadCoreEntry, ThreadSasEntry};
-use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::sys::sched::{self, SchedAttr};
 use cryonaut_puppet::{Arg, Batch, Call, Data};
 
@@ -14,6 +13,8 @@ use cryonaut_puppet::{Arg, Batch, Call, Data};
 const RESET_ON_FORK: u32 = 0x4000_0000;
 /// `TASK_COMM_LEN`: a thread's name with its terminating zero.
 const COMM_LEN: usize = 16;
+/// SECCOMP_MODE_STRICT (linux/seccomp.h).
+const STRICT: u64 = 1;
 
 /// What only the thread itself can tell.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub struct Ask {
     pdeath: Data,
     comm: Data,
     timer_slack: Call,
+    seccomp: Call,
     creds: credentials::Ask,
 }
 
@@ -35,7 +37,8 @@ impl Ask {
         b.call(libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), pdeath.into()]);
         b.call(libc::SYS_prctl, [libc::PR_GET_NAME.into(), comm.into()]);
         let timer_slack = b.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]);
-        Ask { altstack, tid_address, pdeath, comm, timer_slack, creds: credentials::Ask::new(b) }
+        let seccomp = b.call(libc::SYS_prctl, [libc::PR_GET_SECCOMP.into()]);
+        Ask { altstack, tid_address, pdeath, comm, timer_slack, seccomp, creds: credentials::Ask::new(b) }
     }
 }
 
@@ -66,13 +69,6 @@ pub fn record(
     let tid = thread.tid;
     let failed = |about| unanswered(tid, about);
     let id = pid_of(tid)?;
-    let own_status: Status;
-    let status = if tid == process.pid {
-        &process.status
-    } else {
-        own_status = process.task.thread(id).status()?;
-        &own_status
-    };
     let sched = sched::sched_getattr(id).map_err(failed("scheduling"))?;
     let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
     let slack = answers.result(ask.timer_slack).map_err(failed("timer slack"))?;
@@ -80,11 +76,13 @@ pub fn record(
     let context = &thread.context;
     let mut info = arch::thread_info(tid, context, answers.read_u64(ask.tid_address))?;
     arch::settle_call(&context.regs, &mut info);
-    let (seccomp_mode, seccomp_filter) = match status.seccomp {
-        Seccomp::Disabled => (None, None),
-        Seccomp::Strict => (Some(SeccompMode::Strict as i32), None),
-        Seccomp::Filter => (Some(SeccompMode::Filter as i32), told.filter?),
+    let mode = answers.result(ask.seccomp).map_err(failed("seccomp mode"))?;
+    let (seccomp_mode, seccomp_filter) = match mode {
+        0 => (None, None),
+        STRICT => (Some(SeccompMode::Strict as i32), None),
+        _ => (Some(SeccompMode::Filter as i32), told.filter?),
     };
+    let status = || Ok(process.task.thread(id).status()?);
     let comm = answers.read(ask.comm);
     let core = ThreadCoreEntry {
         futex_rla: robust,
