@@ -35,7 +35,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
-    parallel::processors();
+    parallel::get_ready();
     credentials::last_capability();
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;

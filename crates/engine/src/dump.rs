@@ -10,7 +10,7 @@
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
 use crate::files::socket::Held;
-use crate::files::{Collect, NewLinks, io_uring};
+use crate::files::{Collect, HeldFile, NewLinks, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
 use crate::network_lock::NetworkLock;
@@ -176,16 +176,19 @@ impl Tree<'_, '_> {
         let files = self.files;
         let (sender, told) = channel();
         let told = Mutex::new(told);
-        std::thread::scope(|scope| {
-            let helper = || write_told(files, &told);
-            // Where no thread is to be had, this one writes.
-            let spawn = |_| std::thread::Builder::new().name("process writer".into()).spawn_scoped(scope, helper).ok();
-            let helpers: Vec<_> = (1..writers).filter_map(spawn).collect();
+        let by_helpers = Mutex::new(Vec::new());
+        let held = parallel::scope(|scope| {
+            let (by_helpers, told) = (&by_helpers, &told);
+            let help = move || by_helpers.lock().unwrap_or_else(PoisonError::into_inner).push(write_told(files, told));
+            if let Some(scope) = scope {
+                (1..writers).for_each(|_| scope.spawn(move |_| help()));
+            }
             let (mut own, mut late) = (Vec::new(), Vec::new());
             let mut one = |process, questions| -> Result<()> {
                 match self.tell(process, questions, spaces)? {
                     Some(told) if told.comes_last() => late.push(told),
-                    Some(told) if writers == 1 || told.needs_hand() => own.push(told.write(files, Writer::Holder)?),
+                    Some(told) if writers == 1 => own.push(told.write(files, Writer::Alone)?),
+                    Some(told) if told.needs_hand() => own.push(told.write(files, Writer::Holder)?),
                     // The receiver is there until the sender goes.
                     Some(told) => drop(sender.send(told)),
                     None => {}
@@ -194,15 +197,18 @@ impl Tree<'_, '_> {
             };
             let result = processes.iter_mut().zip(asked).try_for_each(|(process, questions)| one(process, questions));
             drop(sender);
-            let rest = result.and_then(|()| write_told(files, &told));
-            let mut all = vec![rest, Ok(own)];
-            all.extend(helpers.into_iter().map(|h| h.join().unwrap_or_else(|panic| resume_unwind(panic))));
-            let mut all: Vec<Written> = all.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-            for told in late {
-                all.push(told.write(files, Writer::Holder)?);
-            }
-            Ok(all)
-        })
+            result?;
+            own.extend(write_told(files, told)?);
+            Ok::<_, Error>((own, late))
+        });
+        let (mut all, late) = held?;
+        for written in by_helpers.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            all.extend(written?);
+        }
+        for told in late {
+            all.push(told.write(files, Writer::Alone)?);
+        }
+        Ok(all)
     }
 
     /// What only the holder of the tree can find out about a process, and its
@@ -223,7 +229,8 @@ impl Tree<'_, '_> {
         self.images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
         self.clocks.note(self.images, ids.time_ns_id, process)?;
         let task = self.task_record(process, &questions)?;
-        let first = thread::Told::read(process.pid, &mut self.gathered.filters)?;
+        let mut first = thread::Told::read(process.pid)?;
+        first.read_filters(process.pid, &questions.thread, &questions.answers, &mut self.gathered.filters);
         self.dump_threads(process)?;
         self.gathered.rings.extend(io_uring::names(process)?);
         let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
@@ -325,6 +332,8 @@ fn write_told(files: Files<'_, '_>, told: &Mutex<Receiver<Told<'_>>>) -> Result<
 /// Who writes a process down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {
+    /// The thread that holds the tree, while others have nothing to do.
+    Alone,
     /// The thread that holds the tree.
     Holder,
     /// Another, to which hands do not listen.
@@ -346,32 +355,45 @@ impl Told<'_> {
     /// Writes what is left to write of the process.
     fn write(self, files: Files<'_, '_>, writer: Writer) -> Result<Written> {
         let Told { process, questions, task, first, table, space } = self;
-        let images = {
-            let mut cx = lock(files);
-            if let Some(ids) = process.ids.filter(|_| table) {
-                descriptors(&mut cx, process, ids.files_id)?;
+        let mut hand = process.hand.take();
+        let listens = hand.as_mut().filter(|_| writer != Writer::Helper);
+        let process_of_all = &*process;
+        let files_of_it = || write_files(files, process_of_all, table);
+        let rest_of_it = || -> Result<Written> {
+            let (process, started) = (process_of_all, Instant::now());
+            let images = lock(files).images;
+            let b = &questions.answers;
+            let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
+            core.tc = Some(task);
+            images.write_one(ImageKind::Core, process.pid as u64, &core)?;
+            let mut written =
+                Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
+            if let Some(space) = space {
+                let (count, extras) = dump_memory(files, process, listens, &space, &questions)?;
+                written.count = count;
+                written.space = Some((space, extras));
             }
-            let fs = task::fs_record(&mut cx, process)?;
-            cx.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?;
-            cx.images
+            written.memory_us = micros(started.elapsed());
+            Ok(written)
         };
-        let started = Instant::now();
-        let b = &questions.answers;
-        let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
-        core.tc = Some(task);
-        images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-        let mut written = Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
-        if let Some(space) = space {
-            let aside = if writer == Writer::Helper { process.hand.take() } else { None };
-            let done = dump_memory(files, process, &space, &questions);
-            process.hand = aside.or(process.hand.take());
-            let (count, extras) = done?;
-            written.count = count;
-            written.space = Some((space, extras));
-        }
-        written.memory_us = micros(started.elapsed());
-        Ok(written)
+        let (wrote, rest) = match writer {
+            Writer::Alone => parallel::both(files_of_it, rest_of_it),
+            Writer::Holder | Writer::Helper => (files_of_it(), rest_of_it()),
+        };
+        process.hand = hand;
+        wrote.and(rest)
     }
+}
+
+/// The descriptors of a process, if `table` says that they are its to write, and
+/// what else it uses of the file system.
+fn write_files(files: Files<'_, '_>, process: &Process, table: bool) -> Result<()> {
+    if let Some(ids) = process.ids.filter(|_| table) {
+        descriptors(files, process, ids.files_id)?;
+    }
+    let mut cx = lock(files);
+    let fs = task::fs_record(&mut cx, process)?;
+    Ok(cx.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?)
 }
 
 fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
@@ -396,17 +418,28 @@ fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
     Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
 }
 
+/// Descriptors of a process that we hold at a time.
+const FILES_AT_ONCE: usize = 64;
+
 /// The descriptor table: every open file, and the numbers under which it is.
-fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result<()> {
-    let failed = |e| Error::kernel(Object::Process(process.pid), "duplicate its descriptors", e);
-    let pidfd = rustix::process::pidfd_open(pid_of(process.pid)?, PidfdFlags::empty()).map_err(failed)?;
-    let writer = cx.images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
-    for fd in process.task.fds()? {
-        let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-        let entry = cx.descriptor(&process.task, process.pid, fd, &file)?;
-        writer.append(&entry)?;
+fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result<()> {
+    let (pid, task) = (process.pid, &process.task);
+    let failed = |e| Error::kernel(Object::Process(pid), "duplicate its descriptors", e);
+    let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
+    let writer = lock(files).images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
+    for some in task.fds()?.chunks(FILES_AT_ONCE) {
+        let hold = |fd: &i32| {
+            let file = rustix::process::pidfd_getfd(&pidfd, *fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+            HeldFile::read(task, pid, *fd, file)
+        };
+        // Not while others wait for their turn.
+        let held = some.iter().map(hold).collect::<Result<Vec<_>>>()?;
+        let mut cx = lock(files);
+        for file in held {
+            writer.append(&cx.descriptor(task, pid, file)?)?;
+        }
     }
-    cx.images.complete(writer);
+    lock(files).images.complete(writer);
     Ok(())
 }
 
@@ -414,7 +447,8 @@ fn descriptors(cx: &mut Collect<'_>, process: &Process, files_id: u32) -> Result
 /// records, the pages are there once.
 fn dump_memory(
     files: Files<'_, '_>,
-    process: &mut Process,
+    process: &Process,
+    mut hand: Option<&mut Hand>,
     space: &SharedSpace,
     asked: &Questions,
 ) -> Result<(PageCount, memory::Extras)> {
@@ -426,8 +460,8 @@ fn dump_memory(
         let vmas = mappings(&mut cx, &mut extras, process, &flagged, &space.scratches)?;
         (cx.images, cx.new_pages_id(), cx.pids.len() == 1, vmas)
     };
-    let aios = aio::collect(process, &vmas)?;
-    let count = dump_private(images, pages_id, process, space, &mut vmas, alone)?;
+    let aios = aio::collect(process.pid, hand.as_deref_mut(), &vmas)?;
+    let count = dump_private(images, pages_id, process, hand, space, &mut vmas, alone)?;
     let mm = mm_record(&mut lock(files), process, &asked.mm, b, vmas, aios)?;
     for pid in &space.pids {
         images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
@@ -438,7 +472,7 @@ fn dump_memory(
 /// How many threads' answers are held at a time.
 const THREADS_AT_ONCE: usize = 64;
 
-/// A thread and what it answered.
+/// A thread, what it answered, and what was found out about it then.
 struct Answered<'t> {
     thread: &'t Thread,
     ask: thread::Ask,
@@ -446,7 +480,13 @@ struct Answered<'t> {
     told: thread::Told,
 }
 
-impl Answered<'_> {
+impl<'t> Answered<'t> {
+    fn begin(thread: &'t Thread) -> Result<Answered<'t>> {
+        let mut answers = Batch::new();
+        let ask = thread::Ask::new(&mut answers);
+        Ok(Answered { thread, ask, answers, told: thread::Told::read(thread.tid)? })
+    }
+
     fn job(&mut self) -> Job<'_> {
         Job { tid: self.thread.tid, context: &self.thread.context, batch: &mut self.answers }
     }
@@ -458,13 +498,11 @@ fn answers_of<'t>(
     filters: &mut crate::attributes::seccomp::Filters,
     threads: &'t [Thread],
 ) -> Result<Vec<Answered<'t>>> {
-    let begin = |thread: &'t Thread| -> Result<Answered<'t>> {
-        let mut answers = Batch::new();
-        let ask = thread::Ask::new(&mut answers);
-        Ok(Answered { thread, ask, answers, told: thread::Told::read(thread.tid, filters)? })
-    };
-    let mut all = threads.iter().map(begin).collect::<Result<Vec<_>>>()?;
+    let mut all = threads.iter().map(Answered::begin).collect::<Result<Vec<_>>>()?;
     hand.run_in_threads(&mut all.iter_mut().map(Answered::job).collect::<Vec<_>>())?;
+    for Answered { thread, ask, answers, told } in &mut all {
+        told.read_filters(thread.tid, ask, answers, filters);
+    }
     Ok(all)
 }
 

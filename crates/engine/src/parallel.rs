@@ -1,55 +1,73 @@
 //! Work on many things at once, where it needs no leave of ptrace: that is
 //! bound to one thread.
+//!
+//! The threads are begun once, before anybody stands still for us
+//! ([`get_ready`]), and sleep until there is something to do.
 
-use std::panic::resume_unwind;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread::{Builder, available_parallelism, scope};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
+use std::sync::OnceLock;
+use std::thread::available_parallelism;
 
 /// Most threads that share a piece of work.
 const MOST: usize = 4;
-/// Fewer things than these, for each thread, are done before it has begun.
+/// Fewer things than these, for each thread, are done before one has woken.
 const WORTH_A_THREAD: usize = 8;
 
-/// How many threads can work at once. To find out takes a dozen system calls,
-/// for cgroups have a say: best asked for before anybody waits.
-pub fn processors() -> usize {
-    static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    *PROCESSORS.get_or_init(|| available_parallelism().map_or(1, |n| n.get().min(MOST)))
+/// The threads; none where only one can work at a time, or none is to be had.
+fn pool() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let begin = || {
+        // Not asked for twice: cgroups have a say, and the answer takes a dozen system calls.
+        let processors = available_parallelism().map_or(1, |n| n.get().min(MOST));
+        let threads = ThreadPoolBuilder::new().num_threads(processors).thread_name(|n| format!("engine {n}"));
+        if processors > 1 { threads.build().ok() } else { None }
+    };
+    POOL.get_or_init(begin).as_ref()
+}
+
+/// Begins the threads.
+pub fn get_ready() {
+    pool();
 }
 
 /// How many threads are worth having for so many things, this one included.
 pub fn threads_for(things: usize) -> usize {
-    processors().min(things / WORTH_A_THREAD).max(1)
+    match things / WORTH_A_THREAD {
+        0 | 1 => 1,
+        most => pool().map_or(1, ThreadPool::current_num_threads).min(most),
+    }
 }
 
 /// What `f` makes of each, in their order.
-pub fn map<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let threads = threads_for(things.len());
-    if threads == 1 {
-        return things.into_iter().map(f).collect();
+pub fn map<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
+    match pool().filter(|_| threads_for(things.len()) > 1) {
+        Some(pool) => pool.install(|| things.into_par_iter().map(f).collect()),
+        None => things.into_iter().map(f).collect(),
     }
-    let queue = Mutex::new(things.into_iter().enumerate());
-    let work = || {
-        let mut made = Vec::new();
-        loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            match next {
-                Some((index, thing)) => made.push((index, f(thing))),
-                None => return made,
-            }
-        }
-    };
-    let mut made = scope(|scope| {
-        // Where no thread is to be had, this one does it all.
-        let others: Vec<_> = (1..threads).filter_map(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
-        let mut made = work();
-        for other in others {
-            made.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        }
-        made
+}
+
+/// Runs `here` on this thread, which may give others something to do. They are
+/// done when it returns. Without other threads, `here` is given none.
+pub fn scope<'scope, R>(here: impl FnOnce(Option<&Scope<'scope>>) -> R) -> R {
+    match pool() {
+        Some(pool) => pool.in_place_scope(|scope| here(Some(scope))),
+        None => here(None),
+    }
+}
+
+/// Runs `here` on this thread, and `aside` on another if there is one.
+pub fn both<A: Send, B>(aside: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> (A, B) {
+    let Some(pool) = pool() else { return (aside(), here()) };
+    let mut done = None;
+    let made = pool.in_place_scope(|scope| {
+        scope.spawn(|_| done = Some(aside()));
+        here()
     });
-    made.sort_unstable_by_key(|(index, _)| *index);
-    made.into_iter().map(|(_, thing)| thing).collect()
+    match done {
+        Some(done) => (done, made),
+        None => unreachable!("a scope ends when all in it is done"),
+    }
 }
 
 #[cfg(test)]
@@ -62,5 +80,12 @@ mod tests {
             let made = map((0..count).collect(), |n| n * 2);
             assert_eq!(made, (0..count).map(|n| n * 2).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn both_are_done() {
+        let mut here = 0;
+        let aside = both(|| 1, || here = 2);
+        assert_eq!((aside.0, here), (1, 2));
     }
 }

@@ -12,7 +12,7 @@
 use crate::batch::{Batch, Place};
 use crate::hand::{Context, Hand};
 use crate::scratch::{self, slot};
-use crate::{Result, arch, stops, trace};
+use crate::{Error, Result, arch, stops, trace};
 
 /// A batch for one stopped thread.
 #[derive(Debug)]
@@ -62,18 +62,29 @@ impl Hand {
             }
             sent += 1;
         }
+        if sent < jobs.len() {
+            self.poke(self.base + scratch::BUSY, &busy(sent))?;
+        }
         let mut left = Vec::with_capacity(sent);
         for (index, job) in jobs[..sent].iter().enumerate() {
             match self.take_back(job, self.row_at(index) + scratch::THREAD_SLOT) {
                 Ok(unreached) => left.push(unreached),
                 Err(e) => result = result.and(Err(e)),
             }
-            self.poke(self.base + scratch::BUSY, &busy(sent - 1 - index))?;
+            self.one_less_busy(sent - 1 - index)?;
         }
         result?;
         let ran = jobs.iter_mut().zip(places).zip(left);
         self.fetch(&mut ran.map(|((job, place), left)| (&mut *job.batch, *place, left)).collect::<Vec<_>>())?;
         jobs.iter().try_for_each(|job| self.failed(job.batch))
+    }
+
+    /// Notes that only so many other threads are left in the mapping. The hand
+    /// itself is held, so its memory can be written word by word.
+    fn one_less_busy(&self, left: usize) -> Result<()> {
+        let at = self.base + scratch::BUSY + (left * size_of::<u64>()) as u64;
+        let nobody = u64::MAX;
+        trace::poke_data(self.tid, at, nobody).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Waits for a thread and puts it back; returns how many calls it did not reach.

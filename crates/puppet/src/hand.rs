@@ -551,13 +551,17 @@ impl Hand {
     pub(crate) fn wait_announcement(&mut self, tid: i32, slot_at: u64) -> Result<u64> {
         loop {
             self.stop_seen |= crate::stops::wait_for_signal(tid, self.signal)?;
-            let slot = self.peek(slot_at, slot::LEFT + 8)?;
-            let word = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().unwrap_or_default());
-            if word(slot::DONE) == word(slot::REQUEST) {
+            // Of a thread that is held, single words are cheaper to get than the slot is.
+            let word = |at: usize| {
+                let at = slot_at + at as u64;
+                trace::peek_data(tid, at).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })
+            };
+            if word(slot::DONE)? == word(slot::REQUEST)? {
+                let left = word(slot::LEFT)?;
                 if self.loud {
                     crate::stops::move_on(tid)?;
                 }
-                return Ok(word(slot::LEFT));
+                return Ok(left);
             }
             // Somebody else sent the same signal.
             trace::resume(tid, 0)?;

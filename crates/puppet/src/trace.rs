@@ -72,6 +72,11 @@ pub fn set_sigmask(tid: i32, mask: u64) -> Result<()> {
     on(tid, "set the signal mask of", |t| ptrace::set_sigmask(t, mask))
 }
 
+/// A word of a held thread's memory.
+pub(crate) fn peek_data(tid: i32, at: u64) -> std::result::Result<u64, Errno> {
+    id(tid).and_then(|t| ptrace::peek_data(t, at))
+}
+
 pub(crate) fn poke_data(tid: i32, at: u64, word: u64) -> std::result::Result<(), Errno> {
     id(tid).and_then(|t| ptrace::poke_data(t, at, word))
 }

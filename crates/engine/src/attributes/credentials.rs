@@ -64,18 +64,7 @@ impl Ask {
         let header = b.bytes(&capability_header());
         let capabilities = b.space(CAPABILITY_DATA);
         b.call(libc::SYS_capget, [header.into(), capabilities.into()]);
-        Ask {
-            securebits,
-            no_new_privs,
-            uids,
-            gids,
-            fsuid,
-            fsgid,
-            groups,
-            group_count,
-            capabilities,
-            bounding,
-        }
+        Ask { securebits, no_new_privs, uids, gids, fsuid, fsgid, groups, group_count, capabilities, bounding }
     }
 
     /// The record, from the answers; `status` of the thread is asked for what

@@ -30,7 +30,7 @@ const SHORT_NS: u64 = 15_000_000;
 fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
     let timespec = |at: u64| {
         let mut bytes = [0; 16];
-        memory::read(pid, at, &mut bytes).ok().filter(|()| at != 0)?;
+        Some(at).filter(|at| *at != 0).and_then(|at| memory::read(pid, at, &mut bytes).ok())?;
         let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap_or_default());
         word(0).checked_mul(NANOS)?.checked_add(word(8))
     };
@@ -67,6 +67,12 @@ pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Opti
         Some(limit.saturating_sub(now.saturating_sub(left_at)))
     });
     Some(Restart { number, remaining_ns })
+}
+
+/// Whether it matters when exactly a thread is found in this call.
+pub fn is_limited(pid: i32, call: Syscall) -> bool {
+    let Syscall::In { number, args, .. } = call else { return false };
+    number == libc::SYS_restart_syscall || limit(pid, number, &args).is_some()
 }
 
 /// The call in which a thread was stopped, if it is one of those and had not begun

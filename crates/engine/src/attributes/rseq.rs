@@ -24,9 +24,9 @@ pub fn leave_section(tid: i32, context: &mut Context) -> Result<Option<Rseq>> {
         cryonaut_puppet::memory::read(tid, at, buf)
             .map_err(|e| Error::kernel(Object::Thread(tid), "read its rseq area", e))
     };
-    let mut section = [0; 8];
-    read(area.pointer + CURRENT, &mut section)?;
-    let section = u64::from_le_bytes(section);
+    // Cheaper than other ways to read so little, and pages that a fork left shared stay so.
+    let section = ptrace::peek_data(pid_of(tid)?, area.pointer + CURRENT)
+        .map_err(|e| Error::kernel(Object::Thread(tid), "read its rseq area", e))?;
     if section != 0 {
         // struct rseq_cs: version, flags, start, length, abort.
         let mut cs = [0; 32];

@@ -51,9 +51,18 @@ pub struct Told {
 }
 
 impl Told {
-    /// Reads it of a held thread, and its filters into those of the tree.
-    pub fn read(tid: i32, filters: &mut seccomp::Filters) -> Result<Told> {
-        Ok(Told { queued: signals::queued(tid, false)?, filter: filters.of_thread(tid) })
+    /// Reads it of a held thread that has not run anything for us yet: it could
+    /// take a signal from its queue.
+    pub fn read(tid: i32) -> Result<Told> {
+        Ok(Told { queued: signals::queued(tid, false)?, filter: Ok(None) })
+    }
+
+    /// Reads its filters into those of the tree, should it have answered that
+    /// it has some.
+    pub fn read_filters(&mut self, tid: i32, ask: &Ask, answers: &Batch, filters: &mut seccomp::Filters) {
+        if answers.result(ask.seccomp) != Ok(0) {
+            self.filter = filters.of_thread(tid);
+        }
     }
 }
 

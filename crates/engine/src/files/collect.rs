@@ -99,6 +99,25 @@ impl OpenFile<'_> {
     }
 }
 
+/// A descriptor of a frozen process, and what can be said of it without knowing the others.
+#[derive(Debug)]
+pub struct HeldFile {
+    fd: i32,
+    file: OwnedFd,
+    stat: Stat,
+    info: FdInfo,
+}
+
+impl HeldFile {
+    /// Reads about `fd` of a process; `file` is our own descriptor of the same.
+    pub fn read(task: &proc::Task, pid: i32, fd: i32, file: OwnedFd) -> Result<HeldFile> {
+        let info = task.fdinfo(fd)?;
+        let stat = rustix::fs::fstat(&file)
+            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
+        Ok(HeldFile { fd, file, stat, info })
+    }
+}
+
 /// What collecting shares: the image, the ids given out, what was seen.
 #[derive(Debug)]
 pub struct Collect<'a> {
@@ -192,10 +211,8 @@ impl<'a> Collect<'a> {
 
     /// Collects one descriptor of a process and returns its line for the
     /// process's descriptor table.
-    pub fn descriptor(&mut self, task: &proc::Task, pid: i32, fd: i32, file: &OwnedFd) -> Result<FdinfoEntry> {
-        let info = task.fdinfo(fd)?;
-        let stat = rustix::fs::fstat(file)
-            .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
+    pub fn descriptor(&mut self, task: &proc::Task, pid: i32, held: HeldFile) -> Result<FdinfoEntry> {
+        let HeldFile { fd, file, stat, info } = held;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link: OsString::new(), info, task };
         let seen = self.find_seen(&open)?;

@@ -13,7 +13,6 @@
 
 use super::PAGE;
 use super::vma::status;
-use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{AioRingEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::Vma;
@@ -89,12 +88,11 @@ fn requests(len: u64) -> u64 {
 }
 
 /// The records of a process's contexts, once nothing arrives in them any more.
-pub fn collect(process: &mut Process, vmas: &[VmaEntry]) -> Result<Vec<AioRingEntry>> {
+pub fn collect(pid: i32, mut hand: Option<&mut Hand>, vmas: &[VmaEntry]) -> Result<Vec<AioRingEntry>> {
     let mut out = Vec::new();
-    let pid = process.pid;
     for vma in vmas.iter().filter(|v| is_ring(v)) {
         let len = vma.end - vma.start;
-        let hand = process.hand()?;
+        let hand = hand.as_deref_mut().ok_or_else(|| Error::kernel(Object::Process(pid), "enter it", Errno::SRCH))?;
         let mut b = Batch::new();
         // No event is asked for, so none is taken.
         let known = b.attempt(libc::SYS_io_getevents, [vma.start.into(), 0.into(), 0.into(), 0.into(), 0.into()]);

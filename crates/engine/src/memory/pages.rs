@@ -214,7 +214,8 @@ impl<'a> PageWriter<'a> {
 pub fn dump_private(
     images: &DumpDir,
     pages_id: u32,
-    process: &mut Process,
+    process: &Process,
+    mut hand: Option<&mut Hand>,
     space: &SharedSpace,
     vmas: &mut Vec<VmaEntry>,
     alone: bool,
@@ -222,16 +223,14 @@ pub fn dump_private(
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
-    let mut hand = process.hand.take();
-    let held = space.common.held.as_ref();
-    let done = held.map_or(Ok(0), |held| write_held(held, process, hand.as_mut(), &mem, vmas)).and_then(|written| {
-        let mut count = write_private(out, process, hand.as_mut(), &mem, vmas, &space.common, alone)?;
-        // Looked at once, with all others.
-        count.written += written;
-        Ok(count)
-    });
-    process.hand = hand;
-    done
+    let mut written = 0;
+    if let Some(held) = &space.common.held {
+        written = write_held(held, process, hand.as_deref_mut(), &mem, vmas)?;
+    }
+    let mut count = write_private(out, process, hand, &mem, vmas, &space.common, alone)?;
+    // Looked at once, with all others.
+    count.written += written;
+    Ok(count)
 }
 
 /// Writes the pages that a process holds for itself and others; how many there are.

@@ -5,13 +5,15 @@
 //! there. [`Frozen`] lets everything go when it is dropped, whatever happened
 //! in between.
 
+mod calls;
+
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq};
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
+use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, is_kernels, is_programs};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
-use cryonaut_kernel::proc::values::Syscall;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
 use cryonaut_kernel::sys::pidfd::release_memory;
 use cryonaut_kernel::sys::ptrace::Rseq;
@@ -23,7 +25,7 @@ use rustix::process::PidfdFlags;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -209,11 +211,12 @@ impl Frozen {
         limit: Duration,
     ) -> Result<Vec<(i32, Option<Restart>)>> {
         let mut taken = Vec::new();
-        for &tid in tids {
-            if held.iter().any(|known| known.tid == tid) {
-                continue;
-            }
-            let call = call_but_vfork(task, pid, tid, limit)?;
+        let new: Vec<i32> = tids.iter().copied().filter(|tid| !held.iter().any(|known| known.tid == *tid)).collect();
+        for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, pid, some)) {
+            let call = match call {
+                Some(call) => Some(call),
+                None => call_but_vfork(task, pid, tid, limit)?,
+            };
             let asleep = restart::asleep(task, pid, tid, call);
             if tid != pid && !is_programs(call) && is_kernels(task, tid) {
                 continue;
@@ -339,7 +342,8 @@ impl Frozen {
         // Not only the tracer itself, any of our threads may take their ends.
         let living = self.processes.iter().filter(|p| !p.is_zombie());
         let followers = living.clone().flat_map(|p| p.threads.iter().map(|t| t.tid).filter(|tid| *tid != p.pid));
-        parallel::map(followers.collect(), stops::reap);
+        // Once the last to end has ended, nobody has to be waited for.
+        parallel::map(followers.rev().collect(), stops::reap);
         // A leader's end is not told before that of all other threads.
         parallel::map(living.map(|p| p.pid).collect(), stops::reap);
         self.seized.clear();
@@ -485,60 +489,6 @@ fn free_range(maps: &[Vma], taken: &[Range<u64>], len: u64) -> Option<u64> {
         low = low.max((end + CLEAR).next_multiple_of(4096));
     }
     (low + len < HIGHEST).then_some(low)
-}
-
-/// The call that a thread is in. In vfork it could not be stopped, but most
-/// children call execve at once: it is waited for them as long as for a thread
-/// to stop.
-fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -> Result<Option<Syscall>> {
-    let begun = Instant::now();
-    let mut nap = Duration::from_micros(20);
-    loop {
-        let call = task.thread(pid_of(tid)?).syscall().ok();
-        if !call.is_some_and(|call| is_vfork(pid, call)) || is_kernels(task, tid) {
-            return Ok(call);
-        }
-        if begun.elapsed() > limit {
-            let child = task.children(pid_of(tid)?).unwrap_or_default();
-            let child = child.last().map_or_else(|| "its child".into(), |child| format!("process {child}"));
-            let reason =
-                format!("its thread {tid} is in vfork: nothing can stop it until {child} has called execve or ended");
-            let remedy = "try again then; a program whose child runs on for long should use fork";
-            return Err(Error::unsupported(Object::Process(pid), reason, remedy));
-        }
-        std::thread::sleep(nap);
-        nap = (nap * 2).min(Duration::from_millis(2));
-    }
-}
-
-/// Whether a call returns only when its child no longer needs the memory
-/// (`CLONE_VFORK`).
-fn is_vfork(pid: i32, call: Syscall) -> bool {
-    const VFORK: u64 = libc::CLONE_VFORK as u64;
-    let flags_of = |at: u64| {
-        let mut flags = [0; 8];
-        cryonaut_puppet::memory::read(pid, at, &mut flags).map_or(0, |()| u64::from_le_bytes(flags))
-    };
-    match call {
-        Syscall::In { number: libc::SYS_vfork, .. } => true,
-        Syscall::In { number: libc::SYS_clone, args, .. } => args[0] & VFORK != 0,
-        Syscall::In { number: libc::SYS_clone3, args, .. } => flags_of(args[0]) & VFORK != 0,
-        _ => false,
-    }
-}
-
-/// Whether a thread's call tells that it is one of the program's: those of the
-/// kernel have no stack of theirs.
-fn is_programs(call: Option<Syscall>) -> bool {
-    matches!(call, Some(Syscall::In { sp, .. }) if sp != 0)
-}
-
-/// Whether a thread was made by the kernel to work for the process (io_uring's workers). It has no state of its own,
-/// would never stop for us, and is made again when it is needed.
-fn is_kernels(task: &Task, tid: i32) -> bool {
-    /// PF_IO_WORKER and PF_USER_WORKER (linux/sched.h).
-    const WORKER: u32 = 0x10 | 0x4000;
-    pid_of(tid).is_ok_and(|tid| task.thread(tid).stat().is_ok_and(|stat| stat.flags & WORKER != 0))
 }
 
 fn explain_seize(pid: i32, tid: i32, process: &Task, e: cryonaut_puppet::Error) -> Error {

@@ -1,0 +1,80 @@
+//! The calls that threads are in before they are held: in some they cannot be
+//! stopped, of some it matters how long they have lasted, and some are not the
+//! program's but the kernel's own.
+
+use super::pid_of;
+use crate::attributes::restart;
+use crate::{Error, Object, Result, parallel};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::values::Syscall;
+use std::time::{Duration, Instant};
+
+/// Threads whose calls are looked at before the first of them is held.
+pub(super) const CALLS_AT_ONCE: usize = 128;
+
+/// The calls that several threads are in, for those of which a moment more or
+/// less does not matter. The others are to be looked at again, each right before it is held.
+pub(super) fn calls_of(task: &Task, pid: i32, tids: &[i32]) -> Vec<(i32, Option<Syscall>)> {
+    let look = |tid: i32| {
+        let call = task.thread(pid_of(tid).ok()?).syscall().ok()?;
+        Some(call).filter(|call| !is_vfork(pid, *call) && !restart::is_limited(pid, *call))
+    };
+    if tids.len() == 1 {
+        return vec![(tids[0], None)];
+    }
+    tids.iter().copied().zip(parallel::map(tids.to_vec(), look)).collect()
+}
+
+/// The call that a thread is in. In vfork it could not be stopped, but most
+/// children call execve at once: it is waited for them as long as for a thread
+/// to stop.
+pub(super) fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -> Result<Option<Syscall>> {
+    let begun = Instant::now();
+    let mut nap = Duration::from_micros(20);
+    loop {
+        let call = task.thread(pid_of(tid)?).syscall().ok();
+        if !call.is_some_and(|call| is_vfork(pid, call)) || is_kernels(task, tid) {
+            return Ok(call);
+        }
+        if begun.elapsed() > limit {
+            let child = task.children(pid_of(tid)?).unwrap_or_default();
+            let child = child.last().map_or_else(|| "its child".into(), |child| format!("process {child}"));
+            let reason =
+                format!("its thread {tid} is in vfork: nothing can stop it until {child} has called execve or ended");
+            let remedy = "try again then; a program whose child runs on for long should use fork";
+            return Err(Error::unsupported(Object::Process(pid), reason, remedy));
+        }
+        std::thread::sleep(nap);
+        nap = (nap * 2).min(Duration::from_millis(2));
+    }
+}
+
+/// Whether a call returns only when its child no longer needs the memory
+/// (`CLONE_VFORK`).
+fn is_vfork(pid: i32, call: Syscall) -> bool {
+    const VFORK: u64 = libc::CLONE_VFORK as u64;
+    let flags_of = |at: u64| {
+        let mut flags = [0; 8];
+        cryonaut_puppet::memory::read(pid, at, &mut flags).map_or(0, |()| u64::from_le_bytes(flags))
+    };
+    match call {
+        Syscall::In { number: libc::SYS_vfork, .. } => true,
+        Syscall::In { number: libc::SYS_clone, args, .. } => args[0] & VFORK != 0,
+        Syscall::In { number: libc::SYS_clone3, args, .. } => flags_of(args[0]) & VFORK != 0,
+        _ => false,
+    }
+}
+
+/// Whether a thread's call tells that it is one of the program's: those of the
+/// kernel have no stack of theirs.
+pub(super) fn is_programs(call: Option<Syscall>) -> bool {
+    matches!(call, Some(Syscall::In { sp, .. }) if sp != 0)
+}
+
+/// Whether a thread was made by the kernel to work for the process (io_uring's workers). It has no state of its own,
+/// would never stop for us, and is made again when it is needed.
+pub(super) fn is_kernels(task: &Task, tid: i32) -> bool {
+    /// PF_IO_WORKER and PF_USER_WORKER (linux/sched.h).
+    const WORKER: u32 = 0x10 | 0x4000;
+    pid_of(tid).is_ok_and(|tid| task.thread(tid).stat().is_ok_and(|stat| stat.flags & WORKER != 0))
+}
