@@ -354,9 +354,11 @@ impl Told<'_> {
 
     /// Writes what is left to write of the process.
     fn write(self, files: Files<'_, '_>, writer: Writer) -> Result<Written> {
+        // Its hand opens pipes for its memory, which are none of its descriptors.
+        let apart = writer == Writer::Alone && !self.needs_hand() && !self.comes_last();
         let Told { process, questions, task, first, table, space } = self;
         let mut hand = process.hand.take();
-        let listens = hand.as_mut().filter(|_| writer != Writer::Helper);
+        let listens = hand.as_mut().filter(|_| writer != Writer::Helper && !apart);
         let process_of_all = &*process;
         let files_of_it = || write_files(files, process_of_all, table);
         let rest_of_it = || -> Result<Written> {
@@ -376,12 +378,14 @@ impl Told<'_> {
             written.memory_us = micros(started.elapsed());
             Ok(written)
         };
-        let (wrote, rest) = match writer {
-            Writer::Alone => parallel::both(files_of_it, rest_of_it),
-            Writer::Holder | Writer::Helper => (files_of_it(), rest_of_it()),
+        let written = if apart {
+            let (files, rest) = parallel::both(files_of_it, rest_of_it);
+            files.and(rest)
+        } else {
+            files_of_it().and_then(|()| rest_of_it())
         };
         process.hand = hand;
-        wrote.and(rest)
+        written
     }
 }
 
