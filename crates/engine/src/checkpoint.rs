@@ -1,7 +1,7 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::attributes::credentials;
-use crate::dump::{About, dump};
+use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{Held, Peers};
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
@@ -32,10 +32,12 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
     // What nobody needs to stand still for.
+    expect_files(&images, pid)?;
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
     parallel::get_ready();
+    cryonaut_kernel::heap::fault_in();
     credentials::last_capability();
     let freezing = Instant::now();
     let mut frozen = Frozen::freeze(pid, options.timeout)?;

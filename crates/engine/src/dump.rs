@@ -10,14 +10,14 @@
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
 use crate::files::socket::Held;
-use crate::files::{Collect, HeldFile, NewLinks, io_uring};
+use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
 use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
-use crate::sharing::{SharedSpace, Spaces};
+use crate::sharing::{self, SharedSpace, Spaces};
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageKind};
@@ -81,6 +81,24 @@ pub struct About<'a> {
     pub own: TaskKobjIdsEntry,
     /// How its connections are locked.
     pub network: Option<&'a NetworkLock>,
+}
+
+/// Makes the files that every image has, and those of its root, before anybody
+/// stands still: on some file systems that takes longer than to write them.
+pub fn expect_files(images: &DumpDir, root: i32) -> Result<()> {
+    for kind in [ImageKind::Core, ImageKind::Mm, ImageKind::Pagemap, ImageKind::Ids, ImageKind::Fs] {
+        images.expect(kind, root as u64)?;
+    }
+    for kind in [ImageKind::Inventory, ImageKind::Pstree, ImageKind::Files, ImageKind::Seccomp] {
+        images.expect(kind, None)?;
+    }
+    // The first number that is given out of each kind.
+    for (kind, id) in [(ImageKind::Fdinfo, sharing::FIRST_ID), (ImageKind::Pages, FIRST_PAGES)] {
+        images.expect(kind, u64::from(id))?;
+    }
+    images.expect(ImageKind::Timens, 0)?;
+    [memory::EXTRAS, extras::NAME].into_iter().try_for_each(|name| images.expect_json(name))?;
+    Ok(())
 }
 
 /// Writes everything about a frozen tree. What is to be kept until it has ended

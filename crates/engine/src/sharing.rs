@@ -21,6 +21,9 @@ pub struct Sharing {
     namespaces: HashMap<u64, u32>,
 }
 
+/// The first number. 1 is the dumper's own in the format.
+pub const FIRST_ID: u32 = 2;
+
 /// In the order of the ids.
 const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sighand];
 
@@ -49,8 +52,7 @@ impl Sharing {
                 std::cmp::Ordering::Greater => low = middle + 1,
             }
         }
-        // Number 1 is the dumper's own in the format.
-        let id = self.known[kind].len() as u32 + 2;
+        let id = self.known[kind].len() as u32 + FIRST_ID;
         self.known[kind].insert(low, (pid, id));
         Ok(id)
     }

@@ -3,7 +3,7 @@
 //! [`DumpDir::commit`] makes the image visible, `inventory.img` last: an image
 //! without an inventory is none. Files of others in the target stay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,8 @@ pub struct DumpDir {
     finisher: Finisher,
     home: Home,
     files: Mutex<BTreeMap<String, Content>>,
+    /// Files that were made before it was known whether they would be written.
+    expected: Mutex<BTreeSet<String>>,
     layers: Mutex<Vec<Arc<DumpDir>>>,
 }
 
@@ -170,7 +172,41 @@ impl DumpDir {
     }
 
     fn at(home: Home) -> Self {
-        Self { home, files: Mutex::default(), finisher: Finisher::new(), layers: Mutex::default() }
+        let (files, expected, layers) = Default::default();
+        Self { finisher: Finisher::new(), home, files, expected, layers }
+    }
+
+    /// Makes a file that will probably be written, empty: now, when nobody waits
+    /// for it. If it is not written it goes with the commit.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Misuse`] if the kind does not go with `id`.
+    pub fn expect(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<()> {
+        self.expect_file(kind.file_name(id)?)
+    }
+
+    /// The same of a file that [`DumpDir::write_json`] writes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn expect_json(&self, name: &str) -> Result<()> {
+        self.expect_file(json_name(name)?)
+    }
+
+    fn expect_file(&self, name: String) -> Result<()> {
+        self.home.dir_of(&name).create_file(&name)?;
+        self.expected().insert(name);
+        Ok(())
+    }
+
+    fn expected(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a file that may have been expected.
+    fn create_file(&self, name: &str) -> Result<File> {
+        let dir = self.home.dir_of(name);
+        if self.expected().contains(name) { dir.open_empty(name) } else { dir.create_file(name) }
     }
 
     /// Whether the image may have [layers](DumpDir::add_layers): not if it has
@@ -311,7 +347,7 @@ impl DumpDir {
             return Err(Error::misuse(self.path_of(&name), "not a file of raw data"));
         }
         self.claim(&name, Content::Raw { pages: kind.is_pages() })?;
-        self.home.dir_of(&name).create_file(&name)
+        self.create_file(&name)
     }
 
     /// Writes a record that CRIU's format has no place for, as
@@ -335,7 +371,7 @@ impl DumpDir {
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let mut file = self.home.dir_of(name).create_file(name)?;
+        let mut file = self.create_file(name)?;
         file.write_all(bytes).map_err(|source| Error::io("write", self.path_of(name), source))
     }
 
@@ -395,6 +431,9 @@ impl DumpDir {
         let contents = std::mem::take(&mut *self.files());
         self.finisher.finish();
         let mut sums = BTreeMap::new();
+        for name in self.expected().iter().filter(|name| !contents.contains_key(*name)) {
+            self.home.dir_of(name).remove_file(name)?;
+        }
         let mut names: Vec<String> = contents.keys().cloned().collect();
         for (name, content) in contents {
             let sum = match content {

@@ -17,3 +17,12 @@ pub fn keep_freed() {
         unsafe { libc::mallopt(what, value) };
     }
 }
+
+/// Bytes that the work on a small process takes.
+const AHEAD: usize = 512 << 10;
+
+/// Has the kernel give this thread's heap some memory now, which it would otherwise fault in page by page while others
+/// wait for what it does.
+pub fn fault_in() {
+    drop(std::hint::black_box(vec![1u8; AHEAD]));
+}

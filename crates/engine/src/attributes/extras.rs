@@ -10,7 +10,7 @@ use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-const NAME: &str = "threads";
+pub const NAME: &str = "threads";
 
 /// One thread's.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,9 @@ pub(super) const PIDTYPE_PID: u32 = 0;
 pub(super) const PIDTYPE_TGID: u32 = 1;
 pub(super) const PIDTYPE_PGID: u32 = 2;
 
+/// The number of the first file of pages.
+pub const FIRST_PAGES: u32 = 1;
+
 /// An open file of a frozen process.
 #[derive(Debug)]
 pub struct OpenFile<'a> {
@@ -166,7 +169,7 @@ impl<'a> Collect<'a> {
             janitor: None,
             guard: None,
             next_id: 1,
-            next_pages_id: 1,
+            next_pages_id: FIRST_PAGES,
             seen: HashMap::new(),
             notes: HashMap::new(),
             regular: Default::default(),

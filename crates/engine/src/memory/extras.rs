@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The file's name, short of what all such files have in theirs.
-const NAME: &str = "memory";
+pub const NAME: &str = "memory";
 /// prctl(2), Linux 6.4: all that can be merged may be (KSM).
 const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_GET_MEMORY_MERGE: i32 = 68;

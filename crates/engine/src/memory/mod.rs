@@ -37,7 +37,7 @@ mod write_behind;
 
 pub use build::{Shape, free_besides};
 pub use common::{Common, find as find_common};
-pub use extras::{AllExtras, Extras, ExtrasAsk};
+pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, dump_private};
 pub use shared::SharedBuild;
