@@ -10,9 +10,9 @@
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
 use crate::files::socket::Held;
-use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, io_uring};
+use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, PagesIds, io_uring};
 use crate::freeze::{Frozen, Process, Thread, pid_of};
-use crate::memory::{self, AllExtras, PageCount, aio, dump_private, mappings, mm_record};
+use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
@@ -55,6 +55,8 @@ struct Told<'p> {
     table: bool,
     /// Its address space, unless another process has been given it to write.
     space: Option<SharedSpace>,
+    /// Where its pages go.
+    place: PagesPlace<'p>,
 }
 
 /// What came of a process.
@@ -97,6 +99,7 @@ pub fn expect_files(images: &DumpDir, root: i32) -> Result<()> {
         images.expect(kind, u64::from(id))?;
     }
     images.expect(ImageKind::Timens, 0)?;
+    images.expect_manifest()?;
     [memory::EXTRAS, extras::NAME].into_iter().try_for_each(|name| images.expect_json(name))?;
     Ok(())
 }
@@ -116,6 +119,7 @@ pub fn dump(
     let mut cx = Collect::new(images, options, &pids);
     cx.janitor = janitor;
     cx.guard = about.network.and_then(NetworkLock::guard);
+    let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
     let mut spaces = Spaces::of(&frozen.processes);
     let looking = Instant::now();
@@ -127,6 +131,8 @@ pub fn dump(
         clocks: Clocks::new(images, about.own.time_ns_id)?,
         tables: BTreeSet::new(),
         gathered: Gathered::default(),
+        pages_ids,
+        alone: pids.len() == 1,
     };
     for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
         report.processes += processes.len();
@@ -183,9 +189,12 @@ struct Tree<'c, 'a> {
     /// Descriptor tables that are written.
     tables: BTreeSet<u32>,
     gathered: Gathered,
+    pages_ids: PagesIds,
+    /// Whether it is one process.
+    alone: bool,
 }
 
-impl Tree<'_, '_> {
+impl<'a> Tree<'_, 'a> {
     /// Writes down some of the processes.
     fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
         let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
@@ -236,7 +245,10 @@ impl Tree<'_, '_> {
         process: &'p mut Process,
         questions: Option<Questions>,
         spaces: &mut Spaces,
-    ) -> Result<Option<Told<'p>>> {
+    ) -> Result<Option<Told<'p>>>
+    where
+        'a: 'p,
+    {
         write_pstree(self.images, process)?;
         let Some(mut questions) = questions else {
             write_zombie(self.images, process)?;
@@ -252,7 +264,9 @@ impl Tree<'_, '_> {
         self.dump_threads(process)?;
         self.gathered.rings.extend(io_uring::names(process)?);
         let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
-        Ok(Some(Told { process, questions, task, first, table, space }))
+        let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
+        let place = PagesPlace { images: self.images, pages_id, alone: self.alone };
+        Ok(Some(Told { process, questions, task, first, table, space, place }))
     }
 
     /// The attributes of one living process.
@@ -374,14 +388,14 @@ impl Told<'_> {
     fn write(self, files: Files<'_, '_>, writer: Writer) -> Result<Written> {
         // Its hand opens pipes for its memory, which are none of its descriptors.
         let apart = writer == Writer::Alone && !self.needs_hand() && !self.comes_last();
-        let Told { process, questions, task, first, table, space } = self;
+        let Told { process, questions, task, first, table, space, place } = self;
         let mut hand = process.hand.take();
         let listens = hand.as_mut().filter(|_| writer != Writer::Helper && !apart);
         let process_of_all = &*process;
         let files_of_it = || write_files(files, process_of_all, table);
         let rest_of_it = || -> Result<Written> {
             let (process, started) = (process_of_all, Instant::now());
-            let images = lock(files).images;
+            let images = place.images;
             let b = &questions.answers;
             let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
             core.tc = Some(task);
@@ -389,7 +403,7 @@ impl Told<'_> {
             let mut written =
                 Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
             if let Some(space) = space {
-                let (count, extras) = dump_memory(files, process, listens, &space, &questions)?;
+                let (count, extras) = dump_memory(files, place, process, listens, &space, &questions)?;
                 written.count = count;
                 written.space = Some((space, extras));
             }
@@ -469,6 +483,7 @@ fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result
 /// records, the pages are there once.
 fn dump_memory(
     files: Files<'_, '_>,
+    place: PagesPlace<'_>,
     process: &Process,
     mut hand: Option<&mut Hand>,
     space: &SharedSpace,
@@ -477,14 +492,14 @@ fn dump_memory(
     let b = &asked.answers;
     let mut extras = asked.extras.answer(b);
     let flagged = process.task.smaps()?;
-    let (images, pages_id, alone, mut vmas) = {
-        let mut cx = lock(files);
-        let vmas = mappings(&mut cx, &mut extras, process, &flagged, &space.scratches)?;
-        (cx.images, cx.new_pages_id(), cx.pids.len() == 1, vmas)
-    };
+    let mut vmas = mappings(&mut extras, process, &flagged, &space.scratches)?;
     let aios = aio::collect(process.pid, hand.as_deref_mut(), &vmas)?;
-    let count = dump_private(images, pages_id, process, hand, space, &mut vmas, alone)?;
-    let mm = mm_record(&mut lock(files), process, &asked.mm, b, vmas, aios)?;
+    let count = dump_private(place, process, hand, space, &mut vmas)?;
+    let mut cx = lock(files);
+    find_files(&mut cx, process, &flagged, &mut vmas)?;
+    let mm = mm_record(&mut cx, process, &asked.mm, b, vmas, aios)?;
+    drop(cx);
+    let images = place.images;
     for pid in &space.pids {
         images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
     }

@@ -193,6 +193,14 @@ impl DumpDir {
         self.expect_file(json_name(name)?)
     }
 
+    /// The same of the manifest, which every image gets.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn expect_manifest(&self) -> Result<()> {
+        self.expect_file(MANIFEST_NAME.to_owned())
+    }
+
     fn expect_file(&self, name: String) -> Result<()> {
         self.home.dir_of(&name).create_file(&name)?;
         self.expected().insert(name);
@@ -431,7 +439,7 @@ impl DumpDir {
         let contents = std::mem::take(&mut *self.files());
         self.finisher.finish();
         let mut sums = BTreeMap::new();
-        for name in self.expected().iter().filter(|name| !contents.contains_key(*name)) {
+        for name in self.expected().iter().filter(|name| !contents.contains_key(*name) && *name != MANIFEST_NAME) {
             self.home.dir_of(name).remove_file(name)?;
         }
         let mut names: Vec<String> = contents.keys().cloned().collect();

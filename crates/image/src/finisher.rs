@@ -13,7 +13,7 @@ use crate::entry_writer::EntryWriter;
 
 /// To wake the thread takes about as long as making a file does: so many files
 /// are given to it at a time.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 4;
 
 /// What the thread is to do.
 #[derive(Debug)]

@@ -17,6 +17,8 @@ use rustix::fs::Stat;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `pid_type` of an owner record: the kernel's `enum pid_type`.
 pub(super) const PIDTYPE_PID: u32 = 0;
@@ -25,6 +27,23 @@ pub(super) const PIDTYPE_PGID: u32 = 2;
 
 /// The number of the first file of pages.
 pub const FIRST_PAGES: u32 = 1;
+
+/// Gives out numbers for files of pages, to all who write some.
+#[derive(Debug, Clone)]
+pub struct PagesIds(Arc<AtomicU32>);
+
+impl Default for PagesIds {
+    fn default() -> Self {
+        PagesIds(Arc::new(AtomicU32::new(FIRST_PAGES)))
+    }
+}
+
+impl PagesIds {
+    /// A number that nobody has.
+    pub fn new_id(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
 
 /// An open file of a frozen process.
 #[derive(Debug)]
@@ -135,7 +154,8 @@ pub struct Collect<'a> {
     /// Who puts connections right, should we be killed.
     pub guard: Option<&'a Guard>,
     next_id: u32,
-    next_pages_id: u32,
+    /// Numbers for files of pages.
+    pub pages_ids: PagesIds,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
     /// Everything that kinds remember between files, by their own key.
     pub notes: HashMap<(&'static str, u64), u32>,
@@ -169,7 +189,7 @@ impl<'a> Collect<'a> {
             janitor: None,
             guard: None,
             next_id: 1,
-            next_pages_id: FIRST_PAGES,
+            pages_ids: PagesIds::default(),
             seen: HashMap::new(),
             notes: HashMap::new(),
             regular: Default::default(),
@@ -204,12 +224,6 @@ impl<'a> Collect<'a> {
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id - 1
-    }
-
-    /// A number for a file of pages that nobody has.
-    pub fn new_pages_id(&mut self) -> u32 {
-        self.next_pages_id += 1;
-        self.next_pages_id - 1
     }
 
     /// Collects one descriptor of a process and returns its line for the

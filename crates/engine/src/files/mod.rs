@@ -41,7 +41,7 @@ pub(crate) mod tty;
 mod watched;
 
 pub use build::{Build, Settle, apply_status_flags};
-pub use collect::{Collect, FIRST_PAGES, HeldFile, OpenFile};
+pub use collect::{Collect, FIRST_PAGES, HeldFile, OpenFile, PagesIds};
 pub use ghost::NewLinks;
 
 use crate::Result;

@@ -24,7 +24,7 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 /// `page` is the size in bytes of the file's pages. Huge ones do not say where
 /// their holes are: what is zero is a hole there.
 pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
-    let pages_id = cx.new_pages_id();
+    let pages_id = cx.pages_ids.new_id();
     let mut out = PageWriter::new(cx.images, ImageKind::ShmemPagemap, id, pages_id)?;
     let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;

@@ -39,12 +39,12 @@ pub use build::{Shape, free_besides};
 pub use common::{Common, find as find_common};
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
-pub use pages::{PageCount, PageWriter, dump_private};
+pub use pages::{PageCount, PageWriter, PagesPlace, dump_private};
 pub use shared::SharedBuild;
 pub use spaces::Spaces;
 pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
-pub use vma::{mappings, status};
+pub use vma::{find_files, mappings, status};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

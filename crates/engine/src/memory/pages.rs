@@ -203,23 +203,33 @@ impl<'a> PageWriter<'a> {
     }
 }
 
+/// Where the pages of a process go.
+#[derive(Debug, Clone, Copy)]
+pub struct PagesPlace<'a> {
+    /// The image.
+    pub images: &'a DumpDir,
+    /// The number of the file.
+    pub pages_id: u32,
+    /// Whether no other process is in the tree.
+    pub alone: bool,
+}
+
 /// Writes the pages that the process has of its own, and those with whom it
 /// shares its memory (`space`): what it holds for others to a layer, the rest
 /// here. Guard regions found on the way are added to `vmas` as records of their
 /// own.
 ///
-/// Unless the process is `alone`, it may share pages with others until one of
+/// Unless the process is alone, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
 /// a page that is to be pinned is made the process's own. The pipes do not.
 pub fn dump_private(
-    images: &DumpDir,
-    pages_id: u32,
+    place: PagesPlace<'_>,
     process: &Process,
     mut hand: Option<&mut Hand>,
     space: &SharedSpace,
     vmas: &mut Vec<VmaEntry>,
-    alone: bool,
 ) -> Result<PageCount> {
+    let PagesPlace { images, pages_id, alone } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;

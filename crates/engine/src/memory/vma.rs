@@ -53,9 +53,8 @@ const ADVICE: [(VmFlags, i32); 8] = [
 ];
 
 /// The records of all mappings of a frozen process but those that hands have
-/// made (`scratches`).
+/// made (`scratches`). Which files they are of, [`find_files`] says.
 pub fn mappings(
-    cx: &mut Collect<'_>,
     extras: &mut Extras,
     process: &Process,
     flagged: &[FlaggedVma],
@@ -68,7 +67,7 @@ pub fn mappings(
             continue;
         }
         extras.note(vma);
-        let entry = record(cx, process, vma)?;
+        let entry = record(process, vma)?;
         // Newer kernels map the clock pages beside the other data pages; the format knows one area.
         match out.last_mut() {
             Some(last) if both_vvar(last, &entry) && last.end == entry.start => last.end = entry.end,
@@ -76,6 +75,35 @@ pub fn mappings(
         }
     }
     Ok(out)
+}
+
+/// Writes down the files of mappings, and which is whose. Before this is done for a
+/// process, only those who look at its files have to wait for one another.
+pub fn find_files(
+    cx: &mut Collect<'_>,
+    process: &Process,
+    flagged: &[FlaggedVma],
+    records: &mut [VmaEntry],
+) -> Result<()> {
+    let mut flagged = flagged.iter();
+    for entry in records.iter_mut().filter(|entry| entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0) {
+        // Both ascend, and every record is of one of them.
+        let Some(of) = flagged.find(|flagged| flagged.vma.start == entry.start) else { break };
+        if io_uring::is_mapping(&of.vma) {
+            entry.shmid = u64::from(io_uring::mapped(cx, || object(process, &of.vma), &of.vma)?);
+            continue;
+        }
+        // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
+        let writes = entry.status & status::FILE_SHARED != 0 && of.flags.contains(VmFlags::MAYWRITE);
+        let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+        let file = regular::collect_mapped(cx, &process.task, process.pid, &of.vma, flags)?;
+        if file.memfd {
+            entry.status |= status::MEMFD;
+        }
+        entry.shmid = u64::from(file.id);
+        entry.fdflags = Some(flags);
+    }
+    Ok(())
 }
 
 fn both_vvar(a: &VmaEntry, b: &VmaEntry) -> bool {
@@ -86,7 +114,7 @@ fn object(process: &Process, vma: &Vma) -> Object {
     Object::Mapping(process.pid, vma.start, vma.path.to_string_lossy().into_owned())
 }
 
-fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
+fn record(process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
     let vma = &flagged.vma;
     refuse(process, flagged)?;
     let kind = match vma.perms.contains(Perms::SHARED) {
@@ -127,12 +155,8 @@ fn record(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma) -> Resu
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
-        _ if io_uring::is_mapping(vma) => {
-            let id = io_uring::mapped(cx, || object(process, vma), vma)?;
-            (entry.status, entry.shmid) = (status::REGULAR | status::FILE_SHARED, u64::from(id));
-        }
-        _ if !vma.has_file() => anonymous(&mut entry, vma),
-        _ => with_file(cx, process, flagged, &mut entry)?,
+        _ if !vma.has_file() && !io_uring::is_mapping(vma) => anonymous(&mut entry, vma),
+        _ => entry.status = status::REGULAR | status_with_file(vma),
     }
     if entry.status & status::ANON_PRIVATE != 0 {
         entry.flags |= libc::MAP_ANONYMOUS as u32;
@@ -181,25 +205,12 @@ fn anonymous(entry: &mut VmaEntry, vma: &Vma) {
     }
 }
 
-fn with_file(cx: &mut Collect<'_>, process: &Process, flagged: &FlaggedVma, entry: &mut VmaEntry) -> Result<()> {
-    let vma = &flagged.vma;
-    let path = vma.path.as_bytes();
-    let is_shared = vma.perms.contains(Perms::SHARED);
-    if path.starts_with(b"/anon_hugepage") && !is_shared {
-        entry.status = status::REGULAR | status::ANON_PRIVATE;
-        return Ok(());
+fn status_with_file(vma: &Vma) -> u32 {
+    match vma.perms.contains(Perms::SHARED) {
+        true => status::FILE_SHARED,
+        false if vma.path.as_bytes().starts_with(b"/anon_hugepage") => status::ANON_PRIVATE,
+        false => status::FILE_PRIVATE,
     }
-    // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
-    let writes = is_shared && flagged.flags.contains(VmFlags::MAYWRITE);
-    let flags = if writes { libc::O_RDWR } else { libc::O_RDONLY } as u32;
-    let file = regular::collect_mapped(cx, &process.task, process.pid, vma, flags)?;
-    entry.status = status::REGULAR | if is_shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
-    if file.memfd {
-        entry.status |= status::MEMFD;
-    }
-    entry.shmid = u64::from(file.id);
-    entry.fdflags = Some(flags);
-    Ok(())
 }
 
 /// Whether the kernel may drop a mapping's pages: they are no part of the state.
