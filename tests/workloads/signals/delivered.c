@@ -1,4 +1,5 @@
 /* A stream of real-time signals into a handler: whatever the moment of the freeze, none is lost, none doubled. */
+// differs: mapping content.*, signals come wherever it is, and their frames reach into what is live elsewhere
 #include <sys/mman.h>
 
 #include "workload.h"
