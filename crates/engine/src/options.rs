@@ -51,8 +51,10 @@ pub struct CheckpointOptions {
     /// How long to wait for the tree to stop.
     pub timeout: Duration,
     /// Descriptors that the restoring side will provide: keys such as
-    /// `tty[rdev:dev]` or `file[mnt:inode]`.
+    /// `tty[rdev:dev]` or `file[mnt:inode]`; `unix[inode]` lets a peer of a Unix socket be outside of the tree.
     pub external: Vec<String>,
+    /// Peers of Unix sockets may be outside of the tree (`--ext-unix-sk`).
+    pub ext_unix_sockets: bool,
     /// Wait until the image is on stable storage.
     pub sync: bool,
     /// What the caller does at certain moments.
@@ -74,6 +76,7 @@ impl Default for CheckpointOptions {
             no_network_lock: false,
             timeout: Duration::from_secs(10),
             external: Vec::new(),
+            ext_unix_sockets: false,
             sync: false,
             hook: Hook::default(),
             progress: Progress::default(),

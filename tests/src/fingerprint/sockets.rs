@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 
 use cryonaut_kernel::sys::socket::{get_bytes, get_filter, get_int, unsent};
+use cryonaut_kernel::sys::{unix_diag, unix_name};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -60,10 +61,37 @@ pub(super) fn take(taking: &mut Taking, object: &Object, socket: BorrowedFd<'_>)
             taking.put(object, "socket.tcp", format!("{:?} {:02x?}", told.first(), shown));
         }
     }
+    if get_int(socket, SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX) {
+        taking.put(object, "socket.unix", unix(socket));
+    }
     taking.put_result(object, "socket.unread", rustix::io::ioctl_fionread(socket));
     taking.put_result(object, "socket.unsent", unsent(socket));
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
     let mut asked = [PollFd::from_borrowed_fd(socket, all)];
     let polled = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     taking.put_result(object, "socket.ready", polled.map(|_| format!("{:?}", asked[0].revents())));
+}
+
+/// What sock_diag tells of a Unix socket, with the names of both ends.
+fn unix(socket: BorrowedFd<'_>) -> String {
+    let shown = |name: &[u8]| String::from_utf8_lossy(name).replace('\0', "@");
+    let inode = rustix::fs::fstat(socket).map_or(0, |stat| stat.st_ino as u32);
+    let all = unix_diag::all().unwrap_or_default();
+    let find = |inode: u32| all.iter().find(|told| told.inode == inode);
+    let Some(told) = find(inode) else { return "not told".into() };
+    let peer = match told.peer {
+        None => "none".to_owned(),
+        Some(peer) => find(peer).map_or("gone".to_owned(), |peer| {
+            let mutual = if peer.peer == Some(inode) { "mutual" } else { "one-way" };
+            format!("{mutual} {:?}", shown(&peer.name))
+        }),
+    };
+    let file = unix_name::file_of(socket).and_then(rustix::fs::fstat);
+    // An accepted one names the file of who had listened; whether that is there still is not its own affair.
+    let accepted = told.state == 1 && i32::from(told.kind) != libc::SOCK_DGRAM;
+    let links = |stat: &rustix::fs::Stat| if accepted { 0 } else { stat.st_nlink };
+    let file = file.map(|stat| format!("{:o} {}:{} {}", stat.st_mode, stat.st_uid, stat.st_gid, links(&stat)));
+    let (listens, lens) = (told.state == 10, (told.received, told.sent));
+    let lens = if listens { format!("{lens:?}") } else { String::new() };
+    format!("{} {:?} {file:?}, peer {peer}, shut {}, {lens}", told.state, shown(&told.name), told.shutdown)
 }

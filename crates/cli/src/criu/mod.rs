@@ -133,6 +133,7 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
         skip_in_flight: settings.skip_in_flight,
         no_network_lock: settings.no_network_lock,
         external: settings.external,
+        ext_unix_sockets: settings.ext_unix_sockets,
         hook: script::hook(settings.scripts, place.absolute_images()?),
         ..CheckpointOptions::default()
     };

@@ -37,6 +37,7 @@ pub struct Settings {
     pub timeout: Option<u64>,
     pub inherit_fds: Vec<(i32, String)>,
     pub external: Vec<String>,
+    pub ext_unix_sockets: bool,
     pub scripts: Vec<OsString>,
     pub status_fd: Option<i32>,
     pub root: Option<PathBuf>,
@@ -164,6 +165,7 @@ impl Settings {
             "shell-job" => self.shell_job = is_on,
             "file-locks" => self.file_locks = is_on,
             "link-remap" => self.link_remap = is_on,
+            "ext-unix-sk" => self.ext_unix_sockets = is_on,
             "tcp-established" => self.tcp_established = is_on,
             "tcp-close" => self.tcp_close = is_on,
             "skip-in-flight" => self.skip_in_flight = is_on,
@@ -192,11 +194,12 @@ impl Settings {
             },
             "external" => {
                 let resource = text(name, &value)?;
-                if ["tty[", "file["].iter().any(|kind| resource.starts_with(kind)) {
+                if ["tty[", "file[", "unix["].iter().any(|kind| resource.starts_with(kind)) {
                     self.external.push(resource);
                 } else {
-                    self.refused
-                        .push(format!("--external {resource} is not in this build, which has tty[...] and file[...]"));
+                    self.refused.push(format!(
+                        "--external {resource} is not in this build, which has tty[...], file[...] and unix[...]"
+                    ));
                 }
             }
             "action-script" => self.scripts.push(value),

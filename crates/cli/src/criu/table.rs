@@ -89,7 +89,6 @@ pub const OPTIONS: &[Spec] = &[
     here("tcp-close", None, Nothing),
     here("skip-in-flight", None, Nothing),
     here("network-lock", None, Value),
-    // Unix sockets themselves are refused when one is found.
     here("ext-unix-sk", None, Maybe),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),

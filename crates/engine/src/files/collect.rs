@@ -6,7 +6,7 @@ use super::ghost::NewLinks;
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, Result};
-use cryonaut_image::records::{FdTypes, FdinfoEntry, FownEntry};
+use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
@@ -156,6 +156,9 @@ pub struct Collect<'a> {
     next_id: u32,
     /// Numbers for files of pages.
     pub pages_ids: PagesIds,
+    /// Records of Unix sockets, which are written in the end and the last first: of a pair that has duplicates, CRIU's
+    /// restore needs to see the end with the higher number before the other.
+    late: Vec<FileEntry>,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
     /// Everything that kinds remember between files, by their own key.
     pub notes: HashMap<(&'static str, u64), u32>,
@@ -190,6 +193,7 @@ impl<'a> Collect<'a> {
             guard: None,
             next_id: 1,
             pages_ids: PagesIds::default(),
+            late: Vec::new(),
             seen: HashMap::new(),
             notes: HashMap::new(),
             regular: Default::default(),
@@ -212,6 +216,10 @@ impl<'a> Collect<'a> {
 
     /// Writes what was gathered from all files.
     pub fn finish(&mut self) -> Result<()> {
+        super::socket::finish_unix(self)?;
+        for entry in self.late.drain(..).rev() {
+            self.images.append(ImageKind::Files, None, &entry, None)?;
+        }
         self.sockets.write(self.images)
     }
 
@@ -277,8 +285,11 @@ impl<'a> Collect<'a> {
         };
         let id = self.new_id();
         let entry = kind.collect(self, open, id)?;
-        self.images.append(ImageKind::Files, None, &entry, None)?;
         let fd_type = kind.fd_type();
+        match fd_type {
+            FdTypes::Unixsk => self.late.push(entry),
+            _ => self.images.append(ImageKind::Files, None, &entry, None)?,
+        }
         self.seen.entry(Self::key(open)).or_default().push(Seen { pid: open.pid, fd: open.fd, id, fd_type });
         Ok((id, fd_type))
     }

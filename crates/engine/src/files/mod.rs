@@ -115,6 +115,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &bpfmap::BpfMap,
     &io_uring::IoUring,
     &socket::Inet,
+    &socket::Unix,
     &regular::Regular,
 ];
 

@@ -30,6 +30,9 @@ pub mod socket;
 pub mod tcp_repair;
 pub mod timerfd;
 pub mod tty;
+pub mod unix_diag;
+pub mod unix_message;
+pub mod unix_name;
 pub mod wait;
 
 use rustix::io::Errno;

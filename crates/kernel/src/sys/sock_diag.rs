@@ -104,20 +104,37 @@ fn in_states(family: u8, protocol: u8, states: u32) -> Result<Vec<InetSocket>, E
 }
 
 fn ask(message: u16, flags: u16, what: [u8; 2], states: u32, id: &[u8; 48]) -> Result<Vec<InetSocket>, Errno> {
-    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
-    let mut request = Vec::with_capacity(HEADER + REQUEST);
-    request.extend_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
-    request.extend_from_slice(&message.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
-    request.resize(HEADER, 0);
+    let mut request = Vec::with_capacity(REQUEST);
     request.extend_from_slice(&[what[0], what[1], 0, 0]);
     request.extend_from_slice(&states.to_ne_bytes());
     request.extend_from_slice(id);
-    sendto(&netlink, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    answers(&netlink)
+    exchange(message, flags, &request, MESSAGE, socket_of)
 }
 
-fn answers(netlink: &OwnedFd) -> Result<Vec<InetSocket>, Errno> {
+/// Asks for all sockets that a request of a family describes.
+pub(super) fn dump<T>(request: &[u8], least: usize, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Errno> {
+    exchange(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request, least, read)
+}
+
+fn exchange<T>(
+    message: u16,
+    flags: u16,
+    request: &[u8],
+    least: usize,
+    read: impl Fn(&[u8]) -> T,
+) -> Result<Vec<T>, Errno> {
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
+    let mut whole = Vec::with_capacity(HEADER + request.len());
+    whole.extend_from_slice(&((HEADER + request.len()) as u32).to_ne_bytes());
+    whole.extend_from_slice(&message.to_ne_bytes());
+    whole.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+    whole.resize(HEADER, 0);
+    whole.extend_from_slice(request);
+    sendto(&netlink, &whole, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    answers(&netlink, least, read)
+}
+
+fn answers<T>(netlink: &OwnedFd, least: usize, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Errno> {
     let mut all = Vec::new();
     let mut buffer = vec![0u8; ROOM];
     loop {
@@ -135,7 +152,7 @@ fn answers(netlink: &OwnedFd) -> Result<Vec<InetSocket>, Errno> {
                     let error = (word(body, 0) as i32).wrapping_neg();
                     return if error == 0 { Ok(all) } else { Err(Errno::from_raw_os_error(error)) };
                 }
-                SOCK_DIAG_BY_FAMILY if body.len() >= MESSAGE => all.push(socket_of(body)),
+                SOCK_DIAG_BY_FAMILY if body.len() >= least => all.push(read(body)),
                 _ => {}
             }
             rest = rest.get(aligned(len)..).unwrap_or_default();
@@ -158,25 +175,30 @@ fn socket_of(body: &[u8]) -> InetSocket {
         family: body[0],
         id: body[ID].try_into().unwrap_or([0; 48]),
     };
-    let mut attributes = &body[MESSAGE..];
-    while attributes.len() >= 4 {
-        let len = usize::from(half(attributes, 0));
-        if len < 4 || len > attributes.len() {
-            break;
+    for (kind, value) in attributes(&body[MESSAGE..]) {
+        if kind == INET_DIAG_SHUTDOWN && !value.is_empty() {
+            socket.shutdown = value[0];
         }
-        if half(attributes, 2) == INET_DIAG_SHUTDOWN && len > 4 {
-            socket.shutdown = attributes[4];
-        }
-        attributes = attributes.get(aligned(len)..).unwrap_or_default();
     }
     socket
+}
+
+/// The attributes of an answer: number and value.
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(half(rest.get(..4)?, 0));
+        let value = rest.get(4..len)?;
+        let kind = half(rest, 2);
+        rest = rest.get(aligned(len)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 fn aligned(len: usize) -> usize {
     len.next_multiple_of(4)
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 

@@ -29,6 +29,9 @@ pub struct Extra {
     /// Groups of multicast that it has joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Membership>,
+    /// A datagram socket of Unix whose peer has gone: it is not without one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphan: bool,
     /// Options that are not as in a new socket, by the names of the tables in `settings.rs`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, Value>,
@@ -64,6 +67,8 @@ pub struct Known {
     pub(super) held: Held,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
+    /// What is known of Unix sockets.
+    pub(super) unix: super::unix::Known,
 }
 
 impl Known {

@@ -4,8 +4,8 @@
 //! ([`options`]), filters ([`filter`]), tables of what a number or a string of
 //! bytes says ([`settings`]), and what CRIU's records have no place for
 //! ([`beside`]). Each family is a kind of open file with a folder of its own:
-//! [`inet`] for IPv4 and IPv6. One that has none yet is refused by name
-//! ([`refusal`]); Unix sockets would be the next.
+//! [`inet`] for IPv4 and IPv6, [`unix`] for Unix sockets. One that has none yet is
+//! refused by name ([`refusal`]).
 //!
 //! Everything is asked of our own duplicate of the socket. A checkpoint without
 //! sockets asks nothing here.
@@ -15,9 +15,11 @@ mod filter;
 mod inet;
 mod options;
 mod settings;
+mod unix;
 
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peers};
+pub use unix::{Unix, finish as finish_unix};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};
@@ -63,7 +65,6 @@ fn is_socket(file: &OpenFile<'_>) -> bool {
 pub fn refusal(file: &OpenFile<'_>) -> Option<Error> {
     let sort = is_socket(file).then(|| Sort::of(file.file).ok())??;
     let what = match sort.family {
-        libc::AF_UNIX => "Unix sockets".to_owned(),
         libc::AF_NETLINK => "netlink sockets".to_owned(),
         libc::AF_PACKET => "packet sockets".to_owned(),
         libc::AF_VSOCK => "sockets to a virtual machine's host (vsock)".to_owned(),

@@ -193,7 +193,7 @@ fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
 }
 
 /// An error that the program has not been told yet would be gone with the question.
-fn refuse_error(file: &OpenFile<'_>) -> Result<()> {
+pub(super) fn refuse_error(file: &OpenFile<'_>) -> Result<()> {
     if !ready(file.file).contains(PollFlags::ERR) {
         return Ok(());
     }
@@ -205,7 +205,7 @@ fn refuse_error(file: &OpenFile<'_>) -> Result<()> {
 }
 
 /// What poll(2) tells of it now.
-fn ready(socket: BorrowedFd<'_>) -> PollFlags {
+pub(super) fn ready(socket: BorrowedFd<'_>) -> PollFlags {
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
     let mut asked = [PollFd::from_borrowed_fd(socket, all)];
     match poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
@@ -214,17 +214,17 @@ fn ready(socket: BorrowedFd<'_>) -> PollFlags {
     }
 }
 
-fn owner_of(file: &OpenFile<'_>) -> Option<(u32, u32)> {
+pub(super) fn owner_of(file: &OpenFile<'_>) -> Option<(u32, u32)> {
     let owner = (file.stat.st_uid, file.stat.st_gid);
     (owner != (0, 0)).then_some(owner)
 }
 
-fn mode_of(file: &OpenFile<'_>) -> Option<u32> {
+pub(super) fn mode_of(file: &OpenFile<'_>) -> Option<u32> {
     let mode = file.stat.st_mode & 0o7777;
     (mode != NEW_MODE).then_some(mode)
 }
 
-fn build_inode(socket: BorrowedFd<'_>, extra: &Extra) -> std::result::Result<(), Errno> {
+pub(super) fn build_inode(socket: BorrowedFd<'_>, extra: &Extra) -> std::result::Result<(), Errno> {
     if let Some((uid, gid)) = extra.owner {
         rustix::fs::fchown(socket, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }

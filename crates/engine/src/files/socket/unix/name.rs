@@ -1,0 +1,218 @@
+//! Names of Unix sockets: abstract ones, and files of the file system, which
+//! are made again with their owner and mode. A name may be relative to a
+//! directory, or be deleted already; both still are what getsockname(2) tells.
+
+use super::object;
+use crate::files::OpenFile;
+use crate::{Error, Result};
+use cryonaut_image::records::{FilePermsEntry, UnixSkEntry};
+use cryonaut_kernel::sys::unix_diag::UnixSocket;
+use cryonaut_kernel::sys::unix_name;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// How a name is shown in messages.
+pub fn shown(name: &[u8]) -> String {
+    match name {
+        [] => "without a name".into(),
+        [0, rest @ ..] => format!("@{}", String::from_utf8_lossy(rest)),
+        path => String::from_utf8_lossy(path_of(path)).into_owned(),
+    }
+}
+
+/// A path without the zero at its end.
+fn path_of(name: &[u8]) -> &[u8] {
+    name.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Whether it is a file.
+pub fn is_path(name: &[u8]) -> bool {
+    name.first().is_some_and(|byte| *byte != 0)
+}
+
+/// An address for bind(2) and connect(2).
+pub fn address(name: &[u8]) -> std::result::Result<SocketAddrUnix, Errno> {
+    match name {
+        [0, rest @ ..] => SocketAddrUnix::new_abstract_name(rest),
+        path => SocketAddrUnix::new(path_of(path)),
+    }
+}
+
+/// Writes down the name, and of a file who may use it and where it is.
+pub fn collect(file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry) -> Result<()> {
+    record.name = told.name.clone();
+    if !is_path(&told.name) {
+        return Ok(());
+    }
+    let failed = |e| Error::kernel(file.object(), "find the file of its name", e);
+    let bound = unix_name::file_of(file.file).map_err(failed)?;
+    let stat = rustix::fs::fstat(&bound).map_err(failed)?;
+    record.file_perms = Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
+    let is_deleted = stat.st_nlink == 0;
+    if is_deleted {
+        record.deleted = Some(true);
+    }
+    let name = path_of(&told.name);
+    if name.starts_with(b"/") {
+        return Ok(());
+    }
+    let full = rustix::fs::readlink(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&bound)), Vec::new());
+    let full = full.map_err(failed)?.into_bytes();
+    let full = full.strip_suffix(b" (deleted)").filter(|_| is_deleted).unwrap_or(&full);
+    let plain = name.strip_prefix(b"./").unwrap_or(name);
+    let dir = match full.strip_suffix(plain).and_then(|dir| dir.strip_suffix(b"/")) {
+        Some(b"") => b"/".to_vec(),
+        Some(dir) => dir.to_vec(),
+        None => directory_of(file, name, &stat)?,
+    };
+    record.name_dir = Some(dir);
+    Ok(())
+}
+
+/// The working directory of the process, if the name leads to the file from there.
+fn directory_of(file: &OpenFile<'_>, name: &[u8], stat: &rustix::fs::Stat) -> Result<Vec<u8>> {
+    let dir = file.task.link("cwd")?;
+    let there = rustix::fs::lstat(dir.join(std::ffi::OsStr::from_bytes(name)));
+    if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)) {
+        return Ok(dir.as_os_str().as_bytes().to_vec());
+    }
+    Err(Error::unsupported(
+        file.object(),
+        format!("its name {} is relative to a directory that cannot be found out", shown(name)),
+        "let the program bind it to an absolute path",
+    ))
+}
+
+/// Where names mean what they say.
+#[derive(Debug)]
+pub struct Places {
+    /// The root of the tree's file system, if not ours.
+    root: Option<OwnedFd>,
+    /// For names that are deleted, or belong to a socket that is not the one bound to the file.
+    private: Option<OwnedFd>,
+}
+
+impl Places {
+    /// With the root that the user wants.
+    pub fn new(root: Option<&Path>) -> Result<Places> {
+        let failed =
+            |e| Error::kernel(crate::Object::Path(root.unwrap_or(Path::new("/")).display().to_string()), "open it", e);
+        Ok(Places { root: root.map(unix_name::open_root).transpose().map_err(failed)?, private: None })
+    }
+
+    /// Does something where the name of this record is in the tree's file system.
+    fn there<T: Send>(
+        &self,
+        record: &UnixSkEntry,
+        call: impl FnOnce() -> std::result::Result<T, Errno> + Send,
+    ) -> std::result::Result<T, Errno> {
+        let dir = record.name_dir.as_deref();
+        unix_name::with_names_of(self.root.as_ref().map(AsFd::as_fd), dir, call)
+    }
+
+    /// Does something where nobody else sees the names. What is there is gone in the end.
+    pub fn apart<T: Send>(
+        &mut self,
+        name: &[u8],
+        call: impl FnOnce() -> std::result::Result<T, Errno> + Send,
+    ) -> std::result::Result<T, Errno> {
+        let root = match &self.private {
+            Some(root) => root,
+            None => self.private.insert(unix_name::private_root()?),
+        };
+        // Relative names are so to the root, deep enough for those that go up.
+        let dir = b"/a/b/c/d/e/f/g/h";
+        let path = Path::new(std::ffi::OsStr::from_bytes(path_of(name)));
+        unix_name::with_names_of(Some(root.as_fd()), None, || {
+            let whole = Path::new(std::ffi::OsStr::from_bytes(dir)).join(path);
+            std::fs::create_dir_all(whole.parent().unwrap_or(Path::new("/")))
+                .map_err(|e| crate::error::errno_of(&e))?;
+            std::fs::create_dir_all(std::ffi::OsStr::from_bytes(dir)).map_err(|e| crate::error::errno_of(&e))?;
+            rustix::process::chdir(dir.as_slice())?;
+            call()
+        })
+    }
+
+    /// Binds it to its name.
+    pub fn bind(&mut self, socket: BorrowedFd<'_>, record: &UnixSkEntry) -> Result<()> {
+        let name = record.name.as_slice();
+        let bound = if !is_path(name) {
+            address(name).and_then(|address| rustix::net::bind(socket, &address))
+        } else if record.deleted == Some(true) {
+            self.apart(name, || bind_new(socket, record))
+        } else {
+            self.there(record, || bind_file(socket, record))
+        };
+        bound.map_err(|errno| Error::Kernel {
+            object: object(record),
+            action: "bind it to its name".into(),
+            errno,
+            remedy: match errno {
+                Errno::ADDRINUSE => "another program here has the name: end that one",
+                Errno::NOENT => "its directory is not here: make it",
+                _ => "",
+            },
+        })
+    }
+
+    /// Connects to the name of a record.
+    pub fn connect(&mut self, socket: BorrowedFd<'_>, to: &UnixSkEntry) -> std::result::Result<(), Errno> {
+        self.reach(to, |address| rustix::net::connect(socket, address))
+    }
+
+    /// Does something with the address of a record, where it means that socket.
+    pub fn reach<T: Send>(
+        &mut self,
+        to: &UnixSkEntry,
+        call: impl FnOnce(&SocketAddrUnix) -> std::result::Result<T, Errno> + Send,
+    ) -> std::result::Result<T, Errno> {
+        let address = address(&to.name)?;
+        match (is_path(&to.name), to.deleted == Some(true)) {
+            (false, _) => call(&address),
+            (true, true) => self.apart(&to.name, || call(&address)),
+            (true, false) => self.there(to, || call(&address)),
+        }
+    }
+
+    /// Takes away what is to be without a file.
+    pub fn delete(&mut self, name: &[u8]) -> std::result::Result<(), Errno> {
+        self.apart(name, || rustix::fs::unlink(path_of(name)))
+    }
+}
+
+fn bind_file(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result<(), Errno> {
+    remove_stale(path_of(&record.name), &address(&record.name)?, record.r#type)?;
+    bind_new(socket, record)
+}
+
+/// Binds a socket to a name that makes a file, with the owner and mode of the record, where names mean what they say.
+pub fn bind_new(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result<(), Errno> {
+    let (path, address) = (path_of(&record.name), address(&record.name)?);
+    let Some(perms) = &record.file_perms else { return rustix::net::bind(socket, &address) };
+    let mode = Mode::from_raw_mode(perms.mode & 0o7777);
+    rustix::process::umask(Mode::from_raw_mode(0o777) - mode);
+    rustix::net::bind(socket, &address)?;
+    let (uid, gid) = (Uid::from_raw(perms.uid), Gid::from_raw(perms.gid));
+    rustix::fs::chownat(rustix::fs::CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::chmod(path, mode)
+}
+
+/// The file is there still, from before, unless somebody has it now: nobody can use it again.
+fn remove_stale(path: &[u8], address: &SocketAddrUnix, kind: u32) -> std::result::Result<(), Errno> {
+    match rustix::fs::lstat(path) {
+        Err(Errno::NOENT) => return Ok(()),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => {}
+        Ok(_) => return Err(Errno::ADDRINUSE),
+        Err(errno) => return Err(errno),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let probe = socket_with(AddressFamily::UNIX, SocketType::from_raw(kind), flags, None)?;
+    match rustix::net::connect(&probe, address) {
+        Err(Errno::CONNREFUSED) => rustix::fs::unlink(path),
+        _ => Err(Errno::ADDRINUSE),
+    }
+}
