@@ -58,6 +58,9 @@ struct Checkpoint {
     /// Carry deleted files that have other names by giving them a temporary one
     #[arg(long)]
     link_remap: bool,
+    /// Let peers of Unix sockets be outside of the tree: datagram sockets find them again by name, others see them gone
+    #[arg(long)]
+    ext_unix_sk: bool,
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +143,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         file_locks: asked.shared.file_locks,
         shell_job: asked.shared.shell_job,
         link_remap: asked.link_remap,
+        ext_unix_sockets: asked.ext_unix_sk,
         tcp: match (asked.shared.tcp_established, asked.shared.tcp_close) {
             (true, _) => TcpPolicy::Keep,
             (_, true) => TcpPolicy::Close,
