@@ -1,14 +1,17 @@
 /* The program of the demo: it counts, and keeps what a program can keep. Each line that it prints proves that all of it
  * is still there: an open file and its position, a file that no longer has a name, a timer, threads, a pipe with data in
- * it, and memory. */
+ * it, and memory. A further thread answers a client over TCP, whose port it has written to DEMO_DIR/port. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -54,6 +57,41 @@ static void check_memory(const char *memory)
 			lost("memory");
 }
 
+/* What one client says, it says back. */
+static void *serve(void *listener)
+{
+	int client = accept((int)(long)listener, NULL, NULL);
+	char word[64];
+	ssize_t got;
+
+	if (client < 0)
+		lost("the client");
+	while ((got = recv(client, word, sizeof word, 0)) > 0)
+		if (send(client, word, got, MSG_NOSIGNAL) != got)
+			lost("the client's answer");
+	close(client);
+	return NULL;
+}
+
+static void listen_for_client(const char *dir)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof address;
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	char path[4096];
+	pthread_t thread;
+	FILE *file;
+
+	if (listener < 0 || bind(listener, (struct sockaddr *)&address, length) || listen(listener, 1) ||
+	    getsockname(listener, (struct sockaddr *)&address, &length))
+		lost("the listening socket");
+	pthread_create(&thread, NULL, serve, (void *)(long)listener);
+	snprintf(path, sizeof path, "%s/port", dir);
+	file = fopen(path, "w");
+	if (file == NULL || fprintf(file, "%d\n", ntohs(address.sin_port)) < 0 || fclose(file))
+		lost("the port");
+}
+
 int main(void)
 {
 	const char *dir = getenv("DEMO_DIR") ?: "/tmp";
@@ -80,6 +118,7 @@ int main(void)
 		lost("the timer");
 	for (long i = 0; i < THREADS; i++)
 		pthread_create(&thread, NULL, work, (void *)i);
+	listen_for_client(dir);
 
 	for (long count = 0;; count++) {
 		check_deleted(deleted, count);
