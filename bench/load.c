@@ -1,19 +1,27 @@
 /* The workloads of the bench, and the limits that they are held against.
  *
  *   load tiny | threads N | family N | memory MIB     says "ready" on stdout and sleeps
+ *   load connections N                                the same, with so many connections of TCP to a client that is not
+ *                                                     of its session and ends with them
  *   load warm MIB                                     has the host give this guest so much memory, and lets go of it:
  *                                                     for about a second it can be had again without the host
  *   load write FILE MIB | read FILE MIB               a plain write of random memory to a new file, a plain read of a
  *                                                     file into fresh memory: prints microseconds */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <err.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -105,6 +113,58 @@ static void family(long n)
 	}
 }
 
+static int stream(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (fd < 0)
+		err(1, "socket");
+	return fd;
+}
+
+/* Ends when the last connection has. */
+static void client(const struct sockaddr_in *server, long n)
+{
+	struct pollfd last;
+
+	setsid();
+	if (fork() != 0)
+		_exit(0);
+	while (n-- > 0) {
+		last = (struct pollfd){ .fd = stream(), .events = POLLIN };
+		if (connect(last.fd, (const struct sockaddr *)server, sizeof *server))
+			err(1, "connect");
+	}
+	close(STDOUT_FILENO);
+	poll(&last, 1, 300000);
+	_exit(0);
+}
+
+static void connections(long n)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t length = sizeof address;
+	struct rlimit files = { n + 64, n + 64 };
+	int listener = stream();
+
+	if (setrlimit(RLIMIT_NOFILE, &files))
+		err(1, "setrlimit");
+	if (bind(listener, (struct sockaddr *)&address, length) || listen(listener, 128) ||
+	    getsockname(listener, (struct sockaddr *)&address, &length))
+		err(1, "listen");
+	pid_t child = fork();
+
+	if (child < 0)
+		err(1, "fork");
+	if (child == 0)
+		client(&address, n);
+	waitpid(child, NULL, 0);
+	while (n-- > 0)
+		if (accept(listener, NULL, NULL) < 0)
+			err(1, "accept");
+	close(listener);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -139,6 +199,8 @@ int main(int argc, char **argv)
 		threads(strtol(argv[2], NULL, 10));
 	else if (!strcmp(what, "family"))
 		family(strtol(argv[2], NULL, 10));
+	else if (!strcmp(what, "connections"))
+		connections(strtol(argv[2], NULL, 10));
 	else if (!strcmp(what, "memory"))
 		map_random(mib);
 	else if (strcmp(what, "tiny"))

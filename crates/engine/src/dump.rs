@@ -464,12 +464,12 @@ fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result
     let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
     let writer = lock(files).images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
     for some in task.fds()?.chunks(FILES_AT_ONCE) {
-        let hold = |fd: &i32| {
-            let file = rustix::process::pidfd_getfd(&pidfd, *fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-            HeldFile::read(task, pid, *fd, file)
+        let hold = |fd: i32| {
+            let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+            HeldFile::read(task, pid, fd, file)
         };
         // Not while others wait for their turn.
-        let held = some.iter().map(hold).collect::<Result<Vec<_>>>()?;
+        let held = parallel::map(some.to_vec(), hold).into_iter().collect::<Result<Vec<_>>>()?;
         let mut cx = lock(files);
         for file in held {
             writer.append(&cx.descriptor(task, pid, file)?)?;

@@ -68,10 +68,12 @@ impl NetworkLock {
             Some(id) if is_id(id) => id.clone(),
             _ => new_id().map_err(|e| failed("make an id for it", e))?,
         };
-        let there = nft(&format!("list table inet {}\n", table(&run_id)), "look for it").is_ok();
+        let name = format!("table inet {}", table(&run_id));
+        let there = nft("list tables inet\n", "look for it")?.lines().any(|line| line == name);
         NetworkLock::begin(run_id, !there, peers).map(Some)
     }
 
+    /// Sets it, if it is to be ours; else it is there, with the image's own connections.
     fn begin(run_id: String, ours: bool, peers: &Peers) -> Result<NetworkLock> {
         let note = PathBuf::from(NOTES).join(format!("{PREFIX}{run_id}"));
         let write = || {
@@ -82,8 +84,8 @@ impl NetworkLock {
         let mut lock = NetworkLock { run_id, note, ours, guard: None, locked: true };
         if ours {
             lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
+            nft(&script(&table(&lock.run_id), peers), "set it")?;
         }
-        nft(&script(&table(&lock.run_id), peers), "set it")?;
         Ok(lock)
     }
 
@@ -229,7 +231,6 @@ fn script(table: &str, peers: &Peers) -> String {
         let all = if own.is_ipv4() { &mut v4 } else { &mut v6 };
         let (own_port, port) = (peer.own.port(), peer.peer.port());
         all.push(format!("{own} . {own_port} . {other} . {port}"));
-        all.push(format!("{other} . {port} . {own} . {own_port}"));
     }
     let mut text = format!("add table inet {table}\ndelete table inet {table}\nadd table inet {table}\n");
     for (set, address, mut all) in [("conns4", "ipv4_addr", v4), ("conns6", "ipv6_addr", v6)] {
@@ -242,22 +243,24 @@ fn script(table: &str, peers: &Peers) -> String {
             let _ = writeln!(text, "add element inet {table} {set} {{ {} }}", all.join(", "));
         }
     }
-    for hook in ["output", "input"] {
+    // Which end is ours depends on the way that a packet goes.
+    for (hook, ours, theirs) in [("output", "s", "d"), ("input", "d", "s")] {
         let _ = writeln!(text, "add chain inet {table} {hook} {{ type filter hook {hook} priority 0; }}");
         let _ = writeln!(text, "add rule inet {table} {hook} meta mark 0xc114 accept");
         for (version, set) in [("ip", "conns4"), ("ip6", "conns6")] {
-            let ends = format!("{version} saddr . tcp sport . {version} daddr . tcp dport");
+            let end = |side| format!("{version} {side}addr . tcp {side}port");
+            let ends = format!("{} . {}", end(ours), end(theirs));
             let _ = writeln!(text, "add rule inet {table} {hook} {ends} @{set} drop");
         }
     }
     text
 }
 
-/// Has nft(8) run a script.
-fn nft(script: &str, action: &str) -> Result<()> {
+/// Has nft(8) run a script; what it says.
+fn nft(script: &str, action: &str) -> Result<String> {
     let run = |program: &str| -> std::io::Result<Output> {
         let mut command = Command::new(program);
-        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         if let Some(mut input) = child.stdin.take() {
             input.write_all(script.as_bytes())?;
@@ -269,7 +272,7 @@ fn nft(script: &str, action: &str) -> Result<()> {
     let object = || Object::Other("network lock".into());
     let remedy = "connections of TCP need the program nft (package nftables) and CAP_NET_ADMIN";
     match done {
-        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) if done.status.success() => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
         Ok(done) => {
             let said = String::from_utf8_lossy(&done.stderr);
             let said = said.lines().next().unwrap_or("it did not say why");

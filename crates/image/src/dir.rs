@@ -231,10 +231,11 @@ impl AsFd for Dir {
     }
 }
 
-/// Hashes what is left of a reader.
-pub(crate) fn hash(mut reader: impl Read) -> io::Result<blake3::Hash> {
+/// Hashes what is left of a reader, about `size` bytes.
+pub(crate) fn hash(mut reader: impl Read, size: u64) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
+    // Most files are small, and there may be thousands of them.
+    let mut buffer = vec![0; (size as usize).clamp(1, 256 << 10)];
     loop {
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finalize()),

@@ -468,7 +468,7 @@ impl DumpDir {
             return Ok(FileSum::new(dir.file_size(name)?.ok_or_else(missing)?, None));
         }
         let (file, size) = dir.open_file(name)?.ok_or_else(missing)?;
-        let hash = dir::hash(file).map_err(|source| Error::io("read", self.path_of(name), source))?;
+        let hash = dir::hash(file, size).map_err(|source| Error::io("read", self.path_of(name), source))?;
         Ok(FileSum::new(size, Some(hash)))
     }
 }

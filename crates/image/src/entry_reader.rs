@@ -31,7 +31,7 @@ pub struct EntryReader {
 impl EntryReader {
     /// Begins at the start of `file`, of `size` bytes, and checks the header.
     pub(crate) fn new(kind: ImageKind, path: PathBuf, file: File, size: u64) -> Result<Self> {
-        let file = BufReader::with_capacity(64 << 10, file);
+        let file = BufReader::with_capacity(size.clamp(1 << 10, 64 << 10) as usize, file);
         let mut reader = Self { kind, path, file, size, pos: 0 };
         reader.header()?;
         Ok(reader)

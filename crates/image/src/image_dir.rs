@@ -289,7 +289,7 @@ fn compare_sum(sum: &FileSum, mut file: &File, size: u64, compare: Compare, path
     let Some(expected) = sum.blake3.as_ref().filter(|_| compare == Compare::All) else {
         return Ok(());
     };
-    let hashed = dir::hash(file).and_then(|hash| file.seek(SeekFrom::Start(0)).map(|_| hash));
+    let hashed = dir::hash(file, size).and_then(|hash| file.seek(SeekFrom::Start(0)).map(|_| hash));
     let found = match hashed {
         Ok(hash) => hash.to_hex(),
         Err(source) => return Err(Error::io("read", path, source)),

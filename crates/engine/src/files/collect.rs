@@ -13,7 +13,7 @@ use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::kcmp;
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,6 +62,8 @@ pub struct OpenFile<'a> {
     pub info: FdInfo,
     /// The process's directory in /proc.
     pub task: &'a proc::Task,
+    /// What a socket has answered already.
+    pub asked: super::socket::Asked,
 }
 
 impl OpenFile<'_> {
@@ -82,6 +84,12 @@ impl OpenFile<'_> {
     pub fn anon_inode(&self) -> Option<&[u8]> {
         let name = self.link_bytes().strip_prefix(b"anon_inode:")?;
         Some(name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]")).unwrap_or(name))
+    }
+
+    /// Whether it is a socket: the name of one can be opened for its path alone.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        is_socket(&self.stat, &self.info)
     }
 
     /// The open flags without close-on-exec, which belongs to the descriptor.
@@ -121,6 +129,10 @@ impl OpenFile<'_> {
     }
 }
 
+fn is_socket(stat: &Stat, info: &FdInfo) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket && info.flags & libc::O_PATH as u32 == 0
+}
+
 /// A descriptor of a frozen process, and what can be said of it without knowing the others.
 #[derive(Debug)]
 pub struct HeldFile {
@@ -128,6 +140,7 @@ pub struct HeldFile {
     file: OwnedFd,
     stat: Stat,
     info: FdInfo,
+    asked: super::socket::Asked,
 }
 
 impl HeldFile {
@@ -136,7 +149,8 @@ impl HeldFile {
         let info = task.fdinfo(fd)?;
         let stat = rustix::fs::fstat(&file)
             .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
-        Ok(HeldFile { fd, file, stat, info })
+        let asked = if is_socket(&stat, &info) { super::socket::Asked::of(file.as_fd()) } else { Default::default() };
+        Ok(HeldFile { fd, file, stat, info, asked })
     }
 }
 
@@ -237,12 +251,15 @@ impl<'a> Collect<'a> {
     /// Collects one descriptor of a process and returns its line for the
     /// process's descriptor table.
     pub fn descriptor(&mut self, task: &proc::Task, pid: i32, held: HeldFile) -> Result<FdinfoEntry> {
-        let HeldFile { fd, file, stat, info } = held;
+        let HeldFile { fd, file, stat, info, asked } = held;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link: OsString::new(), info, task };
+        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link: OsString::new(), info, task, asked };
         let seen = self.find_seen(&open)?;
         if seen.is_none() || !open.info.locks.is_empty() {
-            open.link = task.link(&format!("fd/{fd}"))?.into_os_string();
+            open.link = match open.is_socket() {
+                true => format!("socket:[{}]", open.stat.st_ino).into(),
+                false => task.link(&format!("fd/{fd}"))?.into_os_string(),
+            };
         }
         let (id, fd_type) = match seen {
             Some(known) => known,

@@ -86,6 +86,12 @@ fn end(states: u32, which: impl Fn(&InetSocket) -> bool) -> Result<usize, Errno>
 }
 
 impl InetSocket {
+    /// Both ends, its own first; those of IPv4 as such, also of a socket of IPv6.
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        let (own, peer) = self.addresses();
+        (SocketAddr::new(own, self.ports.0), SocketAddr::new(peer, self.ports.1))
+    }
+
     /// Its own address and the peer's; those of IPv4 as such, also of a socket of IPv6.
     fn addresses(&self) -> (IpAddr, IpAddr) {
         let address = |at: usize| {

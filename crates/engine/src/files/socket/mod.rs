@@ -19,12 +19,12 @@ mod unix;
 
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peers};
+pub use settings::Asked;
 pub use unix::{Unix, finish as finish_unix};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};
 use cryonaut_kernel::sys::socket::{self, so};
-use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -57,7 +57,7 @@ impl Sort {
 
 /// Whether an open file is a socket, and not just the name of one.
 fn is_socket(file: &OpenFile<'_>) -> bool {
-    FileType::from_raw_mode(file.stat.st_mode) == FileType::Socket && file.link_bytes().starts_with(b"socket:[")
+    file.is_socket()
 }
 
 /// Why a socket that no kind has recognised is not carried; `None` if it is no

@@ -7,6 +7,7 @@
 
 use super::beside::{Extra, Known};
 use super::{Sort, cannot_set};
+use crate::files::OpenFile;
 use crate::{Error, Object, Result};
 use cryonaut_kernel::sys::socket::{self, so};
 use rustix::io::Errno;
@@ -290,21 +291,52 @@ impl Setting {
     }
 }
 
+/// What a socket has said to tables of options, asked beforehand: nobody else
+/// is in the way of that, and the most that is to be asked of a connection.
+#[derive(Debug, Default)]
+pub struct Asked(Vec<(usize, Vec<Option<Value>>)>);
+
+impl Asked {
+    /// Of a stream of the internet; nothing of others, which have their tables by more than their sort.
+    pub fn of(socket: BorrowedFd<'_>) -> Asked {
+        let get = |option| socket::get_int(socket, SOL_SOCKET, option);
+        let v6 = match get(libc::SO_DOMAIN) {
+            Ok(libc::AF_INET) => false,
+            Ok(libc::AF_INET6) => true,
+            _ => return Asked::default(),
+        };
+        if get(libc::SO_PROTOCOL) != Ok(IPPROTO_TCP) {
+            return Asked::default();
+        }
+        let tables = [SOCKET, IP, TCP, IPV6];
+        let asked = tables.into_iter().take(if v6 { 4 } else { 3 });
+        Asked(asked.map(|table| (table.as_ptr().addr(), answers(socket, table))).collect())
+    }
+
+    fn get(&self, table: &'static [Setting]) -> Option<&[Option<Value>]> {
+        let (_, told) = self.0.iter().find(|(key, _)| *key == table.as_ptr().addr())?;
+        Some(told)
+    }
+}
+
+fn answers(socket: BorrowedFd<'_>, table: &[Setting]) -> Vec<Option<Value>> {
+    table.iter().map(|setting| setting.get(socket).ok()).collect()
+}
+
 /// Notes what of the tables is not as in a new socket.
-pub fn collect(
-    known: &mut Known,
-    socket: BorrowedFd<'_>,
-    sort: Sort,
-    tables: &[&'static [Setting]],
-    extra: &mut Extra,
-) {
+pub fn collect(known: &mut Known, file: &OpenFile<'_>, sort: Sort, tables: &[&'static [Setting]], extra: &mut Extra) {
     for table in tables {
-        let fresh = known.fresh(sort, table);
-        for (setting, fresh) in table.iter().zip(fresh) {
-            if let Ok(value) = setting.get(socket)
-                && Some(&value) != fresh.as_ref()
-            {
-                extra.options.insert(setting.name.to_owned(), value);
+        let asked;
+        let told = match file.asked.get(table) {
+            Some(told) => told,
+            None => {
+                asked = answers(file.file, table);
+                &asked
+            }
+        };
+        for ((setting, fresh), told) in table.iter().zip(known.fresh(sort, table)).zip(told) {
+            if let Some(value) = told.as_ref().filter(|_| told != fresh) {
+                extra.options.insert(setting.name.to_owned(), value.clone());
             }
         }
     }

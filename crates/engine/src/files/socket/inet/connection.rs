@@ -81,7 +81,9 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) 
     guard(&|guard| guard.repaired())?;
     let (stream, data) = read.map_err(failed)?;
     ended.and(reused).map_err(failed)?;
-    cx.images.append(ImageKind::TcpStream, u64::from(record.ino), &stream, Some(&data))?;
+    let image = cx.images.entry_file(ImageKind::TcpStream, u64::from(record.ino))?;
+    image.append_with(&stream, &data)?;
+    cx.images.complete(image);
     Ok(())
 }
 

@@ -67,7 +67,10 @@ impl FileKind for Inet {
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
         super::is_socket(file)
-            && Sort::of(file.file).is_ok_and(|sort| matches!(sort.family, libc::AF_INET | libc::AF_INET6))
+            && matches!(
+                socket::get_int(file.file, libc::SOL_SOCKET, libc::SO_DOMAIN),
+                Ok(libc::AF_INET | libc::AF_INET6)
+            )
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
@@ -95,7 +98,7 @@ impl FileKind for Inet {
             libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra)?,
             _ => datagram::collect(cx, file, sort, &mut record, &mut extra)?,
         }
-        settings::collect(&mut cx.sockets, file.file, sort, &tables(&record), &mut extra);
+        settings::collect(&mut cx.sockets, file, sort, &tables(&record), &mut extra);
         cx.sockets.note(id, extra);
         Ok(FileEntry { r#type: FdTypes::Inetsk as i32, id, isk: Some(record), ..FileEntry::default() })
     }

@@ -12,11 +12,13 @@ use crate::options::TcpPolicy;
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::{sock_diag, socket};
+use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
+use cryonaut_kernel::sys::socket;
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -250,17 +252,26 @@ impl Peers {
     /// Looks at every descriptor of these processes; nothing is observed but whether there are connections.
     pub fn of_tree(pids: &[i32]) -> Result<Peers> {
         let mut peers = Vec::new();
+        let mut told = None;
         for &pid in pids {
             let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
             // A zombie has no descriptors.
             let Ok(task) = Task::open(pid_of(pid)?) else { continue };
-            let sockets: Vec<i32> =
-                task.fds().unwrap_or_default().into_iter().filter(|fd| is_socket(&task, *fd)).collect();
+            let sockets = task.fds().unwrap_or_default().into_iter();
+            let sockets: Vec<(i32, u32)> = sockets.filter_map(|fd| Some((fd, inode_of_socket(&task, fd)?))).collect();
             if sockets.is_empty() {
                 continue;
             }
+            if let Some(all) = told.get_or_insert_with(connections_by_inode) {
+                let of_it = |(fd, inode): &(i32, u32)| {
+                    let (own, peer) = all.get(inode).map(InetSocket::ends)?;
+                    Some(Peer { pid, fd: *fd, own, peer })
+                };
+                peers.extend(sockets.iter().filter_map(of_it));
+                continue;
+            }
             let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
-            for fd in sockets {
+            for (fd, _) in sockets {
                 let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
                 peers.extend(connection_of(file.as_fd()).map(|(own, peer)| Peer { pid, fd, own, peer }));
             }
@@ -279,8 +290,20 @@ impl Peers {
     }
 }
 
-fn is_socket(task: &Task, fd: i32) -> bool {
-    task.link(&format!("fd/{fd}")).is_ok_and(|link| link.as_os_str().as_encoded_bytes().starts_with(b"socket:["))
+fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
+    let link = task.link(&format!("fd/{fd}")).ok()?;
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// All connections of our network; `None` where the kernel tells them only one by one.
+fn connections_by_inode() -> Option<HashMap<u32, InetSocket>> {
+    let mut all = HashMap::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let of_family = sock_diag::inet(family as u8, IPPROTO_TCP as u8).ok()?.into_iter();
+        let connected = of_family.filter(|socket| connection::is_connected(socket.state.into()));
+        all.extend(connected.map(|socket| (socket.inode, socket)));
+    }
+    Some(all)
 }
 
 fn connection_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {

@@ -87,7 +87,7 @@ impl FileKind for Unix {
         name::collect(file, &told, &mut record)?;
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         extra.orphan = told.peer == Some(0) && sort.kind == libc::SOCK_DGRAM;
-        settings::collect(&mut cx.sockets, file.file, sort, TABLES, &mut extra);
+        settings::collect(&mut cx.sockets, file, sort, TABLES, &mut extra);
         if queue::has_one(&record) {
             queue::collect(cx, file, &record)?;
         }
