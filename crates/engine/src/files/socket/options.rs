@@ -145,6 +145,11 @@ pub fn set_reuseaddr(socket: BorrowedFd<'_>, wanted: bool, object: impl Fn() -> 
     set(socket, libc::SO_REUSEADDR, i32::from(wanted)).map_err(|e| cannot_set(object(), "SO_REUSEADDR", e))
 }
 
+/// The same of SO_REUSEPORT.
+pub fn set_reuseport(socket: BorrowedFd<'_>, wanted: bool, object: impl Fn() -> Object) -> Result<()> {
+    set(socket, libc::SO_REUSEPORT, i32::from(wanted)).map_err(|e| cannot_set(object(), "SO_REUSEPORT", e))
+}
+
 /// Sizes of the buffers, and whether the program has chosen them.
 pub fn buffers(socket: BorrowedFd<'_>, opts: &SkOptsEntry, object: impl Fn() -> Object) -> Result<()> {
     for (option, force, name, wanted) in [

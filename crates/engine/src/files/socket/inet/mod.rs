@@ -105,12 +105,13 @@ impl FileKind for Inet {
 
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let record = entry.isk.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
-        let record = &tcp::as_asked(record, cx.options);
         let extra = cx.sockets()?.of(entry.id);
+        // By what it was: of a connection that is not to go on, not all is used.
+        settings::check_names(&tables(record), &extra)?;
+        let record = &tcp::as_asked(record, cx.options);
         let sort = sort_of(record);
         let what = || object(entry.id, sort);
         datagram::check(record)?;
-        settings::check_names(&tables(record), &extra)?;
         let file = sort.make().map_err(|e| Error::kernel(what(), "make a socket", e))?;
         let socket = file.as_fd();
         build_inode(socket, &extra).map_err(|e| Error::kernel(what(), "give it its owner", e))?;
@@ -148,6 +149,7 @@ impl FileKind for Inet {
         }
         if record.state == state::LISTEN {
             tcp::listen(file, record)?;
+            settle_reuseport(cx, record)?;
         }
         // Not before everybody has an address.
         let what = || object(entry.id, sort_of(record));
@@ -313,6 +315,11 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
     let company = || cx.records().values().filter_map(|e| e.isk.as_ref()).any(|other| shares_port(record, other));
     let reuse = record.proto == libc::IPPROTO_TCP as u32 || record.opts.reuseaddr == Some(true) || company();
     options::set_reuseaddr(socket, reuse, what)?;
+    let shared = |other: &InetSkEntry| shares_port(record, other) && other.opts.so_reuseport == Some(true);
+    if cx.records().values().filter_map(|e| e.isk.as_ref()).any(shared) {
+        // One that has given it up since must share as well, until all have the port.
+        options::set_reuseport(socket, true, what)?;
+    }
     let mut bound = rustix::net::bind(socket, &own);
     if bound == Err(Errno::ADDRINUSE) && tcp::clear_port(record) {
         bound = rustix::net::bind(socket, &own);
@@ -333,6 +340,23 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
         }),
         Ok(()) => Ok(()),
     }
+}
+
+/// Once the last that listens at a port does, those that had given up to share it do so again.
+fn settle_reuseport(cx: &Settle<'_>, record: &InetSkEntry) -> Result<()> {
+    let all = cx.records.values().filter_map(|e| e.isk.as_ref());
+    let company =
+        all.filter(|other| other.state == state::LISTEN && (other.id == record.id || shares_port(record, other)));
+    let company: Vec<&InetSkEntry> = company.collect();
+    if company.iter().any(|other| other.id > record.id) {
+        return Ok(());
+    }
+    for other in company.into_iter().filter(|other| other.opts.so_reuseport == Some(false)) {
+        if let Some(file) = cx.built.get(&other.id) {
+            options::set_reuseport(file.as_fd(), false, || object(other.id, sort_of(other)))?;
+        }
+    }
+    Ok(())
 }
 
 fn shares_port(one: &InetSkEntry, other: &InetSkEntry) -> bool {
