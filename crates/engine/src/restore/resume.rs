@@ -290,13 +290,14 @@ fn last_calls(b: &mut Batch, core: &CoreEntry, process: &ProcessPlan, plan: &Pla
     let Some(t) = &core.thread_core else {
         return Ok(());
     };
+    // They do not judge yet, and who set them may have had rights that are gone.
+    if let Some(mode) = t.seccomp_mode.filter(|m| *m != 0) {
+        seccomp::build(b, &plan.seccomp, mode, t.seccomp_filter)?;
+    }
     if let Some(creds) = &t.creds {
         credentials::build(b, creds, own.bounding);
     }
     task::build_after_credentials(b, process.mm.as_ref(), t.pdeath_sig);
-    if let Some(mode) = t.seccomp_mode.filter(|m| *m != 0) {
-        seccomp::build(b, &plan.seccomp, mode, t.seccomp_filter)?;
-    }
     Ok(())
 }
 
