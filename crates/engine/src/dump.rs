@@ -206,7 +206,10 @@ impl<'a> Tree<'_, 'a> {
         let by_helpers = Mutex::new(Vec::new());
         let held = parallel::scope(|scope| {
             let (by_helpers, told) = (&by_helpers, &told);
-            let help = move || by_helpers.lock().unwrap_or_else(PoisonError::into_inner).push(write_told(files, told));
+            let help = move || {
+                let written = write_told(files, told);
+                by_helpers.lock().unwrap_or_else(PoisonError::into_inner).push(written);
+            };
             if let Some(scope) = scope {
                 (1..writers).for_each(|_| scope.spawn(move |_| help()));
             }

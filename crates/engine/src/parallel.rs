@@ -1,6 +1,9 @@
 //! Work on many things at once, where it needs no leave of ptrace: that is
 //! bound to one thread.
 //!
+//! Nobody may hold a lock when calling in here: a thread that waits for others
+//! does work of theirs meanwhile, which may want the same one.
+//!
 //! The threads are begun once, before anybody stands still for us
 //! ([`get_ready`]), and sleep until there is something to do.
 
