@@ -312,11 +312,11 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
         return Ok(());
     }
     // What stays of TCP's former connections would be in the way, and so would others of this image.
-    let company = || cx.records().values().filter_map(|e| e.isk.as_ref()).any(|other| shares_port(record, other));
-    let reuse = record.proto == libc::IPPROTO_TCP as u32 || record.opts.reuseaddr == Some(true) || company();
+    let company = || cx.records().values().filter_map(|e| e.isk.as_ref()).filter(|other| shares_port(record, other));
+    let reuse =
+        record.proto == libc::IPPROTO_TCP as u32 || record.opts.reuseaddr == Some(true) || company().next().is_some();
     options::set_reuseaddr(socket, reuse, what)?;
-    let shared = |other: &InetSkEntry| shares_port(record, other) && other.opts.so_reuseport == Some(true);
-    if cx.records().values().filter_map(|e| e.isk.as_ref()).any(shared) {
+    if company().any(|other| other.opts.so_reuseport == Some(true)) {
         // One that has given it up since must share as well, until all have the port.
         options::set_reuseport(socket, true, what)?;
     }
