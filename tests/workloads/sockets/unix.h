@@ -127,4 +127,45 @@ WL_UNUSED static void unix_ends(int fd, const char *what)
 	CHECK(got == 0, "%s does not end: %zd, %s", what, got, strerror(errno));
 }
 
+/* Sends descriptors and forgets them, but for those that are kept. */
+WL_UNUSED static void unix_gives(int through, const char *text, const int *files, int count, bool keep)
+{
+	char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
+	struct iovec iov = { (void *)text, strlen(text) };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control };
+	struct cmsghdr *header;
+
+	message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+	header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(count * sizeof(int));
+	memcpy(CMSG_DATA(header), files, count * sizeof(int));
+	CHECK(sendmsg(through, &message, 0) == (ssize_t)strlen(text), "'%s' cannot be sent: %s", text, strerror(errno));
+	for (int i = 0; i < count && !keep; i++)
+		close(files[i]);
+}
+
+/* Receives at most ROOM bytes, which must be TEXT and bring so many descriptors. */
+WL_UNUSED static void unix_takes(int from, size_t room, const char *text, int *files, int count, const char *what)
+{
+	char got[64] = "", control[CMSG_SPACE(16 * sizeof(int))];
+	struct iovec iov = { got, room };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	ssize_t came = recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *header;
+	int number = 0;
+
+	CHECK(came == (ssize_t)strlen(text) && strcmp(got, text) == 0, "%s gets '%s' (%zd, %s), should be '%s'", what, got, came,
+	      came < 0 ? strerror(errno) : "", text);
+	for (header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+		if (header->cmsg_type != SCM_RIGHTS)
+			continue;
+		number = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		CHECK(number <= count, "%s gets %d descriptors with '%s', should be %d", what, number, text, count);
+		memcpy(files, CMSG_DATA(header), number * sizeof(int));
+	}
+	CHECK(number == count, "%s gets %d descriptors with '%s', should be %d", what, number, text, count);
+}
+
 #endif

@@ -29,6 +29,8 @@ pub struct Build<'a> {
     /// Deleted files that were made again.
     pub(super) ghosts: super::ghost::Haunted,
     sockets: Option<super::socket::Beside>,
+    /// Unix sockets that are made and not complete.
+    pub(super) unix: Option<super::socket::UnixMaking<'a>>,
     /// Connections of TCP that do not speak yet, by file id.
     pub(super) connections: BTreeMap<u32, super::socket::Connection>,
 }
@@ -46,6 +48,7 @@ impl<'a> Build<'a> {
             memfds: Default::default(),
             ghosts: Default::default(),
             sockets: None,
+            unix: None,
             connections: BTreeMap::new(),
         }
     }
@@ -112,6 +115,11 @@ impl<'a> Build<'a> {
             None => super::regular_path::reopen(self.file(id)?, rights),
         };
         again.map(Some).map_err(|e| Error::kernel(object(), "open it again with the rights of its mapping", e))
+    }
+
+    /// Everything that a process has is built: what needs that.
+    pub fn complete(&mut self) -> Result<()> {
+        super::socket::complete_unix(self)
     }
 
     /// Puts in a file that another way has built (the other end of a pipe, an

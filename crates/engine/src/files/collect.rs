@@ -16,7 +16,7 @@ use cryonaut_kernel::sys::kcmp;
 use rustix::fs::{FileType, Stat};
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -64,13 +64,19 @@ pub struct OpenFile<'a> {
     pub task: &'a proc::Task,
     /// What a socket has answered already.
     pub asked: super::socket::Asked,
+    /// The Unix socket to which it is on its way in a message, by inode number: the process that has it is ourselves.
+    pub carrier: Option<u32>,
 }
 
 impl OpenFile<'_> {
     /// For messages.
     #[must_use]
     pub fn object(&self) -> Object {
-        Object::Descriptor(self.pid, self.fd, self.link.to_string_lossy().into_owned())
+        let link = self.link.to_string_lossy();
+        match self.carrier {
+            Some(inode) => Object::Other(format!("{link}, on its way to socket:[{inode}] in a message (SCM_RIGHTS)")),
+            None => Object::Descriptor(self.pid, self.fd, link.into_owned()),
+        }
     }
 
     /// The link as bytes.
@@ -174,6 +180,8 @@ pub struct Collect<'a> {
     /// restore needs to see the end with the higher number before the other.
     late: Vec<FileEntry>,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
+    /// Files that no process has but for a message, which later ones are compared with.
+    on_their_way: Vec<OwnedFd>,
     /// Everything that kinds remember between files, by their own key.
     pub notes: HashMap<(&'static str, u64), u32>,
     /// Files recorded by their path alone, and deleted ones.
@@ -209,6 +217,7 @@ impl<'a> Collect<'a> {
             pages_ids: PagesIds::default(),
             late: Vec::new(),
             seen: HashMap::new(),
+            on_their_way: Vec::new(),
             notes: HashMap::new(),
             regular: Default::default(),
             memfds: HashMap::new(),
@@ -253,19 +262,9 @@ impl<'a> Collect<'a> {
     pub fn descriptor(&mut self, task: &proc::Task, pid: i32, held: HeldFile) -> Result<FdinfoEntry> {
         let HeldFile { fd, file, stat, info, asked } = held;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link: OsString::new(), info, task, asked };
-        let seen = self.find_seen(&open)?;
-        if seen.is_none() || !open.info.locks.is_empty() {
-            open.link = match open.is_socket() {
-                true => format!("socket:[{}]", open.stat.st_ino).into(),
-                false => task.link(&format!("fd/{fd}"))?.into_os_string(),
-            };
-        }
-        let (id, fd_type) = match seen {
-            Some(known) => known,
-            None => self.collect_new(&open)?,
-        };
-        super::locks::collect(self, &open, id)?;
+        let (file, link) = (file.as_fd(), OsString::new());
+        let mut open = OpenFile { pid, fd, file, stat, link, info, task, asked, carrier: None };
+        let (id, fd_type) = self.identify(&mut open)?;
         Ok(FdinfoEntry {
             id,
             flags: u32::from(cloexec),
@@ -273,6 +272,38 @@ impl<'a> Collect<'a> {
             fd: fd as u32,
             xattr_security_selinux: None,
         })
+    }
+
+    /// Collects a file that is on its way to a Unix socket, by our own duplicate of it; its id. To be called when those
+    /// of all processes are known: it may be one of them.
+    pub(super) fn on_its_way(&mut self, file: OwnedFd, carrier: u32) -> Result<u32> {
+        let (task, pid) = (proc::Task::current()?, rustix::process::getpid().as_raw_nonzero().get());
+        let HeldFile { fd, file, stat, info, asked } = HeldFile::read(&task, pid, file.as_raw_fd(), file)?;
+        let (link, carrier) = (OsString::new(), Some(carrier));
+        let known = self.next_id;
+        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link, info, task: &task, asked, carrier };
+        let (id, _) = self.identify(&mut open)?;
+        if id >= known {
+            self.on_their_way.push(file);
+        }
+        Ok(id)
+    }
+
+    /// The id of an open file, which is written down if it was not yet.
+    fn identify(&mut self, open: &mut OpenFile<'_>) -> Result<(u32, FdTypes)> {
+        let seen = self.find_seen(open)?;
+        if seen.is_none() || !open.info.locks.is_empty() {
+            open.link = match open.is_socket() {
+                true => format!("socket:[{}]", open.stat.st_ino).into(),
+                false => open.task.link(&format!("fd/{}", open.fd))?.into_os_string(),
+            };
+        }
+        let known = match seen {
+            Some(known) => known,
+            None => self.collect_new(open)?,
+        };
+        super::locks::collect(self, open, known.0)?;
+        Ok(known)
     }
 
     fn key(open: &OpenFile<'_>) -> (u64, u64, u64, u32) {

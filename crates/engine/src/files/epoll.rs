@@ -134,11 +134,13 @@ fn find(cx: &Collect<'_>, file: &OpenFile<'_>, target: &EpollTarget, nth: u32) -
             Err(Error::kernel(file.object(), format!("see what it watches as descriptor {} (kcmp)", target.fd), e))
         }
     };
-    if is(file.pid, target.fd)? {
+    // Numbers mean nothing where the set itself is but on its way.
+    let holder = file.carrier.is_none().then_some(file.pid);
+    if holder.map_or(Ok(false), |pid| is(pid, target.fd))? {
         return Ok(None);
     }
-    let others = cx.pids.iter().copied().filter(|&pid| pid != file.pid);
-    for pid in std::iter::once(file.pid).chain(others) {
+    let others = cx.pids.iter().copied().filter(|&pid| Some(pid) != holder);
+    for pid in holder.into_iter().chain(others) {
         let task = Task::open(pid_of(pid)?)?;
         for fd in task.fds()? {
             if is(pid, fd)? {

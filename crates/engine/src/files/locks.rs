@@ -55,6 +55,10 @@ pub(super) fn collect(cx: &mut Collect<'_>, open: &OpenFile<'_>, id: u32) -> Res
         if !cx.locks.insert(key) {
             continue;
         }
+        if open.carrier.is_some() {
+            let reason = format!("it holds {}, and no process of the tree has it", describe(lock));
+            return Err(Error::unsupported(open.object(), reason, "let the program receive it before the checkpoint"));
+        }
         let entry = FileLockEntry {
             flag,
             r#type: kind_of(lock.access) as u32 | if lock.state == LockState::Breaking { LEASE_BREAKING } else { 0 },

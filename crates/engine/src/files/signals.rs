@@ -8,6 +8,7 @@ use super::Settle;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::FileEntry;
 use cryonaut_puppet::Batch;
+use rustix::fs::OFlags;
 
 const O_ASYNC: u32 = libc::O_ASYNC as u32;
 
@@ -16,11 +17,14 @@ const O_ASYNC: u32 = libc::O_ASYNC as u32;
 pub fn enable(cx: &mut Settle<'_>) -> Result<()> {
     let wanted: Vec<u32> = cx.records.values().filter(|e| flags_of(cx, e) & O_ASYNC != 0).map(|e| e.id).collect();
     for id in wanted {
-        let (Some(file), Some((pid, number))) = (cx.built.get(&id), cx.holder(id)) else {
+        let Some(file) = cx.built.get(&id) else { continue };
+        let failed = |action: &'static str| move |e| Error::kernel(Object::File(id, "status flags".into()), action, e);
+        let flags = rustix::fs::fcntl_getfl(file).map_err(failed("read its status flags"))?;
+        let Some((pid, number)) = cx.holder(id) else {
+            // It is on its way in a message, where no number is known.
+            rustix::fs::fcntl_setfl(file, flags | OFlags::from_bits_retain(O_ASYNC)).map_err(failed("set them"))?;
             continue;
         };
-        let flags = rustix::fs::fcntl_getfl(file)
-            .map_err(|e| Error::kernel(Object::File(id, "status flags".into()), "read its status flags", e))?;
         let mut batch = Batch::new();
         batch.call(libc::SYS_fcntl, [number.into(), libc::F_SETFL.into(), (flags.bits() | O_ASYNC).into()]);
         cx.run_in(pid, &mut batch)?;

@@ -59,6 +59,7 @@ impl Carried {
         for &id in &self.ids {
             cx.file(id)?;
         }
+        cx.complete()?;
         self.built = cx.into_built();
         Ok(self)
     }

@@ -51,6 +51,7 @@ pub fn install_all(
             }
         }
     }
+    build.complete()?;
     Ok(places)
 }
 

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Most descriptors that a message can have (SCM_MAX_FD, net/scm.h).
 const MOST_RIGHTS: usize = 253;
+/// A pidfd of the sender (SO_PASSPIDFD, linux/socket.h).
+const SCM_PIDFD: i32 = 4;
 /// Room for all control messages that there can be, as words: a security label and times included.
 const CONTROL_WORDS: usize = 1024;
 
@@ -70,6 +72,28 @@ pub fn peek(socket: impl AsFd, room: usize) -> Result<Message, Errno> {
     Ok(message)
 }
 
+/// Looks at a stream whose bytes were sent in pieces: how many bytes the pieces have that fit into `room` as a whole. The
+/// kernel copies them one by one (unix_stream_read_generic, net/unix/af_unix.c), and ends before one that it cannot.
+pub fn peek_pieces(socket: impl AsFd, room: usize) -> Result<usize, Errno> {
+    let mut bytes = vec![0u8; room];
+    let mut iov = [
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: room },
+        // No memory: who writes there is told EFAULT.
+        libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 << 20 },
+    ];
+    // SAFETY: msghdr is plain data, for which zeros are valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = iov.as_mut_ptr();
+    header.msg_iovlen = iov.len();
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: bytes are as long as the first entry says and outlive the call; nothing can be written by the second.
+    // Without room for control messages no descriptor is made.
+    match check(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) }) {
+        Err(Errno::FAULT) => Ok(0),
+        got => got.map(|got| got as usize),
+    }
+}
+
 /// Reads control messages, each with a header of 16 bytes: length with header, level, type.
 fn read_control(control: &[u64], len: usize, message: &mut Message) {
     let bytes: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).take(len).collect();
@@ -84,6 +108,11 @@ fn read_control(control: &[u64], len: usize, message: &mut Message) {
                     // SAFETY: the kernel has just installed this descriptor for us, and nobody else knows of it.
                     unsafe { OwnedFd::from_raw_fd(int(number)) }
                 })),
+                // Of the sender: made for us, and of no use.
+                SCM_PIDFD if value.len() >= 4 && int(value) >= 0 => {
+                    // SAFETY: as above.
+                    drop(unsafe { OwnedFd::from_raw_fd(int(value)) });
+                }
                 libc::SCM_CREDENTIALS if value.len() >= 12 => {
                     let (pid, uid, gid) = (int(value), int(&value[4..]) as u32, int(&value[8..]) as u32);
                     message.credentials = Some(Credentials { pid, uid, gid });
@@ -145,6 +174,18 @@ pub fn send(
 mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn pieces_of_a_stream_are_told_apart() {
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        for (piece, rights) in [("abc", false), ("de", true), ("f", false)] {
+            let rights = if rights { vec![one.as_fd()] } else { vec![] };
+            send(&one, b"", piece.as_bytes(), None, &rights).unwrap();
+        }
+        let fit = |room| peek_pieces(&other, room).unwrap();
+        assert_eq!([0, 2, 3, 4, 5].map(fit), [0, 0, 3, 3, 5]);
+        assert_eq!(peek(&other, 9).unwrap().bytes, b"abcde");
+    }
 
     #[test]
     fn a_message_is_looked_at_with_all_that_it_brings() {

@@ -2,12 +2,17 @@
 //!
 //! Who is whose peer is what sock_diag tells, by inode numbers; it is asked
 //! once. A peer must be in the tree too, which is known when all files are
-//! ([`finish`]). What is not read is in [`queue`], names are in [`name`], and
-//! [`build`] puts everything together again, pairs first.
+//! ([`finish`]). What is not read is in [`queue`], names are in [`name`];
+//! [`build`] makes them all again, pairs first, and [`complete()`] gives them
+//! the rest, when every file that a message may bring is there.
 
 mod build;
+mod complete;
 mod name;
 mod queue;
+
+pub use build::Making;
+pub use complete::all as complete;
 
 use super::beside::Extra;
 use super::inet::{mode_of, owner_of, ready, refuse_error};
@@ -19,7 +24,7 @@ use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, SkShutdown, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::{self, UnixSocket};
 use rustix::event::PollFlags;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Unix sockets.
@@ -42,6 +47,8 @@ pub struct Known {
     told: Option<HashMap<u32, UnixSocket>>,
     /// Those of the tree that were written down, and how to call them, by inode number.
     carried: BTreeMap<u32, Object>,
+    /// Messages with descriptors, which are written when all other files are.
+    on_their_way: VecDeque<queue::Loaded>,
 }
 
 /// The options of such a socket.
@@ -161,6 +168,7 @@ fn refuse(file: &OpenFile<'_>, told: &UnixSocket) -> Result<()> {
 
 /// All files were collected: peers that were not are outside of the tree.
 pub fn finish(cx: &mut Collect<'_>) -> Result<()> {
+    queue::collect_rights(cx)?;
     let known = std::mem::take(&mut cx.sockets.unix);
     let Some(told) = &known.told else { return Ok(()) };
     let mut written = Vec::new();

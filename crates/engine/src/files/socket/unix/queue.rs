@@ -3,14 +3,17 @@
 //! the credentials of the sender; where there are any, those of all messages
 //! of a socket go beside it in `cryonaut-messages-FILE.json`.
 //!
-//! They are looked at without being taken (MSG_PEEK with SO_PEEK_OFF).
+//! They are looked at without being taken (MSG_PEEK with SO_PEEK_OFF). Who looks
+//! gets duplicates of the descriptors that a message brings (SCM_RIGHTS): those
+//! are described like any other file, when the files of all processes are known
+//! ([`collect_rights`]), and may be Unix sockets with messages of their own.
 
 use super::super::inet::ready;
-use super::{CLOSE, object, state};
+use super::{CLOSE, state};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::ImageKind;
-use cryonaut_image::records::{SkPacketEntry, UnixSkEntry};
+use cryonaut_image::records::{ScmEntry, SkPacketEntry, UnixSkEntry};
 use cryonaut_kernel::sys::socket;
 use cryonaut_kernel::sys::unix_message::{self, Credentials, Message};
 use libc::SOL_SOCKET;
@@ -68,7 +71,7 @@ pub fn has_one(record: &UnixSkEntry) -> bool {
 }
 
 /// Writes down what was not read.
-pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &UnixSkEntry) -> Result<()> {
+pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &UnixSkEntry) -> Result<()> {
     let failed = |e| Error::kernel(file.object(), "look at what it has not read", e);
     let get = |option| socket::get_int(file.file, SOL_SOCKET, option).map_err(failed);
     let set = |option, value| socket::set_int(file.file, SOL_SOCKET, option, value).map_err(failed);
@@ -81,23 +84,52 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &UnixSkEntry) -> R
     set(libc::SO_PASSCRED, tells)?;
     set(libc::SO_PEEK_OFF, offset)?;
     let all = read.map_err(failed)?;
-    if all.iter().any(|message| !message.rights.is_empty()) {
+    if all.iter().any(|message| message.is_robbed) {
         return Err(Error::unsupported(
             file.object(),
-            "descriptors are on their way to it in a message (SCM_RIGHTS), which cannot be carried yet",
-            "let the program receive them before the checkpoint",
+            "a message brings it something unknown, or more descriptors than this program may have (RLIMIT_NOFILE)",
+            CLOSE,
         ));
     }
-    if all.iter().any(|message| message.is_robbed) {
-        return Err(Error::unsupported(file.object(), "a message brings it something unknown", CLOSE));
+    if all.iter().all(|message| message.rights.is_empty()) {
+        return write(cx, record.id, &all, &[]);
     }
+    cx.sockets.unix.on_their_way.push_back(Loaded { id: record.id, inode: record.ino, all });
+    Ok(())
+}
+
+/// What a socket has not read, with descriptors.
+#[derive(Debug)]
+pub struct Loaded {
+    id: u32,
+    inode: u32,
+    all: Vec<Message>,
+}
+
+/// Writes down messages with descriptors, and what files those are.
+pub fn collect_rights(cx: &mut Collect<'_>) -> Result<()> {
+    while let Some(Loaded { id, inode, mut all }) = cx.sockets.unix.on_their_way.pop_front() {
+        let mut rights = Vec::with_capacity(all.len());
+        for message in &mut all {
+            let files = std::mem::take(&mut message.rights).into_iter();
+            rights.push(files.map(|file| cx.on_its_way(file, inode)).collect::<Result<Vec<u32>>>()?);
+        }
+        write(cx, id, &all, &rights)?;
+    }
+    Ok(())
+}
+
+fn write(cx: &Collect<'_>, id: u32, all: &[Message], rights: &[Vec<u32>]) -> Result<()> {
     let beside: Vec<Beside> = all.iter().map(Beside::of).collect();
-    for message in &all {
-        let entry = SkPacketEntry { id_for: record.id, length: message.bytes.len() as u32, ..SkPacketEntry::default() };
+    for (at, message) in all.iter().enumerate() {
+        let mut entry = SkPacketEntry { id_for: id, length: message.bytes.len() as u32, ..SkPacketEntry::default() };
+        if let Some(rights) = rights.get(at).filter(|rights| !rights.is_empty()) {
+            entry.scm.push(ScmEntry { r#type: libc::SCM_RIGHTS as u32, rights: rights.clone() });
+        }
         cx.images.append(ImageKind::SkQueues, None, &entry, Some(&message.bytes))?;
     }
     if beside.iter().any(|beside| *beside != Beside::default()) {
-        cx.images.write_json(&name_of(record.id), &beside)?;
+        cx.images.write_json(&name_of(id), &beside)?;
     }
     Ok(())
 }
@@ -112,8 +144,7 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
     let may_end = record.shutdown.is_some_and(|how| how & 1 != 0) && record.r#type == libc::SOCK_SEQPACKET as u32;
     loop {
         let offset = i32::try_from(at).map_err(|_| Errno::TOOBIG)?;
-        socket::set_int(socket, SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
-        let message = match unix_message::peek(socket, room) {
+        let mut message = match look(socket, offset, room) {
             Err(Errno::AGAIN) => return Ok(all),
             message => message?,
         };
@@ -123,6 +154,13 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
         }
         if message.bytes.is_empty() && is_stream(record) {
             return Ok(all);
+        }
+        if is_stream(record) && !message.rights.is_empty() {
+            let before = before_last(socket, offset, &message)?;
+            if before > 0 {
+                message = look(socket, offset, before)?;
+                message.rights.clear();
+            }
         }
         at += message.bytes.len();
         all.push(message);
@@ -134,25 +172,45 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
     }
 }
 
+fn look(socket: BorrowedFd<'_>, offset: i32, room: usize) -> std::result::Result<Message, Errno> {
+    socket::set_int(socket, SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
+    unix_message::peek(socket, room)
+}
+
+/// Who reads a stream gets descriptors with the first byte that was sent with them. Looking at it stops behind these
+/// bytes, but what was sent before comes with them; this is how much.
+fn before_last(socket: BorrowedFd<'_>, offset: i32, looked: &Message) -> std::result::Result<usize, Errno> {
+    socket::set_int(socket, SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
+    unix_message::peek_pieces(socket, looked.bytes.len() - 1)
+}
+
+/// A message for a socket.
+#[derive(Debug)]
+pub struct Unread {
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// Who sent it.
+    pub beside: Beside,
+    /// The files that it brings, by id.
+    pub rights: Vec<u32>,
+}
+
 /// Messages for each socket, by file id.
-pub type Queues = HashMap<u32, Vec<(Vec<u8>, Beside)>>;
+pub type Queues = HashMap<u32, Vec<Unread>>;
 
 /// Of all sockets of an image.
 pub fn read(cx: &Build<'_>) -> Result<Queues> {
     let mut queues = Queues::new();
     let Some(mut entries) = cx.images.entries_optional(ImageKind::SkQueues, None)? else { return Ok(queues) };
     while let Some((entry, bytes)) = entries.next_tailed::<SkPacketEntry>()? {
-        if entry.scm.iter().any(|scm| !scm.rights.is_empty()) {
-            let record = cx.record(entry.id_for)?.usk.clone().unwrap_or_default();
-            let reason = "the image has descriptors on their way to it (SCM_RIGHTS), which cannot be carried yet";
-            return Err(Error::unsupported(object(&record), reason, ""));
-        }
-        queues.entry(entry.id_for).or_default().push((bytes, Beside::default()));
+        let rights = entry.scm.iter().filter(|scm| scm.r#type == libc::SCM_RIGHTS as u32);
+        let rights = rights.flat_map(|scm| scm.rights.iter().copied()).collect();
+        queues.entry(entry.id_for).or_default().push(Unread { bytes, beside: Beside::default(), rights });
     }
     for (id, queue) in &mut queues {
         let beside: Vec<Beside> = cx.images.read_json(&name_of(*id))?.unwrap_or_default();
-        for ((_, place), beside) in queue.iter_mut().zip(beside) {
-            *place = beside;
+        for (message, beside) in queue.iter_mut().zip(beside) {
+            message.beside = beside;
         }
     }
     Ok(queues)
