@@ -1,6 +1,6 @@
 #!/bin/bash
 # usage: demo.sh [CRYONAUT]   Checkpoints a program that counts, shows that it is gone, brings it back and shows it
-# counting on, with a client that has been connected with it all the time. Needs root, cc, nft, and some ten seconds.
+# counting on, with a client that has been connected with it all the time. Needs root, cc, and some ten seconds.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 cryonaut=$(readlink -f "${1:-$here/../target/release/cryonaut}")
@@ -20,7 +20,6 @@ say() { printf '\n\033[1m%b\033[0m\n' "$*"; }
 run() { printf '\033[1m$ cryonaut %s\033[0m\n' "$*"; "$cryonaut" "$@"; }
 is_alive() { [ -e "/proc/$pid/exe" ]; }
 
-command -v nft >/dev/null || [ -x /usr/sbin/nft ] || { echo "demo: needs nft (package nftables)" >&2; exit 1; }
 for program in keeper client; do cc -O1 -Wall -pthread -o "$dir/$program" "$here/../demo/$program.c"; done
 
 say "A program counts. It holds a file, a deleted file, a pipe with data in it, a timer, 5 threads and 32 MiB,\nand answers a client over TCP a hundred times a second:"

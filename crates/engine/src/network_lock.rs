@@ -17,19 +17,18 @@ use crate::files::socket::{Held, Peers};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::InventoryEntry;
 use cryonaut_kernel::guard::{Guard, LastWill, Undertaker};
+use cryonaut_kernel::sys::nf_tables::{self, Data, Hook, Ready, Step, Transaction};
 use rustix::io::Errno;
 use std::ffi::CString;
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::PathBuf;
 
 /// Where the notes are.
 const NOTES: &str = "/run/cryonaut";
-/// Where nft(8) is.
-const PROGRAMS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
+/// Packets with this mark are our own ([`crate::files::socket`]), or CRIU's.
+const MARK: u32 = 0xc114;
 const PREFIX: &str = "network-lock-";
 /// How much of the run's id CRIU has in the name of a table.
 const ID_IN_NAME: usize = 21;
@@ -68,8 +67,7 @@ impl NetworkLock {
             Some(id) if is_id(id) => id.clone(),
             _ => new_id().map_err(|e| failed("make an id for it", e))?,
         };
-        let name = format!("table inet {}", table(&run_id));
-        let there = nft("list tables inet\n", "look for it")?.lines().any(|line| line == name);
+        let there = nf_tables::has_table(&table(&run_id)).map_err(|e| failed("look for it", e))?;
         NetworkLock::begin(run_id, !there, peers).map(Some)
     }
 
@@ -84,25 +82,21 @@ impl NetworkLock {
         let mut lock = NetworkLock { run_id, note, ours, guard: None, locked: true };
         if ours {
             lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
-            nft(&script(&table(&lock.run_id), peers), "set it")?;
+            rules(&table(&lock.run_id), peers).send().map_err(|e| failed("set it", e))?;
         }
         Ok(lock)
     }
 
     /// For a caller who sees to the packets: who guards the connections alone.
     pub fn without() -> Result<NetworkLock> {
-        let guard = Guard::hire(&LastWill::new(Vec::new())).map_err(|e| failed("make a guard of connections", e))?;
+        let guard = Guard::hire(&LastWill::Nothing).map_err(|e| failed("make a guard of connections", e))?;
         let (run_id, note) = (String::new(), PathBuf::new());
         Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), locked: false })
     }
 
     /// How a guard lifts it.
     fn will(&self) -> LastWill {
-        let Some(program) = PROGRAMS.iter().find(|program| Path::new(program).exists()).filter(|_| self.locked) else {
-            return LastWill::new(Vec::new());
-        };
-        let words = [program, "delete", "table", "inet", &table(&self.run_id)];
-        LastWill::new(words.into_iter().filter_map(|word| CString::new(word).ok()).collect())
+        if self.locked { LastWill::Rules(no_rules(&self.run_id)) } else { LastWill::Nothing }
     }
 
     /// Who is to know of every socket that is in repair mode.
@@ -135,7 +129,7 @@ impl NetworkLock {
         if !self.locked {
             return Ok(());
         }
-        nft(&format!("delete table inet {}\n", table(&self.run_id)), "lift it").map(drop)
+        no_rules(&self.run_id).send().map_err(|e| failed("lift it", e))
     }
 
     /// It stays, with the image.
@@ -147,9 +141,10 @@ impl NetworkLock {
 impl Drop for NetworkLock {
     fn drop(&mut self) {
         if self.ours
-            && let Err(e) = nft(&format!("delete table inet {}\n", table(&self.run_id)), "lift it")
+            && let Err(e) = no_rules(&self.run_id).send()
+            && e != Errno::NOENT
         {
-            tracing::warn!("{e}");
+            tracing::warn!("{}", failed("lift it", e));
         }
         if self.locked
             && let Err(e) = fs::remove_file(&self.note)
@@ -175,7 +170,7 @@ pub fn clear_stale() {
         // An empty note is of one who was at the lock of an image that waits.
         if !mark.is_empty() {
             tracing::warn!("a network lock of a call that was killed is lifted");
-            let _ = nft(&format!("delete table inet {}\n", table(run_id)), "lift it");
+            let _ = no_rules(run_id).send();
         }
         let _ = fs::remove_file(note.path());
     }
@@ -198,7 +193,12 @@ fn start_of(pid: u32) -> Option<u64> {
 }
 
 fn failed(action: &str, errno: Errno) -> Error {
-    Error::kernel(Object::Other("network lock".into()), action, errno)
+    let remedy = match errno {
+        Errno::PERM => "connections of TCP need CAP_NET_ADMIN",
+        Errno::PROTONOSUPPORT | Errno::OPNOTSUPP | Errno::NOENT => "this kernel needs nf_tables with the family inet",
+        _ => "",
+    };
+    Error::Kernel { object: Object::Other("network lock".into()), action: action.into(), errno, remedy }
 }
 
 /// Whether it can be part of a name and of a script: letters, digits, dashes.
@@ -223,68 +223,72 @@ fn new_id() -> std::result::Result<String, Errno> {
     Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
-/// The whole table, in the place of any of that name.
-fn script(table: &str, peers: &Peers) -> String {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for peer in &peers.0 {
-        let (own, other) = (peer.own.ip().to_canonical(), peer.peer.ip().to_canonical());
-        let all = if own.is_ipv4() { &mut v4 } else { &mut v6 };
-        let (own_port, port) = (peer.own.port(), peer.peer.port());
-        all.push(format!("{own} . {own_port} . {other} . {port}"));
-    }
-    let mut text = format!("add table inet {table}\ndelete table inet {table}\nadd table inet {table}\n");
-    for (set, address, mut all) in [("conns4", "ipv4_addr", v4), ("conns6", "ipv6_addr", v6)] {
-        all.sort_unstable();
-        all.dedup();
-        let kind = format!("{address} . inet_service . {address} . inet_service");
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "add set inet {table} {set} {{ type {kind}; }}");
-        if !all.is_empty() {
-            let _ = writeln!(text, "add element inet {table} {set} {{ {} }}", all.join(", "));
-        }
-    }
-    // Which end is ours depends on the way that a packet goes.
-    for (hook, ours, theirs) in [("output", "s", "d"), ("input", "d", "s")] {
-        let _ = writeln!(text, "add chain inet {table} {hook} {{ type filter hook {hook} priority 0; }}");
-        let _ = writeln!(text, "add rule inet {table} {hook} meta mark 0xc114 accept");
-        for (version, set) in [("ip", "conns4"), ("ip6", "conns6")] {
-            let end = |side| format!("{version} {side}addr . tcp {side}port");
-            let ends = format!("{} . {}", end(ours), end(theirs));
-            let _ = writeln!(text, "add rule inet {table} {hook} {ends} @{set} drop");
-        }
-    }
-    text
+/// How it is lifted.
+fn no_rules(run_id: &str) -> Ready {
+    Transaction::default().delete_table(&table(run_id)).finish()
 }
 
-/// Has nft(8) run a script; what it says.
-fn nft(script: &str, action: &str) -> Result<String> {
-    let run = |program: &str| -> std::io::Result<Output> {
-        let mut command = Command::new(program);
-        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(script.as_bytes())?;
-        }
-        child.wait_with_output()
-    };
-    let found = PROGRAMS.iter().find(|program| Path::new(program).exists());
-    let done = run(found.unwrap_or(&"nft"));
-    let object = || Object::Other("network lock".into());
-    let remedy = "connections of TCP need the program nft (package nftables) and CAP_NET_ADMIN";
-    match done {
-        Ok(done) if done.status.success() => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
-        Ok(done) => {
-            let said = String::from_utf8_lossy(&done.stderr);
-            let said = said.lines().next().unwrap_or("it did not say why");
-            Err(Error::unsupported(object(), format!("nft cannot {action}: {said}"), remedy))
-        }
-        Err(e) => Err(Error::Kernel {
-            object: object(),
-            action: format!("run nft to {action}"),
-            errno: crate::error::errno_of(&e),
-            remedy,
-        }),
+/// The whole table, in the place of any of that name.
+fn rules(table: &str, peers: &Peers) -> Ready {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for peer in &peers.0 {
+        let (own, other) = (element(peer.own), element(peer.peer));
+        let all = if peer.own.ip().to_canonical().is_ipv4() { &mut v4 } else { &mut v6 };
+        all.push([own, other].concat());
     }
+    let mut all = Transaction::default().add_table(table).delete_table(table).add_table(table);
+    for (set, address, elements) in [("conns4", Data::V4, &mut v4), ("conns6", Data::V6, &mut v6)] {
+        elements.sort_unstable();
+        elements.dedup();
+        let key = [address, Data::Port, address, Data::Port];
+        all = all.add_set(table, set, &key, elements.len());
+        all = all.add_elements(table, set, elements.iter().map(Vec::as_slice));
+    }
+    // Which end is ours depends on the way that a packet goes.
+    for (chain, hook) in [("output", Hook::Output), ("input", Hook::Input)] {
+        all = all.add_chain(table, chain, hook).add_rule(table, chain, &[Step::IfMark(MARK), Step::Accept]);
+        // The family, where its addresses are in the header, and their length.
+        for (set, family, at, length) in [("conns4", 2, 12, 4), ("conns6", 10, 8, 16)] {
+            let own_first = hook == Hook::Output;
+            let words = length / 4;
+            let address = |source, register| {
+                let offset = if source { at } else { at + length };
+                Step::Load { transport: false, offset, length, register }
+            };
+            let port = |source, register| Step::Load {
+                transport: true,
+                offset: if source { 0 } else { 2 },
+                length: 2,
+                register,
+            };
+            all = all.add_rule(
+                table,
+                chain,
+                &[
+                    Step::IfFamily(family),
+                    Step::IfProtocol(libc::IPPROTO_TCP as u8),
+                    address(own_first, 0),
+                    port(own_first, words),
+                    address(!own_first, words + 1),
+                    port(!own_first, 2 * words + 1),
+                    Step::IfIn(set),
+                    Step::Drop,
+                ],
+            );
+        }
+    }
+    all.finish()
+}
+
+/// An end as it stands in a set: the address, and the port in a word of its own.
+fn element(end: SocketAddr) -> Vec<u8> {
+    let mut bytes = match end.ip().to_canonical() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    bytes.extend(end.port().to_be_bytes());
+    bytes.extend([0; 2]);
+    bytes
 }
 
 #[cfg(test)]

@@ -16,33 +16,28 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
+use crate::sys::nf_tables::Ready;
 use crate::sys::process::{Child, Spawn, spawn};
 use crate::sys::socket::set_int;
 use crate::sys::tcp_repair;
 use crate::sys::wait::{Who, wait};
 
-/// A program with its arguments, the first of which is its name, to be run at the end.
+/// What is to be done at the end.
 #[derive(Debug, Clone)]
-pub struct LastWill(Vec<CString>);
-
-impl LastWill {
-    /// What is to be run; nothing if empty.
-    pub fn new(words: Vec<CString>) -> Self {
-        Self(words)
-    }
-
-    /// The words as execve(2) wants them.
-    fn pointers(&self) -> Vec<*const libc::c_char> {
-        self.0.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
-    }
+pub enum LastWill {
+    Nothing,
+    /// Netfilter is told so.
+    Rules(Ready),
 }
 
-/// Becomes the program of a will.
-fn carry_out(pointers: &[*const libc::c_char]) {
-    let none: [*const libc::c_char; 1] = [std::ptr::null()];
-    let Some(program) = pointers.first().filter(|program| !program.is_null()) else { return };
-    // SAFETY: both lists end with a null pointer; the words live in the copy of the maker's memory.
-    unsafe { libc::syscall(libc::SYS_execve, *program, pointers.as_ptr(), none.as_ptr()) };
+impl LastWill {
+    fn carry_out(&self) {
+        match self {
+            LastWill::Nothing => {}
+            // There is nobody to be told of an error.
+            LastWill::Rules(rules) => drop(rules.send()),
+        }
+    }
 }
 
 const IN_REPAIR: u8 = 1;
@@ -62,14 +57,13 @@ impl Guard {
     pub fn hire(will: &LastWill) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let pointers = will.pointers();
         // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's.
         let child = unsafe {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
                 block_signals();
                 keep_alone(theirs.as_raw_fd());
                 if watch(theirs.as_fd()) {
-                    carry_out(&pointers);
+                    will.carry_out();
                 }
                 0
             })
@@ -149,7 +143,6 @@ impl Undertaker {
     /// a word to their peers, and the file `note` is removed. If it goes on: `will` is carried out.
     pub fn hire(root: &OwnedFd, connections: &[RawFd], note: &CString, will: &LastWill) -> Result<Self, Errno> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let pointers = will.pointers();
         let last = writer.as_raw_fd();
         // SAFETY: as above; the descriptors are those of the copy of our table. Closing `last` there leaves nobody without
         // it: the child ends with _exit.
@@ -166,7 +159,7 @@ impl Undertaker {
                     }
                 }
                 if !ends(root) {
-                    carry_out(&pointers);
+                    will.carry_out();
                     return 0;
                 }
                 for fd in connections {
@@ -201,12 +194,12 @@ fn block_signals() {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
 }
 
-/// Closes every descriptor but those of stdio, which a last will may want, and this one.
+/// Closes every descriptor but those of stdio and this one.
 fn keep_alone(keep: RawFd) {
     const FIRST: u32 = 3;
     let keep = keep as u32;
     // SAFETY: others are left without their descriptors, but nothing in this process uses or drops them: it ends with
-    // _exit or execve.
+    // _exit.
     unsafe {
         if keep > FIRST {
             libc::syscall(libc::SYS_close_range, FIRST, keep - 1, 0);
@@ -218,6 +211,7 @@ fn keep_alone(keep: RawFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::nf_tables::{Transaction, has_table};
     use crate::sys::socket::get_int;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
@@ -239,20 +233,27 @@ mod tests {
     #[test]
     fn a_connection_goes_on_if_its_reader_dies() {
         let (mut client, mut server) = pair();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = CString::new(file.path().to_str().unwrap()).unwrap();
-        let guard = Guard::hire(&LastWill::new(vec![c"/bin/rm".to_owned(), path])).unwrap();
-        guard.in_repair(server.as_fd(), true).unwrap();
         if tcp_repair::begin(&server) == Err(Errno::PERM) {
             return;
         }
+        let (table, will) = table("deserted");
+        let guard = Guard::hire(&will).unwrap();
+        guard.in_repair(server.as_fd(), true).unwrap();
         let (socket, child) = take(guard);
         die(socket, &child);
         assert_eq!(get_int(&server, libc::IPPROTO_TCP, 19), Ok(0));
         assert_eq!(get_int(&server, libc::SOL_SOCKET, libc::SO_REUSEADDR), Ok(1));
         server.write_all(b"on").unwrap();
         client.read_exact(&mut [0; 2]).unwrap();
-        assert!(!file.path().exists(), "the last will is not carried out");
+        assert_eq!(has_table(&table), Ok(false), "the last will is not carried out");
+    }
+
+    /// A table of netfilter that is there, and the will that it goes.
+    fn table(name: &str) -> (String, LastWill) {
+        let name = format!("cryonaut-{name}-{}", std::process::id());
+        Transaction::default().add_table(&name).finish().send().unwrap();
+        let will = LastWill::Rules(Transaction::default().delete_table(&name).finish());
+        (name, will)
     }
 
     fn take(guard: Guard) -> (OwnedFd, Child) {
@@ -264,13 +265,17 @@ mod tests {
     #[test]
     fn a_guard_that_is_dismissed_does_nothing() {
         let (_client, server) = pair();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let path = CString::new(file.path().to_str().unwrap()).unwrap();
-        let guard = Guard::hire(&LastWill::new(vec![c"/bin/rm".to_owned(), path])).unwrap();
+        if tcp_repair::begin(&server) == Err(Errno::PERM) {
+            return;
+        }
+        tcp_repair::end_silently(&server).unwrap();
+        let (table, will) = table("dismissed");
+        let guard = Guard::hire(&will).unwrap();
         guard.in_repair(server.as_fd(), false).unwrap();
         guard.repaired().unwrap();
         drop(guard);
-        assert!(file.path().exists());
+        assert_eq!(has_table(&table), Ok(true));
+        Transaction::default().delete_table(&table).finish().send().unwrap();
     }
 
     #[test]
@@ -284,8 +289,7 @@ mod tests {
         let root = unsafe { spawn(&Spawn::default(), || 0) }.unwrap();
         let note = tempfile::NamedTempFile::new().unwrap();
         let path = CString::new(note.path().to_str().unwrap()).unwrap();
-        let nothing = LastWill::new(Vec::new());
-        let undertaker = Undertaker::hire(&root.pidfd, &[server.as_raw_fd()], &path, &nothing).unwrap();
+        let undertaker = Undertaker::hire(&root.pidfd, &[server.as_raw_fd()], &path, &LastWill::Nothing).unwrap();
         let undertaker = std::mem::ManuallyDrop::new(undertaker);
         // SAFETY: both are read once, and the undertaker is never dropped.
         let (pipe, child) = unsafe { (std::ptr::read(&undertaker.pipe), std::ptr::read(&undertaker.child)) };

@@ -17,6 +17,7 @@ pub mod inotify;
 pub mod io_uring;
 pub mod kcmp;
 pub mod mem;
+pub mod nf_tables;
 pub mod pidfd;
 pub mod posix_timers;
 pub mod process;
