@@ -235,7 +235,7 @@ fn id_of(set: &str) -> u32 {
 pub struct Ready(Vec<u8>);
 
 impl Ready {
-    /// Has it come into force. EPERM without CAP_NET_ADMIN; EPROTONOSUPPORT or EINVAL where the kernel lacks nf_tables.
+    /// Has it come into force. EPERM without CAP_NET_ADMIN; EPROTONOSUPPORT or EOPNOTSUPP where the kernel lacks nf_tables.
     /// Allocates nothing.
     pub fn send(&self) -> Result<(), Errno> {
         let netlink = open()?;
