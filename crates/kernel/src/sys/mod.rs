@@ -29,6 +29,7 @@ pub mod signal;
 pub mod sock_diag;
 pub mod socket;
 pub mod tcp_repair;
+pub mod thread_state;
 pub mod timerfd;
 pub mod tty;
 pub mod unix_diag;
