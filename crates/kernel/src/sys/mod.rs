@@ -35,6 +35,7 @@ pub mod tty;
 pub mod unix_diag;
 pub mod unix_message;
 pub mod unix_name;
+pub mod unix_waiting;
 pub mod wait;
 
 use rustix::io::Errno;

@@ -20,7 +20,7 @@ mod unix;
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peers};
 pub use settings::Asked;
-pub use unix::{Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix};
+pub use unix::{Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, sort as sort_unix};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};
