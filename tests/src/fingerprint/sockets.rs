@@ -4,10 +4,11 @@
 use std::os::fd::BorrowedFd;
 
 use cryonaut_kernel::sys::socket::{get_bytes, get_filter, get_int, unsent};
-use cryonaut_kernel::sys::{unix_diag, unix_name};
+use cryonaut_kernel::sys::{netlink, packet, unix_diag, unix_name};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_SOCKET};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 
 use super::{Object, Taking};
 
@@ -24,6 +25,9 @@ const LEVELS: &[(&str, i32, i32, &[i32])] = &[
     ("IPPROTO_UDP", IPPROTO_UDP, 110, &[]),
     ("SOL_RAW", 255, 3, &[]),
     ("IPPROTO_ICMPV6", 58, 3, &[]),
+    ("SOL_NETLINK", libc::SOL_NETLINK, 20, &[]),
+    // PACKET_STATISTICS begins anew when it is read, PACKET_HDRLEN has a question, PACKET_ROLLOVER_STATS counts.
+    ("SOL_PACKET", libc::SOL_PACKET, 30, &[6, 11, 21]),
 ];
 const TCP_INFO: i32 = 11;
 
@@ -64,12 +68,37 @@ pub(super) fn take(taking: &mut Taking, object: &Object, socket: BorrowedFd<'_>)
     if get_int(socket, SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX) {
         taking.put(object, "socket.unix", unix(socket));
     }
+    if get_int(socket, SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK) {
+        taking.put(object, "socket.netlink", of_netlink(socket));
+    }
+    if get_int(socket, SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_PACKET) {
+        taking.put(object, "socket.packet", of_packet(socket));
+    }
     taking.put_result(object, "socket.unread", rustix::io::ioctl_fionread(socket));
     taking.put_result(object, "socket.unsent", unsent(socket));
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
     let mut asked = [PollFd::from_borrowed_fd(socket, all)];
     let polled = poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     taking.put_result(object, "socket.ready", polled.map(|_| format!("{:?}", asked[0].revents())));
+}
+
+/// Port, peer, and what sock_diag tells.
+fn of_netlink(socket: BorrowedFd<'_>) -> String {
+    let name = |address: Result<rustix::net::SocketAddrAny, Errno>| {
+        address.and_then(SocketAddrNetlink::try_from).map(|name| (name.pid(), name.groups()))
+    };
+    let own = name(rustix::net::getsockname(socket));
+    let peer = name(rustix::net::getpeername(socket).and_then(|peer| peer.ok_or(Errno::NOTCONN)));
+    let inode = rustix::fs::fstat(socket).map_or(0, |stat| stat.st_ino as u32);
+    let told = netlink::all().unwrap_or_default().into_iter().find(|told| told.inode == inode);
+    format!("{own:?} to {peer:?}, {:?}", told.map(|told| (told.state, told.answering)))
+}
+
+/// Its binding, and what sock_diag tells.
+fn of_packet(socket: BorrowedFd<'_>) -> String {
+    let inode = rustix::fs::fstat(socket).map_or(0, |stat| stat.st_ino as u32);
+    let told = packet::all().unwrap_or_default().into_iter().find(|told| told.inode == inode);
+    format!("{:?}, {:?}", packet::address(socket), told.map(|told| packet::PacketSocket { inode: 0, ..told }))
 }
 
 /// What sock_diag tells of a Unix socket, with the names of both ends.

@@ -23,6 +23,7 @@ mod ghost;
 mod ghost_build;
 mod inotify;
 pub mod io_uring;
+mod lines;
 pub mod locks;
 pub mod memfd;
 mod pidfd;
@@ -116,6 +117,8 @@ pub static KINDS: &[&dyn FileKind] = &[
     &io_uring::IoUring,
     &socket::Inet,
     &socket::Unix,
+    &socket::Netlink,
+    &socket::Packet,
     &regular::Regular,
 ];
 

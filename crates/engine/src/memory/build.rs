@@ -165,7 +165,7 @@ enum Backing {
 fn backing(vma: &VmaEntry) -> Option<Backing> {
     if vma.status & status::AIORING != 0 {
         None
-    } else if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
+    } else if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET) != 0 {
         Some(Backing::File(vma.shmid as u32, vma.fdflags))
     } else if vma.status & status::ANON_SHARED != 0 {
         Some(Backing::Segment(vma.shmid))

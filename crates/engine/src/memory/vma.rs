@@ -1,6 +1,7 @@
 //! What a mapping is: the lines of smaps as records.
 
 use super::{PAGE, aio, extras::Extras};
+use crate::files::socket::packet;
 use crate::files::{Collect, io_uring, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
@@ -27,6 +28,8 @@ pub mod status {
     pub const ANON_SHARED: u32 = 1 << 8;
     /// Private anonymous memory.
     pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// The rings of a packet socket.
+    pub const SOCKET: u32 = 1 << 11;
     /// The kernel's data pages behind the vdso.
     pub const VVAR: u32 = 1 << 12;
     /// A ring of the AIO calls.
@@ -86,11 +89,16 @@ pub fn find_files(
     records: &mut [VmaEntry],
 ) -> Result<()> {
     let mut flagged = flagged.iter();
-    for entry in records.iter_mut().filter(|entry| entry.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0) {
+    let of_files = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET;
+    for entry in records.iter_mut().filter(|entry| entry.status & of_files != 0) {
         // Both ascend, and every record is of one of them.
         let Some(of) = flagged.find(|flagged| flagged.vma.start == entry.start) else { break };
         if io_uring::is_mapping(&of.vma) {
             entry.shmid = u64::from(io_uring::mapped(cx, || object(process, &of.vma), &of.vma)?);
+            continue;
+        }
+        if entry.status & status::SOCKET != 0 {
+            entry.shmid = u64::from(packet::mapped(cx, || object(process, &of.vma), &of.vma)?);
             continue;
         }
         // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
@@ -155,6 +163,7 @@ fn record(process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
+        _ if packet::is_mapping(vma) => entry.status = status::REGULAR | status::SOCKET,
         _ if !vma.has_file() && !io_uring::is_mapping(vma) => anonymous(&mut entry, vma),
         _ => entry.status = status::REGULAR | status_with_file(vma),
     }
@@ -180,10 +189,10 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     if path.starts_with(b"/SYSV") {
         return no("System V shared memory belongs to an ipc namespace, which is not carried yet", "");
     }
-    if io_uring::is_mapping(vma) {
+    if io_uring::is_mapping(vma) || packet::is_mapping(vma) {
         return Ok(());
     }
-    if path.starts_with(b"socket:") || path.starts_with(b"anon_inode:") {
+    if path.starts_with(b"anon_inode:") {
         return no("mappings of this kind of file cannot be carried", "unmap it before the checkpoint");
     }
     let device = flags.intersects(VmFlags::PFNMAP | VmFlags::IO | VmFlags::MIXEDMAP);

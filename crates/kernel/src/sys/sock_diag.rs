@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::{SOCK_DIAG, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -114,22 +114,43 @@ fn ask(message: u16, flags: u16, what: [u8; 2], states: u32, id: &[u8; 48]) -> R
     request.extend_from_slice(&[what[0], what[1], 0, 0]);
     request.extend_from_slice(&states.to_ne_bytes());
     request.extend_from_slice(id);
-    exchange(message, flags, &request, MESSAGE, socket_of)
+    exchange(&DIAG, message, flags, &request, MESSAGE, socket_of)
 }
+
+/// Whom a request goes to, and which answers tell something.
+pub(super) struct Service {
+    pub protocol: Protocol,
+    /// `nlmsg_type` of the answers.
+    pub answer: u16,
+}
+
+const DIAG: Service = Service { protocol: SOCK_DIAG, answer: SOCK_DIAG_BY_FAMILY };
 
 /// Asks for all sockets that a request of a family describes.
 pub(super) fn dump<T>(request: &[u8], least: usize, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Errno> {
-    exchange(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request, least, read)
+    dump_from(&DIAG, SOCK_DIAG_BY_FAMILY, request, least, read)
+}
+
+/// The same of another part of the kernel that speaks netlink.
+pub(super) fn dump_from<T>(
+    service: &Service,
+    message: u16,
+    request: &[u8],
+    least: usize,
+    read: impl Fn(&[u8]) -> T,
+) -> Result<Vec<T>, Errno> {
+    exchange(service, message, NLM_F_DUMP, request, least, read)
 }
 
 fn exchange<T>(
+    service: &Service,
     message: u16,
     flags: u16,
     request: &[u8],
     least: usize,
     read: impl Fn(&[u8]) -> T,
 ) -> Result<Vec<T>, Errno> {
-    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(service.protocol))?;
     let mut whole = Vec::with_capacity(HEADER + request.len());
     whole.extend_from_slice(&((HEADER + request.len()) as u32).to_ne_bytes());
     whole.extend_from_slice(&message.to_ne_bytes());
@@ -137,10 +158,10 @@ fn exchange<T>(
     whole.resize(HEADER, 0);
     whole.extend_from_slice(request);
     sendto(&netlink, &whole, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    answers(&netlink, least, read)
+    answers(&netlink, service.answer, least, read)
 }
 
-fn answers<T>(netlink: &OwnedFd, least: usize, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Errno> {
+fn answers<T>(netlink: &OwnedFd, answer: u16, least: usize, read: impl Fn(&[u8]) -> T) -> Result<Vec<T>, Errno> {
     let mut all = Vec::new();
     let mut buffer = vec![0u8; ROOM];
     loop {
@@ -158,7 +179,7 @@ fn answers<T>(netlink: &OwnedFd, least: usize, read: impl Fn(&[u8]) -> T) -> Res
                     let error = (word(body, 0) as i32).wrapping_neg();
                     return if error == 0 { Ok(all) } else { Err(Errno::from_raw_os_error(error)) };
                 }
-                SOCK_DIAG_BY_FAMILY if body.len() >= least => all.push(read(body)),
+                kind if kind == answer && body.len() >= least => all.push(read(body)),
                 _ => {}
             }
             rest = rest.get(aligned(len)..).unwrap_or_default();

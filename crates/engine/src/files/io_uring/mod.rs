@@ -28,6 +28,7 @@ pub use issuer::{Start, start};
 pub use mapping::{is_mapping, is_recorded, map, mapped};
 pub use names::{Names, names, write_names};
 
+use super::lines::{self, Lines};
 use super::{Build, Collect, FileKind, OpenFile, Settle};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
@@ -36,7 +37,6 @@ use cryonaut_kernel::sys::io_uring::{self, Inside, Layout, Mapped, Offsets, Posi
 use poller::Poller;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use tables::Tables;
@@ -69,8 +69,6 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const NAP: Duration = Duration::from_millis(5);
 /// Where in the file the rings are: both queues' are one, under two offsets (IORING_OFF_CQ_RING is the other).
 const RINGS_PARTS: [u64; 2] = [io_uring::RINGS_OFFSET, 0x800_0000];
-/// Bytes of contents that are left out when they are zero.
-const LINE: usize = 64;
 
 const CLOSE: &str = "let the program close it, or take this away, before the checkpoint";
 
@@ -93,8 +91,8 @@ struct Record {
     completed: u32,
     collected: u32,
     /// Contents of both mappings but for zeros: hexadecimal, by offset.
-    rings: BTreeMap<usize, String>,
-    entries: BTreeMap<usize, String>,
+    rings: Lines,
+    entries: Lines,
     #[serde(default)]
     registered: Tables,
     /// The thread of the kernel that submits.
@@ -186,8 +184,8 @@ impl FileKind for IoUring {
             submitted,
             completed,
             collected,
-            rings: in_lines(&mapped.rings.read()),
-            entries: in_lines(&mapped.entries.read()),
+            rings: lines::of(&mapped.rings.read()),
+            entries: lines::of(&mapped.entries.read()),
         };
         cx.images.write_json(&json_name(id), &record)?;
         Ok(FileEntry { r#type: FdTypes::Und as i32, id, ..FileEntry::default() })
@@ -338,20 +336,6 @@ fn refuse(file: &OpenFile<'_>, told: &Told, inside: &Inside) -> Result<()> {
     Ok(())
 }
 
-/// The lines that are not zero, joined where one follows the other.
-fn in_lines(bytes: &[u8]) -> BTreeMap<usize, String> {
-    let mut out: BTreeMap<usize, String> = BTreeMap::new();
-    for (index, line) in bytes.chunks(LINE).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0)) {
-        let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
-        let at = index * LINE;
-        match out.last_entry() {
-            Some(mut last) if last.key() + last.get().len() / 2 == at => last.get_mut().push_str(&hex),
-            _ => drop(out.insert(at, hex)),
-        }
-    }
-    out
-}
-
 /// Gives a ring its contents.
 fn fill_both(id: u32, record: &Record, mapped: &Mapped) -> Result<()> {
     let both = [(&mapped.rings, &record.rings, mapped.restless()), (&mapped.entries, &record.entries, None)];
@@ -363,14 +347,8 @@ fn fill_both(id: u32, record: &Record, mapped: &Mapped) -> Result<()> {
 
 /// Gives a region its contents, also where they are zero, but for the word at an offset. `None` if they reach beyond it,
 /// or are none.
-fn fill(region: &Region, lines: &BTreeMap<usize, String>, but: Option<usize>) -> Option<()> {
-    let mut bytes = vec![0; region.len()];
-    for (&at, hex) in lines {
-        let room = bytes.get_mut(at..at.checked_add(hex.len() / 2)?)?;
-        for (byte, pair) in room.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-    }
+fn fill(region: &Region, lines: &Lines, but: Option<usize>) -> Option<()> {
+    let bytes = lines::bytes_of(lines, region.len())?;
     let (first, rest) = but.map_or((bytes.len(), bytes.len()), |at| (at, at + 4));
     region.write(0, bytes.get(..first)?);
     region.write(rest, bytes.get(rest..)?);

@@ -4,9 +4,12 @@
 
 use super::Sort;
 use super::inet::{Candidate, Held, Membership};
+use super::packet::Rings;
 use super::settings::{Setting, Value};
 use crate::Result;
 use cryonaut_image::{DumpDir, ImageDir};
+use cryonaut_kernel::sys::netlink::NetlinkSocket;
+use cryonaut_kernel::sys::packet::PacketSocket;
 use cryonaut_kernel::sys::sock_diag::InetSocket;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +32,15 @@ pub struct Extra {
     /// Groups of multicast that it has joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Membership>,
+    /// `SOCK_*`, where the record has no place for it (netlink) and it is not SOCK_RAW.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<i32>,
+    /// Names of the network devices whose numbers the record has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<u32, String>,
+    /// Its rings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rings: Option<Rings>,
     /// A datagram socket of Unix whose peer has gone: it is not without one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub orphan: bool,
@@ -67,6 +79,10 @@ pub struct Known {
     pub(super) held: Held,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
+    /// What sock_diag has told of netlink sockets, once it was asked.
+    pub(super) netlink: Option<Vec<NetlinkSocket>>,
+    /// The same of packet sockets.
+    pub(super) packet: Option<Vec<PacketSocket>>,
     /// What is known of Unix sockets.
     pub(super) unix: super::unix::Known,
 }

@@ -4,8 +4,9 @@
 //! ([`options`]), filters ([`filter`]), tables of what a number or a string of
 //! bytes says ([`settings`]), and what CRIU's records have no place for
 //! ([`beside`]). Each family is a kind of open file with a folder of its own:
-//! [`inet`] for IPv4 and IPv6, [`unix`] for Unix sockets. One that has none yet is
-//! refused by name ([`refusal`]).
+//! [`inet`] for IPv4 and IPv6, [`unix`] for Unix sockets, [`netlink`] for what
+//! speaks with the kernel, [`packet`] for what sees the frames of network
+//! devices. One that has none is refused by name ([`refusal`]).
 //!
 //! Everything is asked of our own duplicate of the socket. A checkpoint without
 //! sockets asks nothing here.
@@ -13,14 +14,18 @@
 mod beside;
 mod filter;
 mod inet;
+mod netlink;
 mod options;
+pub mod packet;
 mod settings;
 mod unix;
 
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peers};
+pub use netlink::Netlink;
+pub use packet::Packet;
 pub use settings::Asked;
-pub use unix::{Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, sort as sort_unix};
+pub use unix::{Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};
@@ -64,15 +69,27 @@ fn is_socket(file: &OpenFile<'_>) -> bool {
 /// socket.
 pub fn refusal(file: &OpenFile<'_>) -> Option<Error> {
     let sort = is_socket(file).then(|| Sort::of(file.file).ok())??;
-    let what = match sort.family {
-        libc::AF_NETLINK => "netlink sockets".to_owned(),
-        libc::AF_PACKET => "packet sockets".to_owned(),
-        libc::AF_VSOCK => "sockets to a virtual machine's host (vsock)".to_owned(),
-        libc::AF_ALG => "sockets of the kernel's ciphers (AF_ALG)".to_owned(),
-        libc::AF_XDP => "XDP sockets".to_owned(),
-        other => format!("sockets of family {other}"),
+    let reason = match sort.family {
+        libc::AF_VSOCK => {
+            "it is a socket to a virtual machine or its host (vsock): the other end is known to another kernel, where \
+             nobody can keep it waiting or bring it back"
+        }
+        libc::AF_ALG => "it is a socket of the kernel's ciphers (AF_ALG): keys and what was begun are never told",
+        libc::AF_XDP => "it is an XDP socket: its rings belong to a queue of a network device",
+        libc::AF_KEY => "it is a socket of the old key management (PF_KEY), which keeps what it was asked for",
+        libc::AF_BLUETOOTH => "it is a Bluetooth socket: the device has a part of its state",
+        libc::AF_SMC => "it is a socket of shared memory communication (SMC): the peer has a part of its memory",
+        libc::AF_RDS | libc::AF_TIPC => "the protocol's state, which the peers know, is in the kernel alone",
+        other => {
+            return Some(Error::unsupported(
+                file.object(),
+                format!("sockets of family {other} cannot be carried"),
+                CLOSE,
+            ));
+        }
     };
-    Some(Error::unsupported(file.object(), format!("{what} cannot be carried yet"), CLOSE))
+    let remedy = "let the program close it before the checkpoint and open it anew afterwards, or do without";
+    Some(Error::unsupported(file.object(), reason, remedy))
 }
 
 /// What a user can do about most of them.
@@ -102,11 +119,34 @@ fn refuse_other_network(known: &mut Known, file: &OpenFile<'_>) -> Result<()> {
 
 /// For messages at the restore.
 fn object(id: u32, sort: Sort) -> Object {
-    Object::File(id, inet::describe(sort))
+    let what = match sort.family {
+        libc::AF_NETLINK => format!("netlink socket of protocol {}", sort.protocol),
+        libc::AF_PACKET => "packet socket".to_owned(),
+        _ => inet::describe(sort),
+    };
+    Object::File(id, what)
 }
 
 /// A failure to set something.
 fn cannot_set(object: Object, what: &str, errno: Errno) -> Error {
     let remedy = if errno == Errno::PERM { "this needs CAP_NET_ADMIN" } else { "" };
     Error::Kernel { object, action: format!("set {what}"), errno, remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Carried;
+    use super::*;
+
+    #[test]
+    fn other_families_are_refused_with_the_reason() {
+        for (family, reason) in [(libc::AF_VSOCK, "vsock"), (libc::AF_XDP, "queue of a network device")] {
+            for kind in [libc::SOCK_STREAM, libc::SOCK_RAW] {
+                // A kernel without the family, or a family without the kind.
+                let Ok(socket) = (Sort { family, kind, protocol: 0 }).make() else { continue };
+                let error = Carried::try_collect(&[&socket]).err().map(|error| error.to_string()).unwrap_or_default();
+                assert!(error.contains(reason), "{error}");
+            }
+        }
+    }
 }

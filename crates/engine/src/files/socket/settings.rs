@@ -9,6 +9,7 @@ use super::beside::{Extra, Known};
 use super::{Sort, cannot_set};
 use crate::files::OpenFile;
 use crate::{Error, Object, Result};
+use cryonaut_kernel::sys::packet::opt;
 use cryonaut_kernel::sys::socket::{self, so};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -266,6 +267,36 @@ pub static RAW: &[Setting] = &[
 /// `SOL_RAW` (linux/socket.h).
 const SOL_RAW: i32 = 255;
 
+/// Numbers that libc lacks (linux/netlink.h).
+mod netlink {
+    pub const PKTINFO: i32 = 3;
+    pub const BROADCAST_ERROR: i32 = 4;
+    pub const NO_ENOBUFS: i32 = 5;
+    pub const LISTEN_ALL_NSID: i32 = 8;
+    pub const CAP_ACK: i32 = 10;
+    pub const EXT_ACK: i32 = 11;
+    pub const GET_STRICT_CHK: i32 = 12;
+}
+
+/// Of netlink.
+pub static NETLINK: &[Setting] = &[
+    number("netlink_pktinfo", libc::SOL_NETLINK, netlink::PKTINFO),
+    number("netlink_broadcast_error", libc::SOL_NETLINK, netlink::BROADCAST_ERROR),
+    number("netlink_no_enobufs", libc::SOL_NETLINK, netlink::NO_ENOBUFS),
+    number("netlink_listen_all_nsid", libc::SOL_NETLINK, netlink::LISTEN_ALL_NSID),
+    number("netlink_cap_ack", libc::SOL_NETLINK, netlink::CAP_ACK),
+    number("netlink_ext_ack", libc::SOL_NETLINK, netlink::EXT_ACK),
+    number("netlink_get_strict_chk", libc::SOL_NETLINK, netlink::GET_STRICT_CHK),
+];
+
+/// Of packet sockets, those that the record has not.
+pub static PACKET: &[Setting] = &[
+    number("packet_vnet_hdr_sz", libc::SOL_PACKET, opt::VNET_HDR_SZ),
+    number("packet_tx_has_off", libc::SOL_PACKET, opt::TX_HAS_OFF),
+    number("packet_qdisc_bypass", libc::SOL_PACKET, opt::QDISC_BYPASS),
+    number("packet_ignore_outgoing", libc::SOL_PACKET, opt::IGNORE_OUTGOING),
+];
+
 /// Where the choice of a receiver among several goes by processor: no packet moves it there.
 pub static RECEIVERS: &[Setting] = &[number("so_incoming_cpu", SOL_SOCKET, so::INCOMING_CPU)];
 
@@ -389,6 +420,8 @@ mod tests {
             UDP,
             UDPLITE,
             RAW,
+            NETLINK,
+            PACKET,
             RECEIVERS,
         ];
         let mut names: Vec<&str> = all.iter().copied().flatten().map(|setting| setting.name).collect();

@@ -19,6 +19,7 @@ mod unread;
 
 pub use connection::{Connection, Held};
 pub use multicast::{Candidate, Membership};
+pub use packet::arrives;
 pub use tcp::Peers;
 
 use super::beside::Extra;
