@@ -37,17 +37,22 @@ impl Family {
         pids.filter_map(Pid::from_raw).filter(|pid| self.has_member(*pid)).collect()
     }
 
-    /// The members and their children, which may be zombies.
+    /// The members and all that descend from them: they may be zombies, or have written a title over their environment.
     pub(crate) fn members_and_zombies(&self) -> Vec<Pid> {
         let mut all = self.members();
-        for parent in all.clone() {
-            let parent = parent.as_raw_nonzero();
-            let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else {
+        let mut seen = 0;
+        while let Some(parent) = all.get(seen) {
+            seen += 1;
+            let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero())) else {
                 continue;
             };
             for task in tasks.flatten() {
                 let listed = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-                all.extend(listed.split_whitespace().filter_map(parse_pid));
+                for child in listed.split_whitespace().filter_map(parse_pid) {
+                    if !all.contains(&child) {
+                        all.push(child);
+                    }
+                }
             }
         }
         all.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
@@ -68,13 +73,21 @@ impl Family {
         let mut zombies = Vec::new();
         loop {
             let members = self.members();
-            zombies.extend(self.members_and_zombies());
             if members.is_empty() || Instant::now() > deadline {
                 break;
             }
+            let all = self.members_and_zombies();
+            // Who is known by descent alone is pinned before their ancestors end.
+            let strangers = all.iter().filter(|pid| !members.contains(pid));
+            let handles: Vec<_> = strangers.filter_map(|pid| pidfd_open(*pid, PidfdFlags::empty()).ok()).collect();
             for pid in members {
                 self.kill_one(pid);
             }
+            for handle in handles {
+                // Fails only if it has ended by itself.
+                let _ = pidfd_send_signal(&handle, Signal::KILL);
+            }
+            zombies.extend(all);
             sleep(Duration::from_millis(2));
         }
         zombies.into_iter().for_each(collect);

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use libtest_mimic::Failed;
 
-use super::{Program, find};
+use super::crowd::{Crowd, Step};
+use super::{Program, find, free_port};
 use crate::engine::Engine;
 
 /// In the middle of a transaction, with its locks held and its journal open.
@@ -45,13 +46,12 @@ pub(super) fn sqlite(engine: &Engine) -> Result<(), Failed> {
 }
 
 /// A server that listens at a port, and how to ask it something.
-fn start_redis(engine: &Engine, flag: &str) -> Result<(Program, String), Failed> {
-    // A port that was free a moment ago; another test may take it before redis does, which then says so.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+fn start_redis(engine: &Engine, flag: &str, more: &[&str]) -> Result<(Program, String), Failed> {
+    let port = free_port()?;
     // With a title of its own it would write over its environment, by which its family is known.
     let arguments = ["--set-proc-title", "no", "--port", &port, "--bind", "127.0.0.1"];
     let log = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
-    let redis = Program::start(engine, "redis-server", &[&arguments[..], &log].concat(), &[flag], |_| Ok(()))?;
+    let redis = Program::start(engine, "redis-server", &[&arguments[..], &log, more].concat(), &[flag], |_| Ok(()))?;
     redis.wait_for("output", "server that is ready", |text| text.contains("eady to accept"))?;
     Ok((redis, port))
 }
@@ -64,7 +64,7 @@ fn ask(port: &str, words: &[&str]) -> Result<String, Failed> {
 /// Without a word about its connections it is left alone, and they are named; with `--tcp-close`, client and server see
 /// the end of theirs.
 pub(super) fn redis_without_its_clients(engine: &Engine) -> Result<(), Failed> {
-    let (redis, port) = start_redis(engine, "--file-locks")?;
+    let (redis, port) = start_redis(engine, "--file-locks", &[])?;
     let mut client = Client::connect(&port)?;
     client.count(0, 3)?;
     let mut redis = redis;
@@ -77,7 +77,7 @@ pub(super) fn redis_without_its_clients(engine: &Engine) -> Result<(), Failed> {
     client.count(10, 3)?;
     drop(redis);
 
-    let (mut redis, port) = start_redis(engine, "--tcp-close")?;
+    let (mut redis, port) = start_redis(engine, "--tcp-close", &[])?;
     let mut client = Client::connect(&port)?;
     client.count(0, 3)?;
     redis.carry()?;
@@ -98,7 +98,7 @@ pub(super) fn redis_without_its_clients(engine: &Engine) -> Result<(), Failed> {
 
 /// A server with data and its log of changes. One client stays connected, and goes on asking while the server is away.
 pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
-    let (mut redis, port) = start_redis(engine, "--tcp-established")?;
+    let (mut redis, port) = start_redis(engine, "--tcp-established", &[])?;
     let ask = |words: &[&str]| ask(&port, words);
     let filled = "for i = 1, 2000 do redis.call('RPUSH', 'list', i) end return redis.call('LLEN', 'list')";
     if ask(&["EVAL", filled, "0"])? != "2000" {
@@ -130,6 +130,56 @@ pub(super) fn redis(engine: &Engine) -> Result<(), Failed> {
         return Err(redis.failed("its log lacks the last changes"));
     }
     Ok(())
+}
+
+/// Fifty clients at work, and a second server that gets all changes: first the one is carried, then the other.
+pub(super) fn redis_replicated(engine: &Engine) -> Result<(), Failed> {
+    const CLIENTS: usize = 50;
+    let (mut first, port) = start_redis(engine, "--tcp-established", &[])?;
+    let whom = format!("127.0.0.1 {port}");
+    let (mut second, copy) = start_redis(engine, "--tcp-established", &["--replicaof", &whom])?;
+    second.wait_until("has what the first has", || Ok(ask(&copy, &["INFO"])?.contains("master_link_status:up")))?;
+    let crowd = Crowd::start(CLIENTS, |number| Ok(Counter { client: Client::connect(&port)?, number, counted: 0 }))?;
+    for server in [&mut first, &mut second] {
+        std::thread::sleep(Duration::from_millis(100));
+        server.carry()?;
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    crowd.finish("redis")?;
+    let values = |port: &str| -> Result<String, Failed> {
+        let keys: Vec<String> = (0..CLIENTS).map(|number| format!("counter{number}")).collect();
+        ask(port, &[&["MGET"], &keys.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat())
+    };
+    let wanted = values(&port)?;
+    second.wait_until("has all changes", || Ok(values(&copy)? == wanted))?;
+    // The same connection all the time: one synchronisation, the first.
+    let told = ask(&port, &["INFO", "stats"])?;
+    if !told.contains("sync_full:1\r") || !told.contains("sync_partial_ok:0\r") {
+        return Err(first.failed(&format!("the second server had to connect again: {told}")));
+    }
+    Ok(())
+}
+
+/// Counts with a number of its own.
+struct Counter {
+    client: Client,
+    number: usize,
+    counted: usize,
+}
+
+impl Step for Counter {
+    fn step(&mut self) -> Result<(), String> {
+        self.counted += 1;
+        let (stream, mut line) = (&mut self.client.stream, String::new());
+        let command = format!("INCR counter{}\r\n", self.number);
+        stream.get_mut().write_all(command.as_bytes()).map_err(|e| e.to_string())?;
+        stream.read_line(&mut line).map_err(|e| e.to_string())?;
+        if line.trim() == format!(":{}", self.counted) {
+            Ok(())
+        } else {
+            Err(format!("'{}', not {}", line.trim(), self.counted))
+        }
+    }
 }
 
 /// A client of redis that stays connected.

@@ -4,9 +4,11 @@
 //! Programs that want a terminal run under script(1), so that the terminal belongs to the tree; they get their input
 //! through a FIFO that is part of the tree as well.
 
+mod crowd;
 mod databases;
 mod languages;
 mod network;
+mod servers;
 mod terminals;
 
 use std::collections::BTreeSet;
@@ -44,6 +46,11 @@ pub fn suite(own: &Engine) -> ExitCode {
         ("sqlite3", databases::sqlite),
         ("redis", databases::redis),
         ("veth", network::veth),
+        ("nginx", servers::nginx),
+        ("sshd", servers::sshd),
+        ("asyncio", servers::asyncio),
+        ("node_http", servers::node_http),
+        ("redis_replicated", databases::redis_replicated),
         ("redis_without_its_clients", databases::redis_without_its_clients),
     ];
     // Not in what the tests install: large, and of use to those alone who have it.
@@ -57,12 +64,21 @@ pub fn suite(own: &Engine) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), all.into_iter().map(trial).collect()).exit_code()
 }
 
+/// A port that was free a moment ago; another test may take it before a server does, which then says so.
+fn free_port() -> std::io::Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
+}
+
 /// Where a program lies that the system, not its user, has installed.
 fn find(program: &str) -> Option<PathBuf> {
     ["/usr/bin", "/bin", "/usr/sbin", "/usr/local/bin"]
         .iter()
         .map(|directory| Path::new(directory).join(program))
         .find(|path| path.exists())
+}
+
+fn found(program: &str) -> Result<PathBuf, Failed> {
+    find(program).ok_or_else(|| format!("{program} is missing: scripts/test-deps.sh installs it").into())
 }
 
 /// A program under test. Dropping it ends all its processes.
@@ -87,7 +103,7 @@ impl Program {
         prepare: impl FnOnce(&Path) -> std::io::Result<()>,
     ) -> Result<Self, Failed> {
         adopt_orphans();
-        let path = find(program).ok_or_else(|| format!("{program} is missing: scripts/test-deps.sh installs it"))?;
+        let path = found(program)?;
         let scratch = TempDir::with_prefix("cryonaut-program-")?;
         let directory = scratch.path().join("state");
         fs::create_dir(&directory)?;
@@ -116,6 +132,44 @@ impl Program {
         let family = Family::of(scratch.path());
         let root = Pid::from_child(&child);
         Ok(Self { engine: engine.clone(), declaration, scratch, family, root, child: Some(child), input })
+    }
+
+    /// The same below a shell, for programs that write a title over their environment: by the shell their family is
+    /// known.
+    fn start_under_shell(
+        engine: &Engine,
+        program: &str,
+        arguments: &[&str],
+        flags: &[&str],
+        prepare: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<Self, Failed> {
+        let path = found(program)?.display().to_string();
+        let all = [&["-c", "\"$@\" & wait", program, &path], arguments].concat();
+        Self::start(engine, "sh", &all, flags, prepare)
+    }
+
+    /// Waits until something is so.
+    fn wait_until(&self, what: &str, is_it: impl Fn() -> Result<bool, Failed>) -> Result<(), Failed> {
+        let deadline = Instant::now() + LIMIT;
+        while !is_it()? {
+            if Instant::now() > deadline {
+                return Err(self.failed(&format!("it never {what}")));
+            }
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Waits until it accepts connections at a port.
+    fn wait_for_port(&self, port: &str) -> Result<(), Failed> {
+        let deadline = Instant::now() + LIMIT;
+        while std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap_or(0))).is_err() {
+            if Instant::now() > deadline {
+                return Err(self.failed(&format!("nobody listens at port {port}")));
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// A file of the program's directory.
@@ -147,6 +201,12 @@ impl Program {
 
     /// Checkpoints the program, sees that it is gone, and restores it.
     fn carry(&mut self) -> Result<(), Failed> {
+        self.carry_after(Duration::ZERO)
+    }
+
+    /// The same, with so much time in between.
+    fn carry_after(&mut self, away: Duration) -> Result<(), Failed> {
+        let begun = Instant::now();
         let images = self.scratch.path().join("images");
         let _ = fs::remove_dir_all(&images);
         let mut members = self.family.members_and_zombies();
@@ -162,8 +222,11 @@ impl Program {
         if !left.is_empty() {
             return Err(self.failed(&format!("still there after the checkpoint: {left:?}")));
         }
+        sleep(away);
         let done = self.engine.restore(&self.declaration, self.root, &images);
-        done.map_err(|failure| self.failed(&failure.to_string()))
+        done.map_err(|failure| self.failed(&failure.to_string()))?;
+        println!("{}: carried in {:?}", self.declaration.name, begun.elapsed());
+        Ok(())
     }
 
     /// Waits until the program has ended by itself.

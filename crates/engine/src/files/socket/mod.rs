@@ -78,7 +78,7 @@ pub fn refusal(file: &OpenFile<'_>) -> Option<Error> {
         libc::AF_XDP => "it is an XDP socket: its rings belong to a queue of a network device",
         libc::AF_KEY => "it is a socket of the old key management (PF_KEY), which keeps what it was asked for",
         libc::AF_BLUETOOTH => "it is a Bluetooth socket: the device has a part of its state",
-        libc::AF_SMC => "it is a socket of shared memory communication (SMC): the peer has a part of its memory",
+        AF_SMC => "it is a socket of shared memory communication (SMC): the peer has a part of its memory",
         libc::AF_RDS | libc::AF_TIPC => "the protocol's state, which the peers know, is in the kernel alone",
         other => {
             return Some(Error::unsupported(
@@ -91,6 +91,9 @@ pub fn refusal(file: &OpenFile<'_>) -> Option<Error> {
     let remedy = "let the program close it before the checkpoint and open it anew afterwards, or do without";
     Some(Error::unsupported(file.object(), reason, remedy))
 }
+
+/// `AF_SMC` (linux/socket.h), which libc lacks.
+const AF_SMC: i32 = 43;
 
 /// What a user can do about most of them.
 const CLOSE: &str = "let the program close it before the checkpoint";
