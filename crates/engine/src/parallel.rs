@@ -73,6 +73,13 @@ pub fn both<A: Send, B>(aside: impl FnOnce() -> A + Send, here: impl FnOnce() ->
     }
 }
 
+/// Has another thread do it, if there is one: nobody waits for it.
+pub fn aside(work: impl FnOnce() + Send + 'static) {
+    if let Some(pool) = pool() {
+        pool.spawn(work);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

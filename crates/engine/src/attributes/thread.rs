@@ -4,9 +4,10 @@
 use super::{credentials, extras, rseq, seccomp, signals, unanswered};
 use crate::arch;
 use crate::freeze::{Process, Thread, pid_of};
-use crate::{Error, Object, Result};
-use cryonaut_image::records::{CoreEntry, SeccompMode, SignalQueueEntry, ThreadCoreEntry, ThreadSasEntry};
+use crate::{Error, Object, Result, parallel};
+use cryonaut_image::records::{CoreEntry, CredsEntry, SeccompMode, SignalQueueEntry, ThreadCoreEntry, ThreadSasEntry};
 use cryonaut_kernel::sys::sched::{self, SchedAttr};
+use cryonaut_kernel::sys::thread_state::{self, ThreadState};
 use cryonaut_puppet::{Arg, Batch, Call, Data};
 
 /// SCHED_RESET_ON_FORK, which a recorded policy may have beside its number (sched(7)).
@@ -15,6 +16,16 @@ const RESET_ON_FORK: u32 = 0x4000_0000;
 const COMM_LEN: usize = 16;
 /// SECCOMP_MODE_STRICT (linux/seccomp.h).
 const STRICT: u64 = 1;
+
+/// More threads of a process than these are not woken to tell of themselves, if that can be helped.
+pub const MANY: usize = 24;
+
+/// Gets ready what reads of so many threads what they have, while they are being stopped.
+pub fn prepare(threads: usize) {
+    if threads > MANY {
+        parallel::aside(thread_state::prepare);
+    }
+}
 
 /// What only the thread itself can tell.
 #[derive(Debug)]
@@ -40,6 +51,56 @@ impl Ask {
         let seccomp = b.call(libc::SYS_prctl, [libc::PR_GET_SECCOMP.into()]);
         Ask { altstack, tid_address, pdeath, comm, timer_slack, seccomp, creds: credentials::Ask::new(b) }
     }
+
+    /// What thread `tid` of a process has told.
+    pub fn answer(&self, process: &Process, tid: i32, answers: &Batch) -> Result<Facts> {
+        let failed = |about| unanswered(tid, about);
+        let id = pid_of(tid)?;
+        let comm = answers.read(self.comm);
+        let status = || Ok(process.task.thread(id).status()?);
+        Ok(Facts {
+            altstack: ThreadSasEntry {
+                ss_sp: answers.read_u64(self.altstack),
+                ss_size: answers.read_u64(self.altstack.at(16)),
+                ss_flags: answers.read_u32(self.altstack.at(8)),
+            },
+            tid_address: answers.read_u64(self.tid_address),
+            pdeath_signal: answers.read_u32(self.pdeath),
+            comm: comm[..comm.iter().position(|b| *b == 0).unwrap_or(comm.len())].to_vec(),
+            timer_slack_ns: answers.result(self.timer_slack).map_err(failed("timer slack"))?,
+            seccomp_mode: answers.result(self.seccomp).map_err(failed("seccomp mode"))?,
+            creds: self.creds.record(tid, answers, status)?,
+        })
+    }
+}
+
+/// What a thread tells of itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    altstack: ThreadSasEntry,
+    tid_address: u64,
+    pdeath_signal: u32,
+    comm: Vec<u8>,
+    timer_slack_ns: u64,
+    seccomp_mode: u64,
+    /// Its credentials.
+    pub creds: CredsEntry,
+}
+
+impl Facts {
+    /// What a thread would tell that has the credentials `creds`.
+    pub fn known(state: &ThreadState, creds: &CredsEntry) -> Facts {
+        let (ss_sp, ss_flags, ss_size) = state.altstack;
+        Facts {
+            altstack: ThreadSasEntry { ss_sp, ss_size, ss_flags },
+            tid_address: state.tid_address,
+            pdeath_signal: state.pdeath_signal,
+            comm: state.comm.clone(),
+            timer_slack_ns: state.timer_slack_ns,
+            seccomp_mode: state.seccomp_mode,
+            creds: CredsEntry { no_new_privs: state.no_new_privs.then_some(1), ..creds.clone() },
+        }
+    }
 }
 
 /// What only the holder of a thread can find out (ptrace(2)).
@@ -57,10 +118,9 @@ impl Told {
         Ok(Told { queued: signals::queued(tid, false)?, filter: Ok(None) })
     }
 
-    /// Reads its filters into those of the tree, should it have answered that
-    /// it has some.
-    pub fn read_filters(&mut self, tid: i32, ask: &Ask, answers: &Batch, filters: &mut seccomp::Filters) {
-        if answers.result(ask.seccomp) != Ok(0) {
+    /// Reads its filters into those of the tree, should it have some.
+    pub fn read_filters(&mut self, tid: i32, facts: &Facts, filters: &mut seccomp::Filters) {
+        if facts.seccomp_mode != 0 {
             self.filter = filters.of_thread(tid);
         }
     }
@@ -68,31 +128,21 @@ impl Told {
 
 /// The record of one thread, without what belongs to the whole process, and
 /// what the format has no place for.
-pub fn record(
-    process: &Process,
-    thread: &Thread,
-    ask: &Ask,
-    answers: &Batch,
-    told: Told,
-) -> Result<(CoreEntry, extras::ThreadExtra)> {
+pub fn record(thread: &Thread, facts: Facts, told: Told) -> Result<(CoreEntry, extras::ThreadExtra)> {
     let tid = thread.tid;
     let failed = |about| unanswered(tid, about);
     let id = pid_of(tid)?;
     let sched = sched::sched_getattr(id).map_err(failed("scheduling"))?;
     let (robust, robust_len) = sched::get_robust_list(id).map_err(failed("robust list"))?;
-    let slack = answers.result(ask.timer_slack).map_err(failed("timer slack"))?;
-    let extra = extras::record(thread, slack)?;
+    let extra = extras::record(thread, facts.timer_slack_ns)?;
     let context = &thread.context;
-    let mut info = arch::thread_info(tid, context, answers.read_u64(ask.tid_address))?;
+    let mut info = arch::thread_info(tid, context, facts.tid_address)?;
     arch::settle_call(&context.regs, &mut info);
-    let mode = answers.result(ask.seccomp).map_err(failed("seccomp mode"))?;
-    let (seccomp_mode, seccomp_filter) = match mode {
+    let (seccomp_mode, seccomp_filter) = match facts.seccomp_mode {
         0 => (None, None),
         STRICT => (Some(SeccompMode::Strict as i32), None),
         _ => (Some(SeccompMode::Filter as i32), told.filter?),
     };
-    let status = || Ok(process.task.thread(id).status()?);
-    let comm = answers.read(ask.comm);
     let core = ThreadCoreEntry {
         futex_rla: robust,
         futex_rla_len: robust_len as u32,
@@ -100,17 +150,13 @@ pub fn record(
         sched_policy: Some(policy_record(&sched)),
         sched_prio: (sched.priority != 0).then_some(sched.priority),
         blk_sigset: Some(context.sigmask),
-        sas: Some(ThreadSasEntry {
-            ss_sp: answers.read_u64(ask.altstack),
-            ss_size: answers.read_u64(ask.altstack.at(16)),
-            ss_flags: answers.read_u32(ask.altstack.at(8)),
-        }),
-        pdeath_sig: Some(answers.read_u32(ask.pdeath)).filter(|s| *s != 0),
+        sas: Some(facts.altstack),
+        pdeath_sig: Some(facts.pdeath_signal).filter(|s| *s != 0),
         signals_p: Some(told.queued),
-        creds: Some(ask.creds.record(tid, answers, status)?),
+        creds: Some(facts.creds),
         seccomp_mode,
         seccomp_filter,
-        comm: Some(comm[..comm.iter().position(|b| *b == 0).unwrap_or(comm.len())].to_vec()),
+        comm: Some(facts.comm),
         blk_sigset_extended: None,
         rseq_entry: thread.rseq.map(rseq::record),
         cg_set: None,

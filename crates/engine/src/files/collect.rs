@@ -6,7 +6,7 @@ use super::ghost::NewLinks;
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, Result};
-use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry};
+use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, UnixSkEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
@@ -240,10 +240,21 @@ impl<'a> Collect<'a> {
     /// Writes what was gathered from all files.
     pub fn finish(&mut self) -> Result<()> {
         super::socket::finish_unix(self)?;
-        for entry in self.late.drain(..).rev() {
+        let mut late = std::mem::take(&mut self.late);
+        late.reverse();
+        super::socket::sort_unix(&mut late);
+        for entry in late {
             self.images.append(ImageKind::Files, None, &entry, None)?;
         }
         self.sockets.write(self.images)
+    }
+
+    /// Changes the record of a Unix socket that was collected, by its inode number.
+    pub(super) fn unix_record(&mut self, inode: u32, change: impl FnOnce(&mut UnixSkEntry)) {
+        let mut records = self.late.iter_mut().filter_map(|entry| entry.usk.as_mut());
+        if let Some(record) = records.find(|record| record.ino == inode) {
+            change(record);
+        }
     }
 
     /// Pages of memfds and shared memory written so far.

@@ -8,7 +8,7 @@
 mod calls;
 
 use crate::attributes::extras::Restart;
-use crate::attributes::{filter, restart, rseq};
+use crate::attributes::{filter, restart, rseq, thread};
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
 use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, is_kernels, is_programs};
@@ -194,6 +194,7 @@ impl Frozen {
                 break;
             }
             tids = task.tids()?.into_iter().map(|tid| tid.as_raw_nonzero().get()).collect();
+            thread::prepare(tids.len());
             listed = true;
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));

@@ -354,8 +354,30 @@ pub fn task_fields(btf: &Btf, tid: i32, base: Base, fields: &[Field]) -> Result<
 
 /// The fields of each thread of a process. Empty if there is no such process.
 pub fn thread_fields(btf: &Btf, pid: i32, fields: &[Field]) -> Result<Vec<Vec<u64>>, Errno> {
-    let words = read_each(btf, Visit::Threads(pid), Base::Task, fields)?;
-    Ok(words.chunks_exact(fields.len() + 2).map(|one| one[2..].to_vec()).collect())
+    Program::for_threads(btf, fields)?.of_threads(pid)
+}
+
+/// A program that tells fields of threads, for several processes.
+#[derive(Debug)]
+pub struct Program {
+    program: OwnedFd,
+    fields: usize,
+}
+
+impl Program {
+    /// Loads it: that takes longer than to run it.
+    pub fn for_threads(btf: &Btf, fields: &[Field]) -> Result<Program, Errno> {
+        // Whose threads is said when it is run.
+        let body = body(btf, Base::Task, fields)?;
+        let visit = Visit::Threads(0);
+        Ok(Program { program: load(btf, visit.target(), &program(visit, &body))?, fields: fields.len() })
+    }
+
+    /// The fields of each thread of a process. Empty if there is no such process.
+    pub fn of_threads(&self, pid: i32) -> Result<Vec<Vec<u64>>, Errno> {
+        let words = run(&self.program, Visit::Threads(pid))?;
+        Ok(words.chunks_exact(self.fields + 2).map(|one| one[2..].to_vec()).collect())
+    }
 }
 
 fn read_all(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
@@ -364,10 +386,14 @@ fn read_all(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec
 }
 
 fn read_each(btf: &Btf, visit: Visit, base: Base, fields: &[Field]) -> Result<Vec<u64>, Errno> {
+    make(btf, visit, &body(btf, base, fields)?)
+}
+
+fn body(btf: &Btf, base: Base, fields: &[Field]) -> Result<Vec<Insn>, Errno> {
     if fields.len() > FIELDS || fields.iter().any(|f| f.len > 8 || i32::try_from(f.offset).is_err()) {
         return Err(Errno::INVAL);
     }
-    make(btf, visit, &read_fields(base, private_data(btf)?, fields))
+    Ok(read_fields(base, private_data(btf)?, fields))
 }
 
 fn private_data(btf: &Btf) -> Result<i16, Errno> {

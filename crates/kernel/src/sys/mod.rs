@@ -31,11 +31,13 @@ pub mod signal;
 pub mod sock_diag;
 pub mod socket;
 pub mod tcp_repair;
+pub mod thread_state;
 pub mod timerfd;
 pub mod tty;
 pub mod unix_diag;
 pub mod unix_message;
 pub mod unix_name;
+pub mod unix_waiting;
 pub mod wait;
 
 use rustix::io::Errno;

@@ -6,8 +6,8 @@ use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::inet::build_inode;
 use super::name::{self, Places};
-use super::queue;
 use super::{EXTERN, object, state};
+use super::{queue, waiting};
 use crate::files::Build;
 use crate::{Error, Result};
 use cryonaut_image::records::UnixSkEntry;
@@ -53,6 +53,8 @@ pub struct Making<'r> {
     pub(super) orphans: Vec<u32>,
     /// What was not read.
     pub(super) queues: queue::Queues,
+    /// Who waits to be accepted.
+    pub(super) guests: waiting::Guests,
     /// Where their names are.
     pub(super) places: Places,
     /// What is beside their records, by file id.
@@ -64,6 +66,11 @@ pub struct Making<'r> {
 /// Whether it is one of datagrams.
 pub(super) fn is_datagram(record: &UnixSkEntry) -> bool {
     record.r#type == libc::SOCK_DGRAM as u32
+}
+
+/// What it was made with.
+pub(super) fn sort_of(record: &UnixSkEntry) -> Sort {
+    Sort { family: libc::AF_UNIX, kind: record.r#type as i32, protocol: 0 }
 }
 
 fn is_connected_pair(record: &UnixSkEntry) -> bool {
@@ -88,6 +95,7 @@ impl<'r> Making<'r> {
             }
             extras.insert(record.id, extra);
         }
+        let guests = waiting::read(cx, &records)?;
         Ok(Making {
             records,
             outside,
@@ -98,6 +106,7 @@ impl<'r> Making<'r> {
             orphans,
             extras,
             queues: queue::read(cx)?,
+            guests,
             places: Places::new(cx.options.root.as_deref())?,
             senders: HashMap::new(),
         })
@@ -122,9 +131,9 @@ impl<'r> Making<'r> {
         if self.sockets.contains_key(&record.id) {
             return Ok(());
         }
-        let sort = Sort { family: libc::AF_UNIX, kind: record.r#type as i32, protocol: 0 };
+        let sort = sort_of(record);
         let partner = self.partner(record);
-        let has_far_end = is_connected_pair(record)
+        let has_far_end = (is_connected_pair(record) && !self.waits(record))
             || (record.name.is_empty() && (self.orphans.contains(&record.id) || self.is_filled_by_nobody(record)));
         match partner {
             Some(partner) if is_connected_pair(record) && !(record.name.is_empty() && partner.name.is_empty()) => {
@@ -180,7 +189,7 @@ impl<'r> Making<'r> {
 
     /// A connection whose accepted end has its name as it does from a listening socket: by way of one.
     fn through_name(&mut self, server: &'r UnixSkEntry, client: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
-        let sort = Sort { family: libc::AF_UNIX, kind: server.r#type as i32, protocol: 0 };
+        let sort = sort_of(server);
         let make = || sort.make().map_err(failed(server, "make a socket"));
         let (listener, connected) = (make()?, make()?);
         if client.id != 0 {

@@ -1,5 +1,6 @@
 //! Completing the Unix sockets of an image, when every other file is there:
-//! what was not read, which may bring any of them, then connections by name.
+//! what was not read, which may bring any of them, then connections by name,
+//! also those that wait to be accepted.
 //! Options come last, since they would be in the way of all that (SO_PASSCRED
 //! gives names, small buffers hold less than they did).
 
@@ -23,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const AMPLE: i32 = 1 << 29;
 
 /// The built files, by id.
-type Files = HashMap<u32, OwnedFd>;
+pub(super) type Files = HashMap<u32, OwnedFd>;
 
 /// Does what is left to do for the sockets that were made, if any.
 pub fn all(cx: &mut Build<'_>) -> Result<()> {
@@ -37,6 +38,9 @@ pub fn all(cx: &mut Build<'_>) -> Result<()> {
         making.fill(cx.built(), record)?;
     }
     making.connect_all(cx.built(), &records)?;
+    for record in &records {
+        making.admit(cx.built(), record)?;
+    }
     making.ends.clear();
     for record in &records {
         making.finish(cx.built(), record)?;
@@ -183,7 +187,13 @@ fn ample(sender: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     socket::set_int(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, AMPLE)
 }
 
-fn send_all(sender: BorrowedFd<'_>, record: &UnixSkEntry, message: &Unread, rights: &[BorrowedFd<'_>]) -> Result<()> {
+/// Sends a message through a socket, `record` its receiver.
+pub(super) fn send_all(
+    sender: BorrowedFd<'_>,
+    record: &UnixSkEntry,
+    message: &Unread,
+    rights: &[BorrowedFd<'_>],
+) -> Result<()> {
     let (mut rest, mut rights) = (message.bytes.as_slice(), rights);
     let whole = ample(sender).and_then(|()| {
         // An empty message is one, too.

@@ -2,7 +2,8 @@
 //!
 //! Who is whose peer is what sock_diag tells, by inode numbers; it is asked
 //! once. A peer must be in the tree too, which is known when all files are
-//! ([`finish`]). What is not read is in [`queue`], names are in [`name`];
+//! ([`finish`]). What is not read is in [`queue`], connections that wait to be
+//! accepted are in [`waiting`], names are in [`name`];
 //! [`build`] makes them all again, pairs first, and [`complete()`] gives them
 //! the rest, when every file that a message may bring is there.
 
@@ -10,6 +11,7 @@ mod build;
 mod complete;
 mod name;
 mod queue;
+mod waiting;
 
 pub use build::Making;
 pub use complete::all as complete;
@@ -45,6 +47,10 @@ const EXTERN: u32 = 1;
 pub struct Known {
     /// All of this host, by inode number; once they were asked for.
     told: Option<HashMap<u32, UnixSocket>>,
+    /// Those that wait to be accepted, which have no number.
+    unaccepted: Vec<UnixSocket>,
+    /// Sockets of the tree at which some wait.
+    halls: Vec<waiting::Hall>,
     /// Those of the tree that were written down, and how to call them, by inode number.
     carried: BTreeMap<u32, Object>,
     /// Messages with descriptors, which are written when all other files are.
@@ -73,7 +79,7 @@ impl FileKind for Unix {
         refuse_error(file)?;
         let inode = file.stat.st_ino as u32;
         let told = told(&mut cx.sockets.unix, file, inode)?.clone();
-        refuse(file, &told)?;
+        refuse(file)?;
         let mut record = UnixSkEntry {
             id,
             ino: inode,
@@ -99,6 +105,9 @@ impl FileKind for Unix {
             queue::collect(cx, file, &record)?;
         }
         cx.sockets.note(id, extra);
+        if record.state == state::LISTEN && !told.waiting.is_empty() {
+            waiting::Hall::note(cx, file, id, told)?;
+        }
         cx.sockets.unix.carried.insert(inode, file.object());
         Ok(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(record), ..FileEntry::default() })
     }
@@ -146,20 +155,15 @@ fn told<'k>(known: &'k mut Known, file: &OpenFile<'_>, inode: u32) -> Result<&'k
                 errno,
                 remedy: "the kernel needs CONFIG_UNIX_DIAG (module unix_diag)",
             })?;
+            let (unaccepted, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|socket| socket.inode == 0);
+            known.unaccepted = unaccepted;
             unasked.insert(all.into_iter().map(|socket| (socket.inode, socket)).collect())
         }
     };
     told.get(&inode).ok_or_else(|| Error::unsupported(file.object(), "sock_diag does not know it", CLOSE))
 }
 
-fn refuse(file: &OpenFile<'_>, told: &UnixSocket) -> Result<()> {
-    if u32::from(told.state) == state::LISTEN && !told.waiting.is_empty() {
-        return Err(Error::unsupported(
-            file.object(),
-            format!("{} connections wait to be accepted", told.waiting.len()),
-            "let the program accept them before the checkpoint",
-        ));
-    }
+fn refuse(file: &OpenFile<'_>) -> Result<()> {
     if ready(file.file).contains(PollFlags::PRI) {
         return Err(Error::unsupported(file.object(), "it has urgent data (MSG_OOB) that was not read", CLOSE));
     }
@@ -170,6 +174,7 @@ fn refuse(file: &OpenFile<'_>, told: &UnixSocket) -> Result<()> {
 pub fn finish(cx: &mut Collect<'_>) -> Result<()> {
     queue::collect_rights(cx)?;
     let known = std::mem::take(&mut cx.sockets.unix);
+    waiting::collect(cx, &known)?;
     let Some(told) = &known.told else { return Ok(()) };
     let mut written = Vec::new();
     for (inode, object) in &known.carried {
@@ -193,6 +198,25 @@ pub fn finish(cx: &mut Collect<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Puts who is connected to a socket that is not connected to it behind that: CRIU's restore looks for it among those
+/// that it has seen.
+pub fn sort(entries: &mut [FileEntry]) {
+    let peers: HashMap<u32, u32> =
+        entries.iter().filter_map(|entry| entry.usk.as_ref()).map(|record| (record.ino, record.peer)).collect();
+    let depth = |entry: &FileEntry| {
+        let (mut at, mut depth) = (entry.usk.as_ref().map_or(0, |record| record.ino), 0);
+        while let Some(peer) = peers.get(&at).copied().filter(|peer| peers.get(peer).is_some_and(|back| *back != at)) {
+            // Rings have no end.
+            if depth == peers.len() {
+                return 0;
+            }
+            (at, depth) = (peer, depth + 1);
+        }
+        depth
+    };
+    entries.sort_by_cached_key(depth);
 }
 
 /// A datagram socket is found again by its name, unless both have each other.

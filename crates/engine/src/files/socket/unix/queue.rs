@@ -44,21 +44,34 @@ pub struct Beside {
 impl Beside {
     fn of(message: &Message) -> Beside {
         let noted = message.credentials.filter(|credentials| credentials.pid != 0);
-        Beside {
-            from: message.from.iter().map(|byte| format!("{byte:02x}")).collect(),
-            credentials: noted.map(|c| (c.pid, c.uid, c.gid)),
-        }
+        Beside { from: hexadecimal(&message.from), credentials: noted.map(|c| (c.pid, c.uid, c.gid)) }
+    }
+
+    /// Of a message whose sender has no name of interest.
+    pub fn by(sender: Credentials) -> Beside {
+        let noted = (sender.pid != 0).then_some((sender.pid, sender.uid, sender.gid));
+        Beside { from: String::new(), credentials: noted }
     }
 
     /// `sun_path` of the sender's address.
     pub fn from(&self) -> Option<Vec<u8>> {
-        (0..self.from.len()).step_by(2).map(|at| u8::from_str_radix(self.from.get(at..at + 2)?, 16).ok()).collect()
+        binary(&self.from)
     }
 
     /// Of the sender.
     pub fn credentials(&self) -> Option<Credentials> {
         self.credentials.map(|(pid, uid, gid)| Credentials { pid, uid, gid })
     }
+}
+
+/// Bytes as text.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// And back.
+pub fn binary(text: &str) -> Option<Vec<u8>> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }
 
 fn name_of(id: u32) -> String {

@@ -7,12 +7,14 @@
 //! at the same time. What finds out which files processes have in common is one
 //! for all: they take turns.
 
+mod threads;
+
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
 use crate::files::socket::Held;
 use crate::files::socket::packet;
 use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, PagesIds, io_uring};
-use crate::freeze::{Frozen, Process, Thread, pid_of};
+use crate::freeze::{Frozen, Process, pid_of};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
@@ -23,12 +25,11 @@ use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
-use cryonaut_puppet::{Batch, Hand, Job};
+use cryonaut_puppet::Hand;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeSet;
-use std::panic::resume_unwind;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -51,7 +52,8 @@ struct Told<'p> {
     process: &'p mut Process,
     questions: Questions,
     task: TaskCoreEntry,
-    first: thread::Told,
+    /// Of its first thread.
+    first: (thread::Facts, thread::Told),
     /// Whether its descriptor table has not been given to another to write.
     table: bool,
     /// Its address space, unless another process has been given it to write.
@@ -263,14 +265,19 @@ impl<'a> Tree<'_, 'a> {
         self.images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
         self.clocks.note(self.images, ids.time_ns_id, process)?;
         let task = self.task_record(process, &questions)?;
-        let mut first = thread::Told::read(process.pid)?;
-        first.read_filters(process.pid, &questions.thread, &questions.answers, &mut self.gathered.filters);
-        self.dump_threads(process)?;
+        let mut told = thread::Told::read(process.pid)?;
+        let facts = questions.thread.answer(process, process.pid, &questions.answers)?;
+        told.read_filters(process.pid, &facts, &mut self.gathered.filters);
+        if let Some(mut hand) = process.hand.take() {
+            let others = threads::dump(self.images, process, &mut hand, &facts, &mut self.gathered.filters);
+            process.hand = Some(hand);
+            self.gathered.threads.extend(others?);
+        }
         self.gathered.rings.extend(io_uring::names(process)?);
         let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
         let place = PagesPlace { images: self.images, pages_id, alone: self.alone };
-        Ok(Some(Told { process, questions, task, first, table, space, place }))
+        Ok(Some(Told { process, questions, task, first: (facts, told), table, space, place }))
     }
 
     /// The attributes of one living process.
@@ -293,63 +300,6 @@ impl<'a> Tree<'_, 'a> {
         tc.signals_s = Some(shared);
         tc.blk_sigset = process.threads[0].context.sigmask;
         Ok(tc)
-    }
-
-    /// All threads but the first. The records of many are written while the
-    /// next are asked.
-    fn dump_threads(&mut self, process: &mut Process) -> Result<()> {
-        let Some(mut hand) = process.hand.take() else { return Ok(()) };
-        let others = process.threads.get(1..).unwrap_or_default();
-        let result = if others.len() <= THREADS_AT_ONCE {
-            answers_of(&mut hand, &mut self.gathered.filters, others)
-                .and_then(|answered| write_threads(self.images, process, answered))
-                .map(|extras| self.gathered.threads.extend(extras))
-        } else {
-            self.dump_many_threads(process, &mut hand, others)
-        };
-        process.hand = Some(hand);
-        result
-    }
-
-    fn dump_many_threads(&mut self, process: &Process, hand: &mut Hand, others: &[Thread]) -> Result<()> {
-        let images = self.images;
-        let filters = &mut self.gathered.filters;
-        let extras = std::thread::scope(|scope| {
-            let (sender, answered): (SyncSender<Vec<Answered<'_>>>, _) = sync_channel(2);
-            let write_all = move || -> Result<Vec<_>> {
-                let mut extras = Vec::new();
-                for some in answered {
-                    extras.extend(write_threads(images, process, some)?);
-                }
-                Ok(extras)
-            };
-            let name = "thread writer".to_owned();
-            let Ok(writer) = std::thread::Builder::new().name(name).spawn_scoped(scope, write_all) else {
-                // Where no thread is to be had, this one does both.
-                let mut extras = Vec::new();
-                for threads in others.chunks(THREADS_AT_ONCE) {
-                    extras.extend(write_threads(images, process, answers_of(hand, filters, threads)?)?);
-                }
-                return Ok(extras);
-            };
-            let mut asked = Ok(());
-            for threads in others.chunks(THREADS_AT_ONCE) {
-                // A writer that has ended early has an error to tell.
-                match answers_of(hand, filters, threads).map(|some| sender.send(some).is_ok()) {
-                    Ok(true) => {}
-                    Ok(false) => break,
-                    Err(e) => {
-                        asked = Err(e);
-                        break;
-                    }
-                }
-            }
-            drop(sender);
-            let written = writer.join().unwrap_or_else(|panic| resume_unwind(panic));
-            asked.and(written)
-        })?;
-        self.gathered.threads.extend(extras);
-        Ok(())
     }
 }
 
@@ -400,8 +350,7 @@ impl Told<'_> {
         let rest_of_it = || -> Result<Written> {
             let (process, started) = (process_of_all, Instant::now());
             let images = place.images;
-            let b = &questions.answers;
-            let (mut core, extra) = thread::record(process, &process.threads[0], &questions.thread, b, first)?;
+            let (mut core, extra) = thread::record(&process.threads[0], first.0, first.1)?;
             core.tc = Some(task);
             images.write_one(ImageKind::Core, process.pid as u64, &core)?;
             let mut written =
@@ -508,57 +457,6 @@ fn dump_memory(
         images.write_one(ImageKind::Mm, *pid as u64, &mm)?;
     }
     Ok((count, extras))
-}
-
-/// How many threads' answers are held at a time.
-const THREADS_AT_ONCE: usize = 64;
-
-/// A thread, what it answered, and what was found out about it then.
-struct Answered<'t> {
-    thread: &'t Thread,
-    ask: thread::Ask,
-    answers: Batch,
-    told: thread::Told,
-}
-
-impl<'t> Answered<'t> {
-    fn begin(thread: &'t Thread) -> Result<Answered<'t>> {
-        let mut answers = Batch::new();
-        let ask = thread::Ask::new(&mut answers);
-        Ok(Answered { thread, ask, answers, told: thread::Told::read(thread.tid)? })
-    }
-
-    fn job(&mut self) -> Job<'_> {
-        Job { tid: self.thread.tid, context: &self.thread.context, batch: &mut self.answers }
-    }
-}
-
-/// Asks threads that are not their process's hand.
-fn answers_of<'t>(
-    hand: &mut Hand,
-    filters: &mut crate::attributes::seccomp::Filters,
-    threads: &'t [Thread],
-) -> Result<Vec<Answered<'t>>> {
-    let mut all = threads.iter().map(Answered::begin).collect::<Result<Vec<_>>>()?;
-    hand.run_in_threads(&mut all.iter_mut().map(Answered::job).collect::<Vec<_>>())?;
-    for Answered { thread, ask, answers, told } in &mut all {
-        told.read_filters(thread.tid, ask, answers, filters);
-    }
-    Ok(all)
-}
-
-/// Writes their records; what the format has no place for comes back.
-fn write_threads(
-    images: &DumpDir,
-    process: &Process,
-    answered: Vec<Answered<'_>>,
-) -> Result<Vec<(i32, extras::ThreadExtra)>> {
-    let write = |Answered { thread, ask, answers, told }| -> Result<_> {
-        let (core, extra) = thread::record(process, thread, &ask, &answers, told)?;
-        images.write_one(ImageKind::Core, thread.tid as u64, &core)?;
-        Ok((thread.tid, extra))
-    };
-    answered.into_iter().map(write).collect()
 }
 
 /// Time since boot in clock ticks, as /proc/PID/stat counts start times.
