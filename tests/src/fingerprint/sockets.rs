@@ -14,9 +14,9 @@ use super::{Object, Taking};
 
 /// Levels, their highest numbers (those of the headers of Linux 6.18 and some more), and what is not asked for.
 const LEVELS: &[(&str, i32, i32, &[i32])] = &[
-    // SO_ERROR takes the error away; a filter is asked for apart; peers' credentials and pidfds are of the peer;
+    // SO_ERROR takes the error away; a filter is asked for apart; a pidfd of the peer is a new one;
     // NAPI's number, the memory in use, both cookies and the processor that served it last are of the moment.
-    ("SOL_SOCKET", SOL_SOCKET, 90, &[4, 17, 26, 31, 49, 55, 56, 57, 59, 71, 77]),
+    ("SOL_SOCKET", SOL_SOCKET, 90, &[4, 26, 31, 49, 55, 56, 57, 71, 77]),
     // IP_MTU is that of a route.
     ("IPPROTO_IP", IPPROTO_IP, 60, &[9, 14]),
     // IPV6_2292PKTOPTIONS and IPV6_PATHMTU hold the last packet's.

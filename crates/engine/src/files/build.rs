@@ -2,6 +2,7 @@
 //! every process has its descriptors.
 
 use super::ghost::UsedLinks;
+use super::socket::Actors;
 use super::{FileKind, kind_of};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::ImageDir;
@@ -117,9 +118,18 @@ impl<'a> Build<'a> {
         again.map(Some).map_err(|e| Error::kernel(object(), "open it again with the rights of its mapping", e))
     }
 
+    /// All processes exist: what they must make themselves.
+    pub fn begin(&mut self, actors: &mut Actors<'_>) -> Result<()> {
+        if self.records.values().any(|entry| entry.usk.is_some()) {
+            let made = super::socket::make_unix(self, actors)?;
+            self.built.extend(made);
+        }
+        Ok(())
+    }
+
     /// Everything that a process has is built: what needs that.
-    pub fn complete(&mut self) -> Result<()> {
-        super::socket::complete_unix(self)
+    pub fn complete(&mut self, actors: &mut Actors<'_>) -> Result<()> {
+        super::socket::complete_unix(self, actors)
     }
 
     /// Puts in a file that another way has built (the other end of a pipe, an

@@ -59,7 +59,7 @@ impl Carried {
         for &id in &self.ids {
             cx.file(id)?;
         }
-        cx.complete()?;
+        cx.complete(&mut super::socket::Actors::none())?;
         self.built = cx.into_built();
         Ok(self)
     }

@@ -2,6 +2,7 @@
 //! process, under the numbers that they had.
 
 use super::Nursery;
+use crate::files::socket::Actors;
 use crate::files::{Build, Round, kind_of};
 use crate::plan::Plan;
 use crate::{Error, Object, Result};
@@ -43,6 +44,7 @@ pub fn install_all(
         let record = plan.files.get(&entry.id);
         record.and_then(|r| Some(kind_of(r)?.round(r))).unwrap_or(Round::First)
     };
+    build.begin(&mut Actors::new(&mut nursery.hands, service))?;
     for round in [Round::First, Round::Watchers, Round::Last] {
         for (pid, table) in &tables {
             let now: Vec<_> = table.iter().copied().filter(|entry| round_of(entry) == round).collect();
@@ -51,7 +53,7 @@ pub fn install_all(
             }
         }
     }
-    build.complete()?;
+    build.complete(&mut Actors::new(&mut nursery.hands, service))?;
     Ok(places)
 }
 

@@ -50,6 +50,14 @@ pub fn with_names_of<T: Send>(
     std::thread::scope(|scope| scope.spawn(inside).join().unwrap_or(Err(Errno::FAULT)))
 }
 
+/// Runs `call` in a thread of its own that works in this directory.
+pub fn in_directory<T: Send>(dir: BorrowedFd<'_>, call: impl FnOnce() -> Result<T, Errno> + Send) -> Result<T, Errno> {
+    with_names_of(None, None, || {
+        rustix::process::fchdir(dir)?;
+        call()
+    })
+}
+
 /// A directory, as a root for [`with_names_of`].
 pub fn open_root(path: &std::path::Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())

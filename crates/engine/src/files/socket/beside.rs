@@ -44,6 +44,9 @@ pub struct Extra {
     /// A datagram socket of Unix whose peer has gone: it is not without one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub orphan: bool,
+    /// Whom a Unix socket tells as its peer, or who lets it listen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<super::unix::Maker>,
     /// Options that are not as in a new socket, by the names of the tables in `settings.rs`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, Value>,

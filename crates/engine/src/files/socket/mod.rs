@@ -25,7 +25,10 @@ pub use inet::{Connection, Held, Inet, Peers};
 pub use netlink::Netlink;
 pub use packet::Packet;
 pub use settings::Asked;
-pub use unix::{Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, sort as sort_unix};
+pub use unix::{
+    Actors, Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, make_all as make_unix,
+    sort as sort_unix,
+};
 
 use super::OpenFile;
 use crate::{Error, Object, Result};

@@ -5,6 +5,7 @@
 use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::inet::build_inode;
+use super::acting::{Actors, Maker};
 use super::name::{self, Places};
 use super::{EXTERN, object, state};
 use super::{queue, waiting};
@@ -12,19 +13,22 @@ use crate::files::Build;
 use crate::{Error, Result};
 use cryonaut_image::records::UnixSkEntry;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::SocketFlags;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// How many others may come between us and ourselves.
+const BACKLOG: i32 = 64;
+
 /// Makes all sockets of the image, and binds them; by file id.
-pub fn all(cx: &mut Build<'_>) -> Result<Vec<(u32, OwnedFd)>> {
+pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut making = Making::new(cx)?;
     let records: Vec<&UnixSkEntry> = making.records.values().copied().collect();
     for record in &records {
         making.take_given(cx, record)?;
     }
     for record in &records {
-        making.make(record)?;
+        making.make(actors, record)?;
     }
     for record in &records {
         making.bind(record)?;
@@ -127,7 +131,7 @@ impl<'r> Making<'r> {
         (mutual && !self.given.contains(&peer.id)).then_some(peer)
     }
 
-    fn make(&mut self, record: &'r UnixSkEntry) -> Result<()> {
+    fn make(&mut self, actors: &mut Actors<'_>, record: &'r UnixSkEntry) -> Result<()> {
         if self.sockets.contains_key(&record.id) {
             return Ok(());
         }
@@ -138,12 +142,12 @@ impl<'r> Making<'r> {
         match partner {
             Some(partner) if is_connected_pair(record) && !(record.name.is_empty() && partner.name.is_empty()) => {
                 let (server, client) = self.roles(record, partner);
-                let (accepted, connected) = self.through_name(server, client)?;
+                let (accepted, connected) = self.through_name(actors, server, client)?;
                 self.sockets.insert(server.id, accepted);
                 self.sockets.insert(client.id, connected);
             }
             Some(partner) => {
-                let (one, other) = pair(record)?;
+                let (one, other) = actors.pair(self.maker(record), record)?;
                 for (record, file) in [(record, one), (partner, other)] {
                     self.give_inode(record, file.as_fd())?;
                     self.sockets.insert(record.id, file);
@@ -151,9 +155,9 @@ impl<'r> Making<'r> {
             }
             None if has_far_end => {
                 let (near, far) = if is_connected_pair(record) && !record.name.is_empty() {
-                    self.through_name(record, &UnixSkEntry::default())?
+                    self.through_name(actors, record, &UnixSkEntry::default())?
                 } else {
-                    let ends = pair(record)?;
+                    let ends = actors.pair(self.maker(record), record)?;
                     self.give_inode(record, ends.0.as_fd())?;
                     ends
                 };
@@ -187,8 +191,18 @@ impl<'r> Making<'r> {
         if one_serves { (one, other) } else { (other, one) }
     }
 
+    /// Who has made the other end of its connection: whom it is told as its peer.
+    pub(super) fn maker(&self, record: &UnixSkEntry) -> Option<&Maker> {
+        self.extras.get(&record.id)?.peer.as_ref()
+    }
+
     /// A connection whose accepted end has its name as it does from a listening socket: by way of one.
-    fn through_name(&mut self, server: &'r UnixSkEntry, client: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
+    fn through_name(
+        &mut self,
+        actors: &mut Actors<'_>,
+        server: &'r UnixSkEntry,
+        client: &UnixSkEntry,
+    ) -> Result<(OwnedFd, OwnedFd)> {
         let sort = sort_of(server);
         let make = || sort.make().map_err(failed(server, "make a socket"));
         let (listener, connected) = (make()?, make()?);
@@ -199,28 +213,24 @@ impl<'r> Making<'r> {
                 self.named.push(client.id);
             }
         }
-        let join = || {
-            match name::is_path(&server.name) {
-                true => name::bind_new(listener.as_fd(), server)?,
-                false => rustix::net::bind(&listener, &name::address(&server.name)?)?,
-            }
-            rustix::net::listen(&listener, 1)?;
-            rustix::net::connect(&connected, &name::address(&server.name)?)?;
-            accept_own(&listener)
+        let bound = match name::is_path(&server.name) {
+            true => self.places.apart(&server.name, || name::bind_new(listener.as_fd(), server)),
+            false => name::address(&server.name).and_then(|address| rustix::net::bind(&listener, &address)),
         };
-        let accepted = match name::is_path(&server.name) {
-            true => self.places.apart(&server.name, join).and_then(|accepted| {
-                self.places.delete(&server.name)?;
-                Ok(accepted)
-            }),
-            false => join(),
-        };
-        let accepted = accepted.map_err(|errno| Error::Kernel {
+        bound.map_err(|errno| Error::Kernel {
             object: object(server),
-            action: "connect it through its name".into(),
+            action: "give it its name".into(),
             errno,
             remedy: if errno == Errno::ADDRINUSE { "another program here has the name: end that one" } else { "" },
         })?;
+        actors.listen(self.maker(client), listener.as_fd(), BACKLOG, server)?;
+        let unable = || failed(server, "connect it through its name");
+        let to = self.places.target(server, true).map_err(unable())?;
+        let by = actors.connect(self.maker(server), connected.as_fd(), &to, server)?;
+        let accepted = accept_own(&listener, by).map_err(unable())?;
+        if name::is_path(&server.name) {
+            self.places.delete(&server.name).map_err(unable())?;
+        }
         self.named.push(server.id);
         self.give_inode(server, accepted.as_fd())?;
         Ok((accepted, connected))
@@ -240,16 +250,11 @@ impl<'r> Making<'r> {
     }
 }
 
-fn pair(record: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::UNIX, SocketType::from_raw(record.r#type), SocketFlags::CLOEXEC, None)
-        .map_err(failed(record, "make a pair of sockets"))
-}
-
 /// An abstract name is open to everybody: who else connects in this moment is not let in.
-fn accept_own(listener: &OwnedFd) -> std::result::Result<OwnedFd, Errno> {
+fn accept_own(listener: &OwnedFd, by: i32) -> std::result::Result<OwnedFd, Errno> {
     loop {
         let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
-        if rustix::net::sockopt::socket_peercred(&accepted)?.pid == rustix::process::getpid() {
+        if rustix::net::sockopt::socket_peercred(&accepted)?.pid.as_raw_nonzero().get() == by {
             return Ok(accepted);
         }
     }

@@ -6,14 +6,17 @@
 
 use super::super::settings::{self, When};
 use super::super::{Sort, filter, options};
+use super::acting::Actors;
 use super::build::{Making, failed, is_datagram};
 use super::name::{self, Places};
 use super::queue::Unread;
-use super::{EXTERN, TABLES, object};
+use super::{EXTERN, TABLES, object, state};
 use crate::files::{Build, apply_status_flags};
 use crate::{Error, Result};
 use cryonaut_image::records::{SkShutdown, UnixSkEntry};
-use cryonaut_kernel::sys::{socket, unix_message};
+use cryonaut_kernel::sys::acting::Present;
+use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::unix_message::{self, Credentials};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use std::collections::HashMap;
@@ -27,7 +30,7 @@ const AMPLE: i32 = 1 << 29;
 pub(super) type Files = HashMap<u32, OwnedFd>;
 
 /// Does what is left to do for the sockets that were made, if any.
-pub fn all(cx: &mut Build<'_>) -> Result<()> {
+pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<()> {
     let Some(mut making) = cx.unix.take() else { return Ok(()) };
     let records: Vec<&UnixSkEntry> = making.records.values().copied().collect();
     // Some of the files are nowhere else.
@@ -39,11 +42,15 @@ pub fn all(cx: &mut Build<'_>) -> Result<()> {
     }
     making.connect_all(cx.built(), &records)?;
     for record in &records {
-        making.admit(cx.built(), record)?;
+        making.admit(actors, cx.built(), record)?;
     }
     making.ends.clear();
     for record in &records {
         making.finish(cx.built(), record)?;
+    }
+    // Nobody else is to connect before everything is there.
+    for record in records.iter().filter(|record| record.state == state::LISTEN) {
+        actors.listen(making.maker(record), cx.built()[&record.id].as_fd(), record.backlog as i32, record)?;
     }
     Ok(())
 }
@@ -102,7 +109,7 @@ impl<'r> Making<'r> {
         let sent = ample(sender).and_then(|()| {
             let (credentials, rights) = (message.beside.credentials(), rights_of(files, message));
             let send = || unix_message::send(sender, &record.name, &message.bytes, credentials, &rights);
-            self.places.reach(record, |_| send())
+            self.places.reach(record, |_| send_for(credentials, send))
         });
         sent.map(drop).map_err(failed(record, "send it again what it had not read"))
     }
@@ -156,7 +163,7 @@ impl<'r> Making<'r> {
         let file = files[&record.id].as_fd();
         let what = || object(record);
         if !self.given.contains(&record.id) {
-            let extra = self.extras.remove(&record.id).unwrap_or_default();
+            let extra = self.extras.get(&record.id).cloned().unwrap_or_default();
             settings::check_names(TABLES, &extra)?;
             if record.deleted == Some(true) && name::is_path(&record.name) && !self.named.contains(&record.id) {
                 self.places.delete(&record.name).map_err(failed(record, "take away the file of its name"))?;
@@ -187,6 +194,20 @@ fn ample(sender: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     socket::set_int(sender, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, AMPLE)
 }
 
+/// Sends something in the name of a process, which has to be there: if it is no more, another is, with its pid.
+fn send_for<T>(
+    credentials: Option<Credentials>,
+    send: impl Fn() -> std::result::Result<T, Errno>,
+) -> std::result::Result<T, Errno> {
+    match (send(), credentials) {
+        (Err(Errno::SRCH), Some(credentials)) => {
+            let _there = Present::new(credentials.pid)?;
+            send()
+        }
+        (sent, _) => sent,
+    }
+}
+
 /// Sends a message through a socket, `record` its receiver.
 pub(super) fn send_all(
     sender: BorrowedFd<'_>,
@@ -198,7 +219,8 @@ pub(super) fn send_all(
     let whole = ample(sender).and_then(|()| {
         // An empty message is one, too.
         loop {
-            let sent = unix_message::send(sender, &[], rest, message.beside.credentials(), rights)?;
+            let credentials = message.beside.credentials();
+            let sent = send_for(credentials, || unix_message::send(sender, &[], rest, credentials, rights))?;
             (rest, rights) = (&rest[sent..], &[]);
             if rest.is_empty() {
                 return Ok(());

@@ -7,27 +7,29 @@
 //! [`build`] makes them all again, pairs first, and [`complete()`] gives them
 //! the rest, when every file that a message may bring is there.
 
+mod acting;
 mod build;
 mod complete;
 mod name;
 mod queue;
 mod waiting;
 
-pub use build::Making;
+pub use acting::{Actors, Maker};
+pub use build::{Making, all as make_all};
 pub use complete::all as complete;
 
 use super::beside::Extra;
 use super::inet::{mode_of, owner_of, ready, refuse_error};
 use super::settings::{self, Setting};
 use super::{CLOSE, Sort, filter, options, refuse_other_network};
-use crate::files::{Build, Collect, FileKind, OpenFile, Settle};
+use crate::files::{Build, Collect, FileKind, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, SkShutdown, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::{self, UnixSocket};
 use rustix::event::PollFlags;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// Unix sockets.
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl FileKind for Unix {
         name::collect(file, &told, &mut record)?;
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         extra.orphan = told.peer == Some(0) && sort.kind == libc::SOCK_DGRAM;
+        extra.peer = Maker::of(file.file).map_err(|e| Error::kernel(file.object(), "ask who its peer is", e))?;
         settings::collect(&mut cx.sockets, file, sort, TABLES, &mut extra);
         if queue::has_one(&record) {
             queue::collect(cx, file, &record)?;
@@ -115,7 +118,7 @@ impl FileKind for Unix {
     /// Builds all of the image at once: they need each other.
     fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
         let mut ours = None;
-        for (id, file) in build::all(cx)? {
+        for (id, file) in build::all(cx, &mut Actors::none())? {
             match id == entry.id {
                 true => ours = Some(file),
                 false => cx.put(id, file),
@@ -131,12 +134,6 @@ impl FileKind for Unix {
 
     fn owner<'e>(&self, entry: &'e FileEntry) -> Option<&'e FownEntry> {
         entry.usk.as_ref().map(|record| &record.fown)
-    }
-
-    /// Nobody is to connect before everything is there.
-    fn settle(&self, _cx: &mut Settle<'_>, entry: &FileEntry, file: BorrowedFd<'_>) -> Result<()> {
-        let Some(record) = entry.usk.as_ref().filter(|record| record.state == state::LISTEN) else { return Ok(()) };
-        rustix::net::listen(file, record.backlog as i32).map_err(|e| Error::kernel(object(record), "let it listen", e))
     }
 }
 

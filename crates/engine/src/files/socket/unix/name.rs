@@ -2,13 +2,14 @@
 //! are made again with their owner and mode. A name may be relative to a
 //! directory, or be deleted already; both still are what getsockname(2) tells.
 
+use super::acting::Target;
 use super::object;
 use crate::files::OpenFile;
 use crate::{Error, Result};
 use cryonaut_image::records::{FilePermsEntry, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
 use cryonaut_kernel::sys::unix_name;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -176,6 +177,24 @@ impl Places {
             (true, true) => self.apart(&to.name, || call(&address)),
             (true, false) => self.there(to, || call(&address)),
         }
+    }
+
+    /// Where to connect to the socket of a record: where nobody else sees its name, if it is `apart` or deleted.
+    pub fn target(&mut self, to: &UnixSkEntry, apart: bool) -> std::result::Result<Target, Errno> {
+        if !is_path(&to.name) {
+            return Ok(Target::new(&to.name, None));
+        }
+        let path = path_of(&to.name);
+        let (dir, name) = path.split_at(path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1));
+        let open = || {
+            let dir = if dir.is_empty() { b".".as_slice() } else { dir };
+            rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        let opened = match apart || to.deleted == Some(true) {
+            true => self.apart(&to.name, open),
+            false => self.there(to, open),
+        };
+        Ok(Target::new(&[name, b"\0"].concat(), Some(opened?)))
     }
 
     /// Takes away what is to be without a file.

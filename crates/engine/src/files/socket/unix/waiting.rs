@@ -2,6 +2,7 @@
 //! connected to the socket that listens, as CRIU's does. CRIU's format has no place for more: who waits in which order,
 //! whose other end has gone, and what was sent since is in `cryonaut-waiting-FILE.json`, FILE that of who listens.
 
+use super::acting::{Actors, Maker};
 use super::build::{Making, failed};
 use super::complete::{Files, send_all};
 use super::queue::{self, Beside, Unread};
@@ -10,6 +11,7 @@ use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::UnixSkEntry;
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
+use cryonaut_kernel::sys::unix_message::Credentials;
 use cryonaut_kernel::sys::unix_waiting::{self, Sent, Waiting};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -54,7 +56,7 @@ impl Hall {
                         "this needs CAP_BPF and CAP_PERFMON, and a kernel with /sys/kernel/btf/vmlinux",
                     ));
                 }
-                Ok(self.told.waiting.iter().map(|client| Guest { client: *client, messages: Vec::new() }).collect())
+                Ok(self.told.waiting.iter().copied().map(Guest::silent).collect())
             }
             Err(errno) => Err(Error::kernel(self.object.clone(), "see who waits to be accepted", errno)),
         }
@@ -66,6 +68,9 @@ impl Hall {
 pub struct Guest {
     /// The inode number of the other end; 0 if that is nowhere.
     client: u32,
+    /// Who has connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    maker: Option<Maker>,
     /// What it has sent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     messages: Vec<Said>,
@@ -93,7 +98,13 @@ impl Guest {
             Err(Error::unsupported(hall.object.clone(), reason, ACCEPT))
         };
         let messages = waiting.messages.into_iter().map(said).collect::<Result<_>>()?;
-        Ok(Guest { client: waiting.client, messages })
+        let Credentials { pid, uid, gid } = waiting.credentials;
+        let maker = (pid != 0).then(|| Maker::new(pid, uid, gid, waiting.groups));
+        Ok(Guest { client: waiting.client, maker, messages })
+    }
+
+    fn silent(client: u32) -> Guest {
+        Guest { client, maker: None, messages: Vec::new() }
     }
 }
 
@@ -142,7 +153,7 @@ pub fn read(cx: &Build<'_>, records: &BTreeMap<u32, &UnixSkEntry>) -> Result<Gue
         let clients = records.values().filter(|record| record.peer == listener.ino).map(|record| record.ino);
         let guests = match cx.images.read_json(&name_of(listener.id))? {
             Some(guests) => guests,
-            None => clients.map(|client| Guest { client, messages: Vec::new() }).collect::<Vec<_>>(),
+            None => clients.map(Guest::silent).collect::<Vec<_>>(),
         };
         if !guests.is_empty() {
             all.insert(listener.id, guests);
@@ -159,11 +170,12 @@ impl<'r> Making<'r> {
     }
 
     /// Lets all connect that are to wait. How many may wait is set later.
-    pub(super) fn admit(&mut self, files: &Files, listener: &'r UnixSkEntry) -> Result<()> {
+    pub(super) fn admit(&mut self, actors: &mut Actors<'_>, files: &Files, listener: &'r UnixSkEntry) -> Result<()> {
         let Some(guests) = self.guests.remove(&listener.id).filter(|_| !self.given.contains(&listener.id)) else {
             return Ok(());
         };
-        rustix::net::listen(&files[&listener.id], ALL).map_err(failed(listener, "let it listen"))?;
+        actors.listen(self.maker(listener), files[&listener.id].as_fd(), ALL, listener)?;
+        let to = self.places.target(listener, false).map_err(failed(listener, "find its name again"))?;
         for guest in guests {
             let of_tree = self.records.get(&guest.client).copied();
             if of_tree.is_some_and(|client| self.given.contains(&client.id)) {
@@ -178,8 +190,7 @@ impl<'r> Making<'r> {
                 (None, Some(made)) => made.as_fd(),
                 (None, None) => continue,
             };
-            let connected = self.places.connect(socket, listener);
-            connected.map_err(failed(listener, "connect to it what had waited to be accepted"))?;
+            actors.connect(guest.maker.as_ref(), socket, &to, listener)?;
             for said in guest.messages {
                 let bytes = queue::binary(&said.data).unwrap_or_default();
                 send_all(socket, listener, &Unread { bytes, beside: said.beside, rights: Vec::new() }, &[])?;
