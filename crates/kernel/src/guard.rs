@@ -41,9 +41,11 @@ impl LastWill {
 }
 
 const IN_REPAIR: u8 = 1;
-const WITH_REUSE: u8 = 2;
 const REPAIRED: u8 = 3;
 const DISMISSED: u8 = 4;
+
+/// Most sockets that are in repair mode at a time: as many as one message takes (SCM_MAX_FD is 253).
+pub const MOST_IN_REPAIR: usize = 64;
 
 /// Watches while connections are read. Dropped, it is dismissed.
 #[derive(Debug)]
@@ -71,17 +73,21 @@ impl Guard {
         Ok(Self { socket: ours, child })
     }
 
-    /// From now on until [`Guard::repaired`], a socket is in repair mode; whether it has SO_REUSEADDR.
-    pub fn in_repair(&self, socket: BorrowedFd<'_>, reuse: bool) -> Result<(), Errno> {
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    /// From now on until [`Guard::repaired`], these sockets are in repair mode, each with whether it has SO_REUSEADDR; at
+    /// most [`MOST_IN_REPAIR`] (E2BIG).
+    pub fn in_repair(&self, sockets: &[(BorrowedFd<'_>, bool)]) -> Result<(), Errno> {
+        if sockets.len() > MOST_IN_REPAIR {
+            return Err(Errno::TOOBIG);
+        }
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_IN_REPAIR))];
         let mut control = SendAncillaryBuffer::new(&mut room);
-        let files = [socket];
+        let files: Vec<BorrowedFd<'_>> = sockets.iter().map(|(socket, _)| *socket).collect();
         control.push(SendAncillaryMessage::ScmRights(&files));
-        let word = [if reuse { WITH_REUSE } else { IN_REPAIR }];
-        sendmsg(&self.socket, &[std::io::IoSlice::new(&word)], &mut control, SendFlags::NOSIGNAL).map(drop)
+        let words: Vec<u8> = [IN_REPAIR].into_iter().chain(sockets.iter().map(|(_, reuse)| u8::from(*reuse))).collect();
+        sendmsg(&self.socket, &[std::io::IoSlice::new(&words)], &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
-    /// It is no more.
+    /// They are no more.
     pub fn repaired(&self) -> Result<(), Errno> {
         rustix::net::send(&self.socket, &[REPAIRED], SendFlags::NOSIGNAL).map(drop)
     }
@@ -97,32 +103,37 @@ impl Drop for Guard {
 
 /// Whether the maker has ended without a word; then all is put right.
 fn watch(socket: BorrowedFd<'_>) -> bool {
-    let mut held: Option<(OwnedFd, bool)> = None;
+    let mut held = [const { None::<OwnedFd> }; MOST_IN_REPAIR];
+    let mut words = [0u8; 1 + MOST_IN_REPAIR];
     loop {
-        let mut word = [0u8];
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut new = [0u8; 1 + MOST_IN_REPAIR];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_IN_REPAIR))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
-        let mut parts = [std::io::IoSliceMut::new(&mut word)];
+        let mut parts = [std::io::IoSliceMut::new(&mut new)];
         let got = match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => continue,
             Err(_) => 0,
             Ok(got) => got.bytes,
         };
         if got == 0 {
-            if let Some((socket, reuse)) = held {
-                let _ = tcp_repair::end_silently(&socket);
-                let _ = set_int(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuse));
+            for (socket, reuse) in held.iter().zip(&words[1..]) {
+                let Some(socket) = socket else { continue };
+                let _ = tcp_repair::end_silently(socket);
+                let _ = set_int(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, i32::from(*reuse));
             }
             return true;
         }
-        let file = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-            _ => None,
-        });
-        match (word[0], file) {
-            (IN_REPAIR | WITH_REUSE, Some(file)) => held = Some((file, word[0] == WITH_REUSE)),
-            (REPAIRED, _) => held = None,
-            (DISMISSED, _) => return false,
+        match new[0] {
+            IN_REPAIR => {
+                words = new;
+                let files = control.drain().filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(files) => Some(files),
+                    _ => None,
+                });
+                held.iter_mut().zip(files.flatten()).for_each(|(place, file)| *place = Some(file));
+            }
+            REPAIRED => held = [const { None }; MOST_IN_REPAIR],
+            DISMISSED => return false,
             _ => {}
         }
     }
@@ -238,7 +249,7 @@ mod tests {
         }
         let (table, will) = table("deserted");
         let guard = Guard::hire(&will).unwrap();
-        guard.in_repair(server.as_fd(), true).unwrap();
+        guard.in_repair(&[(client.as_fd(), false), (server.as_fd(), true)]).unwrap();
         let (socket, child) = take(guard);
         die(socket, &child);
         assert_eq!(get_int(&server, libc::IPPROTO_TCP, 19), Ok(0));
@@ -271,7 +282,7 @@ mod tests {
         tcp_repair::end_silently(&server).unwrap();
         let (table, will) = table("dismissed");
         let guard = Guard::hire(&will).unwrap();
-        guard.in_repair(server.as_fd(), false).unwrap();
+        guard.in_repair(&[(server.as_fd(), false)]).unwrap();
         guard.repaired().unwrap();
         drop(guard);
         assert_eq!(has_table(&table), Ok(true));

@@ -424,6 +424,7 @@ fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result
         // Not while others wait for their turn.
         let held = parallel::map(some.to_vec(), hold).into_iter().collect::<Result<Vec<_>>>()?;
         let mut cx = lock(files);
+        cx.some(&held);
         for file in held {
             writer.append(&cx.descriptor(task, pid, file)?)?;
         }

@@ -158,6 +158,20 @@ impl HeldFile {
         let asked = if is_socket(&stat, &info) { super::socket::Asked::of(file.as_fd()) } else { Default::default() };
         Ok(HeldFile { fd, file, stat, info, asked })
     }
+
+    /// What it has answered, if it is a socket.
+    pub(super) fn asked(&self) -> &super::socket::Asked {
+        &self.asked
+    }
+
+    /// Our own descriptor of it.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    pub(super) fn inode(&self) -> u64 {
+        self.stat.st_ino
+    }
 }
 
 /// What collecting shares: the image, the ids given out, what was seen.
@@ -266,6 +280,11 @@ impl<'a> Collect<'a> {
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;
         self.next_id - 1
+    }
+
+    /// Does for some descriptors at a time what takes less time so: [`Collect::descriptor`] of each is to follow.
+    pub fn some(&mut self, held: &[HeldFile]) {
+        super::socket::take_apart(self, held);
     }
 
     /// Collects one descriptor of a process and returns its line for the

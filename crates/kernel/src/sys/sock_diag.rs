@@ -9,6 +9,8 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
+/// The older question for sockets of TCP, which takes those of both families at a time.
+const TCPDIAG_GETSOCK: u16 = 18;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
@@ -50,6 +52,17 @@ pub struct InetSocket {
 /// the kernel lacks the module for the protocol.
 pub fn inet(family: u8, protocol: u8) -> Result<Vec<InetSocket>, Errno> {
     in_states(family, protocol, u32::MAX)
+}
+
+/// All sockets of TCP, of both families, that are in one of these states (bits by number), in our network namespace. It
+/// takes one walk through all that there are, where a family takes one each.
+pub fn tcp(states: u32) -> Result<Vec<InetSocket>, Errno> {
+    // struct inet_diag_req: family, lengths of addresses, extensions; struct inet_diag_sockid; states; a flag.
+    let mut request = vec![0; 4 + ID.len()];
+    request.extend_from_slice(&states.to_ne_bytes());
+    request.extend_from_slice(&[0; 4]);
+    let service = Service { answer: TCPDIAG_GETSOCK, ..DIAG };
+    exchange(&service, TCPDIAG_GETSOCK, NLM_F_DUMP, &request, MESSAGE, socket_of)
 }
 
 /// What TCP's connections from this port have left behind for a minute (TIME_WAIT) is taken away, so that the port is
@@ -254,6 +267,25 @@ mod tests {
         assert_eq!((found.ports, found.shutdown), ((udp.local_addr().unwrap().port(), 9), 2));
         assert_eq!(found.cookie, rustix::net::sockopt::socket_cookie(&udp).unwrap());
     }
+
+    #[test]
+    fn connections_of_both_families_are_found_at_once() {
+        const ESTABLISHED: u32 = 1 << 1;
+        let mut ends = Vec::new();
+        let mut kept = Vec::new();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(address) else { continue };
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            ends.push((client.local_addr().unwrap(), client.peer_addr().unwrap()));
+            kept.push((client, listener));
+        }
+        let all = tcp(ESTABLISHED).unwrap();
+        for end in ends {
+            assert_eq!(all.iter().filter(|socket| socket.ends() == end).count(), 1, "{end:?}");
+        }
+        assert!(all.iter().all(|socket| socket.state == 1));
+    }
+
     #[test]
     fn a_port_is_free_again() {
         use std::io::Read;
@@ -274,6 +306,7 @@ mod tests {
             Err(errno) => assert!([Errno::OPNOTSUPP, Errno::PERM].contains(&errno), "{errno}"),
         }
     }
+
     #[test]
     fn a_connection_that_has_ended_leaves_nothing() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -5,14 +5,15 @@
 use super::Sort;
 use super::inet::{Candidate, Held, Membership};
 use super::packet::Rings;
-use super::settings::{Setting, Value};
+use super::settings::{Answers, Setting, Value};
 use crate::Result;
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::sys::netlink::NetlinkSocket;
 use cryonaut_kernel::sys::packet::PacketSocket;
 use cryonaut_kernel::sys::sock_diag::InetSocket;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::AsFd;
 
 const NAME: &str = "sockets";
 
@@ -73,13 +74,15 @@ impl Beside {
 pub struct Known {
     beside: BTreeMap<u32, Extra>,
     /// What the options of new sockets are, by what is made and where each table begins.
-    fresh: HashMap<(Sort, usize), Vec<Option<Value>>>,
+    fresh: HashMap<(Sort, usize), Answers>,
     /// The cookie of our own network namespace.
     pub(super) network: Option<u64>,
     /// Groups of multicast of all network devices, once they were asked for.
     pub(super) groups: Option<Vec<Candidate>>,
     /// Connections that were written down.
     pub(super) held: Held,
+    /// Connections that were taken apart, by inode number.
+    pub(super) apart: HashSet<u64>,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
     /// What sock_diag has told of netlink sockets, once it was asked.
@@ -109,10 +112,9 @@ impl Known {
     }
 
     /// What a table's options are in a new socket; nothing where none can be made.
-    pub(super) fn fresh(&mut self, sort: Sort, table: &'static [Setting]) -> &[Option<Value>] {
-        self.fresh.entry((sort, table.as_ptr().addr())).or_insert_with(|| {
-            let new = sort.make().ok();
-            table.iter().map(|setting| setting.get(new.as_ref()?).ok()).collect()
-        })
+    pub(super) fn fresh(&mut self, sort: Sort, table: &'static [Setting]) -> &Answers {
+        self.fresh
+            .entry((sort, table.as_ptr().addr()))
+            .or_insert_with(|| sort.make().map(|new| Answers::of(new.as_fd(), table)).unwrap_or_default())
     }
 }

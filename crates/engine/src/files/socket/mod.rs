@@ -2,8 +2,8 @@
 //!
 //! What all families have in common is here: the options of `SOL_SOCKET`
 //! ([`options`]), filters ([`filter`]), tables of what a number or a string of
-//! bytes says ([`settings`]), and what CRIU's records have no place for
-//! ([`beside`]). Each family is a kind of open file with a folder of its own:
+//! bytes says ([`settings`]), what CRIU's records have no place for ([`beside`]),
+//! what is asked ahead ([`asked`]). Each family is a kind of open file with a folder of its own:
 //! [`inet`] for IPv4 and IPv6, [`unix`] for Unix sockets, [`netlink`] for what
 //! speaks with the kernel, [`packet`] for what sees the frames of network
 //! devices. One that has none is refused by name ([`refusal`]).
@@ -11,6 +11,7 @@
 //! Everything is asked of our own duplicate of the socket. A checkpoint without
 //! sockets asks nothing here.
 
+mod asked;
 mod beside;
 mod filter;
 mod inet;
@@ -20,11 +21,11 @@ pub mod packet;
 mod settings;
 mod unix;
 
+pub use asked::Asked;
 pub use beside::{Beside, Known};
-pub use inet::{Connection, Held, Inet, Peers};
+pub use inet::{Connection, Held, Inet, Peers, take_apart};
 pub use netlink::Netlink;
 pub use packet::Packet;
-pub use settings::Asked;
 pub use unix::{
     Actors, Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, make_all as make_unix,
     sort as sort_unix,

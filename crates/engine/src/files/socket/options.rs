@@ -6,6 +6,7 @@
 //! what is at its default.
 
 use super::cannot_set;
+use crate::files::OpenFile;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::SkOptsEntry;
 use cryonaut_kernel::sys::socket::{self, so};
@@ -19,11 +20,13 @@ const IFNAMSIZ: usize = 16;
 const BUF_LOCK: u32 = 3;
 
 /// Reads them. Keepalive's times are TCP's, and filters are [`super::filter`]'s.
-pub fn collect(socket: BorrowedFd<'_>, object: &Object) -> Result<SkOptsEntry> {
-    read(socket).map_err(|e| Error::kernel(object.clone(), "read its options", e))
+pub fn collect(file: &OpenFile<'_>) -> Result<SkOptsEntry> {
+    let asked = file.asked.options.clone();
+    asked.map_or_else(|| read(file.file), Ok).map_err(|e| Error::kernel(file.object(), "read its options", e))
 }
 
-fn read(socket: BorrowedFd<'_>) -> std::result::Result<SkOptsEntry, Errno> {
+/// Asks for them.
+pub(super) fn read(socket: BorrowedFd<'_>) -> std::result::Result<SkOptsEntry, Errno> {
     let get = |option| socket::get_int(socket, SOL_SOCKET, option).map(|value| value as u32);
     // Not of every family.
     let may = |option| get(option).map(|value| value != 0).unwrap_or(false);

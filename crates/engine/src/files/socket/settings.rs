@@ -302,12 +302,19 @@ pub static RECEIVERS: &[Setting] = &[number("so_incoming_cpu", SOL_SOCKET, so::I
 
 impl Setting {
     /// What it says.
-    pub fn get(&self, socket: impl AsFd) -> std::result::Result<Value, Errno> {
+    fn get(&self, socket: impl AsFd) -> std::result::Result<Value, Errno> {
         if self.most == 0 {
             return socket::get_int(socket, self.level, self.option).map(Value::Number);
         }
-        let bytes = socket::get_bytes(socket, self.level, self.option, self.most)?;
-        Ok(Value::Bytes(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        socket::get_bytes(socket, self.level, self.option, self.most).map(|bytes| self.value(&bytes))
+    }
+
+    /// An answer.
+    fn value(&self, told: &[u8]) -> Value {
+        match told.first_chunk().filter(|_| self.most == 0) {
+            Some(number) => Value::Number(i32::from_ne_bytes(*number)),
+            None => Value::Bytes(told.iter().map(|byte| format!("{byte:02x}")).collect()),
+        }
     }
 
     fn set(&self, socket: BorrowedFd<'_>, value: &Value) -> std::result::Result<(), Errno> {
@@ -322,52 +329,55 @@ impl Setting {
     }
 }
 
-/// What a socket has said to tables of options, asked beforehand: nobody else
-/// is in the way of that, and the most that is to be asked of a connection.
+/// What a socket says to a table of options, one answer behind the other.
 #[derive(Debug, Default)]
-pub struct Asked(Vec<(usize, Vec<Option<Value>>)>);
-
-impl Asked {
-    /// Of a stream of the internet; nothing of others, which have their tables by more than their sort.
-    pub fn of(socket: BorrowedFd<'_>) -> Asked {
-        let get = |option| socket::get_int(socket, SOL_SOCKET, option);
-        let v6 = match get(libc::SO_DOMAIN) {
-            Ok(libc::AF_INET) => false,
-            Ok(libc::AF_INET6) => true,
-            _ => return Asked::default(),
-        };
-        if get(libc::SO_PROTOCOL) != Ok(IPPROTO_TCP) {
-            return Asked::default();
-        }
-        let tables = [SOCKET, IP, TCP, IPV6];
-        let asked = tables.into_iter().take(if v6 { 4 } else { 3 });
-        Asked(asked.map(|table| (table.as_ptr().addr(), answers(socket, table))).collect())
-    }
-
-    fn get(&self, table: &'static [Setting]) -> Option<&[Option<Value>]> {
-        let (_, told) = self.0.iter().find(|(key, _)| *key == table.as_ptr().addr())?;
-        Some(told)
-    }
+pub struct Answers {
+    bytes: Vec<u8>,
+    /// Where each ends; `None` for an option that it does not have.
+    ends: Vec<Option<u32>>,
 }
 
-fn answers(socket: BorrowedFd<'_>, table: &[Setting]) -> Vec<Option<Value>> {
-    table.iter().map(|setting| setting.get(socket).ok()).collect()
+impl Answers {
+    /// Asks for all of a table.
+    pub fn of(socket: BorrowedFd<'_>, table: &[Setting]) -> Answers {
+        let mut all = Answers { bytes: Vec::with_capacity(4 * table.len()), ends: Vec::with_capacity(table.len()) };
+        for setting in table {
+            let begin = all.bytes.len();
+            let most = if setting.most == 0 { size_of::<i32>() } else { setting.most };
+            all.bytes.resize(begin + most, 0);
+            let got = socket::get_into(socket, setting.level, setting.option, &mut all.bytes[begin..]);
+            // Of none, nothing is left; and some options tell a length of something else.
+            all.bytes.truncate(begin + got.unwrap_or(0));
+            all.ends.push(got.is_ok().then_some(all.bytes.len() as u32));
+        }
+        all
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut begin = 0;
+        self.ends.iter().map(move |end| {
+            let end = end.as_ref().map(|end| *end as usize);
+            let answer = end.map(|end| &self.bytes[begin..end]);
+            begin = end.unwrap_or(begin);
+            answer
+        })
+    }
 }
 
 /// Notes what of the tables is not as in a new socket.
 pub fn collect(known: &mut Known, file: &OpenFile<'_>, sort: Sort, tables: &[&'static [Setting]], extra: &mut Extra) {
     for table in tables {
         let asked;
-        let told = match file.asked.get(table) {
+        let told = match file.asked.table(table) {
             Some(told) => told,
             None => {
-                asked = answers(file.file, table);
+                asked = Answers::of(file.file, table);
                 &asked
             }
         };
-        for ((setting, fresh), told) in table.iter().zip(known.fresh(sort, table)).zip(told) {
-            if let Some(value) = told.as_ref().filter(|_| told != fresh) {
-                extra.options.insert(setting.name.to_owned(), value.clone());
+        for ((setting, fresh), told) in table.iter().zip(known.fresh(sort, table).iter()).zip(told.iter()) {
+            if let Some(told) = told.filter(|told| Some(*told) != fresh) {
+                extra.options.insert(setting.name.to_owned(), setting.value(told));
             }
         }
     }
@@ -405,6 +415,22 @@ pub fn check_names(tables: &[&'static [Setting]], extra: &Extra) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of an option that a socket does not have, nothing stands between the answers.
+    #[test]
+    fn answers_stand_apart() {
+        static TABLE: &[Setting] = &[
+            number("so_keepalive", SOL_SOCKET, libc::SO_KEEPALIVE),
+            number("none", SOL_SOCKET, 9999),
+            bytes("so_linger", SOL_SOCKET, libc::SO_LINGER, 8),
+            number("so_type", SOL_SOCKET, libc::SO_TYPE),
+        ];
+        let socket = Sort { family: libc::AF_INET, kind: libc::SOCK_DGRAM, protocol: 0 }.make().unwrap();
+        let all = Answers::of(socket.as_fd(), TABLE);
+        let values: Vec<_> = TABLE.iter().zip(all.iter()).map(|(one, told)| told.map(|told| one.value(told))).collect();
+        let zeros = Value::Bytes("0".repeat(16));
+        assert_eq!(values, [Some(Value::Number(0)), None, Some(zeros), Some(Value::Number(libc::SOCK_DGRAM))]);
+    }
 
     #[test]
     fn names_are_unique() {

@@ -10,13 +10,13 @@
 //! ([`super::packet`]), in the peer's name.
 
 use super::super::{object, options};
+use super::apart::{self, TakenApart, Whole, opt};
 use super::packet::{self, Segment};
 use super::{address, sort_of, state, zone_of};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpStreamEntry};
-use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::sys::tcp_repair::{self, Agreed, Queue, Window};
 use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::SOL_SOCKET;
@@ -24,13 +24,6 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-
-/// `TCPI_OPT_*` (linux/tcp.h) that `opt_mask` has.
-mod opt {
-    pub const TIMESTAMPS: u32 = 1;
-    pub const SACK: u32 = 2;
-    pub const WSCALE: u32 = 4;
-}
 
 /// Between these TCP_MAXSEG may be (net/ipv4/tcp.c).
 const MIN_MSS: u32 = 88;
@@ -41,7 +34,7 @@ const CHUNK: usize = 32 << 10;
 const OVERHEAD: usize = 256 << 10;
 
 /// Whether our own end was sent in this state.
-fn sent_end(state: u32) -> bool {
+pub fn sent_end(state: u32) -> bool {
     matches!(state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK)
 }
 
@@ -55,7 +48,7 @@ pub fn is_connected(state: u32) -> bool {
     matches!(state, state::ESTABLISHED | state::CLOSE_WAIT) || sent_end(state)
 }
 
-/// Reads a connection, and leaves it as it was.
+/// Writes a connection down, and leaves it as it was.
 pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
     record.set_shutdown(match (received_end(record.state), sent_end(record.state)) {
         (false, false) => SkShutdown::None,
@@ -66,21 +59,14 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) 
     if record.shutdown() == SkShutdown::None {
         record.shutdown = None;
     }
-    let failed = |e| repair_error(file.object(), "take its connection apart (TCP_REPAIR)", e);
-    let reuse = record.opts.reuseaddr == Some(true);
-    let guard = |tell: &dyn Fn(&Guard) -> std::result::Result<(), Errno>| {
-        let told = cx.guard.map_or(Ok(()), tell);
-        told.map_err(|e| Error::kernel(file.object(), "have its connection guarded", e))
+    let TakenApart { stream, data } = match file.asked.taken.take() {
+        Some(taken) => *taken,
+        None => {
+            let one = Whole { socket: file.file, reuse: record.opts.reuseaddr == Some(true), state: record.state };
+            let taken = apart::take(cx.guard, &[one]).and_then(|mut all| all.pop().unwrap_or(Err(Errno::INVAL)));
+            taken.map_err(|e| repair_error(file.object(), "take its connection apart (TCP_REPAIR)", e))?
+        }
     };
-    guard(&|guard| guard.in_repair(file.file, reuse))?;
-    tcp_repair::begin(file.file).map_err(failed)?;
-    let read = read(file.file, record.state);
-    // In any case, and SO_REUSEADDR has gone with it.
-    let ended = tcp_repair::end_silently(file.file);
-    let reused = socket::set_int(file.file, SOL_SOCKET, libc::SO_REUSEADDR, i32::from(reuse));
-    guard(&|guard| guard.repaired())?;
-    let (stream, data) = read.map_err(failed)?;
-    ended.and(reused).map_err(failed)?;
     let image = cx.images.entry_file(ImageKind::TcpStream, u64::from(record.ino))?;
     image.append_with(&stream, &data)?;
     cx.images.complete(image);
@@ -90,43 +76,6 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) 
 fn repair_error(object: Object, action: &str, errno: Errno) -> Error {
     let remedy = if errno == Errno::PERM { "connections of TCP need CAP_NET_ADMIN" } else { "" };
     Error::Kernel { object, action: action.into(), errno, remedy }
-}
-
-fn read(socket: BorrowedFd<'_>, state: u32) -> std::result::Result<(TcpStreamEntry, Vec<u8>), Errno> {
-    let info = socket::get_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, 8)?;
-    let (Some(&agreed), Some(&scales)) = (info.get(5), info.get(6)) else { return Err(Errno::INVAL) };
-    let end = u32::from(sent_end(state));
-    let inq_len = rustix::io::ioctl_fionread(socket)? as u32;
-    let outstanding = (socket::unsent(socket)? as u32).saturating_sub(end);
-    let not_sent = socket::not_sent(socket)? as u32;
-    tcp_repair::choose(socket, Queue::Receive)?;
-    let inq_seq = tcp_repair::sequence(socket)?;
-    let mut data = tcp_repair::contents(socket, inq_len as usize)?;
-    tcp_repair::choose(socket, Queue::Send)?;
-    let outq_seq = tcp_repair::sequence(socket)?;
-    data.extend(tcp_repair::contents(socket, outstanding as usize)?);
-    let window = tcp_repair::window(socket)?;
-    // Of an end that was acknowledged, nothing is outstanding.
-    let stream = TcpStreamEntry {
-        inq_len,
-        inq_seq,
-        outq_len: outstanding,
-        outq_seq,
-        opt_mask: u32::from(agreed) & (opt::TIMESTAMPS | opt::SACK | opt::WSCALE),
-        // The peer's scale is in the lower half.
-        snd_wscale: u32::from(scales & 0xf),
-        rcv_wscale: Some(u32::from(scales >> 4)),
-        mss_clamp: tcp_repair::agreed_mss(socket)?,
-        timestamp: Some(tcp_repair::timestamp(socket)?),
-        unsq_len: Some(not_sent.min(outstanding)),
-        snd_wl1: Some(window.snd_wl1),
-        snd_wnd: Some(window.snd_wnd),
-        max_window: Some(window.max_window),
-        rcv_wnd: Some(window.rcv_wnd),
-        rcv_wup: Some(window.rcv_wup),
-        ..TcpStreamEntry::default()
-    };
-    Ok((stream, data))
 }
 
 /// A connection that is put together, and does not speak yet.

@@ -9,6 +9,7 @@
 //! it had ([`FileKind::settle`]): only then does it listen.
 
 mod address;
+mod apart;
 mod connection;
 mod datagram;
 mod multicast;
@@ -17,10 +18,11 @@ mod raw;
 mod tcp;
 mod unread;
 
+pub use apart::{TakenApart, take_apart};
 pub use connection::{Connection, Held};
 pub use multicast::{Candidate, Membership};
 pub use packet::arrives;
-pub use tcp::Peers;
+pub use tcp::{Peers, Told as TcpTold};
 
 use super::beside::Extra;
 use super::settings::{self, Setting, When};
@@ -68,15 +70,12 @@ impl FileKind for Inet {
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
         super::is_socket(file)
-            && matches!(
-                socket::get_int(file.file, libc::SOL_SOCKET, libc::SO_DOMAIN),
-                Ok(libc::AF_INET | libc::AF_INET6)
-            )
+            && file.asked.sort(file.file).is_ok_and(|sort| matches!(sort.family, libc::AF_INET | libc::AF_INET6))
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |e| Error::kernel(file.object(), "ask what it is", e);
-        let sort = Sort::of(file.file).map_err(failed)?;
+        let sort = file.asked.sort(file.file).map_err(failed)?;
         refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
         let mut record = InetSkEntry {
@@ -88,7 +87,7 @@ impl FileKind for Inet {
             state: state::CLOSE,
             flags: file.flags(),
             fown: file.owner()?,
-            opts: options::collect(file.file, &file.object())?,
+            opts: options::collect(file)?,
             ..InetSkEntry::default()
         };
         record.opts.so_filter = filter::collect(file.file, &file.object())?;

@@ -28,10 +28,38 @@ const CA_NAME_MAX: usize = 16;
 const ULP_NAME_MAX: usize = 16;
 const TCP_AO_INFO: i32 = 40;
 
+/// What TCP alone tells of a socket.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// In which state it is.
+    pub info: Info,
+    /// What stands between TCP and the program.
+    layer: String,
+    /// Whether its packets are signed (TCP-AO).
+    signed: bool,
+    congestion: String,
+    options: TcpOptsEntry,
+}
+
+impl Told {
+    /// Of a socket of TCP.
+    pub fn of(socket: BorrowedFd<'_>) -> std::result::Result<Told, Errno> {
+        let name = |option, most| socket::get_bytes(socket, IPPROTO_TCP, option, most).map(|name| text(&name));
+        Ok(Told {
+            info: Info::of(socket)?,
+            layer: name(libc::TCP_ULP, ULP_NAME_MAX).unwrap_or_default(),
+            signed: socket::get_bytes(socket, IPPROTO_TCP, TCP_AO_INFO, 24).is_ok(),
+            congestion: name(libc::TCP_CONGESTION, CA_NAME_MAX)?,
+            options: read_options(socket)?,
+        })
+    }
+}
+
 /// What of `struct tcp_info` is of interest.
 #[derive(Debug, Clone, Copy)]
-struct Info {
-    state: u32,
+pub struct Info {
+    /// `TCP_ESTABLISHED` and so on.
+    pub state: u32,
     /// Of a listening socket: connections that wait to be accepted.
     waiting: u32,
     /// Of a listening socket: how many may wait.
@@ -73,9 +101,10 @@ pub fn has_ended(record: &InetSkEntry) -> bool {
 
 /// Reads what is TCP's own.
 pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry, extra: &mut Extra) -> Result<()> {
-    let failed = |what: &str, e| Error::kernel(file.object(), what, e);
-    refuse_layers(file)?;
-    let info = Info::of(file.file).map_err(|e| failed("ask for its state", e))?;
+    let told = file.asked.tcp.clone().map_or_else(|| Told::of(file.file), Ok);
+    let told = told.map_err(|e| Error::kernel(file.object(), "ask for its state and TCP's options", e))?;
+    refuse_layers(file, &told)?;
+    let info = told.info;
     record.state = info.state;
     match info.state {
         state::LISTEN => {
@@ -101,10 +130,8 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEnt
             return Err(Error::unsupported(file.object(), reason, "try again in a moment"));
         }
     }
-    let name = socket::get_bytes(file.file, IPPROTO_TCP, libc::TCP_CONGESTION, CA_NAME_MAX);
-    let name = name.map_err(|e| failed("ask for its congestion control", e))?;
-    extra.congestion = Some(text(&name));
-    record.tcp_opts = Some(read_options(file.file).map_err(|e| failed("read TCP's options", e))?);
+    extra.congestion = Some(told.congestion);
+    record.tcp_opts = Some(told.options);
     Ok(())
 }
 
@@ -124,16 +151,14 @@ fn read_options(socket: BorrowedFd<'_>) -> std::result::Result<TcpOptsEntry, Err
 }
 
 /// What stands between TCP and the program, or in its packets, is state that nobody tells.
-fn refuse_layers(file: &OpenFile<'_>) -> Result<()> {
+fn refuse_layers(file: &OpenFile<'_>, told: &Told) -> Result<()> {
     let refuse = |reason: String| Err(Error::unsupported(file.object(), reason, CLOSE));
-    if let Ok(name) = socket::get_bytes(file.file, IPPROTO_TCP, libc::TCP_ULP, ULP_NAME_MAX)
-        && !text(&name).is_empty()
-    {
-        let name = text(&name);
-        let what = if name == "tls" { "kernel TLS, whose keys nobody tells" } else { "a layer that nobody tells of" };
-        return refuse(format!("it has {what} (TCP_ULP {name})"));
+    match told.layer.as_str() {
+        "" => {}
+        "tls" => return refuse("it has kernel TLS, whose keys nobody tells (TCP_ULP tls)".into()),
+        name => return refuse(format!("it has a layer that nobody tells of (TCP_ULP {name})")),
     }
-    if socket::get_bytes(file.file, IPPROTO_TCP, TCP_AO_INFO, 24).is_ok() {
+    if told.signed {
         return refuse("its packets are signed (TCP-AO) by keys that nobody tells".into());
     }
     Ok(())
@@ -297,13 +322,9 @@ fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
 
 /// All connections of our network; `None` where the kernel tells them only one by one.
 fn connections_by_inode() -> Option<HashMap<u32, InetSocket>> {
-    let mut all = HashMap::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let of_family = sock_diag::inet(family as u8, IPPROTO_TCP as u8).ok()?.into_iter();
-        let connected = of_family.filter(|socket| connection::is_connected(socket.state.into()));
-        all.extend(connected.map(|socket| (socket.inode, socket)));
-    }
-    Some(all)
+    let states = (0..16).filter(|state| connection::is_connected(*state));
+    let all = sock_diag::tcp(states.fold(0, |bits, state| bits | 1 << state)).ok()?;
+    Some(all.into_iter().map(|socket| (socket.inode, socket)).collect())
 }
 
 fn connection_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {

@@ -56,12 +56,12 @@ impl FileKind for Netlink {
     }
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
-        super::is_socket(file) && Sort::of(file.file).is_ok_and(|sort| sort.family == libc::AF_NETLINK)
+        super::is_socket(file) && file.asked.sort(file.file).is_ok_and(|sort| sort.family == libc::AF_NETLINK)
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |what: &'static str| move |e| Error::kernel(file.object(), what, e);
-        let sort = Sort::of(file.file).map_err(failed("ask what it is"))?;
+        let sort = file.asked.sort(file.file).map_err(failed("ask what it is"))?;
         refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
         let told = told(&mut cx.sockets.netlink, file)?;
@@ -81,7 +81,7 @@ impl FileKind for Netlink {
             dst_portid: peer.pid(),
             dst_group: group_of(peer.groups()),
             fown: file.owner()?,
-            opts: options::collect(file.file, &file.object())?,
+            opts: options::collect(file)?,
             ..NetlinkSkEntry::default()
         };
         bonds::refuse(file, &record)?;

@@ -52,12 +52,12 @@ impl FileKind for Packet {
     }
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
-        super::is_socket(file) && Sort::of(file.file).is_ok_and(|sort| sort.family == libc::AF_PACKET)
+        super::is_socket(file) && file.asked.sort(file.file).is_ok_and(|sort| sort.family == libc::AF_PACKET)
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |what: &'static str| move |e| Error::kernel(file.object(), what, e);
-        let sort = Sort::of(file.file).map_err(failed("ask what it is"))?;
+        let sort = file.asked.sort(file.file).map_err(failed("ask what it is"))?;
         refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
         let told = told(&mut cx.sockets.packet, file)?;
@@ -70,7 +70,7 @@ impl FileKind for Packet {
             flags: file.flags(),
             ifindex: told.device as u32,
             fown: file.owner()?,
-            opts: options::collect(file.file, &file.object())?,
+            opts: options::collect(file)?,
             version: told.version,
             reserve: told.reserve,
             aux_data: on(opt::AUXDATA),

@@ -21,7 +21,7 @@ pub use complete::all as complete;
 use super::beside::Extra;
 use super::inet::{mode_of, owner_of, ready, refuse_error};
 use super::settings::{self, Setting};
-use super::{CLOSE, Sort, filter, options, refuse_other_network};
+use super::{CLOSE, filter, options, refuse_other_network};
 use crate::files::{Build, Collect, FileKind, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
@@ -72,11 +72,11 @@ impl FileKind for Unix {
     }
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
-        super::is_socket(file) && Sort::of(file.file).is_ok_and(|sort| sort.family == libc::AF_UNIX)
+        super::is_socket(file) && file.asked.sort(file.file).is_ok_and(|sort| sort.family == libc::AF_UNIX)
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
-        let sort = Sort::of(file.file).map_err(|e| Error::kernel(file.object(), "ask what it is", e))?;
+        let sort = file.asked.sort(file.file).map_err(|e| Error::kernel(file.object(), "ask what it is", e))?;
         refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
         let inode = file.stat.st_ino as u32;
@@ -91,7 +91,7 @@ impl FileKind for Unix {
             backlog: told.sent,
             peer: told.peer.unwrap_or_default(),
             fown: file.owner()?,
-            opts: options::collect(file.file, &file.object())?,
+            opts: options::collect(file)?,
             ..UnixSkEntry::default()
         };
         record.opts.so_filter = filter::collect(file.file, &file.object())?;

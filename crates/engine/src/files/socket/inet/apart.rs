@@ -1,0 +1,135 @@
+//! Taking connections of TCP apart in repair mode, some at a time: their guard
+//! is told of all of them with one message. Each is left as it was.
+
+use super::connection::{is_connected, sent_end};
+use crate::files::{Collect, HeldFile};
+use crate::options::TcpPolicy;
+use cryonaut_image::records::TcpStreamEntry;
+use cryonaut_kernel::guard::{Guard, MOST_IN_REPAIR};
+use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::tcp_repair::{self, Queue};
+use libc::SOL_SOCKET;
+use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
+
+/// Connections with more in their queues are taken apart one by one.
+const MUCH: u64 = 64 << 10;
+
+/// `TCPI_OPT_*` (linux/tcp.h) that `opt_mask` has.
+pub mod opt {
+    pub const TIMESTAMPS: u32 = 1;
+    pub const SACK: u32 = 2;
+    pub const WSCALE: u32 = 4;
+}
+
+/// What a connection is, besides its addresses and options.
+#[derive(Debug)]
+pub struct TakenApart {
+    pub stream: TcpStreamEntry,
+    /// What was not read, and then what was not acknowledged.
+    pub data: Vec<u8>,
+}
+
+/// A connection to be taken apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Whole<'s> {
+    pub socket: BorrowedFd<'s>,
+    /// Whether it has SO_REUSEADDR, which repair mode takes away.
+    pub reuse: bool,
+    /// In which state of TCP it is.
+    pub state: u32,
+}
+
+type Taken = std::result::Result<TakenApart, Errno>;
+
+/// Takes some apart, at most [`MOST_IN_REPAIR`]; fails if they cannot be guarded.
+pub fn take(guard: Option<&Guard>, all: &[Whole<'_>]) -> std::result::Result<Vec<Taken>, Errno> {
+    if let Some(guard) = guard {
+        guard.in_repair(&all.iter().map(|one| (one.socket, one.reuse)).collect::<Vec<_>>())?;
+    }
+    let taken = all.iter().map(take_one).collect();
+    guard.map_or(Ok(()), Guard::repaired)?;
+    Ok(taken)
+}
+
+fn take_one(one: &Whole<'_>) -> Taken {
+    tcp_repair::begin(one.socket)?;
+    let read = read(one.socket, one.state);
+    // In any case, and SO_REUSEADDR has gone with it.
+    let ended = tcp_repair::end_silently(one.socket);
+    let reused = match one.reuse {
+        true => socket::set_int(one.socket, SOL_SOCKET, libc::SO_REUSEADDR, 1),
+        false => Ok(()),
+    };
+    let (stream, data) = read?;
+    ended.and(reused)?;
+    Ok(TakenApart { stream, data })
+}
+
+/// Takes those of some files apart that are to be carried, for when their turn
+/// has come. What fails is left for then.
+pub fn take_apart(cx: &mut Collect<'_>, files: &[HeldFile]) {
+    if cx.options.tcp != TcpPolicy::Keep {
+        return;
+    }
+    let mut chosen = Vec::new();
+    for file in files {
+        let asked = file.asked();
+        let (Some(told), Some(options)) = (&asked.tcp, &asked.options) else { continue };
+        let state = told.info.state;
+        if is_connected(state) && is_small(file.socket()) && cx.sockets.apart.insert(file.inode()) {
+            let whole = Whole { socket: file.socket(), reuse: options.reuseaddr == Some(true), state };
+            chosen.push((whole, &asked.taken));
+        }
+    }
+    for some in chosen.chunks(MOST_IN_REPAIR) {
+        let whole: Vec<Whole<'_>> = some.iter().map(|(whole, _)| *whole).collect();
+        let Ok(all) = take(cx.guard, &whole) else { return };
+        for ((_, place), taken) in some.iter().zip(all) {
+            place.set(taken.ok().map(Box::new));
+        }
+    }
+}
+
+fn is_small(socket: BorrowedFd<'_>) -> bool {
+    let unread = rustix::io::ioctl_fionread(socket).unwrap_or(u64::MAX);
+    let unacknowledged = socket::unsent(socket).map_or(u64::MAX, |bytes| bytes as u64);
+    unread.max(unacknowledged) <= MUCH
+}
+
+fn read(socket: BorrowedFd<'_>, state: u32) -> std::result::Result<(TcpStreamEntry, Vec<u8>), Errno> {
+    let info = socket::get_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, 8)?;
+    let (Some(&agreed), Some(&scales)) = (info.get(5), info.get(6)) else { return Err(Errno::INVAL) };
+    let end = u32::from(sent_end(state));
+    let inq_len = rustix::io::ioctl_fionread(socket)? as u32;
+    let outstanding = (socket::unsent(socket)? as u32).saturating_sub(end);
+    let not_sent = socket::not_sent(socket)? as u32;
+    tcp_repair::choose(socket, Queue::Receive)?;
+    let inq_seq = tcp_repair::sequence(socket)?;
+    let mut data = tcp_repair::contents(socket, inq_len as usize)?;
+    tcp_repair::choose(socket, Queue::Send)?;
+    let outq_seq = tcp_repair::sequence(socket)?;
+    data.extend(tcp_repair::contents(socket, outstanding as usize)?);
+    let window = tcp_repair::window(socket)?;
+    // Of an end that was acknowledged, nothing is outstanding.
+    let stream = TcpStreamEntry {
+        inq_len,
+        inq_seq,
+        outq_len: outstanding,
+        outq_seq,
+        opt_mask: u32::from(agreed) & (opt::TIMESTAMPS | opt::SACK | opt::WSCALE),
+        // The peer's scale is in the lower half.
+        snd_wscale: u32::from(scales & 0xf),
+        rcv_wscale: Some(u32::from(scales >> 4)),
+        mss_clamp: tcp_repair::agreed_mss(socket)?,
+        timestamp: Some(tcp_repair::timestamp(socket)?),
+        unsq_len: Some(not_sent.min(outstanding)),
+        snd_wl1: Some(window.snd_wl1),
+        snd_wnd: Some(window.snd_wnd),
+        max_window: Some(window.max_window),
+        rcv_wnd: Some(window.rcv_wnd),
+        rcv_wup: Some(window.rcv_wup),
+        ..TcpStreamEntry::default()
+    };
+    Ok((stream, data))
+}
