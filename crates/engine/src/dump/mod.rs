@@ -22,7 +22,7 @@ use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, SharedSpace, Spaces};
 use crate::{CheckpointOptions, Error, Object, Result};
-use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry};
+use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_puppet::Hand;
@@ -329,7 +329,7 @@ enum Writer {
 impl Told<'_> {
     /// Whether its memory is not to be written without its hand.
     fn needs_hand(&self) -> bool {
-        let much = self.process.status.vm_rss_kib << 10 >= memory::WORTH_IT;
+        let much = has_much_memory(self.process);
         self.space.is_some() && (much || self.process.maps.iter().any(aio::is_mapping))
     }
 
@@ -433,6 +433,11 @@ fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result
     Ok(())
 }
 
+/// Whether its hand is to hand its pages on.
+fn has_much_memory(process: &Process) -> bool {
+    process.status.vm_rss_kib << 10 >= memory::WORTH_IT
+}
+
 /// The address space of a process, which others may share: each has its
 /// records, the pages are there once.
 fn dump_memory(
@@ -445,10 +450,30 @@ fn dump_memory(
 ) -> Result<(PageCount, memory::Extras)> {
     let b = &asked.answers;
     let mut extras = asked.extras.answer(b);
-    let flagged = process.task.smaps()?;
+    let smaps = || Ok::<_, Error>(process.task.smaps()?);
+    let mut write = |vmas: &[VmaEntry]| dump_private(place, process, hand.as_deref_mut(), space, vmas);
+    let (flagged, early) = if has_much_memory(process) && !process.maps.iter().any(aio::is_mapping) {
+        // To tell the flags, the kernel looks at every page: meanwhile pages can be written.
+        let vmas = memory::mappings_without_flags(process)?;
+        let (flagged, written) = parallel::both(smaps, || write(&vmas));
+        (flagged?, Some(written))
+    } else {
+        (smaps()?, None)
+    };
+    // What cannot be carried is told first.
     let mut vmas = mappings(&mut extras, process, &flagged, &space.scratches)?;
-    let aios = aio::collect(process.pid, hand.as_deref_mut(), &vmas)?;
-    let count = dump_private(place, process, hand, space, &mut vmas)?;
+    let (count, guards, aios) = match early {
+        Some(written) => {
+            let (count, guards) = written?;
+            (count, guards, Vec::new())
+        }
+        None => {
+            let aios = aio::collect(process.pid, hand.as_deref_mut(), &vmas)?;
+            let (count, guards) = dump_private(place, process, hand, space, &vmas)?;
+            (count, guards, aios)
+        }
+    };
+    memory::add_guards(&mut vmas, guards);
     let mut cx = lock(files);
     find_files(&mut cx, process, &flagged, &mut vmas)?;
     let mm = mm_record(&mut cx, process, &asked.mm, b, vmas, aios)?;

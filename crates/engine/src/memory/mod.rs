@@ -44,7 +44,7 @@ pub use shared::SharedBuild;
 pub use spaces::Spaces;
 pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
-pub use vma::{find_files, mappings, status};
+pub use vma::{add_guards, find_files, mappings, mappings_without_flags, status};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

@@ -22,6 +22,7 @@ use cryonaut_puppet::Hand;
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
 use rustix::fs::OFlags;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at a time.
@@ -216,8 +217,7 @@ pub struct PagesPlace<'a> {
 
 /// Writes the pages that the process has of its own, and those with whom it
 /// shares its memory (`space`): what it holds for others to a layer, the rest
-/// here. Guard regions found on the way are added to `vmas` as records of their
-/// own.
+/// here. Guard regions found on the way come back.
 ///
 /// Unless the process is alone, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
@@ -227,8 +227,8 @@ pub fn dump_private(
     process: &Process,
     mut hand: Option<&mut Hand>,
     space: &SharedSpace,
-    vmas: &mut Vec<VmaEntry>,
-) -> Result<PageCount> {
+    vmas: &[VmaEntry],
+) -> Result<(PageCount, Vec<Range<u64>>)> {
     let PagesPlace { images, pages_id, alone } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
@@ -237,10 +237,10 @@ pub fn dump_private(
     if let Some(held) = &space.common.held {
         written = write_held(held, process, hand.as_deref_mut(), &mem, vmas)?;
     }
-    let mut count = write_private(out, process, hand, &mem, vmas, &space.common, alone)?;
+    let (mut count, guards) = write_private(out, process, hand, &mem, vmas, &space.common, alone)?;
     // Looked at once, with all others.
     count.written += written;
-    Ok(count)
+    Ok((count, guards))
 }
 
 /// Writes the pages that a process holds for itself and others; how many there are.
@@ -285,10 +285,10 @@ fn write_private<'a>(
     process: &Process,
     mut hand: Option<&'a mut Hand>,
     mem: &'a File,
-    vmas: &mut Vec<VmaEntry>,
+    vmas: &[VmaEntry],
     common: &Common,
     alone: bool,
-) -> Result<PageCount> {
+) -> Result<(PageCount, Vec<Range<u64>>)> {
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mut private = 0;
     let mut guards = Vec::new();
@@ -315,7 +315,7 @@ fn write_private<'a>(
         each_run(process, &pagemap, query, |run| {
             in_each(&mut rest, run, |vma, run| {
                 if run.categories.contains(Categories::GUARD) {
-                    guards.push(guard_record(vma, run));
+                    guards.push(run.start..run.end);
                     return Ok(());
                 }
                 if run.categories.contains(Categories::FILE) {
@@ -337,8 +337,7 @@ fn write_private<'a>(
         })?;
     }
     out.fetch(process.pid)?;
-    vmas.extend(guards);
-    out.finish()
+    Ok((out.finish()?, guards))
 }
 
 /// Whether the kernel is asked which pages of it there are. Mappings without
@@ -394,10 +393,6 @@ fn through_file(out: &mut PageWriter<'_>, mem: &File, process: &Process, run: &P
             Error::kernel(Object::Mapping(process.pid, at, "memory".into()), "read its contents", errno)
         })
     })
-}
-
-fn guard_record(vma: &VmaEntry, run: &PageRun) -> VmaEntry {
-    VmaEntry { start: run.start, end: run.end, status: status::GUARD, fd: -1, flags: vma.flags, ..VmaEntry::default() }
 }
 
 fn each_run(

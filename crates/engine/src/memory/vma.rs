@@ -80,6 +80,27 @@ pub fn mappings(
     Ok(out)
 }
 
+/// What `maps` alone tells of them, which is read without a look at every page:
+/// where they are, and which can have pages of the process's own. None is
+/// droppable by it.
+pub fn mappings_without_flags(process: &Process) -> Result<Vec<VmaEntry>> {
+    let unflagged = |vma: &Vma| FlaggedVma { vma: vma.clone(), flags: VmFlags::empty(), pkey: 0, page_size: PAGE };
+    process.maps.iter().map(|vma| record(process, &unflagged(vma))).collect()
+}
+
+/// Adds guard regions, as records of their own behind those of the mappings in
+/// which they lie.
+pub fn add_guards(records: &mut Vec<VmaEntry>, guards: Vec<Range<u64>>) {
+    let mut mappings = records.iter();
+    let mut flags_of = |at: u64| mappings.find(|vma| vma.end > at).map_or(0, |vma| vma.flags);
+    let record = |guard: Range<u64>| {
+        let flags = flags_of(guard.start);
+        VmaEntry { start: guard.start, end: guard.end, status: status::GUARD, fd: -1, flags, ..VmaEntry::default() }
+    };
+    let guards: Vec<VmaEntry> = guards.into_iter().map(record).collect();
+    records.extend(guards);
+}
+
 /// Writes down the files of mappings, and which is whose. Before this is done for a
 /// process, only those who look at its files have to wait for one another.
 pub fn find_files(
