@@ -29,6 +29,8 @@ pub struct Build<'a> {
     pub memfds: super::memfd::Inodes,
     /// Deleted files that were made again.
     pub(super) ghosts: super::ghost::Haunted,
+    /// Segments of System V memory.
+    pub(super) sysv: super::sysv::Segments,
     sockets: Option<super::socket::Beside>,
     /// Unix sockets that are made and not complete.
     pub(super) unix: Option<super::socket::UnixMaking<'a>>,
@@ -48,6 +50,7 @@ impl<'a> Build<'a> {
             kept: HashMap::new(),
             memfds: Default::default(),
             ghosts: Default::default(),
+            sysv: Default::default(),
             sockets: None,
             unix: None,
             connections: BTreeMap::new(),
@@ -173,6 +176,7 @@ impl<'a> Build<'a> {
     /// Everything has its files: what was made only for building goes, but for
     /// links that the image needs until the tree is safe.
     pub fn finish(mut self) -> UsedLinks {
+        self.sysv.keep();
         self.ghosts.bury_all();
         self.take_links()
     }

@@ -206,6 +206,8 @@ pub struct Collect<'a> {
     pub(super) shared_pages: PageCount,
     /// Locks written down.
     pub(super) locks: super::locks::Noted,
+    /// Segments of System V memory.
+    pub(super) sysv: super::sysv::Known,
     /// What is known of sockets.
     pub(super) sockets: super::socket::Known,
 }
@@ -237,6 +239,7 @@ impl<'a> Collect<'a> {
             memfds: HashMap::new(),
             shared_pages: PageCount::default(),
             locks: Default::default(),
+            sysv: Default::default(),
             sockets: Default::default(),
         }
     }
@@ -253,6 +256,7 @@ impl<'a> Collect<'a> {
 
     /// Writes what was gathered from all files.
     pub fn finish(&mut self) -> Result<()> {
+        super::sysv::finish(self)?;
         super::socket::finish_unix(self)?;
         let mut late = std::mem::take(&mut self.late);
         late.reverse();

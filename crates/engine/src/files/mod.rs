@@ -35,6 +35,7 @@ pub mod shared_pages;
 mod signalfd;
 pub mod signals;
 pub mod socket;
+pub mod sysv;
 #[cfg(test)]
 mod testing;
 mod timerfd;

@@ -4,7 +4,7 @@
 use super::contents::{Contents, Piece, Store};
 use super::vma::status;
 use super::{SharedBuild, aio, inherit::Inheritance, vdso};
-use crate::files::{Build, io_uring};
+use crate::files::{Build, io_uring, sysv};
 use crate::{Error, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::Vma;
@@ -89,6 +89,9 @@ pub fn begin(
         io_uring::map(hand, service, files, ring)?;
     }
     let numbers = lend_files(hand, service, files, &mut tree.shared, &others, space.inherited)?;
+    let (segments, others): (Vec<&VmaEntry>, Vec<&VmaEntry>) =
+        others.into_iter().partition(|vma| vma.status & status::SYSVIPC != 0);
+    map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
     tree.pages_filled += fill(hand, service, &mut tree.store, space)?;
     aio::build(hand, service, &mm.vmas)
@@ -210,6 +213,15 @@ fn lend_files(
 
 fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
+}
+
+fn map_segments(hand: &mut Hand, files: &mut Build<'_>, segments: &[&VmaEntry]) -> Result<()> {
+    let mut b = Batch::new();
+    for vma in segments {
+        sysv::map(files, &mut b, vma)?;
+        spill(hand, &mut b)?;
+    }
+    Ok(hand.run(&mut b)?)
 }
 
 fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {

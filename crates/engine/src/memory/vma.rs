@@ -2,7 +2,7 @@
 
 use super::{PAGE, aio, extras::Extras};
 use crate::files::socket::packet;
-use crate::files::{Collect, io_uring, regular};
+use crate::files::{Collect, io_uring, regular, sysv};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
@@ -28,6 +28,8 @@ pub mod status {
     pub const ANON_SHARED: u32 = 1 << 8;
     /// Private anonymous memory.
     pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// A segment of System V memory.
+    pub const SYSVIPC: u32 = 1 << 10;
     /// The rings of a packet socket.
     pub const SOCKET: u32 = 1 << 11;
     /// The kernel's data pages behind the vdso.
@@ -110,7 +112,7 @@ pub fn find_files(
     records: &mut [VmaEntry],
 ) -> Result<()> {
     let mut flagged = flagged.iter();
-    let of_files = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET;
+    let of_files = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET | status::SYSVIPC;
     for entry in records.iter_mut().filter(|entry| entry.status & of_files != 0) {
         // Both ascend, and every record is of one of them.
         let Some(of) = flagged.find(|flagged| flagged.vma.start == entry.start) else { break };
@@ -120,6 +122,10 @@ pub fn find_files(
         }
         if entry.status & status::SOCKET != 0 {
             entry.shmid = u64::from(packet::mapped(cx, || object(process, &of.vma), &of.vma)?);
+            continue;
+        }
+        if entry.status & status::SYSVIPC != 0 {
+            sysv::collect(cx, object(process, &of.vma), of, entry)?;
             continue;
         }
         // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.
@@ -184,6 +190,7 @@ fn record(process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
+        _ if sysv::is_mapping(vma) => entry.status = status::REGULAR | status::SYSVIPC,
         _ if packet::is_mapping(vma) => entry.status = status::REGULAR | status::SOCKET,
         _ if !vma.has_file() && !io_uring::is_mapping(vma) => anonymous(&mut entry, vma),
         _ => entry.status = status::REGULAR | status_with_file(vma),
@@ -206,9 +213,6 @@ fn refuse(process: &Process, flagged: &FlaggedVma) -> Result<()> {
     }
     if flags.contains(VmFlags::SHADOW_STACK) {
         return no("shadow stacks cannot be carried yet", "run the program without GLIBC_TUNABLES=glibc.cpu.x86_shstk");
-    }
-    if path.starts_with(b"/SYSV") {
-        return no("System V shared memory belongs to an ipc namespace, which is not carried yet", "");
     }
     if io_uring::is_mapping(vma) || packet::is_mapping(vma) {
         return Ok(());

@@ -31,6 +31,7 @@ pub mod shmem;
 pub mod signal;
 pub mod sock_diag;
 pub mod socket;
+pub mod sysv;
 pub mod tcp_repair;
 pub mod thread_state;
 pub mod timerfd;

@@ -1,0 +1,220 @@
+//! System V shared memory (sysvipc(7)), as far as it is mapped.
+//!
+//! Segments belong to the ipc namespace, which is not the tree's: they outlive
+//! it, unless they were removed and only mapped still. So a restore finds most
+//! of them where they were, and makes those that have gone again, with their
+//! ids. Contents are those of the image, as of all memory; but a segment that
+//! somebody else has mapped as well is no part of the tree, and is refused.
+//!
+//! Where a segment is mapped, the record says as CRIU would; what it is, is in
+//! `cryonaut-sysv-memory.json`, and its pages are as of shared memory.
+
+use super::{Build, Collect, shared_pages};
+use crate::memory::PAGE;
+use crate::{Error, Object, Result};
+use cryonaut_image::ImageDir;
+use cryonaut_image::records::VmaEntry;
+use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
+use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED, Status};
+use cryonaut_puppet::Batch;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+
+const NAME: &str = "sysv-memory";
+/// Ids of their contents are told apart from those of memfds and anonymous shared memory by this bit.
+const SHMID_BIT: u64 = 1 << 31;
+/// SHM_RDONLY and SHM_EXEC of shmat(2).
+const READ_ONLY: u32 = 0o10000;
+const EXECUTABLE: u32 = 0o100000;
+
+/// What a segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Segment {
+    key: i32,
+    size: u64,
+    owner: (u32, u32),
+    /// Permissions, and whether it was removed or is locked.
+    mode: u32,
+    /// Mappings of it, in the whole tree.
+    mappings: u64,
+}
+
+/// Segments that were written down, by id; with how many of their mappings have been seen.
+pub type Known = BTreeMap<i32, (Segment, u64, Object)>;
+
+/// Whether a mapping is of a segment.
+pub fn is_mapping(vma: &Vma) -> bool {
+    vma.deleted && vma.path.as_bytes().starts_with(b"/SYSV")
+}
+
+/// Writes down a mapping, and its segment the first time.
+pub fn collect(cx: &mut Collect<'_>, object: Object, of: &FlaggedVma, record: &mut VmaEntry) -> Result<()> {
+    let no = |reason: &str, remedy| Err(Error::unsupported(object.clone(), reason, remedy));
+    if of.flags.contains(VmFlags::HUGETLB) {
+        return no("System V shared memory of huge pages cannot be carried yet", "do without SHM_HUGETLB");
+    }
+    let id = of.vma.inode as i32;
+    let segment = match cx.sysv.get_mut(&id) {
+        Some((segment, seen, _)) => {
+            *seen += 1;
+            *segment
+        }
+        None => {
+            let segment = write(cx, id, &object)?;
+            cx.sysv.insert(id, (segment, 1, object.clone()));
+            segment
+        }
+    };
+    if of.vma.offset != 0 || of.vma.end - of.vma.start != segment.size.next_multiple_of(PAGE) {
+        return no("a part of a segment of System V memory cannot be mapped again", "let the program map it whole");
+    }
+    record.shmid = id as u64;
+    record.fdflags = Some(if of.flags.contains(VmFlags::MAYWRITE) { libc::O_RDWR } else { libc::O_RDONLY } as u32);
+    Ok(())
+}
+
+fn write(cx: &mut Collect<'_>, id: i32, object: &Object) -> Result<Segment> {
+    let failed = |action: &'static str| move |e| Error::kernel(object.clone(), action, e);
+    let Status { key, size, uid, gid, mode, attached } = sysv::status(id).map_err(failed("ask about its segment"))?;
+    let ours = Attached::new(id, size).map_err(failed("map its segment"))?;
+    let file = File::from(ours.file().map_err(failed("open its segment"))?);
+    shared_pages::write(cx, SHMID_BIT | id as u64, &file, size, PAGE, object)?;
+    Ok(Segment { key, size, owner: (uid, gid), mode, mappings: attached })
+}
+
+/// All mappings were seen: those that were not are somebody else's.
+pub fn finish(cx: &Collect<'_>) -> Result<()> {
+    for (id, (segment, seen, object)) in &cx.sysv {
+        if *seen < segment.mappings {
+            let others = segment.mappings - seen;
+            return Err(Error::unsupported(
+                object.clone(),
+                format!("its segment of System V memory ({id}) is mapped {others} times outside of the tree as well"),
+                "checkpoint all who share it in one tree (ipcs -m -p names who made it and who came last)",
+            ));
+        }
+    }
+    let all: BTreeMap<i32, Segment> = cx.sysv.iter().map(|(id, (segment, _, _))| (*id, *segment)).collect();
+    if all.is_empty() { Ok(()) } else { Ok(cx.images.write_json(NAME, &all)?) }
+}
+
+/// The segments of a restore.
+#[derive(Debug, Default)]
+pub struct Segments {
+    read: Option<BTreeMap<i32, Segment>>,
+    ready: Vec<i32>,
+    /// Those that were made, until all is well.
+    made: Vec<i32>,
+    /// By which those that are removed are there until the tree has mapped them.
+    held: Vec<Attached>,
+}
+
+impl Segments {
+    /// All is well: what was made stays.
+    pub fn keep(&mut self) {
+        self.made.clear();
+        self.held.clear();
+    }
+
+    /// A segment is there, with its contents.
+    fn prepare(&mut self, images: &ImageDir, id: i32) -> Result<()> {
+        if self.ready.contains(&id) {
+            return Ok(());
+        }
+        let read = match &mut self.read {
+            Some(read) => read,
+            unread => unread.insert(images.read_json(NAME)?.unwrap_or_default()),
+        };
+        let segment = *read
+            .get(&id)
+            .ok_or_else(|| Error::bad_image(format!("cryonaut-{NAME}.json"), format!("it lacks the segment {id}")))?;
+        let object = Object::Other(format!("segment {id} of System V memory"));
+        let failed = |action: &'static str| {
+            let object = object.clone();
+            move |e| Error::kernel(object, action, e)
+        };
+        match sysv::status(id) {
+            Ok(there) if there.attached > 0 || (there.key, there.size) != (segment.key, segment.size) => {
+                let reason = "somebody else has it, or another of its id, mapped here";
+                return Err(Error::unsupported(
+                    object,
+                    reason,
+                    "end who uses it (ipcs -m -p), or remove it (ipcrm -m)",
+                ));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                make(id, &segment, &object)?;
+                self.made.push(id);
+            }
+        }
+        let ours = Attached::new(id, segment.size).map_err(failed("map it"))?;
+        let file = File::from(ours.file().map_err(failed("open it"))?);
+        let hole = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+        let len = segment.size.next_multiple_of(PAGE);
+        rustix::fs::fallocate(&file, hole, 0, len).map_err(failed("empty it"))?;
+        shared_pages::read(images, SHMID_BIT | id as u64, &file, segment.size, PAGE, &object)?;
+        if segment.mode & LOCKED != 0 {
+            sysv::lock(id).map_err(failed("lock it"))?;
+        }
+        if segment.mode & REMOVED != 0 {
+            sysv::remove(id).map_err(failed("remove it, as it was"))?;
+            self.made.retain(|made| *made != id);
+            self.held.push(ours);
+        }
+        self.ready.push(id);
+        Ok(())
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        for id in &self.made {
+            // Nothing of a restore that fails is to stay; who has removed it meanwhile has done the same.
+            let _ = sysv::remove(*id);
+        }
+    }
+}
+
+fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
+    // A removed one has no key any more.
+    let key = if segment.mode & REMOVED != 0 { libc::IPC_PRIVATE } else { segment.key };
+    let made = sysv::create(id, key, segment.size, segment.mode);
+    made.and_then(|()| sysv::set_owner(id, segment.owner.0, segment.owner.1, segment.mode)).map_err(|errno| {
+        Error::Kernel {
+            object: object.clone(),
+            action: format!("make it, with the key {:#x} and {} bytes", segment.key, segment.size),
+            errno,
+            remedy: match errno {
+                Errno::EXIST => "another segment has its key: remove that (ipcrm -M)",
+                Errno::BUSY => "another segment has its id: remove that (ipcrm -m)",
+                Errno::NOSPC | Errno::INVAL => "see the limits of ipcs -l",
+                Errno::ACCESS | Errno::PERM => "this needs CAP_CHECKPOINT_RESTORE",
+                _ => "",
+            },
+        }
+    })
+}
+
+/// Puts into a batch that a process maps a segment at its place; whatever stands there is in the way.
+pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry) -> Result<()> {
+    let images = files.images;
+    files.sysv.prepare(images, vma.shmid as i32)?;
+    let writable = vma.fdflags.unwrap_or(libc::O_RDWR as u32) & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+    let mut flags = if writable { 0 } else { READ_ONLY };
+    let mut gets = (libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }) as u32;
+    if vma.prot & libc::PROT_EXEC as u32 != 0 {
+        flags |= EXECUTABLE;
+        gets |= libc::PROT_EXEC as u32;
+    }
+    b.call(libc::SYS_shmat, [vma.shmid.into(), vma.start.into(), flags.into()]);
+    if gets != vma.prot {
+        b.call(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), vma.prot.into()]);
+    }
+    Ok(())
+}
