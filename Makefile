@@ -28,11 +28,13 @@ bench: build
 	@$(peer)
 	@CRIU=$(CRIU) scripts/bench target/release/cryonaut
 
-# The tests that get better with time: more random cases, a thousand kills, and every workload again and again.
+# The tests that get better with time: more random cases, a thousand kills, a server that
+# is away for a minute, and every workload again and again.
 soak:
 	@scripts/test-deps.sh
 	PROPTEST_CASES=5000 scripts/test.sh
 	CRYONAUT_KILLS=$(or $(KILLS),1000) $(CARGO) test -q -p cryonaut-cli --test kills
+	CRYONAUT_AWAY=60 $(CARGO) test -q -p cryonaut-cli --test programs -- veth
 	for round in $$(seq $(or $(ROUNDS),20)); do $(CARGO) test -q -p cryonaut-cli --test survives || exit 1; done
 
 # Throws made-up and damaged files at the image reader until told to stop. Needs cargo-fuzz and a nightly toolchain.

@@ -13,6 +13,7 @@ for program in "${!package_of[@]}"; do
 done
 # Debian's own python runs Debian's crit, whatever python comes first in PATH.
 /usr/bin/python3 -c 'import google.protobuf' 2>/dev/null || missing+=(python3-protobuf)
+compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(postgresql)
 [ -e /usr/include/linux/bpf.h ] || missing+=(linux-libc-dev)
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use libtest_mimic::Failed;
@@ -180,6 +181,120 @@ impl Step for Counter {
             Err(format!("'{}', not {}", line.trim(), self.counted))
         }
     }
+}
+
+/// Serves, and has a client of its own that speaks over a Unix socket what stands in a FIFO.
+const POSTGRES: &str = r#"
+exec 3<&0
+"$BIN/postgres" -D data -k "$PWD" -p $PORT -c listen_addresses=127.0.0.1 -c fsync=off -c shared_buffers=16MB 3<&- &
+until "$BIN/psql" -X -h "$PWD" -p $PORT -d postgres -c 'SELECT 1' >answers 2>&1; do sleep 0.05; done
+"$BIN/psql" -X -q -A -t -h "$PWD" -p $PORT -d postgres <&3 3<&- >answers 2>&1 &
+wait
+"#;
+
+/// A server of postgresql, with its memory of System V.
+struct Postgres {
+    server: Program,
+    bin: PathBuf,
+    port: String,
+}
+
+/// What a command says, if it ends well.
+fn run(command: &mut Command) -> std::io::Result<String> {
+    let done = command.output()?;
+    match done.status.success() {
+        true => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
+        false => Err(std::io::Error::other(String::from_utf8_lossy(&done.stderr).into_owned())),
+    }
+}
+
+impl Postgres {
+    fn start(engine: &Engine) -> Result<Self, Failed> {
+        let missing = || Failed::from("postgresql is missing: scripts/test-deps.sh installs it");
+        let versions = std::fs::read_dir("/usr/lib/postgresql").map_err(|_| missing())?;
+        let bin = versions.flatten().map(|version| version.path().join("bin")).find(|bin| bin.join("pgbench").exists());
+        let (bin, port) = (bin.ok_or_else(missing)?, free_port()?);
+        let user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
+        let settings = [format!("BIN={}", bin.display()), format!("PORT={port}")];
+        let arguments = [&user[..], &["env", &settings[0], &settings[1], "sh", "-c", POSTGRES]].concat();
+        let server = Program::start_under_shell(engine, "setpriv", &arguments, &["--tcp-established"], |dir| {
+            let public = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+            std::fs::set_permissions(dir.parent().unwrap_or(dir), public)?;
+            run(Command::new("chown").arg("postgres").arg(dir))?;
+            let options = ["-A", "trust", "--no-sync", "--locale=C", "-E", "UTF8", "-D"];
+            let mut initdb = Command::new("setpriv");
+            initdb.args(user).arg(bin.join("initdb")).args(options).arg(dir.join("data"));
+            // It must be able to come back to where it is called.
+            run(initdb.current_dir(dir)).map(drop)
+        })?;
+        let started = Self { server, bin, port };
+        started.server.wait_until("answers", || Ok(started.ask("SELECT 1").is_ok()))?;
+        Ok(started)
+    }
+
+    /// A program outside of the tree, over TCP.
+    fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.args(["-h", "127.0.0.1", "-p", &self.port, "-U", "postgres", "-d", "postgres"]);
+        command
+    }
+
+    fn ask(&self, sql: &str) -> std::io::Result<String> {
+        let told = run(self.client("psql").args(["-X", "-A", "-t", "-c", sql]))?;
+        Ok(told.trim().to_owned())
+    }
+
+    /// Lets it remove its memory, which belongs to the host.
+    fn stop(&mut self) -> Result<(), Failed> {
+        let pid = std::fs::read_to_string(self.server.path("data/postmaster.pid"))?;
+        let pid = pid.lines().next().and_then(|line| rustix::process::Pid::from_raw(line.parse().ok()?));
+        rustix::process::kill_process(pid.ok_or("no pid")?, rustix::process::Signal::INT)?;
+        self.server.wait_end()
+    }
+}
+
+/// Transactions that are open over TCP and a Unix socket, and pgbench at work.
+pub(super) fn postgresql(engine: &Engine) -> Result<(), Failed> {
+    let mut postgres = Postgres::start(engine)?;
+    postgres.ask("CREATE TABLE words (word text)")?;
+    run(postgres.client("pgbench").args(["-i", "-q"]))?;
+    let mut bench = postgres.client("pgbench");
+    let bench = bench.args(["-c", "4", "-T", "3"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut open = postgres.client("psql");
+    open.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut open = open.spawn()?;
+    let mut over_tcp = open.stdin.take().ok_or("no input")?;
+    over_tcp.write_all(b"BEGIN; INSERT INTO words VALUES ('over TCP');\n")?;
+    postgres.server.say("BEGIN; INSERT INTO words VALUES ('over Unix');\n\\echo begun\n")?;
+    postgres.server.wait_for("answers", "open transaction", |text| text.contains("begun"))?;
+    std::thread::sleep(Duration::from_millis(200));
+
+    for _ in 0..2 {
+        postgres.server.carry()?;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+
+    if postgres.ask("SELECT count(*) FROM words")? != "0" {
+        return Err(postgres.server.failed("what was not committed is seen"));
+    }
+    over_tcp.write_all(b"INSERT INTO words VALUES ('and more'); COMMIT;\n")?;
+    drop(over_tcp);
+    postgres.server.say("COMMIT;\n\\echo committed\n\\q\n")?;
+    postgres.server.wait_for("answers", "end of the transaction", |text| text.contains("committed"))?;
+    if !open.wait()?.success() {
+        return Err(postgres.server.failed("the client over TCP has failed"));
+    }
+    let bench = bench.wait_with_output()?;
+    let told = String::from_utf8_lossy(&bench.stdout).into_owned() + &String::from_utf8_lossy(&bench.stderr);
+    if !bench.status.success() || !told.contains("failed transactions: 0 ") {
+        return Err(postgres.server.failed(&format!("pgbench: {told}")));
+    }
+    let words = postgres.ask("SELECT string_agg(word, ', ' ORDER BY word COLLATE \"C\") FROM words")?;
+    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history)";
+    if words != "and more, over TCP, over Unix" || postgres.ask(sums)? != "t" {
+        return Err(postgres.server.failed(&format!("the data is not what was put in: {words}")));
+    }
+    postgres.stop()
 }
 
 /// A client of redis that stays connected.

@@ -31,6 +31,12 @@ use crate::family::{Family, MARK, adopt_orphans, collect, session_members, wait_
 /// Nothing here takes that long; a program that hangs is not waited for without end.
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// How long a server is away while its client goes on: CRYONAUT_AWAY in seconds, or one.
+fn away() -> Duration {
+    let seconds = std::env::var("CRYONAUT_AWAY").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(1))
+}
+
 /// One program's test.
 type Body = fn(&Engine) -> Result<(), Failed>;
 
@@ -50,6 +56,7 @@ pub fn suite(own: &Engine) -> ExitCode {
         ("sshd", servers::sshd),
         ("asyncio", servers::asyncio),
         ("node_http", servers::node_http),
+        ("postgresql", databases::postgresql),
         ("redis_replicated", databases::redis_replicated),
         ("redis_without_its_clients", databases::redis_without_its_clients),
     ];
@@ -134,7 +141,7 @@ impl Program {
         Ok(Self { engine: engine.clone(), declaration, scratch, family, root, child: Some(child), input })
     }
 
-    /// The same below a shell, for programs that write a title over their environment: by the shell their family is
+    /// The same below a shell that gives it its input, for programs that write a title over their environment: by the shell their family is
     /// known.
     fn start_under_shell(
         engine: &Engine,
@@ -144,7 +151,7 @@ impl Program {
         prepare: impl FnOnce(&Path) -> std::io::Result<()>,
     ) -> Result<Self, Failed> {
         let path = found(program)?.display().to_string();
-        let all = [&["-c", "\"$@\" & wait", program, &path], arguments].concat();
+        let all = [&["-c", "\"$@\" <input & wait", program, &path], arguments].concat();
         Self::start(engine, "sh", &all, flags, prepare)
     }
 
@@ -231,7 +238,7 @@ impl Program {
 
     /// Waits until the program has ended by itself.
     fn wait_end(&mut self) -> Result<(), Failed> {
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT + 4 * away();
         while !self.family.members().is_empty() {
             if Instant::now() > deadline {
                 return Err(self.failed("it does not end"));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::Program;
+use super::{Program, away};
 use crate::engine::Engine;
 
 /// Takes a hundred megabytes on one connection and answers with their sum; on a second one, whose other end has been
@@ -65,8 +65,8 @@ fn one(engine: &Engine, to: &'static str) -> Result<(), Failed> {
     server.wait_for("output", "server with both connections", |text| text.contains("serving"))?;
     thread::sleep(Duration::from_millis(100));
     // Its packets meet nobody for a while.
-    for _ in 0..2 {
-        server.carry()?;
+    for away in [Duration::ZERO, away()] {
+        server.carry_after(away)?;
         thread::sleep(Duration::from_millis(100));
     }
     client.join().map_err(|_| "the client has panicked")??;
@@ -78,8 +78,9 @@ fn transfer(to: &str) -> std::io::Result<()> {
     let wrong = |what: String| std::io::Error::other(what);
     let connect = || -> std::io::Result<TcpStream> {
         let stream = TcpStream::connect((to, 7000))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+        // Who has sent in vain waits twice as long each time.
+        stream.set_read_timeout(Some(Duration::from_secs(30) + 4 * away()))?;
+        stream.set_write_timeout(Some(Duration::from_secs(30) + 4 * away()))?;
         Ok(stream)
     };
     let (mut data, mut half) = (connect()?, connect()?);
