@@ -5,7 +5,7 @@ use crate::progress::Bar;
 use crate::{failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicy};
+use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -94,9 +94,24 @@ struct Shared {
     /// Let programs see the end of their connections of TCP
     #[arg(long)]
     tcp_close: bool,
+    /// Keep, close or reset the connections with some peers, all without an address: POLICY[:ADDRESS[/BITS][:PORT]],
+    /// addresses of IPv6 in brackets. Of several that match, the first counts, before the two options above
+    #[arg(long, value_name = "POLICY[:CIDR:PORT]")]
+    tcp: Vec<TcpRule>,
     /// Report, and failures too, as one object of JSON on stdout
     #[arg(long)]
     json: bool,
+}
+
+impl Shared {
+    fn tcp_policies(&self) -> TcpPolicies {
+        let otherwise = match (self.tcp_established, self.tcp_close) {
+            (true, _) => TcpPolicy::Keep,
+            (_, true) => TcpPolicy::Close,
+            _ => TcpPolicy::Refuse,
+        };
+        TcpPolicies::from(otherwise).with_rules(self.tcp.clone())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -144,11 +159,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         shell_job: asked.shared.shell_job,
         link_remap: asked.link_remap,
         ext_unix_sockets: asked.ext_unix_sk,
-        tcp: match (asked.shared.tcp_established, asked.shared.tcp_close) {
-            (true, _) => TcpPolicy::Keep,
-            (_, true) => TcpPolicy::Close,
-            _ => TcpPolicy::Refuse,
-        },
+        tcp: asked.shared.tcp_policies(),
         skip_in_flight: asked.skip_in_flight,
         ..CheckpointOptions::default()
     };
@@ -179,7 +190,7 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
         shell_job: asked.shared.shell_job,
         leave_stopped: asked.leave_stopped,
         file_locks: asked.shared.file_locks,
-        tcp_close: asked.shared.tcp_close,
+        tcp: asked.shared.tcp_policies(),
         ..RestoreOptions::default()
     };
     let pidfile = Pidfile::claim(asked.pidfile.clone())?;

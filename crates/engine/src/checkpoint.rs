@@ -6,9 +6,10 @@ use crate::files::socket::{Held, Peers};
 use crate::freeze::{Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::network_lock::{self, NetworkLock};
-use crate::options::{Afterwards, TcpPolicy};
+use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
+use crate::tcp_policy::TcpPolicy;
 use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
@@ -104,11 +105,12 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
 
 /// The network lock, if connections are to be carried and there are any.
 fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<NetworkLock>> {
-    if options.tcp != TcpPolicy::Keep {
+    if !options.tcp.may_keep() {
         return Ok(None);
     }
     let pids: Vec<i32> = frozen.processes.iter().filter(|p| !p.is_zombie()).map(|p| p.pid).collect();
-    let peers = Peers::of_tree(&pids)?;
+    let mut peers = Peers::of_tree(&pids)?;
+    peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
     match options.no_network_lock && !peers.0.is_empty() {
         true => NetworkLock::without().map(Some),
         false => NetworkLock::set(&peers),

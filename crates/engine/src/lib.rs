@@ -20,10 +20,12 @@ mod questions;
 mod report;
 mod restore;
 mod sharing;
+mod tcp_policy;
 
 pub use caller::{Hook, Moment, Progress};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
-pub use options::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicy};
+pub use options::{Afterwards, CheckpointOptions, RestoreOptions};
 pub use report::{CheckpointReport, RestoreReport};
 pub use restore::restore;
+pub use tcp_policy::{TcpPolicies, TcpPolicy, TcpRule};

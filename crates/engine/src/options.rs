@@ -1,5 +1,6 @@
 //! What a caller may ask of a checkpoint and of a restore.
 
+use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,18 +15,6 @@ pub enum Afterwards {
     LeaveRunning,
     /// It stays stopped (SIGSTOP).
     LeaveStopped,
-}
-
-/// What becomes of connections of TCP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TcpPolicy {
-    /// A tree that has any is not checkpointed.
-    #[default]
-    Refuse,
-    /// They are carried (`--tcp-established`).
-    Keep,
-    /// Programs see their end (`--tcp-close`).
-    Close,
 }
 
 /// What a caller may ask of a checkpoint.
@@ -43,7 +32,7 @@ pub struct CheckpointOptions {
     /// Largest deleted file to carry, in bytes; `None` for any size.
     pub ghost_limit: Option<u64>,
     /// What becomes of connections of TCP.
-    pub tcp: TcpPolicy,
+    pub tcp: TcpPolicies,
     /// Connections that are not established, or wait to be accepted, are lost (`--skip-in-flight`).
     pub skip_in_flight: bool,
     /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
@@ -71,7 +60,7 @@ impl Default for CheckpointOptions {
             shell_job: false,
             link_remap: false,
             ghost_limit: None,
-            tcp: TcpPolicy::Refuse,
+            tcp: TcpPolicies::default(),
             skip_in_flight: false,
             no_network_lock: false,
             timeout: Duration::from_secs(10),
@@ -98,8 +87,8 @@ pub struct RestoreOptions {
     pub inherit_fds: Vec<(i32, String)>,
     /// Restore file locks.
     pub file_locks: bool,
-    /// Connections of TCP come back as ones that have ended (`--tcp-close`).
-    pub tcp_close: bool,
+    /// Connections of TCP that are not to be kept come back as ones that have ended.
+    pub tcp: TcpPolicies,
     /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
     pub no_network_lock: bool,
     /// A directory that is the root of the tree's file system.

@@ -129,7 +129,8 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
             (_, true) => TcpPolicy::Close,
             (true, _) => TcpPolicy::Keep,
             _ => TcpPolicy::Refuse,
-        },
+        }
+        .into(),
         skip_in_flight: settings.skip_in_flight,
         no_network_lock: settings.no_network_lock,
         external: settings.external,
@@ -161,7 +162,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
         sibling: settings.sibling,
         inherit_fds: settings.inherit_fds,
         file_locks: settings.file_locks,
-        tcp_close: settings.tcp_close,
+        tcp: if settings.tcp_close { TcpPolicy::Close } else { TcpPolicy::Keep }.into(),
         no_network_lock: settings.no_network_lock,
         root: settings.root,
         hook: script::hook(settings.scripts, place.absolute_images()?),

@@ -117,11 +117,13 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 
 /// The network lock, if there are connections to put together.
 fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<Option<NetworkLock>> {
-    if options.tcp_close || options.no_network_lock {
+    if options.no_network_lock {
         return Ok(None);
     }
     let records = plan.files.values().filter_map(|entry| entry.isk.as_ref());
-    NetworkLock::set_again(&images.inventory()?, &Peers::of_records(records)?)
+    let mut peers = Peers::of_records(records)?;
+    peers.0.retain(|one| options.tcp.of(one.peer).keeps_record());
+    NetworkLock::set_again(&images.inventory()?, &peers)
 }
 
 /// What can be known to fail before anything is made.

@@ -1,9 +1,10 @@
 //! Taking connections of TCP apart in repair mode, some at a time: their guard
 //! is told of all of them with one message. Each is left as it was.
 
+use super::address;
 use super::connection::{is_connected, sent_end};
 use crate::files::{Collect, HeldFile};
-use crate::options::TcpPolicy;
+use crate::tcp_policy::TcpPolicy;
 use cryonaut_image::records::TcpStreamEntry;
 use cryonaut_kernel::guard::{Guard, MOST_IN_REPAIR};
 use cryonaut_kernel::sys::socket;
@@ -69,15 +70,23 @@ fn take_one(one: &Whole<'_>) -> Taken {
 /// Takes those of some files apart that are to be carried, for when their turn
 /// has come. What fails is left for then.
 pub fn take_apart(cx: &mut Collect<'_>, files: &[HeldFile]) {
-    if cx.options.tcp != TcpPolicy::Keep {
+    if !cx.options.tcp.may_keep() {
         return;
     }
+    let kept = |socket| {
+        let peer = address::peer(socket);
+        peer.is_ok_and(|peer| peer.is_some_and(|peer| cx.options.tcp.of(peer) == TcpPolicy::Keep))
+    };
     let mut chosen = Vec::new();
     for file in files {
         let asked = file.asked();
         let (Some(told), Some(options)) = (&asked.tcp, &asked.options) else { continue };
         let state = told.info.state;
-        if is_connected(state) && is_small(file.socket()) && cx.sockets.apart.insert(file.inode()) {
+        if is_connected(state)
+            && is_small(file.socket())
+            && kept(file.socket())
+            && cx.sockets.apart.insert(file.inode())
+        {
             let whole = Whole { socket: file.socket(), reuse: options.reuseaddr == Some(true), state };
             chosen.push((whole, &asked.taken));
         }

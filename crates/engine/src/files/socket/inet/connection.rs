@@ -302,25 +302,42 @@ impl Connection {
 /// Connections of the tree that was frozen, held so that the peers hear
 /// nothing when their processes end.
 #[derive(Debug, Default)]
-pub struct Held(Vec<OwnedFd>);
+pub struct Held {
+    carried: Vec<OwnedFd>,
+    /// Their peers are to hear that they were broken off.
+    broken_off: Vec<OwnedFd>,
+}
 
 impl Held {
     /// One more.
     pub fn hold(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
-        self.0.push(socket.as_fd().try_clone_to_owned()?);
+        self.carried.push(socket.as_fd().try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// One that ends with a reset.
+    pub fn hold_for_reset(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
+        self.broken_off.push(socket.as_fd().try_clone_to_owned()?);
         Ok(())
     }
 
     /// Our descriptors of them.
     pub fn numbers(&self) -> Vec<RawFd> {
-        self.0.iter().map(AsRawFd::as_raw_fd).collect()
+        self.carried.iter().map(AsRawFd::as_raw_fd).collect()
     }
 
-    /// Their processes have ended: they go without a word.
+    /// Their processes have ended: they go without a word, and those that are to be broken off with it.
     pub fn silence(&self) {
-        for socket in &self.0 {
+        for socket in &self.carried {
             if let Err(e) = tcp_repair::begin(socket) {
                 tracing::warn!("a connection of TCP ends with a word to its peer: {e}");
+            }
+        }
+        // To close one that lingers no time at all is to reset it (socket(7), tcp_close).
+        let at_once = [1u32.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
+        for socket in &self.broken_off {
+            if let Err(e) = socket::set_bytes(socket.as_fd(), SOL_SOCKET, libc::SO_LINGER, &at_once) {
+                tracing::warn!("a connection of TCP ends without a reset: {e}");
             }
         }
     }

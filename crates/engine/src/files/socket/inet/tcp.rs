@@ -8,7 +8,7 @@ use super::super::settings::{self, Setting};
 use super::{CLOSE, address, connection, object, ready, sort_of, state};
 use crate::files::{Collect, OpenFile};
 use crate::freeze::pid_of;
-use crate::options::TcpPolicy;
+use crate::tcp_policy::TcpPolicy;
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::proc::Task;
@@ -202,10 +202,14 @@ pub fn is_connection(record: &InetSkEntry) -> bool {
 /// A record as the user wants it to be built: a connection as one that has ended, if asked for.
 pub fn as_asked(record: &InetSkEntry, options: &RestoreOptions) -> InetSkEntry {
     let mut record = record.clone();
-    if options.tcp_close && is_connection(&record) {
+    if is_connection(&record) && peer_of(&record).is_ok_and(|peer| !options.tcp.of(peer).keeps_record()) {
         close(&mut record);
     }
     record
+}
+
+fn peer_of(record: &InetSkEntry) -> Result<SocketAddr> {
+    address::of_record(record, &record.dst_addr, record.dst_port, 0)
 }
 
 /// The program sees an orderly end.
@@ -221,11 +225,16 @@ pub fn state_of(socket: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
 
 /// A connection, as the user wants it.
 fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
-    match cx.options.tcp {
-        TcpPolicy::Refuse => return Err(refuse_connections(cx.pids, file)),
+    let held = |e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e));
+    match cx.options.tcp.of(peer_of(record)?) {
+        TcpPolicy::Refuse => return Err(refuse_connections(cx, file)),
         TcpPolicy::Close => {
             close(record);
             return Ok(());
+        }
+        TcpPolicy::Reset => {
+            close(record);
+            return cx.sockets.held.hold_for_reset(file.file).map_err(held);
         }
         TcpPolicy::Keep => {}
     }
@@ -234,13 +243,14 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
         return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
     }
     connection::collect(cx, file, record)?;
-    cx.sockets.held.hold(file.file).map_err(|e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e)))
+    cx.sockets.held.hold(file.file).map_err(held)
 }
 
-/// Names all connections of the tree, of which one was met.
-fn refuse_connections(pids: &[i32], file: &OpenFile<'_>) -> Error {
+/// Names all connections of the tree that nothing is said about, of which one was met.
+fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     const SHOWN: usize = 20;
-    let peers = Peers::of_tree(pids).unwrap_or_default().0;
+    let mut peers = Peers::of_tree(cx.pids).unwrap_or_default().0;
+    peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse);
     let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
     if peers.len() > SHOWN {
         all.push(format!("and {} more", peers.len() - SHOWN));
