@@ -34,7 +34,10 @@ pub mod so {
     pub const RESERVE_MEM: i32 = 73;
     pub const TXREHASH: i32 = 74;
     pub const RCVMARK: i32 = 75;
+    pub const PASSPIDFD: i32 = 76;
     pub const RCVPRIORITY: i32 = 82;
+    pub const PASSRIGHTS: i32 = 83;
+    pub const INQ: i32 = 84;
 }
 
 const TCP_ZEROCOPY_RECEIVE: i32 = 35;

@@ -45,6 +45,9 @@ pub struct Extra {
     /// A datagram socket of Unix whose peer has gone: it is not without one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub orphan: bool,
+    /// A stream of Unix whose peer has reset it (ECONNRESET), which the program has not been told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reset: bool,
     /// Whom a Unix socket tells as its peer, or who lets it listen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<super::unix::Maker>,

@@ -87,6 +87,13 @@ pub static SOCKET: &[Setting] = &[
     late(number("so_lock_filter", SOL_SOCKET, so::LOCK_FILTER)),
 ];
 
+/// Of Unix sockets: whether the sender's pidfd comes with messages, whether descriptors may, and how much is left.
+pub static UNIX: &[Setting] = &[
+    number("so_passpidfd", SOL_SOCKET, so::PASSPIDFD),
+    number("so_passrights", SOL_SOCKET, so::PASSRIGHTS),
+    number("so_inq", SOL_SOCKET, so::INQ),
+];
+
 /// Numbers that libc lacks (linux/in.h, linux/in6.h).
 mod ip {
     pub const RECVERR_RFC4884: i32 = 26;

@@ -214,7 +214,7 @@ impl<'r> Making<'r> {
             }
         }
         let bound = match name::is_path(&server.name) {
-            true => self.places.apart(&server.name, || name::bind_new(listener.as_fd(), server)),
+            true => self.places.apart(server.id, &server.name, || name::bind_new(listener.as_fd(), server)),
             false => name::address(&server.name).and_then(|address| rustix::net::bind(&listener, &address)),
         };
         bound.map_err(|errno| Error::Kernel {
@@ -229,7 +229,7 @@ impl<'r> Making<'r> {
         let by = actors.connect(self.maker(server), connected.as_fd(), &to, server)?;
         let accepted = accept_own(&listener, by).map_err(unable())?;
         if name::is_path(&server.name) {
-            self.places.delete(&server.name).map_err(unable())?;
+            self.places.delete(server).map_err(unable())?;
         }
         self.named.push(server.id);
         self.give_inode(server, accepted.as_fd())?;

@@ -26,6 +26,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// Room for what is sent into queues, whatever the buffers were (half of the largest number).
 const AMPLE: i32 = 1 << 29;
 
+/// The place of names of sockets that are in no record.
+const NOBODY: u32 = 0;
+
 /// The built files, by id.
 pub(super) type Files = HashMap<u32, OwnedFd>;
 
@@ -44,6 +47,7 @@ pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<()> {
     for record in &records {
         making.admit(actors, cx.built(), record)?;
     }
+    making.reset(cx.built())?;
     making.ends.clear();
     for record in &records {
         making.finish(cx.built(), record)?;
@@ -147,14 +151,26 @@ impl<'r> Making<'r> {
             if !self.orphans.contains(&record.id) || self.ends.contains_key(&record.id) || record.name.is_empty() {
                 continue;
             }
-            let gone = UnixSkEntry { name: b"/gone".to_vec(), deleted: Some(true), ..UnixSkEntry::default() };
+            let gone =
+                UnixSkEntry { id: NOBODY, name: b"/gone".to_vec(), deleted: Some(true), ..UnixSkEntry::default() };
             let parted = stand_in(&mut self.places, &gone.name).and_then(|far| {
                 self.places.connect(files[&record.id].as_fd(), &gone)?;
-                self.places.delete(&gone.name)?;
+                self.places.delete(&gone)?;
                 drop(far);
                 Ok(())
             });
             parted.map_err(failed(record, "connect it to a peer that is gone"))?;
+        }
+        Ok(())
+    }
+
+    /// Who closes a stream with something unread resets it: the other end has an error then (ECONNRESET).
+    fn reset(&self, files: &Files) -> Result<()> {
+        for record in self.records.values().filter(|record| self.ends.contains_key(&record.id)) {
+            if self.extras.get(&record.id).is_some_and(|extra| extra.reset) {
+                unix_message::send(&files[&record.id], &[], &[0], None, &[])
+                    .map_err(failed(record, "give it the error that it had"))?;
+            }
         }
         Ok(())
     }
@@ -166,7 +182,7 @@ impl<'r> Making<'r> {
             let extra = self.extras.get(&record.id).cloned().unwrap_or_default();
             settings::check_names(TABLES, &extra)?;
             if record.deleted == Some(true) && name::is_path(&record.name) && !self.named.contains(&record.id) {
-                self.places.delete(&record.name).map_err(failed(record, "take away the file of its name"))?;
+                self.places.delete(record).map_err(failed(record, "take away the file of its name"))?;
             }
             options::build(file, &record.opts, what)?;
             record.opts.reuseaddr.map_or(Ok(()), |wanted| options::set_reuseaddr(file, wanted, what))?;
@@ -184,7 +200,9 @@ fn stand_in(places: &mut Places, name: &[u8]) -> std::result::Result<OwnedFd, Er
     let socket = Sort { family: libc::AF_UNIX, kind: libc::SOCK_DGRAM, protocol: 0 }.make()?;
     match name {
         [] => {}
-        path if name::is_path(path) => places.apart(path, || rustix::net::bind(&socket, &name::address(path)?))?,
+        path if name::is_path(path) => {
+            places.apart(NOBODY, path, || rustix::net::bind(&socket, &name::address(path)?))?
+        }
         other => rustix::net::bind(&socket, &name::address(other)?)?,
     }
     Ok(socket)

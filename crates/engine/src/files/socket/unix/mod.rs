@@ -60,7 +60,7 @@ pub struct Known {
 }
 
 /// The options of such a socket.
-const TABLES: &[&[Setting]] = &[settings::SOCKET];
+const TABLES: &[&[Setting]] = &[settings::SOCKET, settings::UNIX];
 
 impl FileKind for Unix {
     fn name(&self) -> &'static str {
@@ -78,9 +78,12 @@ impl FileKind for Unix {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let sort = file.asked.sort(file.file).map_err(|e| Error::kernel(file.object(), "ask what it is", e))?;
         refuse_other_network(&mut cx.sockets, file)?;
-        refuse_error(file)?;
         let inode = file.stat.st_ino as u32;
         let told = told(&mut cx.sockets.unix, file, inode)?.clone();
+        let reset = is_reset(file, &told);
+        if !reset {
+            refuse_error(file)?;
+        }
         refuse(file)?;
         let mut record = UnixSkEntry {
             id,
@@ -102,6 +105,7 @@ impl FileKind for Unix {
         name::collect(file, &told, &mut record)?;
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         extra.orphan = told.peer == Some(0) && sort.kind == libc::SOCK_DGRAM;
+        extra.reset = reset;
         extra.peer = Maker::of(file.file).map_err(|e| Error::kernel(file.object(), "ask who its peer is", e))?;
         settings::collect(&mut cx.sockets, file, sort, TABLES, &mut extra);
         if queue::has_one(&record) {
@@ -158,6 +162,12 @@ fn told<'k>(known: &'k mut Known, file: &OpenFile<'_>, inode: u32) -> Result<&'k
         }
     };
     told.get(&inode).ok_or_else(|| Error::unsupported(file.object(), "sock_diag does not know it", CLOSE))
+}
+
+/// A stream has no other error for the program (net/unix/af_unix.c, unix_release_sock), so that nobody need ask for it.
+fn is_reset(file: &OpenFile<'_>, told: &UnixSocket) -> bool {
+    let has_lost_peer = i32::from(told.kind) == libc::SOCK_STREAM && told.peer == Some(0);
+    has_lost_peer && ready(file.file).contains(PollFlags::ERR)
 }
 
 fn refuse(file: &OpenFile<'_>) -> Result<()> {

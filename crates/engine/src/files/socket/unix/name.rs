@@ -116,8 +116,10 @@ impl Places {
     }
 
     /// Does something where nobody else sees the names. What is there is gone in the end.
+    /// `place` tells those of one name apart: files of several sockets may have had it, one after the other.
     pub fn apart<T: Send>(
         &mut self,
+        place: u32,
         name: &[u8],
         call: impl FnOnce() -> std::result::Result<T, Errno> + Send,
     ) -> std::result::Result<T, Errno> {
@@ -125,6 +127,13 @@ impl Places {
             Some(root) => root,
             None => self.private.insert(unix_name::private_root()?),
         };
+        let own = place.to_string();
+        match rustix::fs::mkdirat(root, &own, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(root, &own, flags, Mode::empty())?;
         // Relative names are so to the root, deep enough for those that go up.
         let dir = b"/a/b/c/d/e/f/g/h";
         let path = Path::new(std::ffi::OsStr::from_bytes(path_of(name)));
@@ -144,7 +153,7 @@ impl Places {
         let bound = if !is_path(name) {
             address(name).and_then(|address| rustix::net::bind(socket, &address))
         } else if record.deleted == Some(true) {
-            self.apart(name, || bind_new(socket, record))
+            self.apart(record.id, name, || bind_new(socket, record))
         } else {
             self.there(record, || bind_file(socket, record))
         };
@@ -174,7 +183,7 @@ impl Places {
         let address = address(&to.name)?;
         match (is_path(&to.name), to.deleted == Some(true)) {
             (false, _) => call(&address),
-            (true, true) => self.apart(&to.name, || call(&address)),
+            (true, true) => self.apart(to.id, &to.name, || call(&address)),
             (true, false) => self.there(to, || call(&address)),
         }
     }
@@ -191,15 +200,15 @@ impl Places {
             rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         };
         let opened = match apart || to.deleted == Some(true) {
-            true => self.apart(&to.name, open),
+            true => self.apart(to.id, &to.name, open),
             false => self.there(to, open),
         };
         Ok(Target::new(&[name, b"\0"].concat(), Some(opened?)))
     }
 
     /// Takes away what is to be without a file.
-    pub fn delete(&mut self, name: &[u8]) -> std::result::Result<(), Errno> {
-        self.apart(name, || rustix::fs::unlink(path_of(name)))
+    pub fn delete(&mut self, record: &UnixSkEntry) -> std::result::Result<(), Errno> {
+        self.apart(record.id, &record.name, || rustix::fs::unlink(path_of(&record.name)))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{ScmEntry, SkPacketEntry, UnixSkEntry};
-use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::socket::{self, so};
 use cryonaut_kernel::sys::unix_message::{self, Credentials, Message};
 use libc::SOL_SOCKET;
 use rustix::event::PollFlags;
@@ -91,9 +91,15 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &UnixSkEntry) 
     if !ready(file.file).contains(PollFlags::IN) {
         return Ok(());
     }
-    let (offset, tells) = (get(libc::SO_PEEK_OFF)?, get(libc::SO_PASSCRED)?);
+    let (offset, tells, brings) = (get(libc::SO_PEEK_OFF)?, get(libc::SO_PASSCRED)?, get(so::PASSRIGHTS).unwrap_or(1));
     set(libc::SO_PASSCRED, 1)?;
+    if brings == 0 {
+        set(so::PASSRIGHTS, 1)?;
+    }
     let read = read_all(file.file, record);
+    if brings == 0 {
+        set(so::PASSRIGHTS, 0)?;
+    }
     set(libc::SO_PASSCRED, tells)?;
     set(libc::SO_PEEK_OFF, offset)?;
     let all = read.map_err(failed)?;
@@ -155,7 +161,9 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
     let (mut all, mut at, mut room): (Vec<Message>, usize, usize) = (Vec::new(), 0, ROOM);
     // Of a sequence of packets that can receive no more, the end looks like an empty one.
     let may_end = record.shutdown.is_some_and(|how| how & 1 != 0) && record.r#type == libc::SOCK_SEQPACKET as u32;
-    loop {
+    // Behind what a stream has, a look would take an error away.
+    let most = if is_stream(record) { rustix::io::ioctl_fionread(socket)? as usize } else { usize::MAX };
+    while at < most {
         let offset = i32::try_from(at).map_err(|_| Errno::TOOBIG)?;
         let mut message = match look(socket, offset, room) {
             Err(Errno::AGAIN) => return Ok(all),
@@ -183,6 +191,7 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
             return Ok(all);
         }
     }
+    Ok(all)
 }
 
 fn look(socket: BorrowedFd<'_>, offset: i32, room: usize) -> std::result::Result<Message, Errno> {
