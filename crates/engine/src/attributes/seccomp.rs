@@ -4,8 +4,11 @@ use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{SeccompEntry, SeccompFilter, SeccompMode};
 use cryonaut_kernel::sys::ptrace;
-use cryonaut_puppet::{Arg, Batch};
+use cryonaut_puppet::{Arg, Batch, Call};
 use rustix::io::Errno;
+
+/// SECCOMP_FILTER_FLAG_TSYNC: all threads get the filter (linux/seccomp.h).
+const FLAG_TSYNC: u32 = 1;
 
 /// The filters met so far. A thread's filters form a chain, the newest first;
 /// each record names the one before it.
@@ -55,33 +58,71 @@ impl Filters {
     }
 }
 
-/// Adds to a batch, which the thread itself runs and after which it makes no
-/// call but through a tracer that suspends seccomp, its mode and filters.
-pub fn build(b: &mut Batch, all: &SeccompEntry, mode: i32, newest: Option<u32>) -> Result<()> {
-    const SET_STRICT: u64 = 0;
-    const SET_FILTER: u64 = 1;
-    const FLAG_TSYNC: u32 = 1;
-    if mode == SeccompMode::Strict as i32 {
-        b.call(libc::SYS_seccomp, [SET_STRICT.into(), Arg::Val(0), Arg::Val(0)]);
-        return Ok(());
-    }
+/// The mode and the newest filter of a thread.
+pub type State = (i32, Option<u32>);
+
+/// The filters of a thread, the oldest first.
+fn chain(all: &SeccompEntry, newest: Option<u32>) -> Result<Vec<u32>> {
     let mut chain = Vec::new();
     let mut next = newest;
     while let Some(index) = next {
         let filter = all.seccomp_filters.get(index as usize).filter(|_| chain.len() < all.seccomp_filters.len());
         let filter = filter.ok_or_else(|| Error::bad_image("seccomp.img", format!("no filter {index}")))?;
-        chain.push(filter);
+        chain.push(index);
         next = filter.prev;
     }
-    for filter in chain.into_iter().rev() {
-        let program = b.bytes(&filter.filter);
-        let head = b.bytes(&((filter.filter.len() / 8) as u64).to_le_bytes());
-        let pointer = b.bytes(&[0; 8]);
-        b.point(pointer, program);
-        let flags = filter.flags.unwrap_or(0) & !FLAG_TSYNC;
-        b.call(libc::SYS_seccomp, [SET_FILTER.into(), flags.into(), head.into()]);
+    chain.reverse();
+    Ok(chain)
+}
+
+/// How many filters, from the oldest on, all threads of a process have. Of one
+/// thread alone: none.
+pub fn common(all: &SeccompEntry, threads: &[State]) -> Result<usize> {
+    let filtered = |&(mode, _): &State| mode == SeccompMode::Filter as i32;
+    if threads.len() < 2 || !threads.iter().all(filtered) {
+        return Ok(0);
+    }
+    let first = chain(all, threads[0].1)?;
+    let mut count = first.len();
+    for (_, newest) in &threads[1..] {
+        let other = chain(all, *newest)?;
+        count = first.iter().zip(&other).take(count).take_while(|(a, b)| a == b).count();
+    }
+    Ok(count)
+}
+
+/// Adds to a batch, which one thread runs while none has a filter, the `count`
+/// oldest of its filters, for all threads of its process: they share them, or a
+/// later SECCOMP_FILTER_FLAG_TSYNC would find threads that have gone their own
+/// ways (seccomp(2)). Each call must then have answered 0.
+pub fn build_common(b: &mut Batch, all: &SeccompEntry, newest: Option<u32>, count: usize) -> Result<Vec<Call>> {
+    let chain = chain(all, newest)?;
+    Ok(chain.iter().take(count).map(|index| set(b, &all.seccomp_filters[*index as usize], FLAG_TSYNC)).collect())
+}
+
+/// Adds to a batch, which the thread itself runs and after which it makes no
+/// call but through a tracer that suspends seccomp, its mode and filters, but
+/// for the `done` oldest.
+pub fn build(b: &mut Batch, all: &SeccompEntry, (mode, newest): State, done: usize) -> Result<()> {
+    const SET_STRICT: u64 = 0;
+    if mode == SeccompMode::Strict as i32 {
+        b.call(libc::SYS_seccomp, [SET_STRICT.into(), Arg::Val(0), Arg::Val(0)]);
+        return Ok(());
+    }
+    for index in chain(all, newest)?.into_iter().skip(done) {
+        set(b, &all.seccomp_filters[index as usize], 0);
     }
     Ok(())
+}
+
+fn set(b: &mut Batch, filter: &SeccompFilter, more: u32) -> Call {
+    const SET_FILTER: u64 = 1;
+    let program = b.bytes(&filter.filter);
+    let head = b.bytes(&((filter.filter.len() / 8) as u64).to_le_bytes());
+    let pointer = b.bytes(&[0; 8]);
+    b.point(pointer, program);
+    let flags = filter.flags.unwrap_or(0) & !FLAG_TSYNC | more;
+    b.call(libc::SYS_seccomp, [SET_FILTER.into(), flags.into(), head.into()])
 }
 
 #[cfg(test)]
@@ -101,6 +142,21 @@ mod tests {
     fn a_chain_that_bites_its_tail_is_refused() {
         let looped =
             SeccompEntry { seccomp_filters: vec![SeccompFilter { filter: vec![0; 8], prev: Some(0), flags: None }] };
-        assert!(build(&mut Batch::new(), &looped, SeccompMode::Filter as i32, Some(0)).is_err());
+        assert!(build(&mut Batch::new(), &looped, (SeccompMode::Filter as i32, Some(0)), 0).is_err());
+    }
+
+    #[test]
+    fn what_all_threads_have_is_found_from_the_oldest_on() {
+        let mut filters = Filters::default();
+        let mut of = |code, prev| Some(filters.intern(SeccompFilter { filter: vec![code; 8], prev, flags: None }));
+        let a = of(1, None);
+        let (b, c) = (of(2, a), of(3, a));
+        let d = of(4, b);
+        let filter = SeccompMode::Filter as i32;
+        let of = |threads: &[State]| common(filters.record(), threads).unwrap();
+        assert_eq!(of(&[(filter, d), (filter, b), (filter, d)]), 2);
+        assert_eq!(of(&[(filter, d), (filter, c)]), 1);
+        assert_eq!(of(&[(filter, d)]), 0);
+        assert_eq!(of(&[(filter, d), (0, None)]), 0);
     }
 }

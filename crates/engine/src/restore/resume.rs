@@ -10,6 +10,7 @@ use crate::memory::recorded_vdso;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
+use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::status::Seccomp;
@@ -171,6 +172,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
     let pid = process.pid();
     let timers = Timers::prepare(hand, process, plan)?;
     let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    let filters = common_filters(hand, process, plan)?;
     for (tid, core) in &process.threads {
         let context = Context::of_built(*tid)?;
         schedule(*tid, core, plan, own)?;
@@ -180,7 +182,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         let queue = signals::build_queue(Queue::Own { pid, tid: *tid }, own_signals(core), &timers.comebacks)?;
         // Whom no signal waits for does it all at once, if that is not too much.
         let mut whole = b.clone();
-        last_calls(&mut whole, core, process, plan, own)?;
+        last_calls(&mut whole, core, process, plan, own, filters)?;
         if queue.is_empty() && hand.fits_in_thread(&whole) {
             last.push((*tid, context, whole));
             continue;
@@ -188,7 +190,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         waiting.extend(queue.into_iter().map(|b| (*tid, context.clone(), b)));
         first.push((*tid, context.clone(), b));
         let mut b = Batch::new();
-        last_calls(&mut b, core, process, plan, own)?;
+        last_calls(&mut b, core, process, plan, own, filters)?;
         last.push((*tid, context, b));
     }
     run_in_threads(hand, &mut first)?;
@@ -197,7 +199,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         run_in_threads(hand, std::slice::from_mut(one))?;
     }
     run_in_threads(hand, &mut last)?;
-    leader(hand, process, plan, own, &timers)
+    leader(hand, process, plan, own, &timers, filters)
 }
 
 /// The POSIX timers of a process, before any signal is queued.
@@ -245,7 +247,14 @@ fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, Context, Batch)]) -> Res
     Ok(hand.run_in_threads(&mut jobs)?)
 }
 
-fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own, posix: &Timers) -> Result<()> {
+fn leader(
+    hand: &mut Hand,
+    process: &ProcessPlan,
+    plan: &Plan,
+    own: &Own,
+    posix: &Timers,
+    filters: usize,
+) -> Result<()> {
     let (pid, core) = (process.pid(), &process.core);
     let tc =
         core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
@@ -267,7 +276,7 @@ fn leader(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own, posix:
     hand.run(&mut b)?;
     schedule(pid, core, plan, own)?;
     let mut last = Batch::new();
-    last_calls(&mut last, core, process, plan, own)?;
+    last_calls(&mut last, core, process, plan, own, filters)?;
     suspend_seccomp(pid, core)?;
     Ok(hand.run(&mut last)?)
 }
@@ -284,15 +293,43 @@ fn schedule(tid: i32, core: &CoreEntry, plan: &Plan, own: &Own) -> Result<()> {
     plan.extras.get(&tid).map_or(Ok(()), |extra| extras::build(tid, extra, &own.cpus))
 }
 
-/// Credentials, what they reset, and seccomp: after this the thread may be
-/// unable to do anything.
-fn last_calls(b: &mut Batch, core: &CoreEntry, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
+/// Gives all threads of a process the filters that they have in common; how
+/// many that are.
+fn common_filters(hand: &mut Hand, process: &ProcessPlan, plan: &Plan) -> Result<usize> {
+    let states: Vec<seccomp::State> = cores(process).map(|(_, core)| seccomp_of(core)).collect();
+    let count = seccomp::common(&plan.seccomp, &states)?;
+    if count == 0 {
+        return Ok(0);
+    }
+    for (tid, core) in cores(process) {
+        suspend_seccomp(tid, core)?;
+    }
+    let mut b = Batch::new();
+    let calls = seccomp::build_common(&mut b, &plan.seccomp, states[0].1, count)?;
+    hand.run(&mut b)?;
+    // A thread's id in the place of 0: it could not be given the filter.
+    match calls.iter().all(|call| b.result(*call) == Ok(0)) {
+        true => Ok(count),
+        false => Err(Error::kernel(Object::Process(process.pid()), "give all its threads one filter", Errno::SRCH)),
+    }
+}
+
+/// Credentials, what they reset, and seccomp but for what all threads have
+/// already: after this the thread may be unable to do anything.
+fn last_calls(
+    b: &mut Batch,
+    core: &CoreEntry,
+    process: &ProcessPlan,
+    plan: &Plan,
+    own: &Own,
+    filters: usize,
+) -> Result<()> {
     let Some(t) = &core.thread_core else {
         return Ok(());
     };
     // They do not judge yet, and who set them may have had rights that are gone.
-    if let Some(mode) = t.seccomp_mode.filter(|m| *m != 0) {
-        seccomp::build(b, &plan.seccomp, mode, t.seccomp_filter)?;
+    if has_filters(core) {
+        seccomp::build(b, &plan.seccomp, seccomp_of(core), filters)?;
     }
     if let Some(creds) = &t.creds {
         credentials::build(b, creds, own.bounding);
@@ -310,7 +347,11 @@ fn suspend_seccomp(tid: i32, core: &CoreEntry) -> Result<()> {
 }
 
 fn has_filters(core: &CoreEntry) -> bool {
-    core.thread_core.as_ref().and_then(|t| t.seccomp_mode).is_some_and(|m| m != 0)
+    seccomp_of(core).0 != 0
+}
+
+fn seccomp_of(core: &CoreEntry) -> seccomp::State {
+    core.thread_core.as_ref().map_or((0, None), |t| (t.seccomp_mode.unwrap_or(0), t.seccomp_filter))
 }
 
 fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
