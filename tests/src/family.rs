@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
+use crate::fingerprint::speaker;
+
 /// The environment variable that every process of a test carries.
 pub(crate) const MARK: &str = "CRYONAUT_WORKLOAD";
 
@@ -61,10 +63,13 @@ impl Family {
     }
 
     fn has_member(&self, pid: Pid) -> bool {
-        let Ok(environment) = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())) else {
-            return false;
-        };
-        environment.windows(self.mark.len()).any(|window| window == self.mark)
+        let environment = |pid: Pid| fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero()));
+        let mut text = environment(pid).unwrap_or_default();
+        if text.is_empty() {
+            // The first thread may have ended before others, which have it still.
+            text = environment(speaker(pid)).unwrap_or_default();
+        }
+        text.windows(self.mark.len()).any(|window| window == self.mark)
     }
 
     /// Kills every member, also those that are being forked meanwhile, and collects those that have come to us.

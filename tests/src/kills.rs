@@ -23,7 +23,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 24] = [
+const WORKLOADS: [&str; 25] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -33,6 +33,7 @@ const WORKLOADS: [&str; 24] = [
     "tree/share_memory_generations",
     "tree/share_memory_threads",
     "threads/many",
+    "threads/leader_exited_family",
     "threads/registers_vector",
     "threads/signal_masks",
     "threads/seccomp_filter",

@@ -6,7 +6,7 @@ use std::fs;
 use cryonaut_kernel::proc::Task;
 use rustix::process::Pid;
 
-use crate::fingerprint::own_threads;
+use crate::fingerprint::{own_threads, speaker};
 
 /// One picture: for each process, for each thing, what /proc says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,13 +68,14 @@ const KEPT: [&str; 8] = ["TracerPid:", "SigPnd:", "ShdPnd:", "SigBlk:", "SigCgt:
 
 fn process(pid: i32) -> BTreeMap<String, String> {
     let mut things = BTreeMap::new();
-    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let tid = Pid::from_raw(pid).map_or(pid, |pid| speaker(pid).as_raw_nonzero().get());
+    let read = |name: &str| fs::read_to_string(format!("/proc/{tid}/{name}")).unwrap_or_default();
     // One that is stopped goes home, and takes away what was mapped and opened, when it is continued.
     if read("stat").rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
         return things;
     }
     things.insert("maps".to_owned(), read("maps"));
-    things.insert("fd".to_owned(), descriptors(pid));
+    things.insert("fd".to_owned(), descriptors(tid));
     let task = Pid::from_raw(pid).and_then(|pid| Task::open(pid).ok());
     for tid in task.as_ref().map(own_threads).unwrap_or_default() {
         let tid = tid.as_raw_nonzero();
@@ -85,8 +86,8 @@ fn process(pid: i32) -> BTreeMap<String, String> {
     things
 }
 
-fn descriptors(pid: i32) -> String {
-    let mut all: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+fn descriptors(tid: i32) -> String {
+    let mut all: Vec<String> = fs::read_dir(format!("/proc/{tid}/fd"))
         .into_iter()
         .flatten()
         .flatten()

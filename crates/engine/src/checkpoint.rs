@@ -1,6 +1,6 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
-use crate::attributes::credentials;
+use crate::attributes::{credentials, leader};
 use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{Held, Peers};
 use crate::freeze::{Frozen, Process, pid_of};
@@ -13,8 +13,10 @@ use crate::tcp_policy::TcpPolicy;
 use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
+use cryonaut_kernel::Pid;
 use cryonaut_kernel::guard::Undertaker;
 use cryonaut_kernel::janitor::{Duty, Janitor};
+use cryonaut_kernel::proc::stat::State;
 use cryonaut_kernel::sys::kcmp::{self, Shared};
 use rustix::process::PidfdFlags;
 use std::ffi::CString;
@@ -108,8 +110,8 @@ fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<N
     if !options.tcp.may_keep() {
         return Ok(None);
     }
-    let pids: Vec<i32> = frozen.processes.iter().filter(|p| !p.is_zombie()).map(|p| p.pid).collect();
-    let mut peers = Peers::of_tree(&pids)?;
+    let living = frozen.processes.iter().filter(|p| !p.is_zombie());
+    let mut peers = Peers::of_tree(living.map(|p| (p.pid, p.speaker())))?;
     peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
     match options.no_network_lock && !peers.0.is_empty() {
         true => NetworkLock::without().map(Some),
@@ -192,12 +194,8 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
         if process.status.core_dumping {
             return Err(Error::unsupported(Object::Process(process.pid), "it is dumping core", ""));
         }
-        if process.threads[0].tid != process.pid {
-            return Err(Error::unsupported(
-                Object::Process(process.pid),
-                "its first thread has ended while others go on",
-                "this cannot be built again: the kernel lets no process start without its leader",
-            ));
+        if let Some(ended) = &process.ended {
+            leader::refuse(process, ended)?;
         }
         if let Some(ids) = &process.ids {
             refuse_namespaces(process.pid, ids, own)?;
@@ -225,14 +223,20 @@ fn refuse_history(frozen: &Frozen) -> Result<()> {
 /// it is read, and could not be shared again.
 fn refuse_shared_outside(root: &Process) -> Result<()> {
     let Ok(parent) = pid_of(root.stat.ppid) else { return Ok(()) };
-    match kcmp::resource(pid_of(root.pid)?, parent, Shared::Vm) {
-        Ok(std::cmp::Ordering::Equal) => Err(Error::unsupported(
+    let root_tid = pid_of(root.speaker())?;
+    let is_same = |tid: &Pid| kcmp::resource(root_tid, *tid, Shared::Vm).is_ok_and(std::cmp::Ordering::is_eq);
+    // The first thread of the parent may have ended, and has no memory then.
+    let task = cryonaut_kernel::proc::Task::open(parent);
+    let others = || task.as_ref().ok().and_then(|task| task.tids().ok()).unwrap_or_default();
+    let first_lives = task.as_ref().is_ok_and(|task| task.stat().is_ok_and(|stat| stat.state != State::Zombie));
+    if is_same(&parent) || !first_lives && others().iter().any(is_same) {
+        return Err(Error::unsupported(
             Object::Process(root.pid),
             format!("it shares its memory with its parent {}, which is not in the tree", root.stat.ppid),
             "checkpoint the parent, and it with that",
-        )),
-        _ => Ok(()),
+        ));
     }
+    Ok(())
 }
 
 /// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::attributes::cpu_timers::{self, AllOwners};
 use crate::attributes::extras::{self, Extras};
 use crate::attributes::overruns::{self, AllOverruns};
-use crate::attributes::task;
+use crate::attributes::{leader, task};
 use crate::sharing;
 
 /// One process of the tree.
@@ -21,8 +21,12 @@ use crate::sharing;
 pub struct ProcessPlan {
     /// Ids and threads.
     pub tree: PstreeEntry,
-    /// The leader's record.
+    /// The record of the process and its first thread: its leader, or if that has ended, another.
     pub core: CoreEntry,
+    /// That thread.
+    pub first: i32,
+    /// The record of its leader, if that has ended before others.
+    pub ended: Option<CoreEntry>,
     /// The records of the other threads, by tid.
     pub threads: Vec<(i32, CoreEntry)>,
     /// Address space; none for a zombie.
@@ -46,6 +50,11 @@ impl ProcessPlan {
         self.core.tc.as_ref().is_some_and(|tc| tc.task_state == task::DEAD)
     }
 
+    /// Its threads that live, the first of them first, with their records.
+    pub fn cores(&self) -> impl Iterator<Item = (i32, &CoreEntry)> {
+        std::iter::once((self.first, &self.core)).chain(self.threads.iter().map(|(tid, core)| (*tid, core)))
+    }
+
     fn kin(&self) -> Kin {
         let tree = &self.tree;
         Kin { parent: tree.ppid as i32, group: tree.pgid as i32, session: tree.sid as i32 }
@@ -54,8 +63,12 @@ impl ProcessPlan {
     /// The signal that stopped it, if job control had.
     #[must_use]
     pub fn job_stop(&self) -> Option<i32> {
-        let tc = self.core.tc.as_ref().filter(|tc| tc.task_state == task::STOPPED)?;
-        Some(tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32))
+        let tc = self.core.tc.as_ref()?;
+        match tc.task_state {
+            task::STOPPED => Some(tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32)),
+            task::FIRST_ENDED => tc.stop_signo.map(|s| s as i32),
+            _ => None,
+        }
     }
 }
 
@@ -179,6 +192,12 @@ impl Plan {
         })
     }
 
+    /// The processes, parents before children.
+    pub fn by_birth(&self) -> impl Iterator<Item = &ProcessPlan> {
+        let born = |step: &Step| if let Step::Create(birth) = step { self.processes.get(&birth.pid) } else { None };
+        self.lineage.steps.iter().filter_map(born)
+    }
+
     /// From whose memory each process is born, in the order of birth: its
     /// creator's, or if that has none of its own in the image, its creator's
     /// creator's. Shared memory is its owner's, who alone is born into it.
@@ -221,21 +240,35 @@ fn read_process(images: &ImageDir, tree: PstreeEntry) -> Result<ProcessPlan> {
         return Err(bad(&format!("core-{pid}.img"), "it is not that of a process"));
     };
     if tc.task_state == task::DEAD {
-        return Ok(ProcessPlan { tree, core, threads: Vec::new(), mm: None, fs: None, ids: None });
+        let (first, threads) = (tree.pid as i32, Vec::new());
+        return Ok(ProcessPlan { tree, core, first, ended: None, threads, mm: None, fs: None, ids: None });
     }
     let others = tree.threads.iter().copied().filter(|tid| *tid != tree.pid).collect();
     let read = |tid: u32| Ok((tid as i32, images.read_one(ImageKind::Core, u64::from(tid))?));
-    let threads = parallel::map(others, read).into_iter().collect::<Result<_>>()?;
+    let mut threads: Vec<(i32, CoreEntry)> = parallel::map(others, read).into_iter().collect::<Result<_>>()?;
     let ids = match core.ids {
         Some(ids) => ids,
         None => images.read_one(ImageKind::Ids, pid)?,
     };
+    let (mut core, mut first, mut ended) = (core, tree.pid as i32, None);
+    if core.tc.as_ref().is_some_and(|tc| tc.task_state == task::FIRST_ENDED) {
+        let problem = |problem: &str| bad(&format!("core-{pid}.img"), problem);
+        leader::check(&core).map_err(problem)?;
+        if threads.is_empty() {
+            return Err(problem("it is to go on without its first thread, and has no other"));
+        }
+        let (tid, of_first) = threads.remove(0);
+        let whole = CoreEntry { tc: core.tc.clone(), ..of_first };
+        (first, ended) = (tid, Some(std::mem::replace(&mut core, whole)));
+    }
     Ok(ProcessPlan {
         mm: Some(images.read_one(ImageKind::Mm, pid)?),
         fs: Some(images.read_one(ImageKind::Fs, pid)?),
         ids: Some(ids),
         tree,
         core,
+        first,
+        ended,
         threads,
     })
 }

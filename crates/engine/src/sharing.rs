@@ -31,21 +31,22 @@ impl Sharing {
     /// The ids of a living process.
     pub fn ids(&mut self, process: &Process) -> Result<TaskKobjIdsEntry> {
         let mut entry = self.numbers_of(&process.namespaces);
-        entry.vm_id = self.id(0, process.pid)?;
-        entry.files_id = self.id(1, process.pid)?;
-        entry.fs_id = self.id(2, process.pid)?;
-        entry.sighand_id = self.id(3, process.pid)?;
+        entry.vm_id = self.id(0, process)?;
+        entry.files_id = self.id(1, process)?;
+        entry.fs_id = self.id(2, process)?;
+        entry.sighand_id = self.id(3, process)?;
         Ok(entry)
     }
 
-    fn id(&mut self, kind: usize, pid: i32) -> Result<u32> {
+    fn id(&mut self, kind: usize, process: &Process) -> Result<u32> {
+        let tid = process.speaker();
         // Sorted by the kernel's own order, so that many processes cost few comparisons.
         let (mut low, mut high) = (0, self.known[kind].len());
         while low < high {
             let middle = usize::midpoint(low, high);
             let (other, id) = self.known[kind][middle];
-            let order = kcmp::resource(pid_of(pid)?, pid_of(other)?, KINDS[kind])
-                .map_err(|e| Error::kernel(Object::Process(pid), "compare it with others (kcmp)", e))?;
+            let order = kcmp::resource(pid_of(tid)?, pid_of(other)?, KINDS[kind])
+                .map_err(|e| Error::kernel(Object::Process(process.pid), "compare it with others (kcmp)", e))?;
             match order {
                 std::cmp::Ordering::Equal => return Ok(id),
                 std::cmp::Ordering::Less => high = middle,
@@ -53,7 +54,7 @@ impl Sharing {
             }
         }
         let id = self.known[kind].len() as u32 + FIRST_ID;
-        self.known[kind].insert(low, (pid, id));
+        self.known[kind].insert(low, (tid, id));
         Ok(id)
     }
 

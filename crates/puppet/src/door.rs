@@ -31,6 +31,8 @@ const OVERLAP: u64 = 16;
 /// What is known of a process that is to be entered.
 #[derive(Debug, Clone, Copy)]
 pub struct Ground<'a> {
+    /// A thread of it that lives.
+    pub tid: i32,
     /// Its mappings.
     pub maps: &'a [Vma],
     /// The stack pointer of the thread to enter.
@@ -43,15 +45,15 @@ pub struct Ground<'a> {
 
 /// Finds a way into process `pid`. `xstate` is the size of its extended state.
 pub fn find_doorway(seen: &mut DoorMaps, pid: i32, ground: &Ground<'_>, xstate: usize) -> Result<Doorway> {
-    let gadgets = match find_gadgets(seen, pid, ground.maps)? {
+    let gadgets = match find_gadgets(seen, ground.tid, ground.maps)? {
         Some(g) => g,
-        None => plant_gadgets(pid, ground.maps)?,
+        None => plant_gadgets(pid, ground)?,
     };
     let (stack, roomy) = find_stack(pid, ground, Doorway::need(xstate))?;
     Ok(Doorway { gadgets, stack, roomy })
 }
 
-fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Gadgets>> {
+fn find_gadgets(seen: &mut DoorMaps, tid: i32, maps: &[Vma]) -> Result<Option<Gadgets>> {
     let (mut call, mut ret) = (None, None);
     // The C library comes late in the address space and has both.
     for vma in maps.iter().rev().filter(|v| v.perms.contains(Perms::EXEC) && v.end < 1 << 47) {
@@ -59,7 +61,7 @@ fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Ga
         let (c, r) = match seen.found.get(&key) {
             Some(known) if vma.inode != 0 => *known,
             _ => {
-                let found = search(pid, vma)?;
+                let found = search(tid, vma)?;
                 seen.found.insert(key, found);
                 found
             }
@@ -73,7 +75,7 @@ fn find_gadgets(seen: &mut DoorMaps, pid: i32, maps: &[Vma]) -> Result<Option<Ga
     Ok(None)
 }
 
-fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
+fn search(tid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
     let (mut call, mut ret) = (None, None);
     let mut end = vma.end;
     let mut buf = vec![0; PIECE];
@@ -82,7 +84,7 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
         let at = end.saturating_sub(PIECE as u64).max(vma.start);
         let piece = &mut buf[..(end - at) as usize];
         // Pages beyond the end of their file cannot be read.
-        if memory::read(pid, at, piece).is_ok() {
+        if memory::read(tid, at, piece).is_ok() {
             let (c, r) = arch::find_gadgets(piece);
             call = call.or(c.map(|o| at + o as u64 - vma.start));
             ret = ret.or(r.map(|o| at + o as u64 - vma.start));
@@ -94,20 +96,20 @@ fn search(pid: i32, vma: &Vma) -> Result<(Option<u64>, Option<u64>)> {
 
 /// For a program that has neither snippet: the zero padding behind the vdso's
 /// code, which nothing executes.
-fn plant_gadgets(pid: i32, maps: &[Vma]) -> Result<Gadgets> {
+fn plant_gadgets(pid: i32, ground: &Ground<'_>) -> Result<Gadgets> {
     let none = Error::NoDoor { pid, what: "executable padding" };
-    let vdso = maps.iter().find(|v| v.special() == Some(b"vdso")).ok_or(none)?;
+    let vdso = ground.maps.iter().find(|v| v.special() == Some(b"vdso")).ok_or(none)?;
     let spare = arch::spare_gadgets();
     let at = vdso.end - spare.len() as u64;
     let mut there = [0u8; 16];
-    memory::read(pid, at, &mut there).map_err(|errno| Error::Memory { pid, at, op: "read", errno })?;
+    memory::read(ground.tid, at, &mut there).map_err(|errno| Error::Memory { pid, at, op: "read", errno })?;
     if there != spare {
         if there != [0; 16] {
             return Err(Error::NoDoor { pid, what: "executable padding" });
         }
         for (i, word) in spare.chunks_exact(8).enumerate() {
             let value = u64::from_le_bytes(word.try_into().unwrap_or_default());
-            trace::poke_data(pid, at + 8 * i as u64, value).map_err(|errno| Error::Memory {
+            trace::poke_data(ground.tid, at + 8 * i as u64, value).map_err(|errno| Error::Memory {
                 pid,
                 at,
                 op: "write",
@@ -123,9 +125,9 @@ const PLACES: u64 = 24;
 
 /// Whether nothing was ever written there. A chain may be: that of a visitor
 /// who died while job control had the process stopped, which it still needs.
-fn is_unused(pid: i32, at: u64, len: u64) -> bool {
+fn is_unused(tid: i32, at: u64, len: u64) -> bool {
     let mut there = vec![0; len as usize];
-    memory::read(pid, at, &mut there).is_ok() && there.iter().all(|byte| *byte == 0)
+    memory::read(tid, at, &mut there).is_ok() && there.iter().all(|byte| *byte == 0)
 }
 
 /// The far end of the main stack: the kernel maps 128 KiB of it at exec, and
@@ -143,7 +145,7 @@ fn find_stack(pid: i32, ground: &Ground<'_>, need: u64) -> Result<(u64, bool)> {
         let end = live.map_or(v.end - 4096, |sp| sp - 1024);
         let places = (0..PLACES).map(|n| v.start + n * step).filter(|at| at + need <= end && free(*at, need));
         let places: Vec<u64> = places.collect();
-        let unused = places.iter().find(|at| is_unused(pid, **at, need));
+        let unused = places.iter().find(|at| is_unused(ground.tid, **at, need));
         let in_chain = pointers().any(|sp| (v.start..top.min(v.end)).contains(&sp));
         if let Some(at) = unused.or(places.first().filter(|_| !in_chain)) {
             return Ok((*at, true));

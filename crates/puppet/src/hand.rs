@@ -277,7 +277,8 @@ impl Hand {
         self.pid
     }
 
-    /// The thread that serves.
+    /// The thread that serves. Through it the memory is read and written: the process's first thread, by whose id the
+    /// kernel would take the process, may have ended.
     #[must_use]
     pub fn tid(&self) -> i32 {
         self.tid
@@ -573,26 +574,26 @@ impl Hand {
         if bytes.is_empty() {
             return Ok(());
         }
-        memory::write(self.pid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+        memory::write(self.tid, at, bytes).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Writes pieces to the target's memory, in this order.
     pub fn poke_all(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
         let at = pieces.first().map_or(0, |p| p.0);
-        memory::write_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
+        memory::write_pieces(self.tid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "write", errno })
     }
 
     /// Reads pieces (address and length) of the target's memory.
     fn peek_all(&self, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>> {
         let at = pieces.first().map_or(0, |p| p.0);
-        memory::read_pieces(self.pid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })
+        memory::read_pieces(self.tid, pieces).map_err(|errno| Error::Memory { pid: self.pid, at, op: "read", errno })
     }
 
     /// Reads from the target's memory.
     pub fn peek(&self, at: u64, len: usize) -> Result<Vec<u8>> {
         let mut out = vec![0; len];
         if len > 0 {
-            memory::read(self.pid, at, &mut out).map_err(|errno| Error::Memory {
+            memory::read(self.tid, at, &mut out).map_err(|errno| Error::Memory {
                 pid: self.pid,
                 at,
                 op: "read",

@@ -16,6 +16,7 @@ mod error;
 mod farewell;
 mod group;
 mod hand;
+mod heir;
 pub mod memory;
 pub mod names;
 mod numbers;

@@ -6,7 +6,8 @@
 
 use crate::scratch;
 use crate::{Arg, Batch, Error, Hand, Result, farewell, trace};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use cryonaut_kernel::sys::pidfd;
+use rustix::process::PidfdGetfdFlags;
 use std::os::fd::OwnedFd;
 
 /// How many there may be.
@@ -72,10 +73,10 @@ pub(crate) fn close_after_failure(hand: &mut Hand) {
     }
 }
 
-/// A descriptor of ours for what a process has under this number.
-pub(crate) fn duplicate(pid: i32, number: i32) -> Result<OwnedFd> {
+/// A descriptor of ours for what a hand has under this number.
+pub(crate) fn duplicate(hand: &Hand, number: i32) -> Result<OwnedFd> {
     let own = |errno| Error::Own { what: "duplicate a descriptor of a process", errno };
-    let pidfd = rustix::process::pidfd_open(trace::id(pid).map_err(own)?, PidfdFlags::empty()).map_err(own)?;
+    let pidfd = pidfd::open_thread(trace::id(hand.tid).map_err(own)?).map_err(own)?;
     rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map_err(own)
 }
 

@@ -84,7 +84,7 @@ impl Outlet {
                 errno: rustix::io::Errno::PERM,
             });
         }
-        let pipe = |ends: &[i32]| Ok(Pipe { read: Arc::new(numbers::duplicate(hand.pid, ends[0])?), write: ends[1] });
+        let pipe = |ends: &[i32]| Ok(Pipe { read: Arc::new(numbers::duplicate(hand, ends[0])?), write: ends[1] });
         let pipes = numbers::read(hand)?.chunks_exact(2).take(PIPES).map(pipe).collect::<Result<_>>()?;
         Ok(Outlet { pipes, room, turn: 0 })
     }

@@ -55,6 +55,19 @@ fn is_dead(tid: i32) -> bool {
     stat.is_none_or(|s| matches!(s.state, State::Zombie | State::Dead))
 }
 
+/// Waits for a thread that is about to end and that nobody holds.
+pub(crate) fn wait_zombie(tid: i32) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let begun = Instant::now();
+    while !is_dead(tid) {
+        if begun.elapsed() > LIMIT {
+            return Err(wont_stop(tid, LIMIT));
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    Ok(())
+}
+
 /// Waits until a thread that was asked to stop does. A signal that arrives
 /// first is delivered: the thread then stops at its handler's first
 /// instruction, a state like any other. `None` if it ended instead.
@@ -76,18 +89,18 @@ pub fn wait_stopped(tid: i32, limit: Duration) -> Result<Option<Stopped>> {
 }
 
 fn poll(tid: i32, begun: Instant, limit: Duration) -> Result<Option<WaitStatus>> {
+    const SPINS: u32 = 20;
     let mut nap = Duration::from_micros(20);
     let mut spins = 0;
     loop {
+        // The end of a process's first thread is not told before that of all others.
+        let dead = spins == SPINS && is_dead(tid);
         match trace::try_wait(tid) {
-            Ok(Some(s)) => return Ok(Some(s)),
-            Ok(None) => {}
+            Ok(None) if !dead => {}
             Err(Errno::CHILD) => return Ok(None),
-            Err(errno) => {
-                return Err(Error::Ptrace { tid, op: "wait for", errno });
-            }
+            told => return told.map_err(|errno| Error::Ptrace { tid, op: "wait for", errno }),
         }
-        if spins < 20 {
+        if spins < SPINS {
             spins += 1;
             rustix::thread::sched_yield();
             continue;

@@ -133,7 +133,7 @@ fn ask_for_socket(b: &mut Batch, hand: &mut Hand) -> Result<()> {
 /// Sends the file once the socket is there, and starts the batch that maps it.
 fn send(b: &mut Batch, hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
     hand.wait(b)?;
-    let socket = numbers::duplicate(hand.pid, numbers::read(hand)?[THEIRS])?;
+    let socket = numbers::duplicate(hand, numbers::read(hand)?[THEIRS])?;
     crate::passing::send_files(&socket, &[file])?;
 
     let base = hand.base;

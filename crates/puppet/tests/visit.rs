@@ -19,7 +19,7 @@ fn visit(pid: i32) -> Hand {
     let task = Task::open(Pid::from_raw(pid).expect("pid")).expect("task");
     let maps = task.maps().expect("maps");
     let context = Context::read(pid).expect("context");
-    let ground = Ground { maps: &maps, sp: context.regs.rsp, others: &[], taken: &[] };
+    let ground = Ground { tid: pid, maps: &maps, sp: context.regs.rsp, others: &[], taken: &[] };
     let door = find_doorway(&mut DoorMaps::default(), pid, &ground, context.xstate.len()).expect("doorway");
     let base = (0x1_0000_0000..)
         .step_by(1 << 24)

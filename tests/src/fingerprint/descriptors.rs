@@ -5,13 +5,14 @@ use std::cmp::Ordering;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::{fcntl, kcmp, tty};
+use cryonaut_kernel::sys::{fcntl, kcmp, pidfd, tty};
 use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdGetfdFlags, pidfd_getfd};
 
 use super::identity::is_made_anew;
 use super::memory::Digest;
+use super::process::speaker;
 use super::{Object, Taking};
 
 /// Deleted files are compared to this many bytes of data.
@@ -28,7 +29,7 @@ struct Open {
 pub(super) fn take(taking: &mut Taking, pids: &[Pid]) {
     let mut numbers = Vec::new();
     for pid in pids {
-        let Ok(task) = Task::open(*pid) else {
+        let Ok(task) = Task::open(speaker(*pid)) else {
             continue;
         };
         let fds = task.fds().unwrap_or_default();
@@ -44,7 +45,7 @@ pub(super) fn take(taking: &mut Taking, pids: &[Pid]) {
         numbers.extend(fds.into_iter().map(|fd| (*pid, fd)));
     }
     for (pid, fd) in &numbers {
-        if let Ok(task) = Task::open(*pid) {
+        if let Ok(task) = Task::open(speaker(*pid)) {
             let open = look(&task, *pid, *fd);
             describe(taking, &task, &open);
         }
@@ -54,7 +55,7 @@ pub(super) fn take(taking: &mut Taking, pids: &[Pid]) {
 
 fn look(task: &Task, pid: Pid, fd: i32) -> Open {
     let link = task.link(&format!("fd/{fd}")).map(|path| path.display().to_string()).unwrap_or_default();
-    let file = pidfd_open(pid, PidfdFlags::empty()).and_then(|process| {
+    let file = pidfd::open_thread(speaker(pid)).and_then(|process| {
         // A duplicate: neither position nor anything else is touched by having it.
         pidfd_getfd(&process, fd, PidfdGetfdFlags::empty())
     });
@@ -228,7 +229,8 @@ pub(super) fn file_digest(file: &OwnedFd) -> Result<String, Errno> {
 
 /// Which descriptors are one open file description: each is told the first such of the tree.
 fn descriptions(taking: &mut Taking, numbers: &[(Pid, i32)]) {
-    let compare = |a: usize, b: usize| kcmp::file(numbers[a].0, numbers[a].1, numbers[b].0, numbers[b].1);
+    let places: Vec<(Pid, i32)> = numbers.iter().map(|(pid, fd)| (speaker(*pid), *fd)).collect();
+    let compare = |a: usize, b: usize| kcmp::file(places[a].0, places[a].1, places[b].0, places[b].1);
     let open: Vec<usize> = (0..numbers.len()).filter(|at| compare(*at, *at).is_ok()).collect();
     let mut sorted = open;
     sorted.sort_by(|a, b| compare(*a, *b).unwrap_or(Ordering::Equal).then(a.cmp(b)));

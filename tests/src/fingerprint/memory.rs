@@ -14,6 +14,7 @@ use rustix::process::Pid;
 
 use super::descriptors::file_digest;
 use super::identity::is_made_anew;
+use super::process::speaker;
 use super::{Object, Taking};
 
 /// Bytes below the stack pointer that a leaf function may use (the x86_64 ABI).
@@ -99,7 +100,7 @@ impl Mapping {
 
 pub(super) fn take(taking: &mut Taking, pid: Pid) {
     let number = pid.as_raw_nonzero().get();
-    let Ok(task) = Task::open(pid) else {
+    let Ok(task) = Task::open(speaker(pid)) else {
         return;
     };
     let Ok(text) = task.read("smaps") else {

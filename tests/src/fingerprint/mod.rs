@@ -27,7 +27,7 @@ use rustix::process::Pid;
 
 pub use difference::{Difference, differences};
 use identity::Identities;
-pub(crate) use process::threads as own_threads;
+pub(crate) use process::{speaker, threads as own_threads};
 use rules::Rule;
 
 /// What a field is about.

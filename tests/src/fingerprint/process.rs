@@ -107,11 +107,18 @@ fn text(task: &Task, name: &str) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&bytes).replace('\0', "\\0"))
 }
 
+/// The thread by whose id the kernel tells of a process: its first, or if that has ended before others, another.
+pub(crate) fn speaker(pid: Pid) -> Pid {
+    let Ok(task) = Task::open(pid) else { return pid };
+    let lives = |tid: &Pid| task.thread(*tid).stat().is_ok_and(|stat| stat.state != State::Zombie);
+    if lives(&pid) { pid } else { threads(&task).into_iter().find(lives).unwrap_or(pid) }
+}
+
 /// One process with all its threads.
 pub(super) fn take(taking: &mut Taking, pid: Pid) {
     let object = Object::Process(pid.as_raw_nonzero().get());
     taking.threads.clear();
-    let Ok(task) = Task::open(pid) else {
+    let Ok(task) = Task::open(speaker(pid)) else {
         taking.put(&object, "exists", "no");
         return;
     };
@@ -229,7 +236,7 @@ fn take_thread(taking: &mut Taking, process: &Task, pid: Pid, tid: Pid, queue_to
     let robust_list = robust.map_or(0, |(head, _)| head);
     taking.threads.push(ThreadPlaces { stack_pointer, rseq: None, robust_list });
     taking.put(&object, "call", describe_call(&call));
-    visit::take(taking, &object, pid, tid, &task, call.ok(), queue_told);
+    visit::take(taking, &object, tid, &task, call.ok(), queue_told);
 }
 
 /// The call that a thread is blocked in, with the arguments that it has. Those that the kernel may have begun again are
@@ -248,7 +255,7 @@ fn describe_call(call: &cryonaut_kernel::proc::Result<Syscall>) -> String {
 
 /// Whether two processes run in the same memory.
 pub(super) fn share_memory(one: Pid, other: Pid) -> bool {
-    kcmp::resource(one, other, kcmp::Shared::Vm) == Ok(Ordering::Equal)
+    kcmp::resource(speaker(one), speaker(other), kcmp::Shared::Vm) == Ok(Ordering::Equal)
 }
 
 /// Which processes (and threads) have a resource in common: each is told the first of the tree with which it shares.

@@ -64,7 +64,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 pub(super) fn take(
     taking: &mut Taking,
     object: &Object,
-    pid: Pid,
     tid: Pid,
     task: &Task,
     call: Option<Syscall>,
@@ -75,7 +74,7 @@ pub(super) fn take(
     // A sleep that nothing but its end interrupts (of a parent in vfork, say) would leave us with a thread half held.
     let deep = task.stat().map_or(true, |stat| stat.state == State::DiskSleep);
     let zombie = status.as_ref().map_or(true, |status| status.umask.is_none());
-    if traced || zombie || deep || call.is_some_and(|call| would_notice(pid, call)) {
+    if traced || zombie || deep || call.is_some_and(|call| would_notice(tid, call)) {
         taking.put(object, FIELD, "none");
         return;
     }
@@ -129,7 +128,7 @@ fn release(tid: Pid) {
 }
 
 /// Whether the call that the thread is blocked in would tell it of a visit.
-fn would_notice(pid: Pid, call: Syscall) -> bool {
+fn would_notice(tid: Pid, call: Syscall) -> bool {
     let Syscall::In { number, args, .. } = call else {
         return false;
     };
@@ -144,12 +143,12 @@ fn would_notice(pid: Pid, call: Syscall) -> bool {
         nr::__NR_clock_nanosleep => args[2],
         _ => return false,
     };
-    limit != 0 && timespec_ns(pid, limit).is_none_or(|ns| ns > NAP_NS)
+    limit != 0 && timespec_ns(tid, limit).is_none_or(|ns| ns > NAP_NS)
 }
 
-fn timespec_ns(pid: Pid, address: u64) -> Option<u64> {
+fn timespec_ns(tid: Pid, address: u64) -> Option<u64> {
     let mut bytes = [0; 16];
-    mem::read(pid, address, &mut bytes).ok()?;
+    mem::read(tid, address, &mut bytes).ok()?;
     let (seconds, nanoseconds) = bytes.split_at(8);
     let word = |half: &[u8]| Some(u64::from_ne_bytes(half.try_into().ok()?));
     word(seconds)?.checked_mul(1_000_000_000)?.checked_add(word(nanoseconds)?)

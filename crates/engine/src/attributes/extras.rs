@@ -55,15 +55,24 @@ pub fn load(images: &ImageDir) -> Result<Extras> {
 
 /// Those of a held thread with this timer slack.
 pub fn record(thread: &Thread, timer_slack_ns: u64) -> Result<ThreadExtra> {
-    let id = pid_of(thread.tid)?;
-    let failed = |e| Error::kernel(Object::Thread(thread.tid), "ask about its scheduling", e);
+    Ok(ThreadExtra {
+        interruption: crate::arch::interruption(&thread.context.regs),
+        restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
+        ..of_task(thread.tid, timer_slack_ns)?
+    })
+}
+
+/// Those of a thread that need not be held, or has ended.
+pub fn of_task(tid: i32, timer_slack_ns: u64) -> Result<ThreadExtra> {
+    let id = pid_of(tid)?;
+    let failed = |e| Error::kernel(Object::Thread(tid), "ask about its scheduling", e);
     let cpus = rustix::thread::sched_getaffinity(Some(id)).map_err(failed)?;
     Ok(ThreadExtra {
         affinity: (0..CpuSet::MAX_CPU).filter(|cpu| cpus.is_set(*cpu)).collect(),
         io_priority: sched::ioprio_get(id).map_err(failed)?,
         timer_slack_ns,
-        interruption: crate::arch::interruption(&thread.context.regs),
-        restart: thread.asleep.filter(|_| arch::has_restart_block(&thread.context.regs)),
+        interruption: None,
+        restart: None,
     })
 }
 

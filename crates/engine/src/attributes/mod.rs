@@ -6,6 +6,7 @@ pub mod cpu_timers;
 pub mod credentials;
 pub mod extras;
 pub mod filter;
+pub mod leader;
 pub mod limits;
 pub mod overruns;
 pub mod restart;

@@ -11,6 +11,7 @@ use super::cpu_timers::{OWN_CLOCK, Owners};
 use super::signals;
 use super::timers::State;
 use crate::Result;
+use crate::freeze::Process;
 use cryonaut_image::records::{PosixTimerEntry, SiginfoEntry, SignalQueueEntry};
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::sys::posix_timers;
@@ -56,13 +57,14 @@ pub fn load(images: &ImageDir) -> Result<AllOverruns> {
 
 /// Looks which timers of a frozen process wait for somebody to take their signals; `shared` are those of the whole
 /// process. Nothing is told of them where the kernel does not let itself be looked into.
-pub fn read(pid: i32, timers: &[PosixTimerEntry], shared: &SignalQueueEntry) -> Result<Overruns> {
+pub fn read(process: &Process, timers: &[PosixTimerEntry], shared: &SignalQueueEntry) -> Result<Overruns> {
     let mut own: BTreeMap<i32, SignalQueueEntry> = BTreeMap::new();
     let mut candidates = Vec::new();
     for timer in timers {
         let queue = match timer.notify_thread_id {
             None => shared,
-            Some(0) => continue,
+            // Nor of one that has ended: nobody will take what it was sent.
+            Some(tid) if process.threads.iter().all(|thread| thread.tid != tid) => continue,
             Some(tid) => match own.entry(tid) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::btree_map::Entry::Vacant(new) => new.insert(signals::queued(tid, false)?),
@@ -75,9 +77,10 @@ pub fn read(pid: i32, timers: &[PosixTimerEntry], shared: &SignalQueueEntry) -> 
     if candidates.is_empty() {
         return Ok(Overruns::new());
     }
-    let inside = match posix_timers::inside(pid) {
+    let inside = match posix_timers::inside(process.speaker()) {
         Ok(inside) => inside,
         Err(e) => {
+            let pid = process.pid;
             tracing::warn!("process {pid}: how often its POSIX timers have expired is not known, the kernel says {e}");
             return Ok(Overruns::new());
         }
@@ -132,7 +135,7 @@ impl Comebacks {
             timers.iter().filter_map(|t| Some((t, *waiting.get(&t.it_id)?))).collect();
         let mut all = Vec::with_capacity(those.len());
         for some in those.chunks(AT_ONCE) {
-            let clocks: Vec<i32> = some.iter().map(|(t, _)| clock(hand.pid(), t, owners)).collect();
+            let clocks: Vec<i32> = some.iter().map(|(t, _)| clock(hand.tid(), t, owners)).collect();
             for ((timer, waiting), now) in some.iter().zip(now(hand, &clocks)?) {
                 all.push((**timer, *waiting, comeback(timer, *waiting, now)));
             }
@@ -196,11 +199,11 @@ fn absolute(timer: &PosixTimerEntry, start: i128) -> [u64; 4] {
 }
 
 /// The clock of a timer, as any thread of the process may ask for it.
-fn clock(pid: i32, timer: &PosixTimerEntry, owners: Option<&Owners>) -> i32 {
+fn clock(first: i32, timer: &PosixTimerEntry, owners: Option<&Owners>) -> i32 {
     // include/linux/posix-timers_types.h: the id inverted, above the kind of clock (2: as scheduled) and whether it is
     // that of a thread (4).
     match timer.clock_id as i32 {
-        OWN_CLOCK => !owners.and_then(|o| o.get(&timer.it_id)).copied().unwrap_or(pid) << 3 | 4 | 2,
+        OWN_CLOCK => !owners.and_then(|o| o.get(&timer.it_id)).copied().unwrap_or(first) << 3 | 4 | 2,
         other => other,
     }
 }
@@ -248,7 +251,7 @@ pub fn tell_again(
 }
 
 fn tell_one_again(hand: &mut Hand, timer: &PosixTimerEntry, owners: Option<&Owners>) -> Result<bool> {
-    let clock = clock(hand.pid(), timer, owners);
+    let clock = clock(hand.tid(), timer, owners);
     let mut early = 0;
     for _ in 0..TRIES {
         let expirations = i128::from(timer.overrun) + 1 - early;
@@ -261,7 +264,11 @@ fn tell_one_again(hand: &mut Hand, timer: &PosixTimerEntry, owners: Option<&Owne
         b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), patience.into(), Arg::Val(8)]);
         let told = b.call(libc::SYS_timer_getoverrun, [timer.it_id.into()]);
         match timer.notify_thread_id.filter(|tid| *tid != hand.tid()) {
-            Some(tid) => hand.run_in_threads(&mut [Job { tid, context: &Context::of_built(tid)?, batch: &mut b }])?,
+            Some(tid) => {
+                // One that has ended gets nothing told.
+                let Ok(context) = Context::of_built(tid) else { return Ok(false) };
+                hand.run_in_threads(&mut [Job { tid, context: &context, batch: &mut b }])?;
+            }
             None => hand.run(&mut b)?,
         }
         match b.result(told) {

@@ -27,10 +27,10 @@ const SHORT_NS: u64 = 15_000_000;
 
 /// How long a call with these arguments may sleep, counted from its start; in
 /// nanoseconds. `None` if it has no limit, or none that is relative.
-fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
+fn limit(tid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
     let timespec = |at: u64| {
         let mut bytes = [0; 16];
-        Some(at).filter(|at| *at != 0).and_then(|at| memory::read(pid, at, &mut bytes).ok())?;
+        Some(at).filter(|at| *at != 0).and_then(|at| memory::read(tid, at, &mut bytes).ok())?;
         let word = |i: usize| u64::from_le_bytes(bytes[i..i + 8].try_into().unwrap_or_default());
         word(0).checked_mul(NANOS)?.checked_add(word(8))
     };
@@ -48,7 +48,7 @@ fn limit(pid: i32, number: i64, args: &[u64; 6]) -> Option<u64> {
 ///
 /// A call that the kernel has already started again counts from then, unless
 /// [`look_again`] finds out more.
-pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Option<Restart> {
+pub fn asleep(process: &Task, tid: i32, call: Option<Syscall>) -> Option<Restart> {
     let Some(Syscall::In { number, args, sp, .. }) = call else {
         return None;
     };
@@ -61,7 +61,7 @@ pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Opti
     if !continues(number) {
         return None;
     }
-    let remaining_ns = limit(pid, number, &args).and_then(|limit| {
+    let remaining_ns = limit(tid, number, &args).and_then(|limit| {
         let left_at = exec_start_ns(&task)?;
         let now = clock_of(task.stat().ok()?.processor as usize)?;
         Some(limit.saturating_sub(now.saturating_sub(left_at)))
@@ -70,17 +70,17 @@ pub fn asleep(process: &Task, pid: i32, tid: i32, call: Option<Syscall>) -> Opti
 }
 
 /// Whether it matters when exactly a thread is found in this call.
-pub fn is_limited(pid: i32, call: Syscall) -> bool {
+pub fn is_limited(tid: i32, call: Syscall) -> bool {
     let Syscall::In { number, args, .. } = call else { return false };
-    number == libc::SYS_restart_syscall || limit(pid, number, &args).is_some()
+    number == libc::SYS_restart_syscall || limit(tid, number, &args).is_some()
 }
 
 /// The call in which a thread was stopped, if it is one of those and had not begun
 /// when [`asleep`] looked: all its time is left.
-pub fn just_begun(pid: i32, regs: &arch::Registers) -> Option<Restart> {
+pub fn just_begun(tid: i32, regs: &arch::Registers) -> Option<Restart> {
     let (number, args) = arch::registers_of_call(regs);
     let begun = arch::has_restart_block(regs) && continues(number);
-    begun.then(|| Restart { number, remaining_ns: limit(pid, number, &args) })
+    begun.then(|| Restart { number, remaining_ns: limit(tid, number, &args) })
 }
 
 /// Whether the kernel may continue a call through its restart block.
@@ -94,7 +94,7 @@ fn continues(number: i64) -> bool {
 pub fn look_again(pid: i32, threads: &mut [Thread]) {
     let worth_it = |t: &Thread| {
         let (_, args) = arch::registers_of_call(&t.context.regs);
-        t.asleep.is_none_or(|call| limit(pid, call.number, &args).is_some_and(|limit| limit > SHORT_NS))
+        t.asleep.is_none_or(|call| limit(t.tid, call.number, &args).is_some_and(|limit| limit > SHORT_NS))
     };
     let continued = |t: &&mut Thread| {
         let (number, _) = arch::registers_of_call(&t.context.regs);
@@ -105,11 +105,11 @@ pub fn look_again(pid: i32, threads: &mut [Thread]) {
         let blocks = blocks.get_or_insert_with(|| restart_block::of_threads(pid).unwrap_or_default());
         let Some(block) = blocks.get(&thread.tid) else { continue };
         let (_, args) = arch::registers_of_call(&thread.context.regs);
-        thread.asleep = Some(continued_by(pid, block, &args, thread.asleep));
+        thread.asleep = Some(continued_by(thread.tid, block, &args, thread.asleep));
     }
 }
 
-fn continued_by(pid: i32, block: &RestartBlock, args: &[u64; 6], known: Option<Restart>) -> Restart {
+fn continued_by(tid: i32, block: &RestartBlock, args: &[u64; 6], known: Option<Restart>) -> Restart {
     let kind = block.kind(args);
     let number = match kind {
         Kind::Poll => libc::SYS_poll,
@@ -117,7 +117,7 @@ fn continued_by(pid: i32, block: &RestartBlock, args: &[u64; 6], known: Option<R
         Kind::Sleep => sleep_with(args),
     };
     let estimated = known.filter(|known| known.number == number).and_then(|known| known.remaining_ns);
-    let limit = limit(pid, number, args);
+    let limit = limit(tid, number, args);
     let exact =
         block.end(kind).filter(|_| limit.is_some()).and_then(|(clock, end)| Some(end.saturating_sub(now(clock)?)));
     Restart { number, remaining_ns: exact.or(estimated).or(limit) }

@@ -89,6 +89,10 @@ pub fn waiting(queue: Option<&SignalQueueEntry>) -> u64 {
 /// Where siginfo_t has the count of a timer's expirations.
 const SI_OVERRUN: usize = 20;
 
+/// linux/pidfd.h (Linux 6.9).
+const PIDFD_THREAD: i32 = libc::O_EXCL;
+const PIDFD_SIGNAL_THREAD_GROUP: u32 = 1 << 1;
+
 /// How many signals one batch sends: what a thread's slot has room for.
 const SENT_AT_ONCE: usize = 16;
 
@@ -105,8 +109,8 @@ pub fn build_queue(whose: Queue, queue: Option<&SignalQueueEntry>, timers: &Come
 /// Whose signals wait in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// Those of a whole process.
-    Shared { pid: i32 },
+    /// Those of a whole process, sent by this thread of it.
+    Shared { pid: i32, sender: i32 },
     /// Those of one of its threads.
     Own { pid: i32, tid: i32 },
 }
@@ -122,7 +126,7 @@ impl Queue {
 const EXPIRY_TAKES: u64 = 100_000;
 
 fn send(whose: Queue, entries: &[(&SiginfoEntry, Comeback)]) -> Result<Batch> {
-    let (Queue::Shared { pid } | Queue::Own { pid, .. }) = whose;
+    let (Queue::Shared { pid, .. } | Queue::Own { pid, .. }) = whose;
     let mut b = Batch::new();
     for (entry, comeback) in entries {
         let Some(signal) = entry.siginfo.get(..4).filter(|_| entry.siginfo.len() == 128) else {
@@ -141,8 +145,17 @@ fn send(whose: Queue, entries: &[(&SiginfoEntry, Comeback)]) -> Result<Batch> {
             }
             Comeback::Dropped => continue,
         }
+        let code = i32::from_le_bytes(info[8..12].try_into().unwrap_or_default());
         let info = b.bytes(&info);
         match whose {
+            Queue::Shared { pid, sender } if sender != pid && (code >= 0 || code == libc::SI_TKILL) => {
+                // As its own a thread may send that only to the id that it has itself: a process's first by its pid,
+                // another through a pidfd (kernel/signal.c).
+                let own = b.call(libc::SYS_pidfd_open, [sender.into(), PIDFD_THREAD.into()]);
+                let send = [own.into(), signal.into(), info.into(), PIDFD_SIGNAL_THREAD_GROUP.into()];
+                b.call(libc::SYS_pidfd_send_signal, send);
+                b.call(libc::SYS_close, [own.into()])
+            }
             Queue::Shared { .. } => b.call(libc::SYS_rt_sigqueueinfo, [pid.into(), signal.into(), info.into()]),
             Queue::Own { tid, .. } => {
                 b.call(libc::SYS_rt_tgsigqueueinfo, [pid.into(), tid.into(), signal.into(), info.into()])

@@ -17,6 +17,9 @@ pub const ALIVE: u32 = 1;
 pub const DEAD: u32 = 2;
 /// Stopped by job control.
 pub const STOPPED: u32 = 3;
+/// Its first thread has ended, others go on; whether job control has stopped them tells the signal. Ours: CRIU's format
+/// has no value for it, and its values are small.
+pub const FIRST_ENDED: u32 = 0x80;
 
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 /// The argument of personality(2) that changes nothing.
@@ -57,15 +60,18 @@ impl Ask {
 /// The record of a zombie, and the part of any other that needs no answers.
 pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
     let stopped = process.job_stop();
+    let leader = process.ended.as_ref().map_or(&process.stat, |ended| &ended.stat);
+    let has_ended = process.is_zombie() || process.ended.is_some();
     Ok(TaskCoreEntry {
         task_state: match (process.is_zombie(), stopped) {
             (true, _) => DEAD,
+            (false, _) if process.ended.is_some() => FIRST_ENDED,
             (false, Some(_)) => STOPPED,
             (false, None) => ALIVE,
         },
-        exit_code: if process.is_zombie() { process.stat.exit_code as u32 } else { 0 },
-        flags: process.stat.flags,
-        comm: process.stat.comm.clone(),
+        exit_code: if has_ended { leader.exit_code as u32 } else { 0 },
+        flags: leader.flags,
+        comm: leader.comm.clone(),
         stop_signo: stopped.map(|s| s as u32),
         ..TaskCoreEntry::default()
     })

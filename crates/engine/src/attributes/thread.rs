@@ -224,7 +224,7 @@ pub fn build_scheduling(tid: i32, core: &ThreadCoreEntry) -> Result<()> {
 
 /// The policy as sched_getscheduler(2) would tell it: with a bit that says that
 /// children start with the default one.
-fn policy_record(attr: &SchedAttr) -> u32 {
+pub(super) fn policy_record(attr: &SchedAttr) -> u32 {
     let resets = attr.flags & SchedAttr::RESET_ON_FORK != 0;
     attr.policy | if resets { RESET_ON_FORK } else { 0 }
 }

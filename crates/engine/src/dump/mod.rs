@@ -10,7 +10,7 @@
 mod threads;
 
 use crate::attributes::clocks::Clocks;
-use crate::attributes::{cpu_timers, extras, overruns, signals, task, thread};
+use crate::attributes::{cpu_timers, extras, leader, overruns, signals, task, thread};
 use crate::files::socket::Held;
 use crate::files::socket::packet;
 use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, PagesIds, io_uring};
@@ -25,8 +25,9 @@ use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
+use cryonaut_kernel::sys::pidfd;
 use cryonaut_puppet::Hand;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use rustix::process::PidfdGetfdFlags;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, channel};
@@ -65,8 +66,8 @@ struct Told<'p> {
 /// What came of a process.
 #[derive(Debug)]
 struct Written {
-    tid: i32,
-    extra: extras::ThreadExtra,
+    /// Of its first thread, and of its leader if that is another.
+    extras: Vec<(i32, extras::ThreadExtra)>,
     space: Option<(SharedSpace, memory::Extras)>,
     count: PageCount,
     memory_us: u64,
@@ -119,8 +120,11 @@ pub fn dump(
 ) -> Result<(NewLinks, Held)> {
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
+    let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
+    let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let mut cx = Collect::new(images, options, &pids);
     cx.janitor = janitor;
+    cx.speakers = speakers;
     cx.guard = about.network.and_then(NetworkLock::guard);
     let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
@@ -144,7 +148,7 @@ pub fn dump(
             report.pages_scanned += written.count.scanned;
             report.pages_written += written.count.written;
             report.memory_us += written.memory_us;
-            tree.gathered.threads.insert(written.tid, written.extra);
+            tree.gathered.threads.extend(written.extras);
             if let Some((space, extras)) = written.space {
                 tree.gathered.memory.add(&space.pids, &extras);
             }
@@ -265,9 +269,10 @@ impl<'a> Tree<'_, 'a> {
         self.images.write_one(ImageKind::Ids, process.pid as u64, &ids)?;
         self.clocks.note(self.images, ids.time_ns_id, process)?;
         let task = self.task_record(process, &questions)?;
-        let mut told = thread::Told::read(process.pid)?;
-        let facts = questions.thread.answer(process, process.pid, &questions.answers)?;
-        told.read_filters(process.pid, &facts, &mut self.gathered.filters);
+        let speaker = process.speaker();
+        let mut told = thread::Told::read(speaker)?;
+        let facts = questions.thread.answer(process, speaker, &questions.answers)?;
+        told.read_filters(speaker, &facts, &mut self.gathered.filters);
         if let Some(mut hand) = process.hand.take() {
             let others = threads::dump(self.images, process, &mut hand, &facts, &mut self.gathered.filters);
             process.hand = Some(hand);
@@ -290,8 +295,8 @@ impl<'a> Tree<'_, 'a> {
         if !owners.is_empty() {
             self.gathered.timer_owners.insert(process.pid, owners);
         }
-        let shared = signals::queued(process.pid, true)?;
-        let overruns = overruns::read(process.pid, &all.posix, &shared)?;
+        let shared = signals::queued(process.speaker(), true)?;
+        let overruns = overruns::read(process, &all.posix, &shared)?;
         if !overruns.is_empty() {
             self.gathered.overruns.insert(process.pid, overruns);
         }
@@ -351,10 +356,16 @@ impl Told<'_> {
             let (process, started) = (process_of_all, Instant::now());
             let images = place.images;
             let (mut core, extra) = thread::record(&process.threads[0], first.0, first.1)?;
+            let mut extras = vec![(process.speaker(), extra)];
+            if let Some(ended) = &process.ended {
+                images.write_one(ImageKind::Core, process.speaker() as u64, &core)?;
+                let (leader, extra) = leader::record(process, ended)?;
+                extras.push((process.pid, extra));
+                core = leader;
+            }
             core.tc = Some(task);
             images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-            let mut written =
-                Written { tid: process.pid, extra, space: None, count: PageCount::default(), memory_us: 0 };
+            let mut written = Written { extras, space: None, count: PageCount::default(), memory_us: 0 };
             if let Some(space) = space {
                 let (count, extras) = dump_memory(files, place, process, listens, &space, &questions)?;
                 written.count = count;
@@ -392,11 +403,9 @@ fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
 }
 
 fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
-    let threads = if process.is_zombie() {
-        vec![process.pid as u32]
-    } else {
-        process.threads.iter().map(|t| t.tid as u32).collect()
-    };
+    // The leader comes first, also when it has ended.
+    let others = process.threads.iter().map(|t| t.tid).filter(|tid| *tid != process.pid);
+    let threads = std::iter::once(process.pid).chain(others).map(|tid| tid as u32).collect();
     let entry = PstreeEntry {
         pid: process.pid as u32,
         ppid: process.ppid as u32,
@@ -414,7 +423,7 @@ const FILES_AT_ONCE: usize = 64;
 fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result<()> {
     let (pid, task) = (process.pid, &process.task);
     let failed = |e| Error::kernel(Object::Process(pid), "duplicate its descriptors", e);
-    let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
+    let pidfd = pidfd::open_thread(pid_of(process.speaker())?).map_err(failed)?;
     let writer = lock(files).images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
     for some in task.fds()?.chunks(FILES_AT_ONCE) {
         let hold = |fd: i32| {

@@ -14,7 +14,7 @@ use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::kcmp;
 use rustix::fs::{FileType, Stat};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -50,6 +50,8 @@ impl PagesIds {
 pub struct OpenFile<'a> {
     /// The process that has it.
     pub pid: i32,
+    /// The thread of it by whose id the kernel is asked: [`crate::freeze::Process::speaker`].
+    pub speaker: i32,
     /// Its number there.
     pub fd: i32,
     /// Our own descriptor of the same open file description.
@@ -187,6 +189,8 @@ pub struct Collect<'a> {
     pub janitor: Option<&'a Janitor>,
     /// Who puts connections right, should we be killed.
     pub guard: Option<&'a Guard>,
+    /// By whose id the kernel is asked about a process, where that is not its own.
+    pub speakers: BTreeMap<i32, i32>,
     next_id: u32,
     /// Numbers for files of pages.
     pub pages_ids: PagesIds,
@@ -214,7 +218,7 @@ pub struct Collect<'a> {
 
 #[derive(Debug)]
 struct Seen {
-    pid: i32,
+    speaker: i32,
     fd: i32,
     id: u32,
     fd_type: FdTypes,
@@ -229,6 +233,7 @@ impl<'a> Collect<'a> {
             pids,
             janitor: None,
             guard: None,
+            speakers: BTreeMap::new(),
             next_id: 1,
             pages_ids: PagesIds::default(),
             late: Vec::new(),
@@ -242,6 +247,12 @@ impl<'a> Collect<'a> {
             sysv: Default::default(),
             sockets: Default::default(),
         }
+    }
+
+    /// The thread by whose id the kernel is asked about a process of the tree.
+    #[must_use]
+    pub fn speaker(&self, pid: i32) -> i32 {
+        self.speakers.get(&pid).copied().unwrap_or(pid)
     }
 
     /// Hands over the temporary names that deleted files were given.
@@ -296,8 +307,8 @@ impl<'a> Collect<'a> {
     pub fn descriptor(&mut self, task: &proc::Task, pid: i32, held: HeldFile) -> Result<FdinfoEntry> {
         let HeldFile { fd, file, stat, info, asked } = held;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
-        let (file, link) = (file.as_fd(), OsString::new());
-        let mut open = OpenFile { pid, fd, file, stat, link, info, task, asked, carrier: None };
+        let (file, link, speaker) = (file.as_fd(), OsString::new(), self.speaker(pid));
+        let mut open = OpenFile { pid, speaker, fd, file, stat, link, info, task, asked, carrier: None };
         let (id, fd_type) = self.identify(&mut open)?;
         Ok(FdinfoEntry {
             id,
@@ -315,7 +326,8 @@ impl<'a> Collect<'a> {
         let HeldFile { fd, file, stat, info, asked } = HeldFile::read(&task, pid, file.as_raw_fd(), file)?;
         let (link, carrier) = (OsString::new(), Some(carrier));
         let known = self.next_id;
-        let mut open = OpenFile { pid, fd, file: file.as_fd(), stat, link, info, task: &task, asked, carrier };
+        let (speaker, own) = (pid, file.as_fd());
+        let mut open = OpenFile { pid, speaker, fd, file: own, stat, link, info, task: &task, asked, carrier };
         let (id, _) = self.identify(&mut open)?;
         if id >= known {
             self.on_their_way.push(file);
@@ -348,7 +360,7 @@ impl<'a> Collect<'a> {
     /// or in another process (`kcmp`).
     fn find_seen(&self, open: &OpenFile<'_>) -> Result<Option<(u32, FdTypes)>> {
         for seen in self.seen.get(&Self::key(open)).into_iter().flatten() {
-            let order = kcmp::file(pid_of(seen.pid)?, seen.fd, pid_of(open.pid)?, open.fd)
+            let order = kcmp::file(pid_of(seen.speaker)?, seen.fd, pid_of(open.speaker)?, open.fd)
                 .map_err(|e| Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e))?;
             if order.is_eq() {
                 return Ok(Some((seen.id, seen.fd_type)));
@@ -372,7 +384,7 @@ impl<'a> Collect<'a> {
             FdTypes::Unixsk => self.late.push(entry),
             _ => self.images.append(ImageKind::Files, None, &entry, None)?,
         }
-        self.seen.entry(Self::key(open)).or_default().push(Seen { pid: open.pid, fd: open.fd, id, fd_type });
+        self.seen.entry(Self::key(open)).or_default().push(Seen { speaker: open.speaker, fd: open.fd, id, fd_type });
         Ok((id, fd_type))
     }
 }

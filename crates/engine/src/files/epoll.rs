@@ -126,8 +126,9 @@ fn record(id: u32, target: &EpollTarget) -> EventpollTfdEntry {
 /// Finds the file that is watched under a number, the `nth` with it; `None` if
 /// the process has it under that number, else which process has it where.
 fn find(cx: &Collect<'_>, file: &OpenFile<'_>, target: &EpollTarget, nth: u32) -> Result<Option<(i32, i32)>> {
-    let owner = pid_of(file.pid)?;
-    let is = |pid: i32, fd: i32| match kcmp::epoll_target(pid_of(pid)?, fd, owner, file.fd, target.fd, nth) {
+    let owner = pid_of(file.speaker)?;
+    let is = |pid: i32, fd: i32| match kcmp::epoll_target(pid_of(cx.speaker(pid))?, fd, owner, file.fd, target.fd, nth)
+    {
         Ok(order) => Ok(order.is_eq()),
         Err(Errno::BADF) => Ok(false),
         Err(e) => {
@@ -141,7 +142,7 @@ fn find(cx: &Collect<'_>, file: &OpenFile<'_>, target: &EpollTarget, nth: u32) -
     }
     let others = cx.pids.iter().copied().filter(|&pid| Some(pid) != holder);
     for pid in holder.into_iter().chain(others) {
-        let task = Task::open(pid_of(pid)?)?;
+        let task = Task::open(pid_of(cx.speaker(pid))?)?;
         for fd in task.fds()? {
             if is(pid, fd)? {
                 let status = task.status()?;

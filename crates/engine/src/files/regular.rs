@@ -160,7 +160,8 @@ pub(super) fn collect_watched(
 ) -> Result<Option<u32>> {
     let stat = rustix::fs::fstat(file).map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
     let is_it = |pid: &i32| {
-        let Ok(there) = crate::freeze::pid_of(*pid).and_then(|pid| Ok(proc::Task::open(pid)?)) else { return false };
+        let there = crate::freeze::pid_of(cx.speaker(*pid)).and_then(|tid| Ok(proc::Task::open(tid)?));
+        let Ok(there) = there else { return false };
         let same = |fd: i32| {
             let found = rustix::fs::statat(there.dir(), format!("fd/{fd}"), AtFlags::empty());
             found.is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))

@@ -14,10 +14,10 @@ pub(super) const CALLS_AT_ONCE: usize = 128;
 
 /// The calls that several threads are in, for those of which a moment more or
 /// less does not matter. The others are to be looked at again, each right before it is held.
-pub(super) fn calls_of(task: &Task, pid: i32, tids: &[i32]) -> Vec<(i32, Option<Syscall>)> {
+pub(super) fn calls_of(task: &Task, tids: &[i32]) -> Vec<(i32, Option<Syscall>)> {
     let look = |tid: i32| {
         let call = task.thread(pid_of(tid).ok()?).syscall().ok()?;
-        Some(call).filter(|call| !is_vfork(pid, *call) && !restart::is_limited(pid, *call))
+        Some(call).filter(|call| !is_vfork(tid, *call) && !restart::is_limited(tid, *call))
     };
     if tids.len() == 1 {
         return vec![(tids[0], None)];
@@ -33,7 +33,7 @@ pub(super) fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -
     let mut nap = Duration::from_micros(20);
     loop {
         let call = task.thread(pid_of(tid)?).syscall().ok();
-        if !call.is_some_and(|call| is_vfork(pid, call)) || is_kernels(task, tid) {
+        if !call.is_some_and(|call| is_vfork(tid, call)) || is_kernels(task, tid) {
             return Ok(call);
         }
         if begun.elapsed() > limit {
@@ -51,11 +51,11 @@ pub(super) fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -
 
 /// Whether a call returns only when its child no longer needs the memory
 /// (`CLONE_VFORK`).
-fn is_vfork(pid: i32, call: Syscall) -> bool {
+fn is_vfork(tid: i32, call: Syscall) -> bool {
     const VFORK: u64 = libc::CLONE_VFORK as u64;
     let flags_of = |at: u64| {
         let mut flags = [0; 8];
-        cryonaut_puppet::memory::read(pid, at, &mut flags).map_or(0, |()| u64::from_le_bytes(flags))
+        cryonaut_puppet::memory::read(tid, at, &mut flags).map_or(0, |()| u64::from_le_bytes(flags))
     };
     match call {
         Syscall::In { number: libc::SYS_vfork, .. } => true,

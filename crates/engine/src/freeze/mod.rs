@@ -49,6 +49,23 @@ pub struct Thread {
     pub asleep: Option<Restart>,
 }
 
+/// The first thread of a process, its leader, that has ended before others.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its own `stat`.
+    pub stat: Stat,
+    /// Its own `status`.
+    pub status: Status,
+}
+
+impl Ended {
+    /// Reads it; `task` is the directory of the process.
+    fn read(task: &Task, pid: i32) -> Result<Ended> {
+        let thread = task.thread(pid_of(pid)?);
+        Ok(Ended { stat: thread.stat()?, status: thread.status()? })
+    }
+}
+
 /// A frozen process, or a zombie, which needs no freezing.
 #[derive(Debug)]
 pub struct Process {
@@ -56,14 +73,16 @@ pub struct Process {
     pub pid: i32,
     /// Its parent, as seen when it was frozen.
     pub ppid: i32,
-    /// Its directory in /proc.
+    /// Its directory in /proc: that of its [speaker](Process::speaker).
     pub task: Task,
-    /// `/proc/PID/stat` after the freeze.
+    /// `stat` there after the freeze.
     pub stat: Stat,
-    /// `/proc/PID/status` after the freeze.
+    /// `status` there after the freeze.
     pub status: Status,
     /// Its threads, the leader first if it lives. Empty for a zombie.
     pub threads: Vec<Thread>,
+    /// What there is of a leader that has ended while other threads go on.
+    pub ended: Option<Ended>,
     /// Its mappings. Empty for a zombie.
     pub maps: Vec<Vma>,
     /// Its namespaces. None for a zombie.
@@ -81,6 +100,13 @@ impl Process {
         self.threads.is_empty()
     }
 
+    /// The thread by whose id the kernel is asked about the process: its leader, or once that has ended, another. For
+    /// one that has ended has no memory, no descriptors and no directories any more.
+    #[must_use]
+    pub fn speaker(&self) -> i32 {
+        self.threads.first().map_or(self.pid, |thread| thread.tid)
+    }
+
     /// The number of its address space: the same for all who share it. 0 for a zombie.
     #[must_use]
     pub fn space(&self) -> u32 {
@@ -96,11 +122,17 @@ impl Process {
         })
     }
 
-    /// Begins to make its first thread a hand.
+    /// Begins to make its first living thread a hand.
     fn enter(&self, doors: &mut DoorMaps, space: &mut Space) -> Result<Entering> {
         let thread = &self.threads[0];
         let context = thread.context.clone();
-        let ground = Ground { maps: &self.maps, sp: context.regs.rsp, others: &space.pointers, taken: &space.frames };
+        let ground = Ground {
+            tid: thread.tid,
+            maps: &self.maps,
+            sp: context.regs.rsp,
+            others: &space.pointers,
+            taken: &space.frames,
+        };
         let xstate = context.xstate.len();
         let door = find_doorway(doors, self.pid, &ground, xstate)?;
         let base = free_range(&self.maps, &space.scratches, scratch::LEN)
@@ -183,7 +215,7 @@ impl Frozen {
             let before = threads.len();
             for (tid, asleep) in self.seize_others(pid, &task, &tids, &threads, limit)? {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
-                    threads.push(Thread::read(pid, tid, stopped, asleep)?);
+                    threads.push(Thread::read(tid, stopped, asleep)?);
                     let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
                     not_suspended = not_suspended.or(suspended.err());
                 } else {
@@ -213,12 +245,12 @@ impl Frozen {
     ) -> Result<Vec<(i32, Option<Restart>)>> {
         let mut taken = Vec::new();
         let new: Vec<i32> = tids.iter().copied().filter(|tid| !held.iter().any(|known| known.tid == *tid)).collect();
-        for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, pid, some)) {
+        for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, some)) {
             let call = match call {
                 Some(call) => Some(call),
                 None => call_but_vfork(task, pid, tid, limit)?,
             };
-            let asleep = restart::asleep(task, pid, tid, call);
+            let asleep = restart::asleep(task, tid, call);
             if tid != pid && !is_programs(call) && is_kernels(task, tid) {
                 continue;
             }
@@ -405,7 +437,12 @@ struct Held {
 impl Held {
     /// Reads what could change until everything stood still.
     fn survey(self) -> Result<Process> {
-        let Held { pid, ppid, task, mut threads, not_suspended, .. } = self;
+        let Held { pid, ppid, mut task, mut threads, not_suspended, .. } = self;
+        let mut ended = None;
+        if let Some(first) = threads.first().filter(|first| first.tid != pid) {
+            ended = Some(Ended::read(&task, pid)?);
+            task = Task::open(pid_of(first.tid)?)?;
+        }
         let (stat, status) = (task.stat()?, task.status()?);
         // A thread may have filters of its own, which its process's status does not tell: tried for all.
         if let Some(e) = not_suspended.filter(|_| status.seccomp != Seccomp::Disabled) {
@@ -420,7 +457,7 @@ impl Held {
         }
         restart::look_again(pid, &mut threads);
         let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
-        Ok(Process { pid, ppid, task, stat, status, threads, maps, namespaces, ids: None, hand: None })
+        Ok(Process { pid, ppid, task, stat, status, threads, ended, maps, namespaces, ids: None, hand: None })
     }
 }
 
@@ -446,13 +483,13 @@ fn children_of(held: &mut [Held]) -> Result<Vec<(i32, i32)>> {
 
 impl Thread {
     /// Reads what must be read before the thread does anything for us.
-    fn read(pid: i32, tid: i32, stopped: Stopped, asleep: Option<Restart>) -> Result<Thread> {
+    fn read(tid: i32, stopped: Stopped, asleep: Option<Restart>) -> Result<Thread> {
         let mut context = Context::read(tid)?;
         if cryonaut_puppet::arch::undo_interruption(&mut context.regs) {
             // At once: it must not see this interruption should we die.
             trace::set_registers(tid, &context.regs)?;
         }
-        let asleep = asleep.or_else(|| restart::just_begun(pid, &context.regs));
+        let asleep = asleep.or_else(|| restart::just_begun(tid, &context.regs));
         let rseq = rseq::leave_section(tid, &mut context)?;
         Ok(Thread { tid, stopped, context, rseq, asleep })
     }

@@ -261,7 +261,7 @@ fn write_held(held: &Held, process: &Process, hand: Option<&mut Hand>, mem: &Fil
         })?;
         through_file(&mut out, mem, process, &PageRun { start: at, ..run })?;
     }
-    out.fetch(process.pid)?;
+    out.fetch(process.speaker())?;
     Ok(out.finish()?.written)
 }
 
@@ -275,7 +275,7 @@ fn page_contents(
     alone: bool,
 ) -> Result<()> {
     if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
-        return out.remote(process.pid, run.start, run.end - run.start);
+        return out.remote(process.speaker(), run.start, run.end - run.start);
     }
     through_file(out, mem, process, run)
 }
@@ -295,7 +295,7 @@ fn write_private<'a>(
     for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
         let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
         if is_whole(first) {
-            out.remote(process.pid, first.start, first.end - first.start)?;
+            out.remote(process.speaker(), first.start, first.end - first.start)?;
             continue;
         }
         if !is_scanned(first) {
@@ -328,7 +328,7 @@ fn write_private<'a>(
                     }
                     private += len;
                     if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
-                        out.fetch(process.pid)?;
+                        out.fetch(process.speaker())?;
                         out.splice = Splice::open(process, hand, mem);
                     }
                     page_contents(&mut out, mem, process, vma, run, alone)
@@ -336,7 +336,7 @@ fn write_private<'a>(
             })
         })?;
     }
-    out.fetch(process.pid)?;
+    out.fetch(process.speaker())?;
     Ok((out.finish()?, guards))
 }
 
@@ -385,7 +385,7 @@ fn through_file(out: &mut PageWriter<'_>, mem: &File, process: &Process, run: &P
     if run.start == run.end {
         return Ok(());
     }
-    out.fetch(process.pid)?;
+    out.fetch(process.speaker())?;
     out.read(run.start, run.end - run.start, |offset, room| {
         let at = run.start + offset;
         mem.read_exact_at(room, at).map_err(|e| {

@@ -185,7 +185,7 @@ pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
     Ok(hand.run(&mut b)?)
 }
 
-/// Creates the further threads of a process.
+/// Creates the threads of a process but for its leader.
 pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
@@ -195,5 +195,6 @@ pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
         | libc::CLONE_SYSVSEM;
     let mut args = [0u64; 11];
     args[FLAGS] = flags as u64;
-    Ok(hand.clone_all(&process.threads.iter().map(|(tid, _)| (args, *tid)).collect::<Vec<_>>())?)
+    let others = process.cores().filter(|(tid, _)| *tid != process.pid());
+    Ok(hand.clone_all(&others.map(|(tid, _)| (args, tid)).collect::<Vec<_>>())?)
 }

@@ -7,7 +7,9 @@ mod births;
 mod descriptors;
 mod resume;
 
-use crate::attributes::{limits, signals, task, timers};
+use resume::Own;
+
+use crate::attributes::{leader, limits, signals, task, timers};
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{PAGE, Shape, Spaces};
@@ -81,9 +83,10 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let places = descriptors::install_all(&mut nursery, &plan, &service, &mut build)?;
     settle(&mut nursery, &plan, &images, options, &places, &build)?;
     births::end_zombies_and_helpers(&mut nursery, &plan)?;
+    let own = Own::read()?;
     let mut threads = 0;
-    for process in plan.processes.values().filter(|p| !p.is_zombie()) {
-        finish_process(&mut nursery, &plan, process, &service)?;
+    for process in plan.by_birth().filter(|p| !p.is_zombie()) {
+        finish_process(&mut nursery, &plan, process, &service, &own)?;
         let rings = io_uring::Start { images: &images, records: &plan.files, built: build.built(), places: &places };
         io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
         threads += 1 + process.threads.len();
@@ -100,7 +103,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         links = Some(build.finish());
         Ok(())
     };
-    resume::resume_all(nursery, &plan, &scratches, &service, options, &verdict, at_last)?;
+    resume::resume_all(nursery, &plan, &scratches, &service, options, (&verdict, &own), at_last)?;
     if let Some(links) = links {
         links.remove();
     }
@@ -238,7 +241,13 @@ fn settle(
 }
 
 /// Threads and attributes of one process, short of what resuming does.
-fn finish_process(nursery: &mut Nursery, plan: &Plan, process: &ProcessPlan, service: &Service) -> Result<()> {
+fn finish_process(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    process: &ProcessPlan,
+    service: &Service,
+    own: &Own,
+) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
     hand.hush(signals_in_use(process))?;
     if let Some(tc) = &process.core.tc {
@@ -248,6 +257,7 @@ fn finish_process(nursery: &mut Nursery, plan: &Plan, process: &ProcessPlan, ser
         }
     }
     births::create_threads(hand, process)?;
+    leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus))?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
         timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;
     }
@@ -260,7 +270,7 @@ fn signals_in_use(process: &ProcessPlan) -> u64 {
     let mut set = tc.map_or(0, |tc| signals::caught(&tc.sigactions) | signals::waiting(tc.signals_s.as_ref()));
     let timers = tc.and_then(|tc| tc.timers.as_ref()).into_iter().flat_map(|all| &all.posix);
     set |= timers.filter(|t| (1..=64).contains(&t.si_signo)).fold(0, |set, t| set | 1 << (t.si_signo - 1));
-    for core in process.threads.iter().map(|(_, core)| core).chain([&process.core]) {
+    for (_, core) in process.cores() {
         set |= signals::waiting(core.thread_core.as_ref().and_then(|t| t.signals_p.as_ref()));
     }
     set

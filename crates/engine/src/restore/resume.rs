@@ -37,17 +37,16 @@ pub fn resume_all(
     scratches: &Scratches<'_>,
     service: &Service,
     options: &RestoreOptions,
-    verdict: &Verdict,
+    (verdict, own): (&Verdict, &Own),
     at_last: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let own = Own::read()?;
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
     let mut doors = Doors::new(plan, scratches)?;
     let mut ready = Vec::new();
     for process in living {
         let hand = nursery.hand(process.pid())?;
         descriptors::withdraw(hand, service)?;
-        threads_of(hand, process, plan, &own)?;
+        threads_of(hand, process, plan, own)?;
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
         let homes = homes(process, plan)?;
         let door = doors.of(process)?;
@@ -88,7 +87,7 @@ pub fn resume_all(
 /// A process of which nothing is missing but that it runs.
 struct Ready<'a> {
     process: &'a ProcessPlan,
-    /// Final state of each thread, the leader's first; then in the order of their creation.
+    /// Final state of each thread, the first's first; then in the order of their creation.
     homes: Vec<(i32, Context)>,
     door: Doorway,
     /// The signal that is to stop it.
@@ -103,7 +102,7 @@ impl Ready<'_> {
             Some(1) => Seccomp::Strict,
             Some(_) => Seccomp::Filter,
         };
-        cores(self.process).any(|(tid, core)| !filter::lets_go_home(tid, mode(core)))
+        self.process.cores().any(|(tid, core)| !filter::lets_go_home(tid, mode(core)))
     }
 
     /// From here on it obeys the verdict when it is let go.
@@ -122,7 +121,7 @@ impl Ready<'_> {
     /// It no longer dies with us. The kernel lets go in the reverse order of
     /// creation, so as long as the last thread dies with us, all do.
     fn survive_us(&self) -> Result<()> {
-        for (tid, core) in cores(self.process) {
+        for (tid, core) in self.process.cores() {
             let filters = if has_filters(core) { stops::SUSPEND_SECCOMP } else { stops::VISIT };
             trace::set_options(tid, stops::VISIT | filters)?;
         }
@@ -149,7 +148,7 @@ impl Ready<'_> {
     /// again. Returns what the result register is to hold then.
     fn reenter(&self, hand: &Hand, tid: i32, plan: &Plan) -> Result<Option<u64>> {
         let Some(restart) = plan.extras.get(&tid).and_then(|e| e.restart) else { return Ok(None) };
-        let core = cores(self.process).find(|(t, _)| *t == tid).map(|(_, core)| core);
+        let core = self.process.cores().find(|(t, _)| *t == tid).map(|(_, core)| core);
         core.map(|core| restart::reenter(hand, tid, core, restart)).transpose()
     }
 
@@ -166,7 +165,7 @@ impl Ready<'_> {
     }
 }
 
-/// Everything that each thread does itself, the leader last: the actions and
+/// Everything that each thread does itself, the first last: the actions and
 /// timers of the process are with it.
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
@@ -199,7 +198,7 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         run_in_threads(hand, std::slice::from_mut(one))?;
     }
     run_in_threads(hand, &mut last)?;
-    leader(hand, process, plan, own, &timers, filters)
+    first_thread(hand, process, plan, own, &timers, filters)
 }
 
 /// The POSIX timers of a process, before any signal is queued.
@@ -226,15 +225,17 @@ impl Timers {
 }
 
 /// What the restoring process has itself, and those it creates have from it.
-struct Own {
+#[derive(Debug)]
+pub struct Own {
     /// Its bounding capabilities.
-    bounding: u64,
+    pub bounding: u64,
     /// The processors that it may run on.
-    cpus: CpuSet,
+    pub cpus: CpuSet,
 }
 
 impl Own {
-    fn read() -> Result<Own> {
+    /// Reads it.
+    pub fn read() -> Result<Own> {
         let failed = |e| Error::kernel(Object::Other("this process".into()), "ask for its processors", e);
         let cpus = rustix::thread::sched_getaffinity(None).map_err(failed)?;
         Ok(Own { bounding: Task::current()?.status()?.caps.bounding, cpus })
@@ -247,7 +248,7 @@ fn run_in_threads(hand: &mut Hand, batches: &mut [(i32, Context, Batch)]) -> Res
     Ok(hand.run_in_threads(&mut jobs)?)
 }
 
-fn leader(
+fn first_thread(
     hand: &mut Hand,
     process: &ProcessPlan,
     plan: &Plan,
@@ -255,18 +256,18 @@ fn leader(
     posix: &Timers,
     filters: usize,
 ) -> Result<()> {
-    let (pid, core) = (process.pid(), &process.core);
+    let (pid, first, core) = (process.pid(), process.first, &process.core);
     let tc =
         core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
     let mut b = Batch::new();
     signals::build_actions(pid, &mut b, &tc.sigactions)?;
-    thread::build(&mut b, core, plan.extras.get(&pid));
+    thread::build(&mut b, core, plan.extras.get(&first));
     hand.run(&mut b)?;
     births::forget_sigchld_in(hand)?;
-    for mut b in signals::build_queue(Queue::Shared { pid }, tc.signals_s.as_ref(), &posix.comebacks)? {
+    for mut b in signals::build_queue(Queue::Shared { pid, sender: first }, tc.signals_s.as_ref(), &posix.comebacks)? {
         hand.run(&mut b)?;
     }
-    for mut b in signals::build_queue(Queue::Own { pid, tid: pid }, own_signals(core), &posix.comebacks)? {
+    for mut b in signals::build_queue(Queue::Own { pid, tid: first }, own_signals(core), &posix.comebacks)? {
         hand.run(&mut b)?;
     }
     let mut b = Batch::new();
@@ -274,10 +275,10 @@ fn leader(
         timers::start(&mut b, all, |t| posix.state(t));
     }
     hand.run(&mut b)?;
-    schedule(pid, core, plan, own)?;
+    schedule(first, core, plan, own)?;
     let mut last = Batch::new();
     last_calls(&mut last, core, process, plan, own, filters)?;
-    suspend_seccomp(pid, core)?;
+    suspend_seccomp(first, core)?;
     Ok(hand.run(&mut last)?)
 }
 
@@ -296,12 +297,12 @@ fn schedule(tid: i32, core: &CoreEntry, plan: &Plan, own: &Own) -> Result<()> {
 /// Gives all threads of a process the filters that they have in common; how
 /// many that are.
 fn common_filters(hand: &mut Hand, process: &ProcessPlan, plan: &Plan) -> Result<usize> {
-    let states: Vec<seccomp::State> = cores(process).map(|(_, core)| seccomp_of(core)).collect();
+    let states: Vec<seccomp::State> = process.cores().map(|(_, core)| seccomp_of(core)).collect();
     let count = seccomp::common(&plan.seccomp, &states)?;
     if count == 0 {
         return Ok(0);
     }
-    for (tid, core) in cores(process) {
+    for (tid, core) in process.cores() {
         suspend_seccomp(tid, core)?;
     }
     let mut b = Batch::new();
@@ -354,16 +355,12 @@ fn seccomp_of(core: &CoreEntry) -> seccomp::State {
     core.thread_core.as_ref().map_or((0, None), |t| (t.seccomp_mode.unwrap_or(0), t.seccomp_filter))
 }
 
-fn cores(process: &ProcessPlan) -> impl Iterator<Item = (i32, &CoreEntry)> {
-    std::iter::once((process.pid(), &process.core)).chain(process.threads.iter().map(|(t, c)| (*t, c)))
-}
-
 /// Final registers, signal mask and extended state of every thread.
 fn homes(process: &ProcessPlan, plan: &Plan) -> Result<Vec<(i32, Context)>> {
     let mut all = Vec::with_capacity(1 + process.threads.len());
     // Its layout is the same in all that are born here.
-    let layout = trace::xstate(process.pid())?;
-    for (tid, core) in cores(process) {
+    let layout = trace::xstate(process.first)?;
+    for (tid, core) in process.cores() {
         let info = arch::info_of(tid, core)?;
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
         let mut regs = arch::registers(tid, info)?;
@@ -404,7 +401,7 @@ impl<'p> Doors<'p> {
         let mut shared: BTreeMap<i32, SharedGround> = BTreeMap::new();
         for process in plan.processes.values().filter(|p| !p.is_zombie() && plan.spaces.count(p.pid()) > 1) {
             let ground = shared.entry(plan.spaces.owner(process.pid())).or_default();
-            for (tid, core) in cores(process) {
+            for (tid, core) in process.cores() {
                 ground.pointers.push(stack_pointer(tid, core)?);
             }
         }
@@ -412,15 +409,15 @@ impl<'p> Doors<'p> {
     }
 
     fn of(&mut self, process: &ProcessPlan) -> Result<Doorway> {
-        let pid = process.pid();
-        let mut maps = Task::open(crate::freeze::pid_of(pid)?)?.maps()?;
+        let (pid, tid) = (process.pid(), process.first);
+        let mut maps = Task::open(crate::freeze::pid_of(tid)?)?.maps()?;
         maps.retain(|v| !self.scratches.of_space(pid).contains(&v.start));
         refuse_inside_vdso(process, &maps)?;
         let mut alone = SharedGround::default();
         let shared = self.shared.get_mut(&self.plan.spaces.owner(pid)).unwrap_or(&mut alone);
         let (others, taken) = (&shared.pointers, &shared.taken);
-        let ground = Ground { maps: &maps, sp: stack_pointer(pid, &process.core)?, others, taken };
-        let xstate = trace::xstate(pid)?.len();
+        let ground = Ground { tid, maps: &maps, sp: stack_pointer(tid, &process.core)?, others, taken };
+        let xstate = trace::xstate(tid)?.len();
         let door = find_doorway(&mut self.seen, pid, &ground, xstate)?;
         shared.taken.push(door.frames(xstate));
         Ok(door)
@@ -437,7 +434,7 @@ fn refuse_inside_vdso(process: &ProcessPlan, maps: &[Vma]) -> Result<()> {
     if maps.iter().any(|v| v.start == start && v.special() == Some(b"vdso")) {
         return Ok(());
     }
-    for (tid, core) in cores(process) {
+    for (tid, core) in process.cores() {
         if (start..end).contains(&arch::registers(tid, arch::info_of(tid, core)?)?.rip) {
             return Err(Error::unsupported(
                 Object::Thread(tid),

@@ -102,6 +102,9 @@ features! {
     PidfdGetfd "pidfd-getfd" Required,
         "open files cannot be looked into",
         "", tasks::pidfd_getfd;
+    PidfdThread "pidfd-thread" Carries,
+        "processes whose first thread has ended while others go on",
+        "they are refused", tasks::pidfd_thread;
     Kcmp "kcmp" Required,
         "what processes share cannot be told from what they have twice",
         "", tasks::kcmp;

@@ -94,6 +94,13 @@ pub(super) fn pidfd_getfd() -> Result<(), Errno> {
     rustix::process::pidfd_getfd(&child.0.pidfd, fd, PidfdGetfdFlags::empty()).map(drop)
 }
 
+pub(super) fn pidfd_thread() -> Result<(), Errno> {
+    let open = || pidfd::open_thread(rustix::thread::gettid()).map(drop);
+    // One that is not the first of this process.
+    let probe = std::thread::Builder::new().spawn(open).map_err(errno)?;
+    probe.join().unwrap_or(Err(Errno::IO))
+}
+
 pub(super) fn kcmp() -> Result<(), Errno> {
     present(sys::kcmp::resource(getpid(), getpid(), sys::kcmp::Shared::Vm)?.is_eq())
 }

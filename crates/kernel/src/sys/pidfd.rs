@@ -1,11 +1,13 @@
+//! PIDFD_THREAD (Linux 6.9): a pidfd of a thread that is not its process's first.
 //! PIDFD_GET_INFO (Linux 6.13): what a pidfd knows without /proc, and of a reaped process too (6.15).
 //! process_mrelease(2) (Linux 5.15): its memory freed by somebody else than itself.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use bitflags::bitflags;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::check;
 
@@ -51,6 +53,18 @@ pub struct PidfdInfo {
 const PIDFD_GET_INFO: Opcode = opcode::read_write::<PidfdInfo>(0xff, 11);
 const _: () = assert!(size_of::<PidfdInfo>() == 64 && PIDFD_GET_INFO == 0xc040_ff0b);
 
+/// Opens a pidfd through which the descriptors of a thread can be had (pidfd_getfd(2)), be it the first of its process or
+/// another. Of another EINVAL before Linux 6.9.
+pub fn open_thread(tid: Pid) -> Result<OwnedFd, Errno> {
+    /// PIDFD_THREAD (linux/pidfd.h).
+    const THREAD: u32 = libc::O_EXCL as u32;
+    // One of the process serves as well where it can be opened, on any kernel.
+    match pidfd_open(tid, PidfdFlags::empty()) {
+        Err(Errno::INVAL | Errno::NOENT) => pidfd_open(tid, PidfdFlags::from_bits_retain(THREAD)),
+        opened => opened,
+    }
+}
+
 /// Asks a pidfd. ENOTTY before Linux 6.13; ESRCH for a process that has been reaped, unless `EXIT` is asked for.
 pub fn get_info(pidfd: impl AsFd, wanted: Fields) -> Result<PidfdInfo, Errno> {
     let mut info = PidfdInfo { fields: wanted, ..PidfdInfo::default() };
@@ -72,7 +86,7 @@ pub fn release_memory(pidfd: impl AsFd) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
+    use rustix::process::{PidfdGetfdFlags, getpid, getppid, pidfd_getfd};
 
     #[test]
     fn only_of_the_killed() {
@@ -85,6 +99,19 @@ mod tests {
             assert!(matches!(errno, Errno::SRCH | Errno::NOSYS), "{errno}");
         }
         crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
+    }
+
+    #[test]
+    fn every_thread_has_its_descriptors() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let get = || {
+            let thread = open_thread(rustix::thread::gettid())?;
+            pidfd_getfd(&thread, file.as_raw_fd(), PidfdGetfdFlags::empty())
+        };
+        // Tests run in threads of their own, but for the first.
+        for got in [get(), std::thread::scope(|s| s.spawn(get).join()).unwrap()] {
+            assert!(matches!(got, Ok(_) | Err(Errno::INVAL)), "{got:?}");
+        }
     }
 
     #[test]

@@ -33,8 +33,11 @@ pub(super) fn find(file: &OpenFile<'_>, inside: &Inside, position: Position) -> 
     }
     for tid in file.task.tids()? {
         let tid = tid.as_raw_nonzero().get();
-        if io_uring::task_address(tid, file.fd).map_err(|e| super::silent(file, e))? == inside.issuer {
-            return Ok(Some(tid));
+        match io_uring::task_address(tid, file.fd) {
+            Ok(address) if address == inside.issuer => return Ok(Some(tid)),
+            // One that has ended has no descriptors.
+            Ok(_) | Err(Errno::BADF) => {}
+            Err(e) => return Err(super::silent(file, e)),
         }
     }
     no("the thread that alone may submit to it has ended, or is of another process")
@@ -64,9 +67,7 @@ pub fn start(hand: &mut Hand, process: &ProcessPlan, cx: &Start<'_>) -> Result<(
         if let Some((_, number)) = place {
             record.registered.pin(hand, *number)?;
         }
-        let Some(issuer) =
-            record.issuer.filter(|tid| process.pid() == *tid || process.threads.iter().any(|t| t.0 == *tid))
-        else {
+        let Some(issuer) = record.issuer.filter(|issuer| process.cores().any(|(tid, _)| tid == *issuer)) else {
             continue;
         };
         let (_, fd) =

@@ -268,7 +268,7 @@ fn at_rest(file: &OpenFile<'_>) -> Result<(Told, Inside)> {
     let begun = Instant::now();
     loop {
         let before = Told::now(file)?;
-        let inside = io_uring::inside(file.pid, file.fd).map_err(|e| silent(file, e))?;
+        let inside = io_uring::inside(file.speaker, file.fd).map_err(|e| silent(file, e))?;
         // What completes later moves the indices.
         let told = Told::now(file)?;
         let polled = inside.flags & setup::SQPOLL != 0;

@@ -32,7 +32,7 @@ pub fn names(process: &Process) -> Result<Names> {
         if rings.is_empty() {
             continue;
         }
-        let known = io_uring::tables::descriptors(process.pid).map_err(failed)?;
+        let known = io_uring::tables::descriptors(process.speaker()).map_err(failed)?;
         for (number, file) in rings {
             let Some(ring) = known.iter().find(|descriptor| descriptor.file == file) else {
                 let reason = format!("it has registered an io_uring as {number} and closed all its descriptors");
@@ -52,8 +52,7 @@ pub fn write_names(images: &DumpDir, all: &Names) -> Result<()> {
 /// Lets the threads of a process, which has all its descriptors, register them.
 pub(super) fn build(hand: &mut Hand, process: &ProcessPlan, images: &ImageDir) -> Result<()> {
     let all: Names = images.read_json(NAME)?.unwrap_or_default();
-    let tids = process.threads.iter().map(|(tid, _)| *tid);
-    for tid in std::iter::once(process.pid()).chain(tids) {
+    for (tid, _) in process.cores() {
         let Some(numbers) = all.get(&tid) else { continue };
         let mut b = Batch::new();
         for (number, fd) in numbers {

@@ -30,7 +30,7 @@ impl Poller {
         if inside.flags & setup::SQPOLL == 0 {
             return Ok(None);
         }
-        let found = poller::of_ring(file.pid, file.fd).map_err(|e| silent(file, e))?;
+        let found = poller::of_ring(file.speaker, file.fd).map_err(|e| silent(file, e))?;
         let no = |what: &str| {
             let reason = format!("the thread of the kernel that submits for it (IORING_SETUP_SQPOLL) {what}");
             Err(Error::unsupported(file.object(), reason, CLOSE))

@@ -90,7 +90,7 @@ fn is_zero(tag: &u64) -> bool {
 impl Tables {
     /// Of a ring of the tree that has this clock.
     pub(super) fn read(cx: &Collect<'_>, file: &OpenFile<'_>, clock: Option<i32>) -> Result<Tables> {
-        let all = kernel::of_ring(file.pid, file.fd).map_err(|e| silent(file, e))?;
+        let all = kernel::of_ring(file.speaker, file.fd).map_err(|e| silent(file, e))?;
         let mut whose = Whose { cx, file, known: None };
         let mut used = Vec::with_capacity(all.files.len());
         for one in &all.files {
@@ -185,7 +185,7 @@ impl Whose<'_, '_> {
             let mut known = Vec::new();
             let others = self.cx.pids.iter().copied().filter(|pid| *pid != self.file.pid);
             for pid in std::iter::once(self.file.pid).chain(others) {
-                let all = kernel::descriptors(pid).map_err(|e| silent(self.file, e))?;
+                let all = kernel::descriptors(self.cx.speaker(pid)).map_err(|e| silent(self.file, e))?;
                 known.extend(all.into_iter().map(|descriptor| (pid, descriptor)));
             }
             self.known = Some(known);
@@ -200,7 +200,7 @@ impl Whose<'_, '_> {
 
 fn buffers(file: &OpenFile<'_>, all: &kernel::Tables) -> Result<Buffers> {
     let no = |reason: String| Err(Error::unsupported(file.object(), reason, CLOSE));
-    let pid = pid_of(file.pid)?;
+    let tid = pid_of(file.speaker)?;
     let failed = |e: Errno| Error::kernel(file.object(), "compare its registered memory with that of the process", e);
     let pages = if all.buffers.is_empty() { None } else { Some(Pages::find().map_err(failed)?) };
     let mut used = Vec::with_capacity(all.buffers.len());
@@ -210,7 +210,7 @@ fn buffers(file: &OpenFile<'_>, all: &kernel::Tables) -> Result<Buffers> {
         }
         let last = one.address + u64::from(one.len).saturating_sub(1);
         for (page, address) in [(one.pages.0, one.address), (one.pages.1, last)] {
-            let same = pages.as_ref().map_or(Ok(true), |pages| pages.is_at(page, pid, address)).map_err(failed)?;
+            let same = pages.as_ref().map_or(Ok(true), |pages| pages.is_at(page, tid, address)).map_err(failed)?;
             if !same {
                 return no(format!(
                     "registered buffer {} is memory that process {} no longer has at {:#x}",

@@ -152,7 +152,7 @@ fn has_master(cx: &mut Collect<'_>, index: u32) -> Result<bool> {
     if cx.notes.insert(("tty masters known", 0), 0).is_none() {
         for &pid in cx.pids {
             // A zombie has no descriptors.
-            let task = Task::open(pid_of(pid)?)?;
+            let task = Task::open(pid_of(cx.speaker(pid))?)?;
             for fd in task.fds().unwrap_or_default() {
                 if !task.link(&format!("fd/{fd}")).is_ok_and(|link| link.ends_with("ptmx")) {
                     continue;

@@ -13,11 +13,11 @@ use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
-use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::{pidfd, socket};
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use rustix::process::PidfdGetfdFlags;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -249,7 +249,8 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
 /// Names all connections of the tree that nothing is said about, of which one was met.
 fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     const SHOWN: usize = 20;
-    let mut peers = Peers::of_tree(cx.pids).unwrap_or_default().0;
+    let tree = cx.pids.iter().map(|pid| (*pid, cx.speaker(*pid)));
+    let mut peers = Peers::of_tree(tree).unwrap_or_default().0;
     peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse);
     let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
     if peers.len() > SHOWN {
@@ -284,14 +285,15 @@ impl std::fmt::Display for Peer {
 pub struct Peers(pub Vec<Peer>);
 
 impl Peers {
-    /// Looks at every descriptor of these processes; nothing is observed but whether there are connections.
-    pub fn of_tree(pids: &[i32]) -> Result<Peers> {
+    /// Looks at every descriptor of these processes, each with its [speaker](crate::freeze::Process::speaker); nothing
+    /// is observed but whether there are connections.
+    pub fn of_tree(processes: impl Iterator<Item = (i32, i32)>) -> Result<Peers> {
         let mut peers = Vec::new();
         let mut told = None;
-        for &pid in pids {
+        for (pid, tid) in processes {
             let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
             // A zombie has no descriptors.
-            let Ok(task) = Task::open(pid_of(pid)?) else { continue };
+            let Ok(task) = Task::open(pid_of(tid)?) else { continue };
             let sockets = task.fds().unwrap_or_default().into_iter();
             let sockets: Vec<(i32, u32)> = sockets.filter_map(|fd| Some((fd, inode_of_socket(&task, fd)?))).collect();
             if sockets.is_empty() {
@@ -305,7 +307,7 @@ impl Peers {
                 peers.extend(sockets.iter().filter_map(of_it));
                 continue;
             }
-            let pidfd = rustix::process::pidfd_open(pid_of(pid)?, PidfdFlags::empty()).map_err(failed)?;
+            let pidfd = pidfd::open_thread(pid_of(tid)?).map_err(failed)?;
             for (fd, _) in sockets {
                 let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
                 peers.extend(connection_of(file.as_fd()).map(|(own, peer)| Peer { pid, fd, own, peer }));

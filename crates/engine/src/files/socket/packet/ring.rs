@@ -128,7 +128,7 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &PacketSocket, i
 /// The network does not stand still: reads until no packet has come meanwhile.
 fn read(file: &OpenFile<'_>, len: usize) -> Result<((u32, u32), Vec<u8>)> {
     let heads = || {
-        packet::heads((file.pid, file.fd)).map_err(|errno| Error::Kernel {
+        packet::heads((file.speaker, file.fd)).map_err(|errno| Error::Kernel {
             object: file.object(),
             action: "see where the kernel stands in its rings".into(),
             errno,
