@@ -38,7 +38,7 @@ static void next(uint8_t *ring, int version, unsigned *at, char letter, const ch
 	uint16_t mac;
 
 	for (int tries = 0; !(status(frame) & TP_STATUS_USER); tries++) {
-		CHECK(tries < 5000, "%s: nothing in frame %u", what, *at % FRAMES);
+		CHECK(tries < 2000, "%s: nothing in frame %u", what, *at % FRAMES);
 		usleep(1000);
 	}
 	mac = *(uint16_t *)(frame + (version == TPACKET_V1 ? 16 : 12));
