@@ -5,7 +5,7 @@ use crate::progress::Bar;
 use crate::{failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use cryonaut_engine::{Afterwards, CheckpointOptions, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
+use cryonaut_engine::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -98,6 +98,9 @@ struct Shared {
     /// addresses of IPv6 in brackets. Of several that match, the first counts, before the two options above
     #[arg(long, value_name = "POLICY[:CIDR:PORT]")]
     tcp: Vec<TcpRule>,
+    /// By what packets of connections are dropped while these are away: nftables, iptables, or skip for by nothing
+    #[arg(long, value_name = "METHOD", default_value = "nftables", value_parser = lock_method)]
+    network_lock: LockMethod,
     /// Report, and failures too, as one object of JSON on stdout
     #[arg(long)]
     json: bool,
@@ -111,6 +114,15 @@ impl Shared {
             _ => TcpPolicy::Refuse,
         };
         TcpPolicies::from(otherwise).with_rules(self.tcp.clone())
+    }
+}
+
+fn lock_method(name: &str) -> Result<LockMethod, String> {
+    match name {
+        "nftables" => Ok(LockMethod::Nftables),
+        "iptables" => Ok(LockMethod::Iptables),
+        "skip" => Ok(LockMethod::Skip),
+        other => Err(format!("'{other}' is none of nftables, iptables, skip")),
     }
 }
 
@@ -160,6 +172,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         link_remap: asked.link_remap,
         ext_unix_sockets: asked.ext_unix_sk,
         tcp: asked.shared.tcp_policies(),
+        network_lock: asked.shared.network_lock,
         skip_in_flight: asked.skip_in_flight,
         ..CheckpointOptions::default()
     };
@@ -191,6 +204,7 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
         leave_stopped: asked.leave_stopped,
         file_locks: asked.shared.file_locks,
         tcp: asked.shared.tcp_policies(),
+        network_lock: asked.shared.network_lock,
         ..RestoreOptions::default()
     };
     let pidfile = Pidfile::claim(asked.pidfile.clone())?;

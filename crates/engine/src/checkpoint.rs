@@ -113,10 +113,7 @@ fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<N
     let living = frozen.processes.iter().filter(|p| !p.is_zombie());
     let mut peers = Peers::of_tree(living.map(|p| (p.pid, p.speaker())))?;
     peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
-    match options.no_network_lock && !peers.0.is_empty() {
-        true => NetworkLock::without().map(Some),
-        false => NetworkLock::set(&peers),
-    }
+    NetworkLock::set(options.network_lock, &peers)
 }
 
 /// Who sees to it that no peer hears of the end of the tree, should we be killed in it.

@@ -25,7 +25,7 @@ mod tcp_policy;
 pub use caller::{Hook, Moment, Progress};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
-pub use options::{Afterwards, CheckpointOptions, RestoreOptions};
+pub use options::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions};
 pub use report::{CheckpointReport, RestoreReport};
 pub use restore::restore;
 pub use tcp_policy::{TcpPolicies, TcpPolicy, TcpRule};

@@ -17,6 +17,18 @@ pub enum Afterwards {
     LeaveStopped,
 }
 
+/// By what the packets of connections are dropped while these are away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LockMethod {
+    /// By a table of nftables, which needs no program.
+    #[default]
+    Nftables,
+    /// By rules of iptables(8).
+    Iptables,
+    /// By nothing: the caller sees to that.
+    Skip,
+}
+
 /// What a caller may ask of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
@@ -35,8 +47,8 @@ pub struct CheckpointOptions {
     pub tcp: TcpPolicies,
     /// Connections that are not established, or wait to be accepted, are lost (`--skip-in-flight`).
     pub skip_in_flight: bool,
-    /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
-    pub no_network_lock: bool,
+    /// By what their packets are dropped meanwhile (`--network-lock`).
+    pub network_lock: LockMethod,
     /// How long to wait for the tree to stop.
     pub timeout: Duration,
     /// Descriptors that the restoring side will provide: keys such as
@@ -62,7 +74,7 @@ impl Default for CheckpointOptions {
             ghost_limit: None,
             tcp: TcpPolicies::default(),
             skip_in_flight: false,
-            no_network_lock: false,
+            network_lock: LockMethod::Nftables,
             timeout: Duration::from_secs(10),
             external: Vec::new(),
             ext_unix_sockets: false,
@@ -89,8 +101,8 @@ pub struct RestoreOptions {
     pub file_locks: bool,
     /// Connections of TCP that are not to be kept come back as ones that have ended.
     pub tcp: TcpPolicies,
-    /// Their packets are not dropped meanwhile: the caller sees to that (`--network-lock skip`).
-    pub no_network_lock: bool,
+    /// By what their packets are dropped meanwhile (`--network-lock`).
+    pub network_lock: LockMethod,
     /// A directory that is the root of the tree's file system.
     pub root: Option<PathBuf>,
     /// What the caller does at certain moments.

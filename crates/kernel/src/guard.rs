@@ -28,14 +28,36 @@ pub enum LastWill {
     Nothing,
     /// Netfilter is told so.
     Rules(Ready),
+    /// These are run one after the other, each by its path and with the words that it is called with, that first.
+    Programs(Vec<Vec<CString>>),
 }
 
 impl LastWill {
-    fn carry_out(&self) {
-        match self {
-            LastWill::Nothing => {}
-            // There is nobody to be told of an error.
-            LastWill::Rules(rules) => drop(rules.send()),
+    /// The words of programs as execve(2) wants them: for who may not allocate.
+    fn pointers(&self) -> Vec<Vec<*const libc::c_char>> {
+        let LastWill::Programs(programs) = self else { return Vec::new() };
+        let of_one = |words: &Vec<CString>| words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
+        programs.iter().filter(|words| !words.is_empty()).map(of_one).collect()
+    }
+
+    /// Does it; there is nobody to be told of an error.
+    fn carry_out(&self, programs: &[Vec<*const libc::c_char>]) {
+        if let LastWill::Rules(rules) = self {
+            let _ = rules.send();
+        }
+        for words in programs {
+            let none: [*const libc::c_char; 1] = [std::ptr::null()];
+            // SAFETY: the body makes one system call. Both lists end with a null pointer, and the words live in the copy of
+            // the maker's memory.
+            let child = unsafe {
+                spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+                    libc::syscall(libc::SYS_execve, words[0], words.as_ptr(), none.as_ptr());
+                    1
+                })
+            };
+            if let Ok(child) = child {
+                let _ = wait(Who::One(child.pid));
+            }
         }
     }
 }
@@ -59,13 +81,14 @@ impl Guard {
     pub fn hire(will: &LastWill) -> Result<Self, Errno> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let programs = will.pointers();
         // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's.
         let child = unsafe {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
                 block_signals();
                 keep_alone(theirs.as_raw_fd());
                 if watch(theirs.as_fd()) {
-                    will.carry_out();
+                    will.carry_out(&programs);
                 }
                 0
             })
@@ -155,6 +178,7 @@ impl Undertaker {
     pub fn hire(root: &OwnedFd, connections: &[RawFd], note: &CString, will: &LastWill) -> Result<Self, Errno> {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let last = writer.as_raw_fd();
+        let programs = will.pointers();
         // SAFETY: as above; the descriptors are those of the copy of our table. Closing `last` there leaves nobody without
         // it: the child ends with _exit.
         let child = unsafe {
@@ -170,7 +194,7 @@ impl Undertaker {
                     }
                 }
                 if !ends(root) {
-                    will.carry_out();
+                    will.carry_out(&programs);
                     return 0;
                 }
                 for fd in connections {
@@ -205,7 +229,7 @@ fn block_signals() {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
 }
 
-/// Closes every descriptor but those of stdio and this one.
+/// Closes every descriptor but those of stdio, which a last will may want, and this one.
 fn keep_alone(keep: RawFd) {
     const FIRST: u32 = 3;
     let keep = keep as u32;

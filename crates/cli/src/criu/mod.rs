@@ -132,7 +132,7 @@ fn dump(settings: Settings, place: &Place) -> Result<ExitCode> {
         }
         .into(),
         skip_in_flight: settings.skip_in_flight,
-        no_network_lock: settings.no_network_lock,
+        network_lock: settings.network_lock,
         external: settings.external,
         ext_unix_sockets: settings.ext_unix_sockets,
         hook: script::hook(settings.scripts, place.absolute_images()?),
@@ -163,7 +163,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
         inherit_fds: settings.inherit_fds,
         file_locks: settings.file_locks,
         tcp: if settings.tcp_close { TcpPolicy::Close } else { TcpPolicy::Keep }.into(),
-        no_network_lock: settings.no_network_lock,
+        network_lock: settings.network_lock,
         root: settings.root,
         hook: script::hook(settings.scripts, place.absolute_images()?),
         ..RestoreOptions::default()

@@ -2,6 +2,7 @@
 
 use super::config;
 use super::table::{self, Spec, Takes};
+use cryonaut_engine::LockMethod;
 use lexopt::{Arg, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ pub struct Settings {
     pub tcp_established: bool,
     pub tcp_close: bool,
     pub skip_in_flight: bool,
-    pub no_network_lock: bool,
+    pub network_lock: LockMethod,
     pub ghost_limit: Option<u64>,
     pub timeout: Option<u64>,
     pub inherit_fds: Vec<(i32, String)>,
@@ -186,10 +187,9 @@ impl Settings {
             "timeout" => self.timeout = Some(number(name, &value)?),
             "inherit-fd" => self.inherit_fds.push(inherited(&text(name, &value)?)?),
             "network-lock" => match text(name, &value)?.as_str() {
-                "nftables" => self.no_network_lock = false,
-                "skip" => self.no_network_lock = true,
-                // It is locked nonetheless, and nobody sees by what.
-                "iptables" => tracing::warn!("--network-lock iptables: nftables it is"),
+                "nftables" => self.network_lock = LockMethod::Nftables,
+                "iptables" => self.network_lock = LockMethod::Iptables,
+                "skip" => self.network_lock = LockMethod::Skip,
                 other => return Err(format!("--network-lock: '{other}' is none of nftables, iptables, skip")),
             },
             "external" => {

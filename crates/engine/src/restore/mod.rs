@@ -16,7 +16,7 @@ use crate::memory::{PAGE, Shape, Spaces};
 use crate::network_lock::{self, NetworkLock};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
-use crate::{Error, Moment, Object, RestoreOptions, Result, freeze};
+use crate::{Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
@@ -120,7 +120,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
 
 /// The network lock, if there are connections to put together.
 fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<Option<NetworkLock>> {
-    if options.no_network_lock {
+    if options.network_lock == LockMethod::Skip {
         return Ok(None);
     }
     let records = plan.files.values().filter_map(|entry| entry.isk.as_ref());

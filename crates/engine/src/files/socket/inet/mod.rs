@@ -22,7 +22,7 @@ pub use apart::{TakenApart, take_apart};
 pub use connection::{Connection, Held};
 pub use multicast::{Candidate, Membership};
 pub use packet::arrives;
-pub use tcp::{Peers, Told as TcpTold};
+pub use tcp::{Peer, Peers, Told as TcpTold};
 
 use super::beside::Extra;
 use super::settings::{self, Setting, When};

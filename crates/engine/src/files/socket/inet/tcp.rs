@@ -316,6 +316,12 @@ impl Peers {
         Ok(Peers(peers))
     }
 
+    /// Of connections by their ends.
+    #[cfg(test)]
+    pub fn between(ends: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Peers {
+        Peers(ends.into_iter().map(|(own, peer)| Peer { pid: 0, fd: 0, own, peer }).collect())
+    }
+
     /// Of the records of an image.
     pub fn of_records<'r>(records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
         let peer = |record: &InetSkEntry| {
