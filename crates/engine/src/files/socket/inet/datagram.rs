@@ -1,4 +1,6 @@
-//! UDP and UDP-Lite: with address, peer and options, and what was not read.
+//! UDP and UDP-Lite: with address, peer and options, and what was not read. And
+//! sockets for pings (icmp(7)), of which the identifier stands in the place of a
+//! port.
 
 use super::super::Sort;
 use super::super::beside::Extra;
@@ -17,6 +19,9 @@ pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
     if record.r#type == libc::SOCK_RAW as u32 {
         return vec![settings::RAW];
     }
+    if is_ping(sort_of(record)) {
+        return Vec::new();
+    }
     let lite = record.proto == libc::IPPROTO_UDPLITE as u32;
     let mut tables = vec![if lite { settings::UDPLITE } else { settings::UDP }];
     // Packets of a peer move it.
@@ -24,10 +29,15 @@ pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
     tables
 }
 
+/// Whether it sends and receives echoes of ICMP.
+fn is_ping(sort: Sort) -> bool {
+    sort.kind == libc::SOCK_DGRAM && matches!(sort.protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+}
+
 fn carried(sort: Sort) -> bool {
     match sort.kind {
         libc::SOCK_STREAM => sort.protocol == libc::IPPROTO_TCP,
-        libc::SOCK_DGRAM => matches!(sort.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE),
+        libc::SOCK_DGRAM => matches!(sort.protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) || is_ping(sort),
         libc::SOCK_RAW => true,
         _ => false,
     }
@@ -55,7 +65,7 @@ pub fn collect(
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
     refuse_corked(file)?;
-    if sort.kind == libc::SOCK_RAW {
+    if sort.kind == libc::SOCK_RAW || is_ping(sort) {
         raw::collect(file, sort, record)?;
         return multicast::collect(&mut cx.sockets, file, sort.family == libc::AF_INET6, extra);
     }

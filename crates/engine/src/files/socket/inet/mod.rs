@@ -112,7 +112,15 @@ impl FileKind for Inet {
         let sort = sort_of(record);
         let what = || object(entry.id, sort);
         datagram::check(record)?;
-        let file = sort.make().map_err(|e| Error::kernel(what(), "make a socket", e))?;
+        let file = sort.make().map_err(|errno| Error::Kernel {
+            object: what(),
+            action: "make a socket".into(),
+            errno,
+            remedy: match (errno, sort.kind) {
+                (Errno::ACCESS, libc::SOCK_DGRAM) => "sockets for pings need our group in net.ipv4.ping_group_range",
+                _ => "",
+            },
+        })?;
         let socket = file.as_fd();
         build_inode(socket, &extra).map_err(|e| Error::kernel(what(), "give it its owner", e))?;
         build_early(socket, record, &extra)?;

@@ -1,5 +1,6 @@
 //! Raw sockets: the protocol stands in the place of a port, and the address of
-//! a peer in /proc/net alone, since no call tells it without a port.
+//! a peer in /proc/net alone, since no call tells it without a port. For pings
+//! the latter is so too.
 
 use super::{address, object, ready, sort_of, state};
 use crate::files::OpenFile;
@@ -41,7 +42,12 @@ pub fn collect(file: &OpenFile<'_>, sort: Sort, record: &mut InetSkEntry) -> Res
             "let the program read them before the checkpoint",
         ));
     }
-    let list = if sort.family == libc::AF_INET6 { "/proc/net/raw6" } else { "/proc/net/raw" };
+    let list = match (sort.kind == libc::SOCK_RAW, sort.family == libc::AF_INET6) {
+        (true, false) => "/proc/net/raw",
+        (true, true) => "/proc/net/raw6",
+        (false, false) => "/proc/net/icmp",
+        (false, true) => "/proc/net/icmp6",
+    };
     let text = std::fs::read_to_string(list)
         .map_err(|e| Error::kernel(Object::Path(list.into()), "read it", crate::error::errno_of(&e)))?;
     if let Some(peer) = text.lines().find_map(|line| peer_in(line, file.stat.st_ino)) {
