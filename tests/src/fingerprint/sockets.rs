@@ -121,6 +121,9 @@ fn unix(socket: BorrowedFd<'_>) -> String {
     let links = |stat: &rustix::fs::Stat| if accepted { 0 } else { stat.st_nlink };
     let file = file.map(|stat| format!("{:o} {}:{} {}", stat.st_mode, stat.st_uid, stat.st_gid, links(&stat)));
     let (listens, lens) = (told.state == 10, (told.received, told.sent));
-    let lens = if listens { format!("{lens:?}") } else { String::new() };
+    // Who waits to be accepted, first come first.
+    let waits = |client: &u32| find(*client).map_or("gone".to_owned(), |client| shown(&client.name));
+    let waiting: Vec<String> = told.waiting.iter().map(waits).collect();
+    let lens = if listens { format!("{lens:?} {waiting:?}") } else { String::new() };
     format!("{} {:?} {file:?}, peer {peer}, shut {}, {lens}", told.state, shown(&told.name), told.shutdown)
 }

@@ -1,0 +1,112 @@
+//! Unix sockets whose other end is outside of the tree, by the options of the `criu` command line.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process that sends back what it gets, with our end, and the inode numbers of ours and of its own.
+struct Echo {
+    child: Child,
+    ours: UnixStream,
+    numbers: [u64; 2],
+}
+
+fn inode(socket: impl AsFd) -> u64 {
+    rustix::fs::fstat(socket).expect("a socket has a number").st_ino
+}
+
+impl Echo {
+    fn start() -> Echo {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let numbers = [inode(&ours), inode(&theirs)];
+        let twin = OwnedFd::from(theirs.try_clone().expect("a duplicate"));
+        let mut command = Command::new("setsid");
+        command.arg("cat").stdin(OwnedFd::from(theirs)).stdout(twin).stderr(Stdio::null());
+        let child = command.spawn().expect("setsid(1) and cat(1)");
+        drop(command);
+        let mut echo = Echo { child, ours, numbers };
+        echo.answers("first");
+        echo
+    }
+
+    fn answers(&mut self, text: &str) {
+        let mut got = vec![0; text.len()];
+        self.ours.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
+        self.ours.write_all(text.as_bytes()).expect("it takes it");
+        self.ours.read_exact(&mut got).expect("it answers");
+        assert_eq!(got, text.as_bytes());
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn criu(action: &str, images: &Path, stdin: Stdio, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cryonaut"));
+    command.args(["criu", action, "--no-default-config", "-v4", "-D"]).arg(images).args(arguments).stdin(stdin);
+    command.output().expect("criu runs")
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+/// Dumped with `arguments`, and ended.
+fn dump(echo: &mut Echo, images: &Path, arguments: &[&str]) {
+    let pid = echo.child.id().to_string();
+    let all = [&["-t", pid.as_str()], arguments].concat();
+    let output = criu("dump", images, Stdio::null(), &all);
+    assert!(output.status.success(), "{}", told(&output));
+    echo.child.wait().expect("it has ended");
+}
+
+#[test]
+fn an_inherited_socket_takes_the_place_of_one_with_an_end_outside() {
+    for by_own_number in [false, true] {
+        let mut echo = Echo::start();
+        let images = tempfile::tempdir().expect("a directory");
+        let pid = echo.child.id().to_string();
+        let refused = criu("dump", images.path(), Stdio::null(), &["-t", &pid]);
+        let wanted = format!("is outside of the tree: process {} (", std::process::id());
+        assert!(!refused.status.success() && told(&refused).contains(&wanted), "{}", told(&refused));
+        echo.answers("it goes on");
+
+        let external = format!("unix[{}]", echo.numbers[usize::from(by_own_number)]);
+        dump(&mut echo, images.path(), &["--external", &external]);
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        echo.ours = ours;
+        let key = format!("fd[0]:socket:[{}]", echo.numbers[1]);
+        let stdin = Stdio::from(OwnedFd::from(theirs));
+        let output = criu("restore", images.path(), stdin, &["-d", "--inherit-fd", &key]);
+        assert!(output.status.success(), "{}", told(&output));
+        echo.answers("second");
+    }
+}
+
+#[test]
+fn without_another_the_end_outside_is_gone() {
+    let mut echo = Echo::start();
+    let images = tempfile::tempdir().expect("a directory");
+    dump(&mut echo, images.path(), &["--ext-unix-sk"]);
+    let output = criu("restore", images.path(), Stdio::null(), &["-d", "--ext-unix-sk"]);
+    assert!(output.status.success(), "{}", told(&output));
+    let process = format!("/proc/{}", echo.child.id());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // It reads the end, and ends itself.
+    while fs::read_to_string(format!("{process}/comm")).is_ok_and(|comm| comm == "cat\n") {
+        let state = fs::read_to_string(format!("{process}/stat")).unwrap_or_default();
+        if state.contains(") Z ") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not see the end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
