@@ -19,7 +19,7 @@ static void expect(int fd, int from, const char *text, size_t size)
 int main(int argc, char **argv)
 {
 	static const int families[] = { AF_INET, AF_INET6 };
-	int full[2], senders[2][2], any, connected, lite, mapped;
+	int full[2], senders[2][2], any, connected, lite, mapped, lites[2];
 	struct sockaddr_in6 all = { .sin6_family = AF_INET6 };
 	struct sockaddr_in where = { .sin_family = AF_INET };
 	static char large[60000];
@@ -54,11 +54,19 @@ int main(int argc, char **argv)
 	MUST(sendto(senders[0][0], "mapped", 6, 0, (struct sockaddr *)&where, sizeof(where)));
 	lite = net_bound(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE, 0);
 	net_set(lite, IPPROTO_UDPLITE, 10, 20);
+	for (int i = 0; i < 2; i++) {
+		lites[i] = net_bound(families[i], SOCK_DGRAM, IPPROTO_UDPLITE, 0);
+		net_connect(lites[i], families[i], net_port(lites[i]));
+		MUST(send(lites[i], "light", 5, 0));
+		MUST(send(lites[i], "", 0, 0));
+	}
 
 	wl_ready();
 	if (wl_lose)
 		MUST(recv(full[1], &byte, 1, 0));
 	for (int i = 0; i < 2; i++) {
+		expect(lites[i], net_port(lites[i]), "light", 5);
+		expect(lites[i], net_port(lites[i]), "", 0);
 		expect(full[i], net_port(senders[i][0]), "first", 5);
 		expect(full[i], net_port(senders[i][1]), "", 0);
 		expect(full[i], net_port(senders[i][1]), NULL, sizeof(large));

@@ -41,19 +41,21 @@ pub fn send(segment: &Segment) -> Result<(), Errno> {
     send_as(segment.from, segment.to, libc::IPPROTO_TCP, HEADER, bytes)
 }
 
-/// Sends a datagram.
-pub fn send_datagram(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<(), Errno> {
+/// Sends a datagram of a protocol: UDP, or UDP-Lite with a checksum over all of it.
+pub fn send_datagram(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<(), Errno> {
     const HEADER: usize = 8;
     let length = u16::try_from(HEADER + data.len()).map_err(|_| Errno::MSGSIZE)?;
+    // UDP-Lite has in the place of the length how much the checksum covers, or 0 for all (RFC 3828).
+    let told = if protocol == libc::IPPROTO_UDPLITE { 0 } else { length };
     let bytes = |pseudo: &Pseudo| {
-        let mut udp = [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0; 2]].concat();
+        let mut udp = [from.port().to_be_bytes(), to.port().to_be_bytes(), told.to_be_bytes(), [0; 2]].concat();
         udp.extend(data);
         // Zero would say that there is none.
         let sum = Some(pseudo.checksum(&udp)).filter(|sum| *sum != 0).unwrap_or(0xffff);
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
         udp
     };
-    send_as(from, to, libc::IPPROTO_UDP, length.into(), bytes)
+    send_as(from, to, protocol, length.into(), bytes)
 }
 
 /// What a checksum begins with: both addresses, length and protocol.

@@ -1,4 +1,4 @@
-//! Datagrams of UDP that the program has not read: each with the address that
+//! Datagrams of UDP and UDP-Lite that the program has not read: each with the address that
 //! it came from, in `cryonaut-datagrams-FILE.json`, since CRIU's format has no
 //! place for them and CRIU itself loses them.
 //!
@@ -92,9 +92,6 @@ fn hindrance(socket: BorrowedFd<'_>, record: &InetSkEntry) -> Option<&'static st
     if record.opts.so_bound_dev.as_ref().is_some_and(|name| name != "lo") {
         return Some("it receives from one network device alone");
     }
-    if record.proto != libc::IPPROTO_UDP as u32 {
-        return Some("they are of UDP-Lite");
-    }
     if !local {
         return Some("it receives for a group or on one link alone");
     }
@@ -115,11 +112,13 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Re
         let bad =
             || Error::bad_image(format!("cryonaut-{}.json", name_of(record.id)), "it has a datagram without data");
         let before = in_use(socket);
-        packet::send_datagram(datagram.from, own, &data.ok_or_else(bad)?).map_err(|errno| Error::Kernel {
-            object: what(),
-            action: format!("send it again what {} had sent", datagram.from),
-            errno,
-            remedy: if errno == Errno::PERM { "this needs CAP_NET_RAW and CAP_NET_ADMIN" } else { "" },
+        packet::send_datagram(record.proto as i32, datagram.from, own, &data.ok_or_else(bad)?).map_err(|errno| {
+            Error::Kernel {
+                object: what(),
+                action: format!("send it again what {} had sent", datagram.from),
+                errno,
+                remedy: if errno == Errno::PERM { "this needs CAP_NET_RAW and CAP_NET_ADMIN" } else { "" },
+            }
         })?;
         if !packet::arrives(|| in_use(socket) > before) {
             return Err(Error::unsupported(
