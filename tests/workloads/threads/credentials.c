@@ -3,7 +3,7 @@
 #include <linux/capability.h>
 #include <pthread.h>
 
-#include "workload.h"
+#include "status.h"
 
 #define COUNT 3
 
@@ -11,20 +11,11 @@ static pthread_barrier_t begun;
 static volatile bool go;
 static char before[COUNT][2048];
 
-/* The lines of /proc/thread-self/status that are about credentials. */
 static void describe(char *text, size_t size)
 {
-	static const char *const fields[] = { "\nUid:", "\nGid:", "\nGroups:", "\nCapInh:", "\nCapPrm:", "\nCapEff:", "\nCapBnd:", "\nCapAmb:" };
-	char status[8192];
-	size_t used = 0;
+	static const char *const fields[] = { ABOUT_CREDENTIALS, NULL };
 
-	wl_read_file("/proc/thread-self/status", status, sizeof(status));
-	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-		char *line = strstr(status, fields[i]);
-
-		if (line)
-			used += snprintf(text + used, size - used, "%.*s", (int)strcspn(line + 1, "\n") + 1, line);
-	}
+	status_lines(text, size, fields);
 }
 
 static void *one(void *argument)

@@ -8,7 +8,7 @@
 #include <pthread.h>
 #include <sys/prctl.h>
 
-#include "workload.h"
+#include "status.h"
 
 #define COUNT 40
 #ifndef SS_AUTODISARM
@@ -28,20 +28,11 @@ static volatile bool go;
 /* What the thread can see of itself. */
 static struct state look(void)
 {
-	static const char *const fields[] = { "\nUid:", "\nGid:", "\nGroups:", "\nCapInh:", "\nCapPrm:", "\nCapEff:", "\nCapBnd:",
-					      "\nCapAmb:", "\nNoNewPrivs:", "\nSeccomp:", "\nSeccomp_filters:" };
-	char status[8192];
+	static const char *const fields[] = { ABOUT_CREDENTIALS, "\nNoNewPrivs:", "\nSeccomp:", "\nSeccomp_filters:", NULL };
 	struct state now;
-	size_t used = 0;
 
 	memset(&now, 0, sizeof(now));
-	wl_read_file("/proc/thread-self/status", status, sizeof(status));
-	for (size_t i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
-		char *line = strstr(status, fields[i]);
-
-		if (line)
-			used += snprintf(now.status + used, sizeof(now.status) - used, "%.*s", (int)strcspn(line + 1, "\n") + 1, line);
-	}
+	status_lines(now.status, sizeof(now.status), fields);
 	MUST(prctl(PR_GET_NAME, now.comm));
 	MUST(sigaltstack(NULL, &now.stack));
 	now.slack = MUST(prctl(PR_GET_TIMERSLACK));

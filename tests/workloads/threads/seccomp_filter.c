@@ -1,28 +1,11 @@
 /* Seccomp filters: one for all threads, one more of a single thread; each answers certain calls with its own errno. */
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
-#include <stddef.h>
 #include <sys/prctl.h>
 
-#include "workload.h"
+#include "filters.h"
 
 static pthread_barrier_t begun;
 static volatile bool go;
-
-/* Lets everything through but one call, which gets an errno. */
-static void forbid(int call, int error, int flags)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
-
-	MUST(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
-}
 
 static int filters(void)
 {

@@ -2,30 +2,13 @@
  * Threads that share their filters: one can give them all another (SECCOMP_FILTER_FLAG_TSYNC), which the kernel does only
  * where nobody has gone his own way. One of them has a filter more, and the process other credentials.
  */
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
-#include <stddef.h>
 #include <sys/prctl.h>
 
-#include "workload.h"
+#include "filters.h"
 
 static pthread_barrier_t begun;
 static volatile bool go;
-
-/* What the call answered: 0, or the thread that could not be given it. */
-static long forbid(long call, int error, unsigned flags)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { sizeof(code) / sizeof(code[0]), code };
-
-	return MUST(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program));
-}
 
 static void *one(void *unused)
 {
