@@ -84,8 +84,10 @@ pub(super) fn take(
     }
     taking.put(object, FIELD, MADE);
     // Those of a thread at work change from instruction to instruction.
-    if !matches!(call, None | Some(Syscall::Running)) {
-        registers(taking, object, tid);
+    match call {
+        None | Some(Syscall::Running) => {}
+        Some(call) if has_gone_on(tid, call) => taking.put(object, "call", "running"),
+        Some(_) => registers(taking, object, tid),
     }
     for entry in 12..15 {
         let entry_of = ptrace::get_thread_area(tid, entry).map(|desc| format!("{desc:x?}"));
@@ -108,6 +110,14 @@ pub(super) fn take(
     let dispatch = ptrace::syscall_user_dispatch(tid).map(|config| format!("{config:x?}"));
     taking.put_result(object, "syscall_user_dispatch", dispatch);
     release(tid);
+}
+
+/// Whether a thread is not in the call any more in which it was seen.
+fn has_gone_on(tid: Pid, call: Syscall) -> bool {
+    let (Syscall::In { number, .. }, Ok(regs)) = (call, ptrace::get_regs(tid)) else { return false };
+    let now = regs.orig_rax as i64;
+    let continued = [number, now].iter().all(|call| MAY_BE_RESTARTED.contains(call));
+    now != number && !continued
 }
 
 /// Lets a thread go, which must stand still for it.

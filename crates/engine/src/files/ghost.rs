@@ -200,7 +200,7 @@ pub(super) fn link(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, name: &
     remap(cx, id, linked, RemapType::Linked)
 }
 
-/// Lets the janitor know of a link. Only a death between the two calls leaves it behind.
+/// Lets the janitor know of a link that is about to be made.
 fn note(cx: &Collect<'_>, parent: &OwnedFd, base: &str) {
     let Some(janitor) = cx.janitor else { return };
     let seen = rustix::fs::readlink(format!("/proc/self/fd/{}", parent.as_raw_fd()), Vec::new());
@@ -221,16 +221,18 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
     for attempt in 0..64u32 {
         let base = format!("link_remap.{}", linked + attempt * 1000);
-        match rustix::fs::linkat(CWD, &*source, &parent, &*base, AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => {
-                let path = [directory, b"/", base.as_bytes()].concat();
-                note(cx, &parent, &base);
-                cx.regular.ghosts.links.0.push((parent, base));
-                return Ok(path);
-            }
-            Err(Errno::EXIST) => {}
+        match rustix::fs::statat(&parent, &*base, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => continue,
+            Err(Errno::NOENT) => {}
             Err(errno) => return Err(failed(errno)),
         }
+        // Before it is there: whenever we are killed, it goes. If another makes this name in the same moment, we end
+        // without having been killed.
+        note(cx, &parent, &base);
+        rustix::fs::linkat(CWD, &*source, &parent, &*base, AtFlags::SYMLINK_FOLLOW).map_err(failed)?;
+        let path = [directory, b"/", base.as_bytes()].concat();
+        cx.regular.ghosts.links.0.push((parent, base));
+        return Ok(path);
     }
     Err(failed(Errno::EXIST))
 }
