@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 needs a free descriptor
 /* Much memory in a process that can open one thing more (its report), so no pipe. */
 #include "workload.h"
 #include <sys/resource.h>

@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 knows no timer slack
 /*
  * Forty threads, so many that they are not asked one by one, each different from its neighbours: names, alternate stacks of
  * every kind, timer slack, parent's death signals, addresses for their end; a few with credentials, seccomp filters or

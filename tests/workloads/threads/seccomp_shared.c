@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 gives threads of different filters theirs apart
 /*
  * Threads that share their filters: one can give them all another (SECCOMP_FILTER_FLAG_TSYNC), which the kernel does only
  * where nobody has gone his own way. One of them has a filter more, and the process other credentials.

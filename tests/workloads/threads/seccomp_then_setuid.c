@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 cannot dump who may not ask for his filters
 /* A seccomp filter that root has set, without no_new_privs: the process has become somebody else since, who could not. */
 #include <sys/prctl.h>
 

@@ -82,11 +82,16 @@ pub fn common(all: &SeccompEntry, threads: &[State]) -> Result<usize> {
     if threads.len() < 2 || !threads.iter().all(filtered) {
         return Ok(0);
     }
+    // Not by their numbers: in an image of CRIU's, threads may have equal filters under several.
+    let same = |a: u32, b: u32| {
+        let [a, b] = [a, b].map(|index| &all.seccomp_filters[index as usize]);
+        (&a.filter, a.flags) == (&b.filter, b.flags)
+    };
     let first = chain(all, threads[0].1)?;
     let mut count = first.len();
     for (_, newest) in &threads[1..] {
         let other = chain(all, *newest)?;
-        count = first.iter().zip(&other).take(count).take_while(|(a, b)| a == b).count();
+        count = first.iter().zip(&other).take(count).take_while(|(a, b)| same(**a, **b)).count();
     }
     Ok(count)
 }
