@@ -72,7 +72,6 @@ impl Ask {
     pub fn record(&self, tid: i32, answers: &Batch, status: impl FnOnce() -> Result<Status>) -> Result<CredsEntry> {
         let failed = |about| unanswered(tid, about);
         let result = |call, about| answers.result(call).map_err(failed(about));
-        let halves = |set: u64| vec![set as u32, (set >> 32) as u32];
         let ids = |at: Data| [0, 1, 2].map(|n| answers.read_u32(at.at(n * ID)));
         let ([uid, euid, suid], [gid, egid, sgid]) = (ids(self.uids), ids(self.gids));
         // Effective, permitted, inheritable; of the lower 32 capabilities, then of the upper.
@@ -123,6 +122,11 @@ fn capability_header() -> [u8; 8] {
     let mut header = [0; 8];
     header[..4].copy_from_slice(&CAP_VERSION_3.to_le_bytes());
     header
+}
+
+/// A set of capabilities as records have it, the lower half first.
+pub fn halves(set: u64) -> Vec<u32> {
+    vec![set as u32, (set >> 32) as u32]
 }
 
 fn set(halves: &[u32]) -> u64 {

@@ -73,7 +73,6 @@ fn inside(pid: i32) -> Option<ThreadState> {
 
 /// Those that a status tells: all but the securebits, which mean nothing any more.
 fn credentials(status: &Status) -> CredsEntry {
-    let halves = |set: u64| vec![set as u32, (set >> 32) as u32];
     let (uid, gid, caps) = (&status.uid, &status.gid, &status.caps);
     CredsEntry {
         uid: uid.real,
@@ -84,13 +83,13 @@ fn credentials(status: &Status) -> CredsEntry {
         sgid: gid.saved,
         fsuid: uid.fs,
         fsgid: gid.fs,
-        cap_inh: halves(caps.inheritable),
-        cap_prm: halves(caps.permitted),
-        cap_eff: halves(caps.effective),
-        cap_bnd: halves(caps.bounding),
+        cap_inh: credentials::halves(caps.inheritable),
+        cap_prm: credentials::halves(caps.permitted),
+        cap_eff: credentials::halves(caps.effective),
+        cap_bnd: credentials::halves(caps.bounding),
         groups: status.groups.clone(),
         no_new_privs: status.no_new_privs.then_some(1),
-        cap_amb: if caps.ambient == 0 { Vec::new() } else { halves(caps.ambient) },
+        cap_amb: if caps.ambient == 0 { Vec::new() } else { credentials::halves(caps.ambient) },
         ..CredsEntry::default()
     }
 }
