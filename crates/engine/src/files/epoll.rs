@@ -9,6 +9,12 @@
 //! Watches are added when all files are built. What is ready then is reported
 //! again: for edge-triggered watches once more than before, which epoll(7)
 //! tells programs to expect.
+//!
+//! Any process can add them but those of signalfds: such a watch is woken by
+//! the signals of the process that has added it (`signalfd_poll` in
+//! fs/signalfd.c waits at `current->sighand`), so a process of the tree adds it
+//! itself. Which one it was the kernel does not tell: it is taken to be the
+//! first that has both files.
 
 use super::{Build, Collect, FileKind, OpenFile, Settle};
 use crate::freeze::pid_of;
@@ -17,6 +23,7 @@ use cryonaut_image::records::{EventpollFileEntry, EventpollTfdEntry, FdTypes, Fi
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::fdinfo::{Details, EpollTarget};
 use cryonaut_kernel::sys::{epoll, kcmp};
+use cryonaut_puppet::{Arg, Batch};
 use rustix::event::epoll::CreateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -92,15 +99,83 @@ impl FileKind for Epoll {
         let elsewhere: Vec<Elsewhere> = cx.images.read_json(&elsewhere_name(entry.id))?.unwrap_or_default();
         let ids = watched(entry.id, &epfd.tfd, &elsewhere, cx.places)?;
         let mut watches = Vec::with_capacity(ids.len());
+        let mut of_signals = Vec::new();
         for (tfd, id) in epfd.tfd.iter().zip(ids) {
             let file = cx.built.get(&id).ok_or_else(|| nowhere(entry.id, tfd))?.as_fd();
-            watches.push(epoll::Watch { number: tfd.tfd as i32, file, events: tfd.events, data: tfd.data });
+            if cx.records.get(&id).is_some_and(|record| record.sgfd.is_some()) {
+                of_signals.push((tfd, id));
+            } else {
+                watches.push(epoll::Watch { number: tfd.tfd as i32, file, events: tfd.events, data: tfd.data });
+            }
         }
         epoll::fill(file, &watches).map_err(|(at, errno)| {
-            let what = epfd.tfd.get(at).map_or("its files".into(), |tfd| format!("descriptor {}", tfd.tfd));
+            let what = watches.get(at).map_or("its files".into(), |watch| format!("descriptor {}", watch.number));
             Error::kernel(object(entry.id), format!("make it watch {what}"), errno)
-        })
+        })?;
+        of_signals.into_iter().try_for_each(|(tfd, id)| watch_signals(cx, entry.id, id, tfd))
     }
+}
+
+/// Lets a process of the tree add the watch of a signalfd to a set.
+fn watch_signals(cx: &mut Settle<'_>, set: u32, signals: u32, tfd: &EventpollTfdEntry) -> Result<()> {
+    let number = tfd.tfd as i32;
+    let ((pid, set_number), source) = adder(cx.places, set, signals, number).ok_or_else(|| nowhere(set, tfd))?;
+    let mut b = Batch::new();
+    let event = b.bytes(&epoll::event(tfd.events, tfd.data));
+    let add = |b: &mut Batch, set: Arg| {
+        b.call(libc::SYS_epoll_ctl, [set, libc::EPOLL_CTL_ADD.into(), number.into(), event.into()]);
+    };
+    if source == (pid, number) {
+        add(&mut b, set_number.into());
+        return cx.run_in(pid, &mut b);
+    }
+    // All that is needed is taken above the number first, which then gets that meaning for a moment.
+    let above =
+        |b: &mut Batch, file: Arg| b.call(libc::SYS_fcntl, [file, libc::F_DUPFD_CLOEXEC.into(), (number + 1).into()]);
+    let high_set = above(&mut b, set_number.into());
+    let high_signals = if source.0 == pid {
+        above(&mut b, source.1.into())
+    } else {
+        let process = b.call(libc::SYS_pidfd_open, [source.0.into(), 0.into()]);
+        let got = b.call(libc::SYS_pidfd_getfd, [process.into(), source.1.into(), 0.into()]);
+        let high = above(&mut b, got.into());
+        b.call(libc::SYS_close, [got.into()]);
+        b.call(libc::SYS_close, [process.into()]);
+        high
+    };
+    let taken = cx.places.values().flatten().any(|&place| place == (pid, number));
+    let kept = taken.then(|| {
+        let flags = b.call(libc::SYS_fcntl, [number.into(), libc::F_GETFD.into()]);
+        (above(&mut b, number.into()), flags)
+    });
+    b.call(libc::SYS_dup3, [high_signals.into(), number.into(), 0.into()]);
+    add(&mut b, high_set.into());
+    if let Some((file, flags)) = kept {
+        b.call(libc::SYS_dup3, [file.into(), number.into(), 0.into()]);
+        b.call(libc::SYS_fcntl, [number.into(), libc::F_SETFD.into(), flags.into()]);
+        b.call(libc::SYS_close, [file.into()]);
+    } else {
+        b.call(libc::SYS_close, [number.into()]);
+    }
+    b.call(libc::SYS_close, [high_signals.into()]);
+    b.call(libc::SYS_close, [high_set.into()]);
+    cx.run_in(pid, &mut b)
+}
+
+/// A process and its number for a file.
+type Place = (i32, i32);
+
+/// Who shall add the watch of a signalfd: where the set is, and where the signalfd; in one process if any has both, the
+/// latter under the watch's number if any has it so.
+fn adder(places: &HashMap<u32, Vec<Place>>, set: u32, signals: u32, number: i32) -> Option<(Place, Place)> {
+    let (sets, signals) = (places.get(&set)?, places.get(&signals)?);
+    let pairs = || sets.iter().flat_map(|set| signals.iter().map(move |signals| (*set, *signals)));
+    let together = |pair: &(Place, Place)| pair.0.0 == pair.1.0;
+    pairs()
+        .filter(together)
+        .find(|pair| pair.1.1 == number)
+        .or_else(|| pairs().find(together))
+        .or_else(|| pairs().next())
 }
 
 fn object(id: u32) -> Object {

@@ -35,6 +35,16 @@ impl Watch<'_> {
     }
 }
 
+/// A `struct epoll_event` as `epoll_ctl(2)` reads it.
+#[must_use]
+pub fn event(events: u32, data: u64) -> [u8; size_of::<libc::epoll_event>()] {
+    const DATA: usize = std::mem::offset_of!(libc::epoll_event, u64);
+    let mut bytes = [0; size_of::<libc::epoll_event>()];
+    bytes[..4].copy_from_slice(&events.to_ne_bytes());
+    bytes[DATA..DATA + 8].copy_from_slice(&data.to_ne_bytes());
+    bytes
+}
+
 /// Adds watches to a set that has none. On failure tells which watch it was (`watches.len()`: none in particular).
 ///
 /// A fired one-shot watch cannot be added as such: the kernel always adds errors and hang-ups. It is added and made to
