@@ -10,6 +10,7 @@
 mod descriptors;
 mod difference;
 mod identity;
+mod inet;
 mod memory;
 mod process;
 pub mod rules;
@@ -23,6 +24,8 @@ use std::fmt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use cryonaut_kernel::sys::sock_diag::InetDetail;
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 pub use difference::{Difference, differences};
@@ -139,6 +142,8 @@ struct Taking {
     threads: Vec<ThreadPlaces>,
     /// From a thread's robust list to its area of restartable sequences.
     rseq_distance: Option<u64>,
+    /// What sock_diag has told of sockets of the internet, by family and protocol.
+    inet: BTreeMap<(u8, u8), Result<Vec<InetDetail>, Errno>>,
 }
 
 impl Taking {
@@ -151,12 +156,7 @@ impl Taking {
     }
 
     /// A value, or the kernel's answer in its place: which calls are refused is a fact as well.
-    fn put_result<T: fmt::Display>(
-        &mut self,
-        object: &Object,
-        name: impl Into<String>,
-        result: Result<T, rustix::io::Errno>,
-    ) {
+    fn put_result<T: fmt::Display>(&mut self, object: &Object, name: impl Into<String>, result: Result<T, Errno>) {
         let value = match result {
             Ok(value) => value.to_string(),
             Err(errno) => format!("({errno:?})"),

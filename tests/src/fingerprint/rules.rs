@@ -31,6 +31,8 @@ const ACCOUNT: &str = "an account of what was used until now, which the kernel k
 const RESIDENT: &str = "which pages are in memory depends on what was touched; what they hold is compared";
 const WORKERS: &str = "counts workers of the kernel too, which come and go; the threads themselves are compared";
 const MACHINE: &str = "counts or numbers things of the whole machine";
+const MEASURED: &str = "what TCP has measured of its connection, or derives from that: it measures anew";
+const PIECES: &str = "memory for what is in the queues, by the pieces in which that has come; its bytes are compared";
 
 /// Kind, name, reason.
 const RULES: &[(&str, &str, &str)] = &[
@@ -86,6 +88,11 @@ const RULES: &[(&str, &str, &str)] = &[
     ("descriptor", "fdinfo.SqThreadCpu", "where that thread ran last"),
     ("descriptor", "fdinfo.SqTotalTime", ACCOUNT),
     ("descriptor", "fdinfo.SqWorkTime", ACCOUNT),
+    ("descriptor", "socket.diag.expires", "the time that is left until a timer ends; which runs is compared"),
+    ("descriptor", "socket.diag.retransmits", MEASURED),
+    ("descriptor", "socket.diag.memory.received", PIECES),
+    ("descriptor", "socket.diag.memory.in_advance", PIECES),
+    ("descriptor", "socket.diag.memory.drops", ACCOUNT),
 ];
 
 /// Lines of `status` about resident memory, which a process and its threads tell alike.
@@ -100,6 +107,63 @@ const STATUS_RESIDENT: &[&str] = &[
     "status.VmSwap",
     "status.HugetlbPages",
 ];
+
+/// Of `struct tcp_info`. How often the peer was asked in vain is among what was measured, for that begins anew. Numbers of packets in flight are among what was measured: the restore may send other pieces.
+/// Their bytes are compared.
+const TCP_MEASURED: &[&str] = &[
+    "ca_state",
+    "retransmits",
+    "probes",
+    "backoff",
+    "rto",
+    "ato",
+    "rcv_mss",
+    "unacked",
+    "sacked",
+    "lost",
+    "retrans",
+    "rcv_ssthresh",
+    "rtt",
+    "rttvar",
+    "snd_ssthresh",
+    "snd_cwnd",
+    "reordering",
+    "rcv_rtt",
+    "rcv_space",
+    "pacing_rate",
+    "min_rtt",
+    "delivery_rate",
+];
+/// What is counted there since the connection was made.
+const TCP_COUNTED: &[&str] = &[
+    "last_data_sent",
+    "last_data_recv",
+    "last_ack_recv",
+    "total_retrans",
+    "bytes_acked",
+    "bytes_received",
+    "segs_out",
+    "segs_in",
+    "data_segs_in",
+    "data_segs_out",
+    "busy_time",
+    "rwnd_limited",
+    "sndbuf_limited",
+    "delivered",
+    "delivered_ce",
+    "bytes_sent",
+    "bytes_retrans",
+    "dsack_dups",
+    "reord_seen",
+    "rcv_ooopack",
+    "rehash",
+];
+
+/// Why a member of `struct tcp_info` may differ.
+fn of_tcp(name: &str) -> Option<&'static str> {
+    let measured = TCP_MEASURED.contains(&name).then_some(MEASURED);
+    measured.or(TCP_COUNTED.contains(&name).then_some(ACCOUNT))
+}
 
 /// Names that a `*` of the rules does not stand for.
 const ALWAYS_COMPARED: &[&str] = &["ksm_stat.ksm_merge_any", "ksm_stat.ksm_mergeable"];
@@ -119,6 +183,8 @@ pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&Str
     }
     // A state of sleep or work is one; stopped, traced and dead are not.
     let restless = |value: Option<&String>| value.is_some_and(|state| ["R", "S", "D"].contains(&state.as_str()));
+    let number = |value: Option<&String>| value.and_then(|text| text.parse::<u64>().ok());
+    let both = (number(before), number(after));
     match field.name.as_str() {
         "stat.state" => restless(before) && restless(after),
         "status.State" => {
@@ -131,15 +197,19 @@ pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&Str
             nap(before) && nap(after)
         }
         // An interval timer that nobody reads goes on counting.
-        "fdinfo.ticks" => {
-            let ticks = |value: Option<&String>| value.and_then(|text| text.parse::<u64>().ok());
-            matches!((ticks(before), ticks(after)), (Some(before), Some(after)) if before <= after)
-        }
+        "fdinfo.ticks" => matches!(both, (Some(before), Some(after)) if before <= after),
         // Segments grow with the peer's window; they must not become small. More than 32767 cannot be asked for.
         "socket.IPPROTO_TCP.2" => {
             let size =
                 |value: Option<&String>| value.and_then(|hex| u32::from_str_radix(hex, 16).ok()).map(u32::swap_bytes);
             matches!((size(before), size(after)), (Some(before), Some(after)) if after >= (before - before / 8).min(32_000))
+        }
+        "socket.diag.tcp.snd_mss" | "socket.diag.tcp.advmss" => {
+            matches!(both, (Some(before), Some(after)) if after >= (before - before / 8).min(32_000))
+        }
+        // Told anew by a packet, in steps of its scale; it never gets smaller than was promised.
+        "socket.diag.tcp.snd_wnd" | "socket.diag.tcp.rcv_wnd" => {
+            matches!(both, (Some(before), Some(after)) if after >= before)
         }
         // To bind a socket to an address of IPv6 sets IPV6_V6ONLY, which a connection does not.
         "socket.IPPROTO_IPV6.26" => {
@@ -147,6 +217,7 @@ pub(super) fn allowed(field: &Field, before: Option<&String>, after: Option<&Str
         }
         // The images tell the times of a deleted file in microseconds.
         "file.modified_ns" => after.is_some_and(|ns| ns == "0"),
+        name if name.strip_prefix("socket.diag.tcp.").and_then(of_tcp).is_some() => true,
         _ => RULES.iter().any(|(kind, name, _)| covers(kind, name, field)),
     }
 }

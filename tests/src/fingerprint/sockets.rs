@@ -29,6 +29,7 @@ const LEVELS: &[(&str, i32, i32, &[i32])] = &[
     // PACKET_STATISTICS begins anew when it is read, PACKET_HDRLEN has a question, PACKET_ROLLOVER_STATS counts.
     ("SOL_PACKET", libc::SOL_PACKET, 30, &[6, 11, 21]),
 ];
+/// Told by sock_diag as well, each member apart.
 const TCP_INFO: i32 = 11;
 
 /// Level and option of multicast: nobody can set them for a stream, and those of an accepted one are chance.
@@ -58,12 +59,7 @@ pub(super) fn take(taking: &mut Taking, object: &Object, socket: BorrowedFd<'_>)
         taking.put_result(object, "socket.address", name(rustix::net::getsockname(socket)));
         let peer = rustix::net::getpeername(socket).and_then(|peer| peer.ok_or(Errno::NOTCONN));
         taking.put_result(object, "socket.peer", name(peer));
-        // State, what was agreed upon at the start; of a listening socket also how many may wait and do.
-        if let Ok(told) = get_bytes(socket, IPPROTO_TCP, TCP_INFO, 32) {
-            let listens = told.first() == Some(&10);
-            let shown = if listens { told.get(24..32) } else { told.get(5..7) };
-            taking.put(object, "socket.tcp", format!("{:?} {:02x?}", told.first(), shown));
-        }
+        super::inet::take(taking, object, socket);
     }
     if get_int(socket, SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX) {
         taking.put(object, "socket.unix", unix(socket));

@@ -1,10 +1,14 @@
 //! That a fingerprint sees what it should, and that its comparison can fail.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 
 use cryonaut_kernel::proc::maps::Perms;
 use cryonaut_kernel::sys::{mem, sched, signal};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::fs::{Uid, fchown};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, kill_process, pidfd_getfd, pidfd_open, prlimit,
+};
 
 use super::rules::Rule;
 use super::{Baseline, Difference, Fingerprint, Object, differences};
@@ -115,6 +119,24 @@ fn every_loss_is_seen() {
         let names = names(&found);
         assert!(names.iter().any(|found| found.starts_with(name)), "{name} is not among {names:?}");
     }
+}
+
+/// No option and no call tells it of a datagram socket.
+#[test]
+fn what_sock_diag_alone_tells_is_seen() {
+    let workload = Workload::start("sockets/udp").unwrap();
+    let pid = workload.pid();
+    let baseline = Baseline::take(|| vec![pid]);
+    assert_eq!(baseline.compare(|| vec![pid], &[]), []);
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let kind = |socket: &OwnedFd| rustix::net::sockopt::socket_type(socket);
+    let ours = |fd: i32| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok().filter(|file| kind(file).is_ok());
+    let socket = (3..64).find_map(ours).unwrap();
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).unwrap_or_default();
+    fchown(&socket, Some(Uid::from_raw(77)), None).unwrap();
+    let found = baseline.compare(|| vec![pid], &[]);
+    let names = names(&found);
+    assert!(names.contains("socket.diag.uid"), "{names:?}");
 }
 
 fn stop(pid: Pid) {

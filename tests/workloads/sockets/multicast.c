@@ -1,4 +1,5 @@
 // peer: no, CRIU 4.2 loses memberships
+// differs: descriptor socket.diag.memory.options, lists of senders have room for more when they were made one by one
 /* UDP sockets that have joined groups of multicast on the loopback, with senders that they want to hear or not. */
 #include "net.h"
 

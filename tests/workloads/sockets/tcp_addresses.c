@@ -3,7 +3,7 @@
 // differs: descriptor socket.IPPROTO_TCP.10, the window of a connection that has ended
 // differs: descriptor socket.IPPROTO_TCP.2, the size of segments of a connection that has ended
 // differs: descriptor socket.SOL_SOCKET.28, the peer of a connection that has ended
-// differs: descriptor socket.tcp, what was agreed upon in a connection that has ended
+// differs: descriptor socket.diag*, a connection that has ended has an address and yet no port, so that it is in no list
 /* TCP sockets that are not connected: with an address that nobody has any more, shut down, after a connection. */
 #include "net.h"
 

@@ -54,6 +54,48 @@ pub fn inet(family: u8, protocol: u8) -> Result<Vec<InetSocket>, Errno> {
     in_states(family, protocol, u32::MAX)
 }
 
+/// All that the kernel tells of a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InetDetail {
+    pub socket: InetSocket,
+    /// Which timer of TCP runs (tcp(7), `ss -o`); 0 for none.
+    pub timer: u8,
+    /// How often was sent again what that timer watches.
+    pub retransmits: u8,
+    /// Milliseconds until the timer ends.
+    pub expires_ms: u32,
+    /// The network device that it is bound to; 0 for none.
+    pub device: u32,
+    /// Bytes that were not read; of a socket that listens, how many wait to be accepted.
+    pub received: u32,
+    /// Bytes that were not acknowledged; of a socket that listens, how many may wait.
+    pub sent: u32,
+    /// Whose it is.
+    pub uid: u32,
+    /// `INET_DIAG_*` (linux/inet_diag.h) that were told beside, as they stand there.
+    pub attributes: Vec<(u16, Vec<u8>)>,
+}
+
+/// All sockets of a family and protocol that have a port, with everything that the kernel tells of them. ENOENT where the
+/// kernel lacks the module for the protocol.
+pub fn details(family: u8, protocol: u8) -> Result<Vec<InetDetail>, Errno> {
+    // idiag_ext asks for the attributes up to 8, a bit each, from 1 on.
+    let mut request = vec![family, protocol, u8::MAX, 0];
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend_from_slice(&[0; 48]);
+    dump(&request, MESSAGE, |body| InetDetail {
+        socket: socket_of(body),
+        timer: body[2],
+        retransmits: body[3],
+        device: word(body, 40),
+        expires_ms: word(body, 52),
+        received: word(body, 56),
+        sent: word(body, 60),
+        uid: word(body, 64),
+        attributes: attributes(&body[MESSAGE..]).map(|(kind, value)| (kind, value.to_vec())).collect(),
+    })
+}
+
 /// All sockets of TCP, of both families, that are in one of these states (bits by number), in our network namespace. It
 /// takes one walk through all that there are, where a family takes one each.
 pub fn tcp(states: u32) -> Result<Vec<InetSocket>, Errno> {
@@ -266,6 +308,11 @@ mod tests {
         let found = all.iter().find(|socket| socket.inode == inode).unwrap();
         assert_eq!((found.ports, found.shutdown), ((udp.local_addr().unwrap().port(), 9), 2));
         assert_eq!(found.cookie, rustix::net::sockopt::socket_cookie(&udp).unwrap());
+        let all = details(libc::AF_INET as u8, libc::IPPROTO_UDP as u8).unwrap();
+        let detail = all.iter().find(|detail| detail.socket.inode == inode).unwrap();
+        assert_eq!(detail.socket, *found);
+        const SKMEMINFO: u16 = 7;
+        assert!(detail.attributes.iter().any(|(kind, value)| *kind == SKMEMINFO && value.len() >= 36));
     }
 
     #[test]
