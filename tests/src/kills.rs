@@ -5,6 +5,7 @@
 //! them over its work however little time a part of it takes. CRYONAUT_KILLS says how many there are in all, and
 //! CRYONAUT_SEED repeats a run.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -17,13 +18,14 @@ use rustix::process::Pid;
 
 use crate::catalogue::declaration;
 use crate::engine::Engine;
+use crate::firewall::{Ports, connections, rule_about};
 use crate::picture::Picture;
 use crate::strike::{Blow, count_stops, strike};
 use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 25] = [
+const WORKLOADS: [&str; 26] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -49,13 +51,17 @@ const WORKLOADS: [&str; 25] = [
     "timers/timerfd",
     "sockets/tcp_half_closed",
     "sockets/tcp_processes",
+    "sockets/tcp_iptables",
 ];
+/// With peers outside of the tree, whom nothing of a checkpoint may reach. What a restore that is killed lets them hear,
+/// between the moment in which its connections may speak and the verdict, nobody can take back (ARCHITECTURE.md).
+const CHECKPOINTED: [&str; 2] = ["sockets/tcp_outside", "sockets/tcp_outside_iptables"];
 
 /// A workload waits for five minutes at most, so it is started anew from time to time.
 const BLOWS_PER_START: u64 = 10;
 /// How long a tree may take to be back in its old state, or gone.
 const LIMIT: Duration = Duration::from_secs(10);
-const DEFAULT_KILLS: u64 = 50;
+const DEFAULT_KILLS: u64 = 60;
 
 /// `checkpoint::AREA::NAME` and `restore::AREA::NAME`.
 ///
@@ -66,25 +72,24 @@ pub fn kills(own: &Engine) -> ExitCode {
     let all = number("CRYONAUT_KILLS").unwrap_or(DEFAULT_KILLS);
     let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_micros() as u64);
     let seed = number("CRYONAUT_SEED").unwrap_or(now);
-    let parts = 2 * WORKLOADS.len() as u64;
+    let bodies = [("checkpoint", checkpoints as Body), ("restore", restores as Body)];
+    let both = WORKLOADS.iter().flat_map(|name| bodies.map(|body| (*name, body)));
+    let parts: Vec<_> = both.chain(CHECKPOINTED.iter().map(|name| (*name, bodies[0]))).collect();
     let mut tests = Vec::new();
-    for (index, name) in WORKLOADS.into_iter().enumerate() {
-        for (what, body) in [("checkpoint", checkpoints as Body), ("restore", restores as Body)] {
-            let part = 2 * index as u64 + u64::from(what == "restore");
-            let count = all / parts + u64::from(part < all % parts);
-            let own = own.clone();
-            tests.push(Trial::test(format!("{what}::{}", name.replace('/', "::")), move || {
-                let mut chance = Chance(seed ^ part << 48);
-                let mut left = count;
-                while left > 0 {
-                    let blows = left.min(BLOWS_PER_START);
-                    body(&own, name, blows, &mut chance)
-                        .map_err(|failure| Failed::from(format!("CRYONAUT_SEED={seed}: {failure}")))?;
-                    left -= blows;
-                }
-                Ok(())
-            }));
-        }
+    for (part, (name, (what, body))) in (0u64..).zip(&parts).map(|(part, (name, body))| (part, (*name, *body))) {
+        let count = all / parts.len() as u64 + u64::from(part < all % parts.len() as u64);
+        let own = own.clone();
+        tests.push(Trial::test(format!("{what}::{}", name.replace('/', "::")), move || {
+            let mut chance = Chance(seed ^ part << 48);
+            let mut left = count;
+            while left > 0 {
+                let blows = left.min(BLOWS_PER_START);
+                body(&own, name, blows, &mut chance)
+                    .map_err(|failure| Failed::from(format!("CRYONAUT_SEED={seed}: {failure}")))?;
+                left -= blows;
+            }
+            Ok(())
+        }));
     }
     run(tests)
 }
@@ -205,6 +210,18 @@ fn no_complaint(workload: &Workload) -> Result<(), String> {
     }
 }
 
+/// Waits until no rule of the firewall is about the tree's connections.
+fn no_rules(connections: &BTreeSet<Ports>) -> Result<(), String> {
+    let begun = Instant::now();
+    while let Some(rule) = rule_about(connections) {
+        if begun.elapsed() > LIMIT {
+            return Err(format!("a rule of the firewall is left behind: {rule}"));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 fn explain<T>(workload: &Workload, step: &'static str, blow: Blow, result: Result<T, String>) -> Result<T, Failure> {
     result.map_err(|what| workload.failure(step, format!("after a kill at {blow:?}: {what}")))
 }
@@ -215,6 +232,7 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
     for _ in 0..blows {
         let members = workload.family().members();
         let (before, dead) = (Picture::of(&members), workload.family().members_and_zombies());
+        let connections = connections(&members);
         let before_names = names(&workload);
         let leave_running = chance.below(4) == 0;
         let blow = course.blow(chance);
@@ -230,7 +248,9 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
                 if images.join("inventory.img").exists() {
                     remove_links(&workload, &before_names);
                 }
-                let left = nothing_hidden(&images).and_then(|()| no_new_names(&workload, &before_names));
+                let left = nothing_hidden(&images)
+                    .and_then(|()| no_new_names(&workload, &before_names))
+                    .and_then(|()| no_rules(&connections));
                 explain(&workload, "checkpoint", blow, left)?;
             }
             Fate::Gone => {
@@ -238,6 +258,7 @@ fn checkpoints(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Res
                 let seen = all_gone(&left, &images).and_then(|()| no_complaint(&workload));
                 explain(&workload, "checkpoint", blow, seen)?;
                 workload.restore()?;
+                explain(&workload, "restore", blow, no_rules(&connections))?;
             }
         }
     }
@@ -329,6 +350,9 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
         explain(&workload, "restore", blow, struck)?;
         let fate = settle(&workload, &whole, take);
         running = explain(&workload, "restore", blow, fate)? == Fate::Unharmed;
+        if running {
+            explain(&workload, "restore", blow, no_rules(&connections(&workload.family().members())))?;
+        }
         if !running {
             let left = workload.bury(dead.clone());
             let seen = all_gone(&left, &workload.images())

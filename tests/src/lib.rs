@@ -13,6 +13,7 @@ mod command;
 mod engine;
 mod family;
 pub mod fingerprint;
+mod firewall;
 pub mod kills;
 mod picture;
 pub mod programs;
