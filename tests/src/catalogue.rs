@@ -13,6 +13,7 @@ use crate::fingerprint::rules::Rule;
 /// - `// peer: no, REASON`: the peer cannot carry this state
 /// - `// gap: REASON`: known to be lost
 /// - `// differs: KIND NAME, REASON`: what else may differ between the fingerprints before and after, one to a line
+/// - `// sysctl: NAME VALUE`: a setting of the host while it runs (`net/ipv4/NAME`), put back afterwards
 /// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
 #[derive(Debug, Clone)]
 pub struct Declaration {
@@ -34,6 +35,8 @@ pub struct Declaration {
     pub gap: Option<String>,
     /// What else may differ between its fingerprints.
     pub differs: Vec<Rule>,
+    /// A setting of the host that it needs, below /proc/sys, and its value.
+    pub sysctl: Option<(String, String)>,
     /// What is put into its directory as `script` before it starts.
     pub script: Option<String>,
 }
@@ -51,6 +54,7 @@ impl Declaration {
             refused: None,
             gap: None,
             differs: Vec::new(),
+            sysctl: None,
             script: None,
         }
     }
@@ -99,6 +103,7 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         refused: value("refused"),
         gap: value("gap"),
         differs: values("differs").iter().map(|text| rule(source, text)).collect(),
+        sysctl: value("sysctl").and_then(|v| v.split_once(' ').map(|(name, value)| (name.into(), value.into()))),
         script: None,
     }
 }

@@ -51,8 +51,34 @@ pub struct Workload {
     child: Option<Child>,
     checkpoints: u32,
     baseline: Option<Baseline>,
+    /// Put back before the turn is over.
+    _sysctl: Option<Sysctl>,
     /// Held while a workload uses what the whole machine has only one of.
     _turn: Option<File>,
+}
+
+/// A setting of the host that is another for a while.
+#[derive(Debug)]
+struct Sysctl {
+    path: PathBuf,
+    before: String,
+}
+
+impl Sysctl {
+    fn set(name: &str, value: &str) -> std::io::Result<Self> {
+        let path = Path::new("/proc/sys").join(name);
+        let before = fs::read_to_string(&path)?;
+        fs::write(&path, value)?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Sysctl {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.path, &self.before) {
+            eprintln!("{} stays as it is: {error}", self.path.display());
+        }
+    }
 }
 
 impl Workload {
@@ -79,7 +105,9 @@ impl Workload {
         let fail =
             |what: String| Failure { workload: declaration.name.clone(), step: "start", what, logs: String::new() };
         adopt_orphans();
-        let turn = take_turn(&declaration.name).map_err(|e| fail(e.to_string()))?;
+        let turn = take_turn(&declaration).map_err(|e| fail(e.to_string()))?;
+        let set = |(name, value): &(String, String)| Sysctl::set(name, value).map_err(|e| fail(format!("{name}: {e}")));
+        let sysctl = declaration.sysctl.as_ref().map(set).transpose()?;
         let scratch = TempDir::with_prefix("cryonaut-test-").map_err(|e| fail(e.to_string()))?;
         let directory = scratch.path().join("state");
         let child = launch(&declaration, &directory, lose)
@@ -101,6 +129,7 @@ impl Workload {
             child: Some(child),
             checkpoints: 0,
             baseline: None,
+            _sysctl: sysctl,
             _turn: turn,
         };
         started.await_line("start", SETUP_LIMIT, &["ready"])?;
@@ -314,12 +343,15 @@ impl Drop for Workload {
 }
 
 /// Terminals are numbered by the machine: while one is checkpointed and gone, another test's would take its number. So
-/// those workloads go one after the other, also between test processes.
-fn take_turn(workload: &str) -> std::io::Result<Option<File>> {
-    if !["tty/", "terminals/"].iter().any(|area| workload.starts_with(area)) {
-        return Ok(None);
-    }
-    let lock = File::create(std::env::temp_dir().join("cryonaut-test-terminals.lock"))?;
+/// those workloads go one after the other, also between test processes; and so do those that need the same setting.
+fn take_turn(workload: &Declaration) -> std::io::Result<Option<File>> {
+    let terminal = ["tty/", "terminals/"].iter().any(|area| workload.name.starts_with(area));
+    let what = match &workload.sysctl {
+        _ if terminal => "terminals".to_owned(),
+        Some((name, _)) => name.replace('/', "-"),
+        None => return Ok(None),
+    };
+    let lock = File::create(std::env::temp_dir().join(format!("cryonaut-test-{what}.lock")))?;
     lock.lock()?;
     Ok(Some(lock))
 }

@@ -108,8 +108,8 @@ const STATUS_RESIDENT: &[&str] = &[
     "status.HugetlbPages",
 ];
 
-/// Of `struct tcp_info`. How often the peer was asked in vain is among what was measured, for that begins anew. Numbers of packets in flight are among what was measured: the restore may send other pieces.
-/// Their bytes are compared.
+/// Of `struct tcp_info`. How often the peer was asked in vain is among it, for that begins anew; and so are numbers of
+/// packets in flight, for the restore may send other pieces. Their bytes are compared.
 const TCP_MEASURED: &[&str] = &[
     "ca_state",
     "retransmits",
