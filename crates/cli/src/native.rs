@@ -58,9 +58,10 @@ struct Checkpoint {
     /// Carry deleted files that have other names by giving them a temporary one
     #[arg(long)]
     link_remap: bool,
-    /// Let peers of Unix sockets be outside of the tree: datagram sockets find them again by name, others see them gone
-    #[arg(long)]
-    ext_unix_sk: bool,
+    /// Let peers of Unix sockets be outside of the tree: datagram sockets find them again by name, others see them gone.
+    /// Either all, or those connections of which one end has one of these inode numbers
+    #[arg(long, value_name = "INODES", num_args = 0.., require_equals = true, value_delimiter = ',')]
+    ext_unix_sk: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Args)]
@@ -170,7 +171,8 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         file_locks: asked.shared.file_locks,
         shell_job: asked.shared.shell_job,
         link_remap: asked.link_remap,
-        ext_unix_sockets: asked.ext_unix_sk,
+        ext_unix_sockets: asked.ext_unix_sk.as_ref().is_some_and(Vec::is_empty),
+        external: asked.ext_unix_sk.iter().flatten().map(|inode| format!("unix[{inode}]")).collect(),
         tcp: asked.shared.tcp_policies(),
         network_lock: asked.shared.network_lock,
         skip_in_flight: asked.skip_in_flight,

@@ -92,6 +92,29 @@ fn an_inherited_socket_takes_the_place_of_one_with_an_end_outside() {
 }
 
 #[test]
+fn a_list_of_numbers_lets_those_ends_be_outside_and_no_others() {
+    for native in [false, true] {
+        let mut echo = Echo::start();
+        let images = tempfile::tempdir().expect("a directory");
+        let pid = echo.child.id().to_string();
+        let checkpoint = |list: &str| match native {
+            false => criu("dump", images.path(), Stdio::null(), &["-t", &pid, "-R", list]),
+            true => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_cryonaut"));
+                command.args(["checkpoint", &pid, "-R", list, "-o"]).arg(images.path()).output().expect("it runs")
+            }
+        };
+        let refused = checkpoint("--ext-unix-sk=1,2");
+        assert!(!refused.status.success() && told(&refused).contains("outside of the tree"), "{}", told(&refused));
+        for number in echo.numbers {
+            let done = checkpoint(&format!("--ext-unix-sk=1,{number}"));
+            assert!(done.status.success(), "{}", told(&done));
+            echo.answers("it goes on");
+        }
+    }
+}
+
+#[test]
 fn without_another_the_end_outside_is_gone() {
     let mut echo = Echo::start();
     let images = tempfile::tempdir().expect("a directory");

@@ -202,6 +202,15 @@ impl Settings {
                     ));
                 }
             }
+            // These alone, whereas all are meant without a list.
+            "ext-unix-sk" => {
+                for inode in text(name, &value)?.split(',') {
+                    let inode: u32 = inode
+                        .parse()
+                        .map_err(|_| format!("--{name}: '{inode}' is not the inode number of a socket"))?;
+                    self.external.push(format!("unix[{inode}]"));
+                }
+            }
             "action-script" => self.scripts.push(value),
             "status-fd" => self.status_fd = Some(number(name, &value)? as i32),
             "root" => self.root = Some(value.into()),

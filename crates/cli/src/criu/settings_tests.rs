@@ -84,6 +84,18 @@ fn lists_hold_all_and_keys_stay_as_they_are() {
 }
 
 #[test]
+fn unix_sockets_outside_are_all_or_those_of_a_list() {
+    for all in ["dump --ext-unix-sk", "dump -x"] {
+        let got = parse(all).unwrap();
+        assert!(got.ext_unix_sockets && got.external.is_empty(), "{all}");
+    }
+    for some in ["dump --ext-unix-sk=12,7", "dump -x12,7"] {
+        let got = parse(some).unwrap();
+        assert_eq!((got.ext_unix_sockets, got.external), (false, vec!["unix[12]".into(), "unix[7]".into()]), "{some}");
+    }
+}
+
+#[test]
 fn sizes_have_units() {
     for (line, bytes) in [("512", 512), ("4K", 4096), ("16M", 16 << 20), ("2g", 2 << 30)] {
         assert_eq!(parse(&format!("dump --ghost-limit {line}")).unwrap().ghost_limit, Some(bytes));
@@ -101,6 +113,7 @@ fn what_is_wrong_is_named() {
         ("dump --tree", "option '--tree' requires an argument"),
         ("dump -q", "invalid option -- 'q'"),
         ("dump --warp", "unrecognized option '--warp'"),
+        ("dump --ext-unix-sk=5,x", "--ext-unix-sk: 'x' is not the inode number of a socket"),
         ("restore --inherit-fd 3:x", "--inherit-fd: '3:x' is not of the form fd[NUMBER]:RESOURCE"),
     ] {
         assert_eq!(parse(line).unwrap_err(), problem, "{line}");

@@ -89,7 +89,7 @@ pub const OPTIONS: &[Spec] = &[
     here("tcp-close", None, Nothing),
     here("skip-in-flight", None, Nothing),
     here("network-lock", None, Value),
-    here("ext-unix-sk", None, Maybe),
+    here("ext-unix-sk", Some('x'), Maybe),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),
     // How a pre-dump reads memory: says nothing about a dump, and the action pre-dump is refused itself.

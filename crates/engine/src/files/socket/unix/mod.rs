@@ -264,7 +264,7 @@ fn outside(object: &Object, peer: u32, there: Option<&UnixSocket>) -> Error {
     Error::unsupported(
         object.clone(),
         format!("its peer{name} (inode {peer}) is outside of the tree: {holders}"),
-        "checkpoint both in one tree, let the program close it, or use --ext-unix-sk or --external unix[INODE]: \
+        "checkpoint both in one tree, let the program close it, or use --ext-unix-sk[=INODE] or --external unix[INODE]: \
          datagram sockets then connect again by name, others find their peer gone",
     )
 }
