@@ -1,5 +1,6 @@
 // peer: no, CRIU 4.2 refuses unread data of connections that wait, and changes who has connected first
-/* Connections through names that wait to be accepted: with requests that were sent, shut down, closed, from a child. */
+/* Connections through names that wait to be accepted: with requests that were sent, also long ones and
+ * with descriptors, shut down, closed, from a child. */
 #include "unix.h"
 
 static void asks(int fd, const char *name, const char *text)
@@ -11,8 +12,8 @@ static void asks(int fd, const char *name, const char *text)
 
 int main(int argc, char **argv)
 {
-	int listener, packets, hidden, gone, clients[6], served, ends[2];
-	char *path, *gone_path, hall[64], large[3000], got[3000];
+	int listener, packets, hidden, gone, clients[6], served, ends[2], given[2], kept[2];
+	char *path, *gone_path, hall[64], large[120000], got[120000];
 	struct stat status;
 	pid_t child;
 
@@ -35,6 +36,10 @@ int main(int argc, char **argv)
 
 	asks(clients[0], path, "first ");
 	MUST(send(clients[0], large, sizeof(large), 0));
+	MUST(pipe(given));
+	kept[0] = given[1];
+	kept[1] = clients[0];
+	unix_gives(clients[0], "with descriptors", kept, 2, true);
 	unix_bind(clients[1], "client");
 	asks(clients[1], path, "");
 	asks(clients[2], path, "third");
@@ -66,8 +71,19 @@ int main(int argc, char **argv)
 	served = MUST(accept4(listener, NULL, NULL, SOCK_NONBLOCK));
 	unix_is_named(served, path, "the first");
 	CHECK(recv(served, got, 6, 0) == 6 && memcmp(got, "first ", 6) == 0, "the first has another request");
-	CHECK(recv(served, got, sizeof(got), 0) == sizeof(got) && wl_differs(got, sizeof(got), 5) == -1,
-	      "the first has another long request");
+	for (size_t at = 0; at < sizeof(got);) {
+		ssize_t came = recv(served, got + at, sizeof(got) - at, 0);
+
+		CHECK(came > 0, "the first has another long request: %s", strerror(errno));
+		at += came;
+	}
+	CHECK(wl_differs(got, sizeof(got), 5) == -1, "the long request has another byte %zd", wl_differs(got, sizeof(got), 5));
+	unix_takes(served, 16, "with descriptors", kept, 2, "the first");
+	MUST(write(kept[0], "through", 7));
+	CHECK(read(given[0], got, 8) == 7 && memcmp(got, "through", 7) == 0, "another pipe is brought");
+	CHECK(syscall(SYS_kcmp, getpid(), getpid(), 0, kept[1], clients[0]) == 0, "another socket is brought");
+	close(kept[0]);
+	close(kept[1]);
 	unix_sends(served, "answer");
 	unix_gets(clients[0], "answer", "the first client");
 	unix_peer_is(clients[0], path, "the first client");

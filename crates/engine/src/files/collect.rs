@@ -12,8 +12,9 @@ use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
-use cryonaut_kernel::sys::kcmp;
+use cryonaut_kernel::sys::{kcmp, pidfd, unix_waiting};
 use rustix::fs::{FileType, Stat};
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -333,6 +334,24 @@ impl<'a> Collect<'a> {
             self.on_their_way.push(file);
         }
         Ok(id)
+    }
+
+    /// A duplicate of the open file at this address of the kernel, if a process that was looked at has it.
+    pub(super) fn held_anywhere(&self, file: u64) -> Result<Option<OwnedFd>> {
+        let what = || Object::Other("a descriptor that is on its way".into());
+        let mut speakers: Vec<i32> = self.seen.values().flatten().map(|seen| seen.speaker).collect();
+        speakers.sort_unstable();
+        speakers.dedup();
+        for speaker in speakers {
+            let all = unix_waiting::holdings(speaker);
+            let all = all.map_err(|e| Error::kernel(what(), "see who has it", e))?;
+            if let Some((_, fd)) = all.into_iter().find(|(held, _)| *held == file) {
+                let process = pidfd::open_thread(pid_of(speaker)?);
+                let taken = process.and_then(|process| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()));
+                return taken.map(Some).map_err(|e| Error::kernel(what(), "duplicate it", e));
+            }
+        }
+        Ok(None)
     }
 
     /// The id of an open file, which is written down if it was not yet.

@@ -254,14 +254,16 @@ fn follow(start: u64) -> Vec<Insn> {
     body
 }
 
-/// Tells the structures of a list that ends with zero, at most [`BLOCKS`] of them: for each the address of its link,
-/// which stands `link` bytes behind its beginning, and its first `len` bytes.
-fn walk(start: u64, link: u32, len: usize) -> Vec<Insn> {
+/// Tells the structures of a list that ends with this address, at most [`BLOCKS`] of them: for each the address of its
+/// link, which stands `link` bytes behind its beginning, and its first `len` bytes.
+fn walk(start: u64, end: u64, link: u32, len: usize) -> Vec<Insn> {
     const STEP: usize = 14;
     let (place, whole) = (-(len as i16), 8 + len as i16);
-    let mut body = go_to(Base::Address(start), 0);
+    let mut body = go_to(Base::Address(end), 0);
+    body.push(mov(7, 8));
+    body.extend(go_to(Base::Address(start), 0));
     for left in (1..=BLOCKS).rev() {
-        body.push(Insn { code: 0x15, dst: 8, src: 0, off: (left * STEP - 1) as i16, imm: 0 });
+        body.push(Insn { code: 0x1d, dst: 8, src: 7, off: (left * STEP - 1) as i16, imm: 0 });
         body.push(store64(10, -whole, 8));
         body.extend(read(place, len as u8, link.wrapping_neg()));
         body.extend(tell(whole));
@@ -475,16 +477,17 @@ impl Block {
 
 /// The structures of a list of the kernel, the first `len` bytes of each. The list begins with the address `start` of
 /// its first link; links stand `link` bytes behind the beginning of their structures and begin with the address of the
-/// next one, zero in the last. `tid` is any task. EINVAL for more bytes than are read at once.
-pub fn blocks(btf: &Btf, tid: i32, mut start: u64, link: u32, len: usize) -> Result<Vec<Block>, Errno> {
+/// next one, in the last one with `end`: zero, or of a ring its head. `tid` is any task. EINVAL for more bytes than are
+/// read at once.
+pub fn blocks(btf: &Btf, tid: i32, (mut start, end): (u64, u64), link: u32, len: usize) -> Result<Vec<Block>, Errno> {
     let words = len.div_ceil(8);
     if 8 * words > BLOCK || link as usize + 8 > 8 * words || !link.is_multiple_of(8) {
         return Err(Errno::INVAL);
     }
     let mut all = Vec::new();
-    while start != 0 {
-        let told = make(btf, Visit::Task(tid), &walk(start, link, 8 * words))?;
-        if told.is_empty() || all.len() > MOST_BLOCKS {
+    while start != end {
+        let told = make(btf, Visit::Task(tid), &walk(start, end, link, 8 * words))?;
+        if start == 0 || told.is_empty() || all.len() > MOST_BLOCKS {
             return Err(Errno::BADF);
         }
         for one in told.chunks_exact(words + 1) {

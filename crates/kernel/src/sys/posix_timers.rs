@@ -84,7 +84,7 @@ pub fn inside(tid: i32) -> Result<Vec<Inside>, Errno> {
     let first = pointer("signal_struct", "posix_timers").ok_or(Errno::NOTSUP)?;
     let signal = bpf_iter::task_fields(btf, tid, Base::Task, &[signal])?[2];
     let first = bpf_iter::task_fields(btf, tid, Base::Address(signal), &[first])?[2];
-    let all = bpf_iter::blocks(btf, tid, first, layout.link, layout.len())?;
+    let all = bpf_iter::blocks(btf, tid, (first, 0), layout.link, layout.len())?;
     all.iter().map(|block| layout.timer(block).ok_or(Errno::NOTSUP)).collect()
 }
 

@@ -125,6 +125,14 @@ pub fn unsent(socket: impl AsFd) -> Result<i32, Errno> {
     unsafe { ioctl(socket, Getter::<SIOCOUTQ, i32>::new()) }
 }
 
+const SIOCATMARK: Opcode = 0x8905;
+
+/// `SIOCATMARK`: whether a stream is to be read from where a byte was sent out of band. EINVAL for sockets without such.
+pub fn is_at_mark(socket: impl AsFd) -> Result<bool, Errno> {
+    // SAFETY: SIOCATMARK writes one int.
+    unsafe { ioctl(socket, Getter::<SIOCATMARK, i32>::new()) }.map(|at| at != 0)
+}
+
 const SIOCOUTQNSD: Opcode = 0x894b;
 
 /// `SIOCOUTQNSD`: of TCP, the bytes that were not sent even once.

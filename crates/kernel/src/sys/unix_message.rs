@@ -38,6 +38,8 @@ pub struct Message {
     pub is_cut: bool,
     /// Not all of what came beside it was received.
     pub is_robbed: bool,
+    /// It was sent out of band: for the caller to note, since who looks is not told.
+    pub is_urgent: bool,
 }
 
 /// Looks at a message, at most `room` bytes of it, and leaves it there. Does not wait: EAGAIN.
@@ -67,6 +69,7 @@ pub fn peek(socket: impl AsFd, room: usize) -> Result<Message, Errno> {
         rights: Vec::new(),
         is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
         is_robbed: header.msg_flags & libc::MSG_CTRUNC != 0,
+        is_urgent: false,
     };
     read_control(&control, header.msg_controllen, &mut message);
     Ok(message)
@@ -133,6 +136,28 @@ pub fn send(
     credentials: Option<Credentials>,
     rights: &[BorrowedFd<'_>],
 ) -> Result<usize, Errno> {
+    send_with(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL, socket, to, bytes, credentials, rights)
+}
+
+/// The same of a byte that is sent out of band through a stream. EOPNOTSUPP where the kernel lacks CONFIG_AF_UNIX_OOB.
+pub fn send_urgent(
+    socket: impl AsFd,
+    byte: u8,
+    credentials: Option<Credentials>,
+    rights: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
+    let flags = libc::MSG_OOB | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    send_with(flags, socket, &[], &[byte], credentials, rights).map(drop)
+}
+
+fn send_with(
+    flags: i32,
+    socket: impl AsFd,
+    to: &[u8],
+    bytes: &[u8],
+    credentials: Option<Credentials>,
+    rights: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
     if rights.len() > MOST_RIGHTS {
         return Err(Errno::INVAL);
     }
@@ -165,7 +190,6 @@ pub fn send(
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(control.as_slice());
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: name, bytes and control are as long as the header says and outlive the call, which only reads them.
     check(unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, flags) }).map(|sent| sent as usize)
 }

@@ -10,6 +10,7 @@ use super::acting::Actors;
 use super::build::{Making, failed, is_datagram};
 use super::name::{self, Places};
 use super::queue::Unread;
+use super::waiting::Guest;
 use super::{EXTERN, TABLES, object, state};
 use crate::files::{Build, apply_status_flags};
 use crate::{Error, Result};
@@ -18,7 +19,7 @@ use cryonaut_kernel::sys::acting::Present;
 use cryonaut_kernel::sys::socket;
 use cryonaut_kernel::sys::unix_message::{self, Credentials};
 use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,7 +38,8 @@ pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<()> {
     let Some(mut making) = cx.unix.take() else { return Ok(()) };
     let records: Vec<&UnixSkEntry> = making.records.values().copied().collect();
     // Some of the files are nowhere else.
-    for id in making.queues.values().flatten().flat_map(|message| &message.rights) {
+    let read = making.queues.values().flatten().flat_map(|message| &message.rights);
+    for id in read.chain(making.guests.values().flatten().flat_map(Guest::rights)) {
         cx.file(*id)?;
     }
     for record in &records {
@@ -59,7 +61,7 @@ pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<()> {
     Ok(())
 }
 
-fn rights_of<'f>(files: &'f Files, message: &Unread) -> Vec<BorrowedFd<'f>> {
+pub(super) fn rights_of<'f>(files: &'f Files, message: &Unread) -> Vec<BorrowedFd<'f>> {
     message.rights.iter().map(|id| files[id].as_fd()).collect()
 }
 
@@ -76,6 +78,10 @@ impl<'r> Making<'r> {
         if let Some(sender) = fixed {
             for message in &messages {
                 send_all(sender, record, message, &rights_of(files, message))?;
+                if message.beside.is_urgent() && message.bytes.is_empty() {
+                    let taken = rustix::net::recv(&files[&record.id], &mut [0u8; 1][..], RecvFlags::OOB);
+                    taken.map_err(failed(record, "take an urgent byte that it had read"))?;
+                }
             }
             return Ok(());
         }
@@ -235,6 +241,10 @@ pub(super) fn send_all(
 ) -> Result<()> {
     let (mut rest, mut rights) = (message.bytes.as_slice(), rights);
     let whole = ample(sender).and_then(|()| {
+        if message.beside.is_urgent() {
+            let (byte, credentials) = (rest.first().copied().unwrap_or_default(), message.beside.credentials());
+            return send_for(credentials, || unix_message::send_urgent(sender, byte, credentials, rights));
+        }
         // An empty message is one, too.
         loop {
             let credentials = message.beside.credentials();

@@ -84,7 +84,6 @@ impl FileKind for Unix {
         if !reset {
             refuse_error(file)?;
         }
-        refuse(file)?;
         let mut record = UnixSkEntry {
             id,
             ino: inode,
@@ -168,13 +167,6 @@ fn told<'k>(known: &'k mut Known, file: &OpenFile<'_>, inode: u32) -> Result<&'k
 fn is_reset(file: &OpenFile<'_>, told: &UnixSocket) -> bool {
     let has_lost_peer = i32::from(told.kind) == libc::SOCK_STREAM && told.peer == Some(0);
     has_lost_peer && ready(file.file).contains(PollFlags::ERR)
-}
-
-fn refuse(file: &OpenFile<'_>) -> Result<()> {
-    if ready(file.file).contains(PollFlags::PRI) {
-        return Err(Error::unsupported(file.object(), "it has urgent data (MSG_OOB) that was not read", CLOSE));
-    }
-    Ok(())
 }
 
 /// All files were collected: peers that were not are outside of the tree.

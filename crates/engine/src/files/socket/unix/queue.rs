@@ -15,6 +15,7 @@ use crate::{Error, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{ScmEntry, SkPacketEntry, UnixSkEntry};
 use cryonaut_kernel::sys::socket::{self, so};
+use cryonaut_kernel::sys::unix_memory;
 use cryonaut_kernel::sys::unix_message::{self, Credentials, Message};
 use libc::SOL_SOCKET;
 use rustix::event::PollFlags;
@@ -39,23 +40,32 @@ pub struct Beside {
     /// Process, user and group of the sender, if they were noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     credentials: Option<(i32, u32, u32)>,
+    /// Sent out of band. Without a byte: that one has been read before what is in front of it, and this is its mark.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    urgent: bool,
 }
 
 impl Beside {
     fn of(message: &Message) -> Beside {
         let noted = message.credentials.filter(|credentials| credentials.pid != 0);
-        Beside { from: hexadecimal(&message.from), credentials: noted.map(|c| (c.pid, c.uid, c.gid)) }
+        let credentials = noted.map(|c| (c.pid, c.uid, c.gid));
+        Beside { from: hexadecimal(&message.from), credentials, urgent: message.is_urgent }
     }
 
     /// Of a message whose sender has no name of interest.
-    pub fn by(sender: Credentials) -> Beside {
-        let noted = (sender.pid != 0).then_some((sender.pid, sender.uid, sender.gid));
-        Beside { from: String::new(), credentials: noted }
+    pub fn by(sender: Credentials, urgent: bool) -> Beside {
+        let credentials = (sender.pid != 0).then_some((sender.pid, sender.uid, sender.gid));
+        Beside { from: String::new(), credentials, urgent }
     }
 
     /// `sun_path` of the sender's address.
     pub fn from(&self) -> Option<Vec<u8>> {
         binary(&self.from)
+    }
+
+    /// Whether it was sent out of band.
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
     }
 
     /// Of the sender.
@@ -96,13 +106,13 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &UnixSkEntry) 
     if brings == 0 {
         set(so::PASSRIGHTS, 1)?;
     }
-    let read = read_all(file.file, record);
+    let read = read_with_marks(file, record);
     if brings == 0 {
         set(so::PASSRIGHTS, 0)?;
     }
     set(libc::SO_PASSCRED, tells)?;
     set(libc::SO_PEEK_OFF, offset)?;
-    let all = read.map_err(failed)?;
+    let all = read?;
     if all.iter().any(|message| message.is_robbed) {
         return Err(Error::unsupported(
             file.object(),
@@ -157,15 +167,101 @@ fn is_stream(record: &UnixSkEntry) -> bool {
     record.r#type == libc::SOCK_STREAM as u32
 }
 
-fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result<Vec<Message>, Errno> {
+/// Reads all, with what was sent out of band. Where that is, stands in the kernel's memory, which is looked at where there
+/// may be some: where the kernel says so, or reading ends before the end.
+fn read_with_marks(file: &OpenFile<'_>, record: &UnixSkEntry) -> Result<Vec<Message>> {
+    let failed = |e| Error::kernel(file.object(), "look at what it has not read", e);
+    if !is_stream(record) {
+        return read_all(file.file, record, &[]).map_err(failed);
+    }
+    let is_certain = ready(file.file).contains(PollFlags::PRI) || socket::is_at_mark(file.file).unwrap_or_default();
+    if !is_certain {
+        let all = read_all(file.file, record, &[]).map_err(failed)?;
+        if all.len() < 2 {
+            return Ok(all);
+        }
+        let marks = marks(file.file).unwrap_or_default();
+        return if marks.is_empty() { Ok(all) } else { read_inline(file.file, record, &marks).map_err(failed) };
+    }
+    let marks = marks(file.file).map_err(|errno| {
+        Error::unsupported(
+            file.object(),
+            format!("it has urgent data (MSG_OOB) that was not read, and where that is cannot be seen ({errno})"),
+            "this needs CAP_BPF and CAP_PERFMON, and a kernel with /sys/kernel/btf/vmlinux; or let the program read it",
+        )
+    })?;
+    read_inline(file.file, record, &marks).map_err(failed)
+}
+
+/// Where in a stream a byte was sent out of band, and whether it is there still.
+type Mark = (usize, bool);
+
+fn marks(socket: BorrowedFd<'_>) -> std::result::Result<Vec<Mark>, Errno> {
+    let mut at = 0;
+    let mut marks = Vec::new();
+    for piece in unix_memory::pieces(socket)? {
+        if piece.is_urgent || piece.len == 0 {
+            marks.push((at, piece.is_urgent));
+        }
+        at += piece.len;
+    }
+    Ok(marks)
+}
+
+/// Who looks gets an urgent byte in its place, as with SO_OOBINLINE.
+fn read_inline(
+    socket: BorrowedFd<'_>,
+    record: &UnixSkEntry,
+    marks: &[Mark],
+) -> std::result::Result<Vec<Message>, Errno> {
+    let before = socket::get_int(socket, SOL_SOCKET, libc::SO_OOBINLINE)?;
+    socket::set_int(socket, SOL_SOCKET, libc::SO_OOBINLINE, 1)?;
+    let read = read_all(socket, record, marks);
+    socket::set_int(socket, SOL_SOCKET, libc::SO_OOBINLINE, before)?;
+    read
+}
+
+/// What is to say that there was an urgent byte.
+fn mark() -> Message {
+    Message {
+        bytes: Vec::new(),
+        from: Vec::new(),
+        credentials: None,
+        rights: Vec::new(),
+        is_cut: false,
+        is_robbed: false,
+        is_urgent: true,
+    }
+}
+
+fn read_all(
+    socket: BorrowedFd<'_>,
+    record: &UnixSkEntry,
+    mut marks: &[Mark],
+) -> std::result::Result<Vec<Message>, Errno> {
     let (mut all, mut at, mut room): (Vec<Message>, usize, usize) = (Vec::new(), 0, ROOM);
     // Of a sequence of packets that can receive no more, the end looks like an empty one.
     let may_end = record.shutdown.is_some_and(|how| how & 1 != 0) && record.r#type == libc::SOCK_SEQPACKET as u32;
     // Behind what a stream has, a look would take an error away.
     let most = if is_stream(record) { rustix::io::ioctl_fionread(socket)? as usize } else { usize::MAX };
-    while at < most {
+    loop {
+        // No look goes beyond a mark.
+        let mut is_urgent = false;
+        let mut within = room;
+        if let Some(((place, is_there), rest)) = marks.split_first() {
+            is_urgent = *place == at;
+            within = if is_urgent { 1 } else { room.min(place - at) };
+            marks = if is_urgent { rest } else { marks };
+            if is_urgent && !is_there {
+                all.push(mark());
+                continue;
+            }
+        }
+        if at >= most {
+            return Ok(all);
+        }
         let offset = i32::try_from(at).map_err(|_| Errno::TOOBIG)?;
-        let mut message = match look(socket, offset, room) {
+        let mut message = match look(socket, offset, within) {
             Err(Errno::AGAIN) => return Ok(all),
             message => message?,
         };
@@ -184,6 +280,7 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
             }
         }
         at += message.bytes.len();
+        message.is_urgent = is_urgent;
         all.push(message);
         let empty = all.iter().rev().take_while(|message| message.bytes.is_empty()).count();
         if may_end && empty == EMPTY_IN_A_ROW {
@@ -191,7 +288,6 @@ fn read_all(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result
             return Ok(all);
         }
     }
-    Ok(all)
 }
 
 fn look(socket: BorrowedFd<'_>, offset: i32, room: usize) -> std::result::Result<Message, Errno> {

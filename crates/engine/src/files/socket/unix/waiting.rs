@@ -4,7 +4,7 @@
 
 use super::acting::{Actors, Maker};
 use super::build::{Making, failed};
-use super::complete::{Files, send_all};
+use super::complete::{Files, rights_of, send_all};
 use super::queue::{self, Beside, Unread};
 use super::{Known, is_allowed, name, outside, state};
 use crate::files::{Build, Collect, OpenFile};
@@ -43,10 +43,10 @@ impl Hall {
     }
 
     /// Who waits, or what is known of that without the kernel's memory.
-    fn guests(&self, known: &Known) -> Result<Vec<Guest>> {
+    fn guests(&self, cx: &mut Collect<'_>, known: &Known) -> Result<Vec<Guest>> {
         let asked = unix_waiting::at(self.socket.as_fd());
         match asked {
-            Ok(all) => all.into_iter().map(|one| Guest::of(self, one)).collect(),
+            Ok(all) => all.into_iter().map(|one| Guest::of(cx, self, one)).collect(),
             Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => {
                 let ours = |one: &&UnixSocket| one.name == self.told.name && one.kind == self.told.kind;
                 if known.unaccepted.iter().filter(ours).any(|one| one.received > 0) {
@@ -82,20 +82,30 @@ struct Said {
     data: String,
     #[serde(flatten)]
     beside: Beside,
+    /// The files that it brings, by id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rights: Vec<u32>,
 }
 
 impl Guest {
-    fn of(hall: &Hall, waiting: Waiting) -> Result<Guest> {
-        let said = |Sent { bytes, credentials, has_rights }| {
-            let unreachable = match (&bytes, has_rights) {
-                (_, true) => "descriptors (SCM_RIGHTS)",
-                (None, _) => "more in one call than can be read there (some 3.6 KiB)",
-                (Some(bytes), _) => {
-                    return Ok(Said { data: queue::hexadecimal(bytes), beside: Beside::by(credentials) });
-                }
+    /// The files that what it has sent brings.
+    pub fn rights(&self) -> impl Iterator<Item = &u32> {
+        self.messages.iter().flat_map(|said| &said.rights)
+    }
+
+    fn of(cx: &mut Collect<'_>, hall: &Hall, waiting: Waiting) -> Result<Guest> {
+        let refused = |what: &str| {
+            let reason = format!("a connection that waits to be accepted has sent {what}");
+            Error::unsupported(hall.object.clone(), reason, ACCEPT)
+        };
+        let said = |Sent { bytes, credentials, rights, is_urgent }| {
+            let bytes = bytes.ok_or_else(|| refused("more in one call than can be read there (some 3.6 KiB)"))?;
+            let one = |file| match cx.held_anywhere(file)? {
+                Some(file) => cx.on_its_way(file, hall.inode),
+                None => Err(refused("a descriptor (SCM_RIGHTS) that no process of the tree has any more")),
             };
-            let reason = format!("a connection that waits to be accepted has sent {unreachable}");
-            Err(Error::unsupported(hall.object.clone(), reason, ACCEPT))
+            let rights = rights.into_iter().map(one).collect::<Result<_>>()?;
+            Ok(Said { data: queue::hexadecimal(&bytes), beside: Beside::by(credentials, is_urgent), rights })
         };
         let messages = waiting.messages.into_iter().map(said).collect::<Result<_>>()?;
         let Credentials { pid, uid, gid } = waiting.credentials;
@@ -116,7 +126,7 @@ fn name_of(id: u32) -> String {
 pub fn collect(cx: &mut Collect<'_>, known: &Known) -> Result<()> {
     let mut inside = Vec::new();
     for hall in &known.halls {
-        let mut guests = hall.guests(known)?;
+        let mut guests = hall.guests(cx, known)?;
         for guest in guests.iter_mut().filter(|guest| guest.client != 0) {
             inside.push(guest.client);
             if known.carried.contains_key(&guest.client) {
@@ -193,7 +203,8 @@ impl<'r> Making<'r> {
             actors.connect(guest.maker.as_ref(), socket, &to, listener)?;
             for said in guest.messages {
                 let bytes = queue::binary(&said.data).unwrap_or_default();
-                send_all(socket, listener, &Unread { bytes, beside: said.beside, rights: Vec::new() }, &[])?;
+                let message = Unread { bytes, beside: said.beside, rights: said.rights };
+                send_all(socket, listener, &message, &rights_of(files, &message))?;
             }
         }
         Ok(())
