@@ -111,7 +111,7 @@ fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<N
         return Ok(None);
     }
     let living = frozen.processes.iter().filter(|p| !p.is_zombie());
-    let mut peers = Peers::of_tree(living.map(|p| (p.pid, p.speaker())))?;
+    let mut peers = Peers::of_tree(living.map(|p| (p.pid, p.speaker())), !options.skip_in_flight)?;
     peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
     NetworkLock::set(options.network_lock, &peers)
 }

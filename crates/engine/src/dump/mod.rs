@@ -126,6 +126,7 @@ pub fn dump(
     cx.janitor = janitor;
     cx.speakers = speakers;
     cx.guard = about.network.and_then(NetworkLock::guard);
+    cx.locked = about.network.map(NetworkLock::ends);
     let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
     let mut spaces = Spaces::of(&frozen.processes);

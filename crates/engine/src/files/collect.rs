@@ -15,8 +15,9 @@ use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::{kcmp, pidfd, unix_waiting};
 use rustix::fs::{FileType, Stat};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -190,6 +191,8 @@ pub struct Collect<'a> {
     pub janitor: Option<&'a Janitor>,
     /// Who puts connections right, should we be killed.
     pub guard: Option<&'a Guard>,
+    /// The ends of connections whose packets are seen to, if any are.
+    pub locked: Option<&'a HashSet<(SocketAddr, SocketAddr)>>,
     /// By whose id the kernel is asked about a process, where that is not its own.
     pub speakers: BTreeMap<i32, i32>,
     next_id: u32,
@@ -234,6 +237,7 @@ impl<'a> Collect<'a> {
             pids,
             janitor: None,
             guard: None,
+            locked: None,
             speakers: BTreeMap::new(),
             next_id: 1,
             pages_ids: PagesIds::default(),

@@ -24,8 +24,10 @@ use cryonaut_image::records::InventoryEntry;
 use cryonaut_kernel::guard::{Guard, LastWill, Undertaker};
 use cryonaut_kernel::sys::nf_tables;
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -49,6 +51,8 @@ pub struct NetworkLock {
     ours: bool,
     guard: Option<Guard>,
     by: Means,
+    /// Of the connections concerned.
+    ends: HashSet<(SocketAddr, SocketAddr)>,
 }
 
 /// By what packets are dropped.
@@ -67,7 +71,7 @@ impl NetworkLock {
             return Ok(None);
         }
         if method == LockMethod::Skip {
-            return NetworkLock::without().map(Some);
+            return NetworkLock::without(peers).map(Some);
         }
         let run_id = new_id().map_err(|e| failed("make an id for it", e))?;
         NetworkLock::begin(run_id, true, method, peers).map(Some)
@@ -101,7 +105,8 @@ impl NetworkLock {
             fs::write(&note, if ours { our_mark() } else { String::new() })
         };
         write().map_err(|e| failed("make a note of it", crate::error::errno_of(&e)))?;
-        let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by: Means::Nothing };
+        let ends = peers.ends();
+        let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by: Means::Nothing, ends };
         lock.by = match method {
             LockMethod::Iptables => Means::Iptables(iptables::Scripts::new(&lock.note, peers)),
             _ => Means::Nftables,
@@ -121,10 +126,11 @@ impl NetworkLock {
     }
 
     /// For a caller who sees to the packets: who guards the connections alone.
-    fn without() -> Result<NetworkLock> {
+    fn without(peers: &Peers) -> Result<NetworkLock> {
         let guard = Guard::hire(&LastWill::Nothing).map_err(|e| failed("make a guard of connections", e))?;
         let (run_id, note) = (String::new(), PathBuf::new());
-        Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), by: Means::Nothing })
+        let ends = peers.ends();
+        Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), by: Means::Nothing, ends })
     }
 
     /// How a guard lifts it.
@@ -134,6 +140,11 @@ impl NetworkLock {
             Means::Nftables => LastWill::Rules(nftables::no_rules(&self.run_id)),
             Means::Iptables(scripts) => LastWill::Programs(scripts.will()),
         }
+    }
+
+    /// The ends of the connections concerned.
+    pub fn ends(&self) -> &HashSet<(SocketAddr, SocketAddr)> {
+        &self.ends
     }
 
     /// Who is to know of every socket that is in repair mode.

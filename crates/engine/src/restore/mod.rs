@@ -124,7 +124,7 @@ fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Res
         return Ok(None);
     }
     let records = plan.files.values().filter_map(|entry| entry.isk.as_ref());
-    let mut peers = Peers::of_records(records)?;
+    let mut peers = Peers::of_records(images, records)?;
     peers.0.retain(|one| options.tcp.of(one.peer).keeps_record());
     NetworkLock::set_again(&images.inventory()?, &peers)
 }

@@ -15,8 +15,8 @@ const BPF_LINK_CREATE: i32 = 28;
 const BPF_ITER_CREATE: i32 = 33;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_TRACE_ITER: u32 = 28;
-const CALL_PROBE_READ_KERNEL: i32 = 113;
-const CALL_SEQ_WRITE: i32 = 127;
+pub(super) const CALL_PROBE_READ_KERNEL: i32 = 113;
+pub(super) const CALL_SEQ_WRITE: i32 = 127;
 /// The helpers want a licence that the kernel knows: these few instructions, which are made below, are given under it.
 const LICENCE: &std::ffi::CStr = c"Dual MIT/GPL";
 /// Fields that are read at most: each has eight bytes of the program's stack, which has 512.
@@ -30,9 +30,7 @@ const BLOCKS: usize = 64;
 /// Structures of a list that are read: more than a list that ends has.
 const MOST_BLOCKS: usize = 1 << 20;
 /// Longest structure that is told: what the stack has room for, beside its address.
-const BLOCK: usize = 248;
-/// Pieces of memory that one run tells: less than a run may tell in all, 32 KiB.
-const PIECES: usize = 100;
+pub(super) const BLOCK: usize = 248;
 
 /// The beginning of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h).
 #[repr(C)]
@@ -81,12 +79,12 @@ const _: () = assert!(std::mem::offset_of!(LoadAttr, attach_btf_id) == 108 && si
 
 /// One instruction (linux/bpf.h, struct bpf_insn).
 #[derive(Clone, Copy)]
-struct Insn {
-    code: u8,
-    dst: u8,
-    src: u8,
-    off: i16,
-    imm: i32,
+pub(super) struct Insn {
+    pub code: u8,
+    pub dst: u8,
+    pub src: u8,
+    pub off: i16,
+    pub imm: i32,
 }
 
 impl Insn {
@@ -96,19 +94,19 @@ impl Insn {
     }
 }
 
-fn mov(dst: u8, src: u8) -> Insn {
+pub(super) fn mov(dst: u8, src: u8) -> Insn {
     Insn { code: 0xbf, dst, src, off: 0, imm: 0 }
 }
 
-fn mov_value(dst: u8, imm: i32) -> Insn {
+pub(super) fn mov_value(dst: u8, imm: i32) -> Insn {
     Insn { code: 0xb7, dst, src: 0, off: 0, imm }
 }
 
-fn add(dst: u8, imm: i32) -> Insn {
+pub(super) fn add(dst: u8, imm: i32) -> Insn {
     Insn { code: 0x07, dst, src: 0, off: 0, imm }
 }
 
-fn load64(dst: u8, src: u8, off: i16) -> Insn {
+pub(super) fn load64(dst: u8, src: u8, off: i16) -> Insn {
     Insn { code: 0x79, dst, src, off, imm: 0 }
 }
 
@@ -120,11 +118,11 @@ fn store64(dst: u8, off: i16, src: u8) -> Insn {
     Insn { code: 0x7b, dst, src, off, imm: 0 }
 }
 
-fn store_zero(dst: u8, off: i16) -> Insn {
+pub(super) fn store_zero(dst: u8, off: i16) -> Insn {
     Insn { code: 0x7a, dst, src: 0, off, imm: 0 }
 }
 
-fn call(helper: i32) -> Insn {
+pub(super) fn call(helper: i32) -> Insn {
     Insn { code: 0x85, dst: 0, src: 0, off: 0, imm: helper }
 }
 
@@ -148,7 +146,7 @@ pub enum Base {
 
 /// What a program looks at.
 #[derive(Debug, Clone, Copy)]
-enum Visit {
+pub(super) enum Visit {
     /// A descriptor of a task.
     File { tid: i32, fd: i32 },
     /// Every descriptor of a task, one after the other.
@@ -169,7 +167,7 @@ impl Visit {
     }
 
     /// The function whose number says what is walked.
-    fn target(self) -> &'static str {
+    pub fn target(self) -> &'static str {
         match self {
             Visit::File { .. } | Visit::Files(_) => "bpf_iter_task_file",
             Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
@@ -180,7 +178,7 @@ impl Visit {
 /// A program for one visit. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the number
 /// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two. The body finds the
 /// context in register 6, the file in 7, the task in 8 and the seq_file in 9.
-fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
+pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
     let end = |before: usize| (body.len() + before) as i16;
     let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
     let mut all = vec![mov(6, 1)];
@@ -280,23 +278,12 @@ fn name_file(private_data: i16) -> Vec<Insn> {
     body
 }
 
-/// Tells pieces of memory, of at most [`BLOCK`] bytes each.
-fn quote(pieces: &[(u64, usize)]) -> Vec<Insn> {
-    let quote = |&(at, len): &(u64, usize)| {
-        let mut body = go_to(Base::Address(at), 0);
-        body.extend(read(-(len as i16), len as u8, 0));
-        body.extend(tell(len as i16));
-        body
-    };
-    pieces.iter().flat_map(quote).collect()
-}
-
 /// Loads the program for a visit and runs it; the words that it tells.
 fn make(btf: &Btf, visit: Visit, body: &[Insn]) -> Result<Vec<u64>, Errno> {
     run(&load(btf, visit.target(), &program(visit, body))?, visit)
 }
 
-fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
+pub(super) fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
     let bytes: Vec<u8> = program.iter().flat_map(|insn| insn.bytes()).collect();
     let mut attr = LoadAttr {
         prog_type: BPF_PROG_TYPE_TRACING,
@@ -320,7 +307,7 @@ fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
 }
 
 /// Runs a program; the words that it tells.
-fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
+pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
     let info = visit.walked();
     let mut attr = LinkAttr {
         prog_fd: program.as_raw_fd() as u32,
@@ -419,30 +406,6 @@ pub fn descriptors(btf: &Btf, tid: i32) -> Result<Vec<Descriptor>, Errno> {
     Ok(words.chunks_exact(3).map(one).collect())
 }
 
-/// Words of the kernel's memory: for each address as many as are asked for there; zeros where nothing can be read. `tid`
-/// is any task.
-pub fn memory(btf: &Btf, tid: i32, places: &[(u64, usize)]) -> Result<Vec<Vec<u64>>, Errno> {
-    let mut pieces = Vec::new();
-    for &(at, words) in places {
-        pieces.extend((0..8 * words).step_by(BLOCK).map(|done| (at + done as u64, BLOCK.min(8 * words - done))));
-    }
-    let mut all = Vec::new();
-    for some in pieces.chunks(PIECES) {
-        let words = make(btf, Visit::Task(tid), &quote(some))?;
-        if 8 * words.len() != some.iter().map(|piece| piece.1).sum::<usize>() {
-            return Err(Errno::BADF);
-        }
-        all.extend(words);
-    }
-    let mut rest = all.as_slice();
-    let mut take = |words: &(u64, usize)| {
-        let (some, behind) = rest.split_at(words.1);
-        rest = behind;
-        some.to_vec()
-    };
-    Ok(places.iter().map(&mut take).collect())
-}
-
 /// How many links a list of the kernel has that begins at an address, each of which begins with the address of the
 /// next; the last has zero there. `at` is any descriptor that is there.
 pub fn list_len(btf: &Btf, (tid, fd): (i32, i32), mut start: u64) -> Result<u64, Errno> {
@@ -501,6 +464,7 @@ pub fn blocks(btf: &Btf, tid: i32, (mut start, end): (u64, u64), link: u32, len:
 
 #[cfg(test)]
 mod tests {
+    use super::super::bpf_memory;
     use super::*;
     use rustix::event::{EventfdFlags, eventfd};
 
@@ -517,7 +481,8 @@ mod tests {
         let all = descriptors(&btf, at.0).unwrap();
         let this = all.iter().find(|d| d.fd == at.1).unwrap();
         assert_eq!((this.file, this.behind), (words[0], words[1]));
-        let quoted = memory(&btf, at.0, &[(words[1] + u64::from(count.offset), 1), (words[1], 100)]).unwrap();
+        let quoted =
+            bpf_memory::words(&btf, at.0, &[(words[1] + u64::from(count.offset), 1), (words[1], 100)]).unwrap();
         assert_eq!((quoted[0][0], quoted[1][count.offset as usize / 8], quoted[1].len()), (4711, 4711, 100));
         let pid = Field { offset: btf.field("task_struct", "tgid").unwrap(), len: 4 };
         assert_eq!(fields(&btf, at, Base::Task, &[pid]).unwrap()[2], u64::from(std::process::id()));

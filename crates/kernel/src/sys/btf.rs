@@ -32,6 +32,24 @@ struct Type {
     body: usize,
 }
 
+/// A member of a structure.
+#[derive(Clone, Copy)]
+struct Member {
+    /// Where it begins, in bits.
+    bits: u32,
+    /// Its type.
+    kind: u32,
+    /// Of a bit field, how many bits it has; else 0.
+    size: u32,
+}
+
+impl Member {
+    /// Where it begins, in bytes, if it is no bit field.
+    fn whole(self) -> Option<u32> {
+        (self.size == 0 && self.bits.is_multiple_of(8)).then_some(self.bits / 8)
+    }
+}
+
 impl Btf {
     /// Of the running kernel, read once: its types do not change while we live. Fails as [`Btf::vmlinux`] does.
     pub fn running() -> Result<&'static Self, Errno> {
@@ -108,20 +126,26 @@ impl Btf {
     /// `None` also for a bit field.
     #[must_use]
     pub fn field(&self, structure: &str, name: &str) -> Option<u32> {
-        let (bits, _) = self.member(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
-        bits.is_multiple_of(8).then_some(bits / 8)
+        let member = self.member(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
+        member.whole()
+    }
+
+    /// Where a bit field of a structure begins, in bits, and how many it has.
+    #[must_use]
+    pub fn bit_field(&self, structure: &str, name: &str) -> Option<(u32, u32)> {
+        let member = self.member(self.find(KIND_STRUCT, structure)?, name, DEPTH)?;
+        (member.size > 0).then_some((member.bits, member.size))
     }
 
     /// Where a field begins in a field, named or not by its type, of a structure.
     #[must_use]
     pub fn inner_field(&self, structure: &str, outer: &str, name: &str) -> Option<u32> {
-        let (at, kind) = self.member(self.find(KIND_STRUCT, structure)?, outer, DEPTH)?;
-        let bits = at + self.member(kind, name, DEPTH)?.0;
-        bits.is_multiple_of(8).then_some(bits / 8)
+        let outer = self.member(self.find(KIND_STRUCT, structure)?, outer, DEPTH)?;
+        let inner = self.member(outer.kind, name, DEPTH)?;
+        Member { bits: outer.bits + inner.bits, ..inner }.whole()
     }
 
-    /// Where a member begins, in bits, and its type.
-    fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
+    fn member(&self, id: u32, name: &str, depth: u32) -> Option<Member> {
         let this = self.record(*self.types.get((id as usize).checked_sub(1)?)?)?;
         if depth == 0 || !matches!(this.kind, KIND_STRUCT | KIND_UNION) {
             return None;
@@ -131,10 +155,10 @@ impl Btf {
             let (its_name, its_type, place) = (self.word(at)? as usize, self.word(at + 4)?, self.word(at + 8)?);
             let (bits, size) = if this.sized { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
             if its_name == 0 {
-                let (inner, its_type) = self.member(its_type, name, depth - 1)?;
-                return Some((bits + inner, its_type));
+                let inner = self.member(its_type, name, depth - 1)?;
+                return Some(Member { bits: bits + inner.bits, ..inner });
             }
-            (size == 0 && self.is_named(its_name, name)).then_some((bits, its_type))
+            self.is_named(its_name, name).then_some(Member { bits, kind: its_type, size })
         })
     }
 }
@@ -168,6 +192,8 @@ mod tests {
         assert_eq!(btf.field("list_head", "other"), None);
         assert!(btf.field("file", "private_data").is_some());
         assert!(btf.field("io_ring_ctx", "flags").is_some());
+        assert_eq!(btf.bit_field("tcp_options_received", "snd_wscale").map(|(_, size)| size), Some(4));
+        assert_eq!(btf.field("tcp_options_received", "snd_wscale"), None);
         let block = btf.field("restart_block", "nanosleep").unwrap();
         assert_eq!(btf.inner_field("restart_block", "nanosleep", "expires"), Some(block + 16));
         assert_eq!(btf.inner_field("restart_block", "nanosleep", "other"), None);

@@ -3,8 +3,10 @@
 //! and what stands in it. x86-64 (Documentation/arch/x86/x86_64/mm.rst).
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
 
 use super::bpf_iter::{self, Base};
+use super::bpf_memory;
 use super::check;
 use super::unix_memory::Reader;
 use crate::pagemap::{self, Entry};
@@ -78,6 +80,12 @@ impl Drop for Own {
 }
 
 impl DirectMap {
+    /// That of the running kernel, looked for once.
+    pub fn running() -> Result<DirectMap, Errno> {
+        static MAP: OnceLock<Result<DirectMap, Errno>> = OnceLock::new();
+        *MAP.get_or_init(|| DirectMap::find(&Reader::new()?))
+    }
+
     /// Looks for it. ENOTSUP if it is nowhere.
     pub fn find(reader: &Reader) -> Result<DirectMap, Errno> {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
@@ -92,7 +100,7 @@ impl DirectMap {
         for tried in (0..MOST_TRIED).step_by(TRIED_AT_ONCE as usize) {
             let bases: Vec<u64> = (tried..tried + TRIED_AT_ONCE).map(|n| top.wrapping_sub(n * STEP)).collect();
             let places: Vec<(u64, usize)> = bases.iter().map(|base| (base.wrapping_add(frame * PAGE), WORDS)).collect();
-            let told = bpf_iter::memory(reader.btf, reader.own, &places)?;
+            let told = bpf_memory::words(reader.btf, reader.own, &places)?;
             if let Some(at) = told.iter().position(|there| *there == words) {
                 return Ok(DirectMap { base: bases[at], first, size });
             }

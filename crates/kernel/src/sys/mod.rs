@@ -7,6 +7,7 @@
 pub mod acting;
 pub mod bpf;
 pub mod bpf_iter;
+pub mod bpf_memory;
 pub mod btf;
 pub mod creds;
 mod direct_map;
@@ -33,6 +34,7 @@ pub mod signal;
 pub mod sock_diag;
 pub mod socket;
 pub mod sysv;
+pub mod tcp_inside;
 pub mod tcp_repair;
 pub mod thread_state;
 pub mod timerfd;

@@ -26,7 +26,11 @@ const STATE: usize = 1;
 const ID: std::ops::Range<usize> = 4..52;
 const PORTS: usize = 4;
 const COOKIE: usize = 44;
+const UNREAD: usize = 56;
 const INODE: usize = 68;
+const INET_DIAG_INFO: u16 = 2;
+/// For any cookie (INET_DIAG_NOCOOKIE).
+const NO_COOKIE: [u8; 8] = [0xff; 8];
 const INET_DIAG_SHUTDOWN: u16 = 8;
 /// The kernel fills at most this much at a time.
 const ROOM: usize = 64 << 10;
@@ -44,6 +48,8 @@ pub struct InetSocket {
     pub inode: u32,
     /// Which directions are shut down: 1 for receiving, 2 for sending.
     pub shutdown: u8,
+    /// Bytes that were received and not read, an end counted as one; of a listening socket, connections that wait.
+    pub unread: u32,
     family: u8,
     id: [u8; 48],
 }
@@ -107,6 +113,30 @@ pub fn tcp(states: u32) -> Result<Vec<InetSocket>, Errno> {
     exchange(&service, TCPDIAG_GETSOCK, NLM_F_DUMP, &request, MESSAGE, socket_of)
 }
 
+/// The socket of TCP that has a connection with these ends, or what is left of it, or else the one that listens for it;
+/// and by how many bits its window is shifted. ENOENT if there is none. Both addresses are of one family.
+pub fn tcp_one(own: SocketAddr, peer: SocketAddr) -> Result<(InetSocket, Option<u8>), Errno> {
+    let mut id = [0; 48];
+    id[..2].copy_from_slice(&own.port().to_be_bytes());
+    id[2..4].copy_from_slice(&peer.port().to_be_bytes());
+    for (at, end) in [(4, own), (20, peer)] {
+        match end.ip().to_canonical() {
+            IpAddr::V4(v4) => id[at..at + 4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => id[at..at + 16].copy_from_slice(&v6.octets()),
+        }
+    }
+    id[40..].copy_from_slice(&NO_COOKIE);
+    let family = if own.ip().to_canonical().is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let extensions = 1 << (INET_DIAG_INFO - 1);
+    let request = request([family as u8, libc::IPPROTO_TCP as u8], extensions, u32::MAX, &id);
+    let scale = |body: &[u8]| {
+        let mut all = attributes(&body[MESSAGE..]);
+        all.find(|(kind, _)| *kind == INET_DIAG_INFO).and_then(|(_, info)| info.get(6).map(|scales| scales >> 4))
+    };
+    let read = |body: &[u8]| (socket_of(body), scale(body));
+    exchange(&DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_ACK, &request, MESSAGE, read)?.pop().ok_or(Errno::NOENT)
+}
+
 /// What TCP's connections from this port have left behind for a minute (TIME_WAIT) is taken away, so that the port is
 /// free for who has not set SO_REUSEADDR. How many there were. EOPNOTSUPP where the kernel lacks
 /// CONFIG_INET_DIAG_DESTROY; EPERM without CAP_NET_ADMIN.
@@ -165,11 +195,15 @@ fn in_states(family: u8, protocol: u8, states: u32) -> Result<Vec<InetSocket>, E
 }
 
 fn ask(message: u16, flags: u16, what: [u8; 2], states: u32, id: &[u8; 48]) -> Result<Vec<InetSocket>, Errno> {
+    exchange(&DIAG, message, flags, &request(what, 0, states, id), MESSAGE, socket_of)
+}
+
+fn request(what: [u8; 2], extensions: u8, states: u32, id: &[u8; 48]) -> Vec<u8> {
     let mut request = Vec::with_capacity(REQUEST);
-    request.extend_from_slice(&[what[0], what[1], 0, 0]);
+    request.extend_from_slice(&[what[0], what[1], extensions, 0]);
     request.extend_from_slice(&states.to_ne_bytes());
     request.extend_from_slice(id);
-    exchange(&DIAG, message, flags, &request, MESSAGE, socket_of)
+    request
 }
 
 /// Whom a request goes to, and which answers tell something.
@@ -254,6 +288,7 @@ fn socket_of(body: &[u8]) -> InetSocket {
         cookie: u64::from(word(body, COOKIE)) | u64::from(word(body, COOKIE + 4)) << 32,
         inode: word(body, INODE),
         shutdown: 0,
+        unread: word(body, UNREAD),
         family: body[0],
         id: body[ID].try_into().unwrap_or([0; 48]),
     };
@@ -328,6 +363,9 @@ mod tests {
         }
         let all = tcp(ESTABLISHED).unwrap();
         for end in ends {
+            let (one, scale) = tcp_one(end.0, end.1).unwrap();
+            assert_eq!((one.ends(), one.state), (end, 1));
+            assert!(scale.is_some());
             assert_eq!(all.iter().filter(|socket| socket.ends() == end).count(), 1, "{end:?}");
         }
         assert!(all.iter().all(|socket| socket.state == 1));

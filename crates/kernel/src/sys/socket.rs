@@ -18,6 +18,7 @@ pub mod so {
     pub const NOFCS: i32 = 43;
     pub const LOCK_FILTER: i32 = 44;
     pub const SELECT_ERR_QUEUE: i32 = 45;
+    pub const DETACH_REUSEPORT_BPF: i32 = 68;
     pub const MAX_PACING_RATE: i32 = 47;
     pub const INCOMING_CPU: i32 = 49;
     pub const MEMINFO: i32 = 55;
@@ -107,13 +108,21 @@ pub fn get_filter(socket: impl AsFd) -> Result<Vec<libc::sock_filter>, Errno> {
 
 /// `SO_ATTACH_FILTER`.
 pub fn attach_filter(socket: impl AsFd, filter: &[libc::sock_filter]) -> Result<(), Errno> {
+    attach_filter_for(socket, libc::SO_ATTACH_FILTER, filter)
+}
+
+/// A classic filter for another purpose: `SO_ATTACH_FILTER` or `SO_ATTACH_REUSEPORT_CBPF`; EINVAL for anything else.
+pub fn attach_filter_for(socket: impl AsFd, option: i32, filter: &[libc::sock_filter]) -> Result<(), Errno> {
+    if !matches!(option, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF) {
+        return Err(Errno::INVAL);
+    }
     let len = u16::try_from(filter.len()).map_err(|_| Errno::INVAL)?;
     let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut() };
     let fd = socket.as_fd().as_raw_fd();
     let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
     let program = (&raw const program).cast();
     // SAFETY: the kernel reads one sock_fprog, and from it `len` instructions, which `filter` has.
-    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program, size) }).map(drop)
+    check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, program, size) }).map(drop)
 }
 
 const SIOCOUTQ: Opcode = libc::TIOCOUTQ as Opcode;

@@ -1,6 +1,7 @@
 //! What waits in a Unix socket to be read, as it stands in the kernel's memory ([`bpf_iter`]): for what no call tells.
 
 use super::bpf_iter::{self, Base, Block, Field};
+use super::bpf_memory;
 use super::btf::Btf;
 use super::direct_map::DirectMap;
 use rustix::io::Errno;
@@ -64,7 +65,7 @@ impl Reader {
     /// Pieces of memory, one behind the other.
     pub fn pieces(&self, places: &[(u64, usize)]) -> Result<Vec<u8>, Errno> {
         let words: Vec<(u64, usize)> = places.iter().map(|(at, len)| (*at, len.div_ceil(8))).collect();
-        let told = bpf_iter::memory(self.btf, self.own, &words)?;
+        let told = bpf_memory::words(self.btf, self.own, &words)?;
         let bytes = |(words, (_, len)): (Vec<u64>, &(u64, usize))| {
             words.iter().flat_map(|word| word.to_le_bytes()).take(*len).collect::<Vec<u8>>()
         };

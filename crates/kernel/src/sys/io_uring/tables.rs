@@ -107,7 +107,7 @@ struct Look {
 
 impl Look {
     fn memory(&self, places: &[(u64, usize)]) -> Result<Vec<Vec<u64>>, Errno> {
-        bpf_iter::memory(self.btf, self.tid, places)
+        super::super::bpf_memory::words(self.btf, self.tid, places)
     }
 
     fn at(&self, structure: &str, name: &str) -> Result<usize, Errno> {

@@ -3,6 +3,7 @@
 
 use crate::{Error, Result};
 use cryonaut_image::records::InetSkEntry;
+use cryonaut_kernel::sys::socket;
 use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -21,6 +22,29 @@ pub fn peer(socket: BorrowedFd<'_>) -> std::result::Result<Option<SocketAddr>, E
         Ok(Some(address)) => of_inet(address).map(Some),
     }
 }
+
+/// The address that it was connected to last, or is being connected to; `None` if that was to none.
+pub fn last_peer(socket: BorrowedFd<'_>) -> std::result::Result<Option<SocketAddr>, Errno> {
+    let name = match socket::get_bytes(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, SOCKADDR) {
+        Err(Errno::NOTCONN) => return Ok(None),
+        name => name?,
+    };
+    // struct sockaddr_in, and struct sockaddr_in6.
+    let port = |name: &[u8]| u16::from_be_bytes([name[2], name[3]]);
+    let word = |at: usize| name.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+    let ip = |from: usize, len: usize| from_octets(name.get(from..from + len)?);
+    Ok(match name.first_chunk().map(|family| i32::from(u16::from_ne_bytes(*family))) {
+        Some(libc::AF_INET) => ip(4, 4).map(|ip| SocketAddr::new(ip, port(&name))),
+        Some(libc::AF_INET6) => match (ip(8, 16), word(24)) {
+            (Some(IpAddr::V6(v6)), Some(zone)) => Some(SocketAddrV6::new(v6, port(&name), 0, zone).into()),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// Bytes of `struct sockaddr_in6`.
+const SOCKADDR: usize = 28;
 
 fn of_inet(address: SocketAddrAny) -> std::result::Result<SocketAddr, Errno> {
     address.try_into()
@@ -44,7 +68,10 @@ pub fn zone(address: &SocketAddr) -> u32 {
 }
 
 fn from_words(words: &[u32]) -> Option<IpAddr> {
-    let octets: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    from_octets(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>())
+}
+
+fn from_octets(octets: &[u8]) -> Option<IpAddr> {
     match octets.len() {
         4 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?).into()),
         16 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?).into()),

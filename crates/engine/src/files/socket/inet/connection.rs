@@ -278,7 +278,9 @@ impl Connection {
             to: self.own,
             sequence: self.stream.inq_seq.wrapping_sub(u32::from(received_end(self.record.state))),
             acknowledged,
-            flags,
+            flags: flags | packet::ACK,
+            options: &[],
+            data: &[],
             window: (self.stream.snd_wnd.unwrap_or(0) >> self.stream.snd_wscale).min(0xffff) as u16,
         };
         let what = || object(self.id, sort_of(&self.record));

@@ -14,15 +14,18 @@ mod connection;
 mod datagram;
 mod multicast;
 mod packet;
+mod peers;
 mod raw;
 mod tcp;
 mod unread;
+mod waiting;
 
 pub use apart::{TakenApart, take_apart};
 pub use connection::{Connection, Held};
 pub use multicast::{Candidate, Membership};
 pub use packet::arrives;
-pub use tcp::{Peer, Peers, Told as TcpTold};
+pub use peers::{Peer, Peers};
+pub use tcp::Told as TcpTold;
 
 use super::beside::Extra;
 use super::settings::{self, Setting, When};
@@ -47,8 +50,10 @@ pub struct Inet;
 mod state {
     pub const ESTABLISHED: u32 = 1;
     pub const SYN_SENT: u32 = 2;
+    pub const SYN_RECV: u32 = 3;
     pub const FIN_WAIT1: u32 = 4;
     pub const FIN_WAIT2: u32 = 5;
+    pub const TIME_WAIT: u32 = 6;
     pub const CLOSE: u32 = 7;
     pub const CLOSE_WAIT: u32 = 8;
     pub const LAST_ACK: u32 = 9;
@@ -156,7 +161,8 @@ impl FileKind for Inet {
             return Ok(());
         }
         if record.state == state::LISTEN {
-            tcp::listen(file, record)?;
+            tcp::listen(file, record.backlog, record)?;
+            waiting::build(cx, file, record)?;
             settle_reuseport(cx, record)?;
         }
         // Not before everybody has an address.

@@ -1,6 +1,6 @@
 //! Packets in the name of a peer, sent from this host to itself: they bring
-//! about what nothing but a packet does. Of TCP without data; of UDP what was
-//! received and not read.
+//! about what nothing but a packet does. Of TCP the beginning and the end of a
+//! connection, and of UDP what was received and not read.
 
 use cryonaut_kernel::sys::socket;
 use rustix::io::Errno;
@@ -8,9 +8,12 @@ use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketFlags, 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// The bit of a segment that ends its direction.
+/// Bits of a segment (RFC 9293): it ends its direction, begins it, resets the connection, has no more behind it, says up
+/// to where all was received.
 pub const FIN: u8 = 1;
-const ACK: u8 = 0x10;
+pub const SYN: u8 = 2;
+pub const PSH: u8 = 8;
+pub const ACK: u8 = 0x10;
 /// Both of our network lock and of CRIU's let packets with this mark through.
 pub const MARK: i32 = 0xc114;
 const IPV6_HDRINCL: i32 = 36;
@@ -18,9 +21,9 @@ const HEADER: usize = 20;
 /// How long a packet may take through this host.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// A segment of TCP without data.
+/// A segment of TCP.
 #[derive(Debug, Clone, Copy)]
-pub struct Segment {
+pub struct Segment<'s> {
     /// In whose name.
     pub from: SocketAddr,
     /// To whom, on this host.
@@ -29,16 +32,18 @@ pub struct Segment {
     pub sequence: u32,
     /// Up to where all was received.
     pub acknowledged: u32,
-    /// Besides ACK.
     pub flags: u8,
     /// As it is in the packet.
     pub window: u16,
+    /// As they are in the packet, a multiple of four bytes.
+    pub options: &'s [u8],
+    pub data: &'s [u8],
 }
 
 /// Sends it.
-pub fn send(segment: &Segment) -> Result<(), Errno> {
-    let bytes = |pseudo: &Pseudo| segment.bytes(pseudo);
-    send_as(segment.from, segment.to, libc::IPPROTO_TCP, HEADER, bytes)
+pub fn send(segment: &Segment<'_>) -> Result<(), Errno> {
+    let length = HEADER + segment.options.len() + segment.data.len();
+    send_as(segment.from, segment.to, libc::IPPROTO_TCP, length, |pseudo| segment.bytes(pseudo))
 }
 
 /// Sends a datagram of a protocol: UDP, or UDP-Lite with a checksum over all of it.
@@ -117,16 +122,19 @@ fn send_as(
     sendto(&socket, &packet, SendFlags::empty(), &whither).map(drop)
 }
 
-impl Segment {
+impl Segment<'_> {
     fn bytes(&self, pseudo: &Pseudo) -> Vec<u8> {
-        let mut tcp = Vec::with_capacity(HEADER);
+        let header = HEADER + self.options.len();
+        let mut tcp = Vec::with_capacity(header + self.data.len());
         tcp.extend(self.from.port().to_be_bytes());
         tcp.extend(self.to.port().to_be_bytes());
         tcp.extend(self.sequence.to_be_bytes());
         tcp.extend(self.acknowledged.to_be_bytes());
-        tcp.extend([(HEADER as u8 / 4) << 4, self.flags | ACK]);
+        tcp.extend([(header as u8 / 4) << 4, self.flags]);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);
+        tcp.extend(self.options);
+        tcp.extend(self.data);
         let sum = pseudo.checksum(&tcp);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         tcp
@@ -165,10 +173,12 @@ mod tests {
             to: "127.0.0.1:2000".parse().unwrap(),
             sequence: 1,
             acknowledged: 2,
-            flags: FIN,
+            flags: FIN | ACK,
             window: 3,
+            options: &[1; 4],
+            data: b"odd",
         };
-        let pseudo = Pseudo(vec![127, 0, 0, 1, 127, 0, 0, 1, 0, 20, 0, 6]);
+        let pseudo = Pseudo(vec![127, 0, 0, 1, 127, 0, 0, 1, 0, 27, 0, 6]);
         let whole = [&pseudo.0[..], &segment.bytes(&pseudo)].concat();
         assert_eq!(checksum(&whole), 0);
     }

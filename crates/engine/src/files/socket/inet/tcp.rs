@@ -2,25 +2,20 @@
 //!
 //! Connections are taken apart and put together in [`super::connection`].
 
-use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, connection, object, ready, sort_of, state};
+use super::peers::{Peer, Peers};
+use super::{CLOSE, address, connection, object, ready, sort_of, state, waiting};
 use crate::files::{Collect, OpenFile};
-use crate::freeze::pid_of;
 use crate::tcp_policy::TcpPolicy;
-use crate::{Error, Object, RestoreOptions, Result};
+use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
-use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
-use cryonaut_kernel::sys::{pidfd, socket};
+use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::process::PidfdGetfdFlags;
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// Longest name of a congestion control (TCP_CA_NAME_MAX).
 const CA_NAME_MAX: usize = 16;
@@ -61,13 +56,14 @@ pub struct Info {
     /// `TCP_ESTABLISHED` and so on.
     pub state: u32,
     /// Of a listening socket: connections that wait to be accepted.
-    waiting: u32,
+    pub waiting: u32,
     /// Of a listening socket: how many may wait.
     backlog: u32,
 }
 
 impl Info {
-    fn of(socket: BorrowedFd<'_>) -> std::result::Result<Info, Errno> {
+    /// Of a socket of TCP.
+    pub fn of(socket: BorrowedFd<'_>) -> std::result::Result<Info, Errno> {
         // The state is the first byte; tcpi_unacked and tcpi_sacked have these places since ever.
         let told = socket::get_bytes(socket, IPPROTO_TCP, libc::TCP_INFO, 32)?;
         let word = |at: usize| told.get(at..)?.first_chunk().map(|word| u32::from_ne_bytes(*word));
@@ -108,19 +104,12 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEnt
     record.state = info.state;
     match info.state {
         state::LISTEN => {
+            record.backlog = info.backlog;
             if info.waiting > 0 && cx.options.skip_in_flight {
                 tracing::warn!("{}: {} connections that wait to be accepted are lost", file.object(), info.waiting);
             } else if info.waiting > 0 {
-                return Err(Error::unsupported(
-                    file.object(),
-                    format!(
-                        "a connection with it waits to be accepted (there are {}), which cannot be carried yet",
-                        info.waiting
-                    ),
-                    "let the program accept them before the checkpoint, or let them be lost with --skip-in-flight",
-                ));
+                waiting::collect(cx, file, record, info.waiting)?;
             }
-            record.backlog = info.backlog;
         }
         state::CLOSE => collect_closed(file, record)?,
         state::SYN_SENT => collect_in_flight(cx, file, record)?,
@@ -247,10 +236,10 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
 }
 
 /// Names all connections of the tree that nothing is said about, of which one was met.
-fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
+pub fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     const SHOWN: usize = 20;
     let tree = cx.pids.iter().map(|pid| (*pid, cx.speaker(*pid)));
-    let mut peers = Peers::of_tree(tree).unwrap_or_default().0;
+    let mut peers = Peers::of_tree(tree, !cx.options.skip_in_flight).unwrap_or_default().0;
     peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse);
     let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
     if peers.len() > SHOWN {
@@ -259,99 +248,9 @@ fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     Error::unsupported(
         file.object(),
         format!("the tree has connections of TCP: {}", all.join("; ")),
-        "--tcp-established carries them, --tcp-close lets the programs see their end",
+        "--tcp-established carries them, --tcp-close lets the programs see their end, --skip-in-flight gives up those that \
+         are not established or accepted yet",
     )
-}
-
-/// Both ends of a connection of a process.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer {
-    pid: i32,
-    fd: i32,
-    /// Its own address.
-    pub own: SocketAddr,
-    /// The other's.
-    pub peer: SocketAddr,
-}
-
-impl std::fmt::Display for Peer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {}, descriptor {}: {} with {}", self.pid, self.fd, self.own, self.peer)
-    }
-}
-
-/// The connections of a tree.
-#[derive(Debug, Default)]
-pub struct Peers(pub Vec<Peer>);
-
-impl Peers {
-    /// Looks at every descriptor of these processes, each with its [speaker](crate::freeze::Process::speaker); nothing
-    /// is observed but whether there are connections.
-    pub fn of_tree(processes: impl Iterator<Item = (i32, i32)>) -> Result<Peers> {
-        let mut peers = Vec::new();
-        let mut told = None;
-        for (pid, tid) in processes {
-            let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
-            // A zombie has no descriptors.
-            let Ok(task) = Task::open(pid_of(tid)?) else { continue };
-            let sockets = task.fds().unwrap_or_default().into_iter();
-            let sockets: Vec<(i32, u32)> = sockets.filter_map(|fd| Some((fd, inode_of_socket(&task, fd)?))).collect();
-            if sockets.is_empty() {
-                continue;
-            }
-            if let Some(all) = told.get_or_insert_with(connections_by_inode) {
-                let of_it = |(fd, inode): &(i32, u32)| {
-                    let (own, peer) = all.get(inode).map(InetSocket::ends)?;
-                    Some(Peer { pid, fd: *fd, own, peer })
-                };
-                peers.extend(sockets.iter().filter_map(of_it));
-                continue;
-            }
-            let pidfd = pidfd::open_thread(pid_of(tid)?).map_err(failed)?;
-            for (fd, _) in sockets {
-                let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-                peers.extend(connection_of(file.as_fd()).map(|(own, peer)| Peer { pid, fd, own, peer }));
-            }
-        }
-        Ok(Peers(peers))
-    }
-
-    /// Of connections by their ends.
-    #[cfg(test)]
-    pub fn between(ends: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Peers {
-        Peers(ends.into_iter().map(|(own, peer)| Peer { pid: 0, fd: 0, own, peer }).collect())
-    }
-
-    /// Of the records of an image.
-    pub fn of_records<'r>(records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
-        let peer = |record: &InetSkEntry| {
-            let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
-            let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
-            Ok(Peer { pid: 0, fd: 0, own, peer })
-        };
-        records.filter(|record| is_connection(record)).map(peer).collect::<Result<_>>().map(Peers)
-    }
-}
-
-fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
-    let link = task.link(&format!("fd/{fd}")).ok()?;
-    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-/// All connections of our network; `None` where the kernel tells them only one by one.
-fn connections_by_inode() -> Option<HashMap<u32, InetSocket>> {
-    let states = (0..16).filter(|state| connection::is_connected(*state));
-    let all = sock_diag::tcp(states.fold(0, |bits, state| bits | 1 << state)).ok()?;
-    Some(all.into_iter().map(|socket| (socket.inode, socket)).collect())
-}
-
-fn connection_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
-    let sort = Sort::of(socket).ok()?;
-    if !matches!(sort.family, libc::AF_INET | libc::AF_INET6) || sort.protocol != IPPROTO_TCP {
-        return None;
-    }
-    let connected = connection::is_connected(state_of(socket).ok()?);
-    Some((address::local(socket).ok()?, address::peer(socket).ok()??)).filter(|_| connected)
 }
 
 /// Sets what is TCP's own.
@@ -399,7 +298,7 @@ pub fn clear_port(record: &InetSkEntry) -> bool {
 }
 
 /// From now on others can connect.
-pub fn listen(socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<()> {
-    rustix::net::listen(socket, record.backlog as i32)
+pub fn listen(socket: BorrowedFd<'_>, backlog: u32, record: &InetSkEntry) -> Result<()> {
+    rustix::net::listen(socket, backlog as i32)
         .map_err(|e| Error::kernel(object(record.id, sort_of(record)), "listen at it", e))
 }

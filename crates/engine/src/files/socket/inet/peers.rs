@@ -1,0 +1,182 @@
+//! The connections of a tree, by their ends: what the network lock is set for, and what an error lists.
+
+use super::super::Sort;
+use super::tcp::state_of;
+use super::{address, connection, state, waiting};
+use crate::freeze::pid_of;
+use crate::{Error, Object, Result};
+use cryonaut_image::ImageDir;
+use cryonaut_image::records::InetSkEntry;
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::pidfd;
+use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
+use libc::IPPROTO_TCP;
+use rustix::process::PidfdGetfdFlags;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// What there is between the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Connected,
+    /// Nobody has answered yet (SYN_SENT).
+    UnderWay,
+    /// It waits to be accepted by the socket of the descriptor.
+    Waiting,
+}
+
+/// Both ends of a connection of a process.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pid: i32,
+    fd: i32,
+    stage: Stage,
+    /// Its own address.
+    pub own: SocketAddr,
+    /// The other's.
+    pub peer: SocketAddr,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let stage = match self.stage {
+            Stage::Connected => "",
+            Stage::UnderWay => ", not established yet",
+            Stage::Waiting => ", waits to be accepted",
+        };
+        write!(f, "process {}, descriptor {}: {} with {}{stage}", self.pid, self.fd, self.own, self.peer)
+    }
+}
+
+/// The connections of a tree.
+#[derive(Debug, Default)]
+pub struct Peers(pub Vec<Peer>);
+
+impl Peers {
+    /// Looks at every descriptor of these processes, each with its [speaker](crate::freeze::Process::speaker); nothing
+    /// is observed but whether there are connections. Those `in_flight` are ones that are not established yet, or wait to
+    /// be accepted.
+    pub fn of_tree(processes: impl Iterator<Item = (i32, i32)>, in_flight: bool) -> Result<Peers> {
+        let mut peers = Vec::new();
+        let mut told = None;
+        for (pid, tid) in processes {
+            let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
+            // A zombie has no descriptors.
+            let Ok(task) = Task::open(pid_of(tid)?) else { continue };
+            let sockets = task.fds().unwrap_or_default().into_iter();
+            let sockets: Vec<(i32, u32)> = sockets.filter_map(|fd| Some((fd, inode_of_socket(&task, fd)?))).collect();
+            if sockets.is_empty() {
+                continue;
+            }
+            if let Some(all) = told.get_or_insert_with(|| Sockets::of_network(in_flight)) {
+                sockets.iter().for_each(|(fd, inode)| peers.extend(all.of(*inode, (pid, *fd))));
+                continue;
+            }
+            let pidfd = pidfd::open_thread(pid_of(tid)?).map_err(failed)?;
+            for (fd, _) in sockets {
+                let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
+                let found = connection_of(file.as_fd()).filter(|(stage, ..)| in_flight || *stage == Stage::Connected);
+                peers.extend(found.map(|(stage, own, peer)| Peer { pid, fd, stage, own, peer }));
+            }
+        }
+        Ok(Peers(peers))
+    }
+
+    /// Who waits to be accepted by the socket of a descriptor.
+    pub fn waiting_at(&self, fd: i32) -> impl Iterator<Item = SocketAddr> {
+        self.0.iter().filter(move |one| one.stage == Stage::Waiting && one.fd == fd).map(|one| one.peer)
+    }
+
+    /// Their ends.
+    pub fn ends(&self) -> HashSet<(SocketAddr, SocketAddr)> {
+        self.0.iter().map(|one| (one.own, one.peer)).collect()
+    }
+
+    /// Of connections by their ends.
+    #[cfg(test)]
+    pub fn between(ends: impl IntoIterator<Item = (SocketAddr, SocketAddr)>) -> Peers {
+        let one = |(own, peer)| Peer { pid: 0, fd: 0, stage: Stage::Connected, own, peer };
+        Peers(ends.into_iter().map(one).collect())
+    }
+
+    /// Of the records of an image, and of what waits at those that listen.
+    pub fn of_records<'r>(images: &ImageDir, records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
+        let mut peers = Vec::new();
+        for record in records.filter(|record| record.proto == IPPROTO_TCP as u32) {
+            let mut add = |stage, own, peer| peers.push(Peer { pid: 0, fd: 0, stage, own, peer });
+            if record.state == state::LISTEN {
+                let all = waiting::ends_of(images, record.id)?;
+                all.into_iter().for_each(|(own, peer)| add(Stage::Waiting, own, peer));
+            } else if has_peer(record.state) {
+                let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
+                let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
+                add(Stage::Connected, own, peer);
+            }
+        }
+        Ok(Peers(peers))
+    }
+}
+
+/// States in which somebody else may have heard of it.
+fn has_peer(state: u32) -> bool {
+    connection::is_connected(state) || state == state::SYN_SENT
+}
+
+fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
+    let link = task.link(&format!("fd/{fd}")).ok()?;
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// What there is of TCP in our network.
+struct Sockets {
+    by_inode: HashMap<u32, InetSocket>,
+    /// Connections that nobody has a descriptor of, and that have not ended on this side.
+    unaccepted: Vec<InetSocket>,
+}
+
+impl Sockets {
+    /// All; `None` where the kernel tells them only one by one.
+    fn of_network(in_flight: bool) -> Option<Sockets> {
+        let states = (0..16).filter(|state| connection::is_connected(*state));
+        let more = if in_flight { 1 << state::SYN_SENT | 1 << state::LISTEN } else { 0 };
+        let all = sock_diag::tcp(states.fold(more, |bits, state| bits | 1 << state)).ok()?;
+        let waits = |socket: &InetSocket| socket.inode == 0 && waiting::may_wait(socket.state.into());
+        let unaccepted = all.iter().copied().filter(waits).collect();
+        Some(Sockets { by_inode: all.into_iter().map(|socket| (socket.inode, socket)).collect(), unaccepted })
+    }
+
+    /// The connections of a socket: its own, or those that wait there.
+    fn of(&self, inode: u32, (pid, fd): (i32, i32)) -> Vec<Peer> {
+        let one = |stage, socket: &InetSocket| {
+            let (own, peer) = socket.ends();
+            Peer { pid, fd, stage, own, peer }
+        };
+        let Some(socket) = self.by_inode.get(&inode) else { return Vec::new() };
+        let stage = match u32::from(socket.state) {
+            state::SYN_SENT => Stage::UnderWay,
+            state::LISTEN if socket.unread == 0 => return Vec::new(),
+            state::LISTEN => {
+                let own = socket.ends().0;
+                let reaches = |to: SocketAddr| to.port() == own.port() && (own.ip().is_unspecified() || own == to);
+                let all = self.unaccepted.iter().filter(|waiting| reaches(waiting.ends().0));
+                return all.map(|waiting| one(Stage::Waiting, waiting)).collect();
+            }
+            _ => Stage::Connected,
+        };
+        vec![one(stage, socket)]
+    }
+}
+
+fn connection_of(socket: BorrowedFd<'_>) -> Option<(Stage, SocketAddr, SocketAddr)> {
+    let sort = Sort::of(socket).ok()?;
+    if !matches!(sort.family, libc::AF_INET | libc::AF_INET6) || sort.protocol != IPPROTO_TCP {
+        return None;
+    }
+    let own = address::local(socket).ok()?;
+    match state_of(socket).ok()? {
+        state::SYN_SENT => Some((Stage::UnderWay, own, address::last_peer(socket).ok()??)),
+        state if connection::is_connected(state) => Some((Stage::Connected, own, address::peer(socket).ok()??)),
+        _ => None,
+    }
+}

@@ -1,0 +1,419 @@
+//! What the kernel has of sockets of TCP and no call tells: connections that wait to be accepted, which nobody has a
+//! descriptor of, and where the mark of urgent data is. Read from the kernel's memory ([`bpf_iter`]).
+
+use super::bpf_iter::{self, Base, Field};
+use super::bpf_memory;
+use super::btf::Btf;
+use super::direct_map::DirectMap;
+use rustix::io::Errno;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// More than may wait (a backlog is a u32, but net.core.somaxconn is far less), and more buffers than a queue can have.
+const MOST: usize = 1 << 20;
+/// Pages of data that a buffer can have (MAX_SKB_FRAGS is 17, and at most 45).
+const MOST_FRAGMENTS: u64 = 45;
+/// `skb_frag_t`: the page's descriptor, then length and offset, four bytes each.
+const FRAGMENT: usize = 16;
+
+/// A connection that waits to be accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its own address, and the peer's; those of IPv4 as such, also at a socket of IPv6.
+    pub ends: (SocketAddr, SocketAddr),
+    /// `TCP_ESTABLISHED` (1), or `TCP_CLOSE_WAIT` (8) if the peer has sent its end, or another.
+    pub state: u8,
+    /// The sequence number of what is sent next.
+    pub sent: u32,
+    /// Up to where the peer has acknowledged.
+    pub acknowledged: u32,
+    /// What the peer lets be sent.
+    pub window: u32,
+    /// The largest segment that the peer takes.
+    pub mss: u16,
+    /// By how many bits windows are shifted, the peer's and our own.
+    pub scales: Option<(u8, u8)>,
+    /// Whether the peer takes selective acknowledgements.
+    pub sack: bool,
+    /// The last time stamp of the peer, where both send them.
+    pub timestamp: Option<u32>,
+    /// What it has received.
+    pub unread: Unread,
+}
+
+/// What a socket has received and its program has not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The sequence number of the first byte.
+    pub begin: u32,
+    /// Data, the urgent byte included.
+    pub data: Vec<u8>,
+    /// The mark of urgent data, if that is not behind what was read.
+    pub urgent: Option<Urgent>,
+}
+
+/// Urgent data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Urgent {
+    /// The sequence number of the byte.
+    pub at: u32,
+    /// What has become of it.
+    pub state: UrgentState,
+}
+
+/// What has become of urgent data (include/net/tcp.h, TCP_URG_*).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UrgentState {
+    /// It is announced, and has not arrived.
+    Announced,
+    /// The program can read it.
+    Valid,
+    /// The program has read it.
+    Read,
+}
+
+/// Where the fields of some structures stand.
+struct Reader {
+    btf: &'static Btf,
+    own: i32,
+}
+
+/// What is read of a connection, in the order of [`Reader::numbers`].
+const NUMBERS: usize = 15;
+
+impl Reader {
+    fn new() -> Result<Reader, Errno> {
+        Ok(Reader { btf: Btf::running()?, own: rustix::process::getpid().as_raw_nonzero().get() })
+    }
+
+    fn field(&self, structure: &str, name: &str, len: u8) -> Result<Field, Errno> {
+        self.btf.field(structure, name).map(|offset| Field { offset, len }).ok_or(Errno::NOTSUP)
+    }
+
+    /// A field in a field.
+    fn inner(&self, (structure, outer, kind, name): (&str, &str, &str, &str), len: u8) -> Result<Field, Errno> {
+        let inner = self.field(kind, name, len)?;
+        Ok(Field { offset: self.field(structure, outer, 8)?.offset + inner.offset, ..inner })
+    }
+
+    /// Fields of some structures, each by its address.
+    fn read(&self, bases: &[u64], fields: &[Field]) -> Result<Vec<Vec<u64>>, Errno> {
+        let place = |base: &u64| fields.iter().map(|field| (base + u64::from(field.offset), 1)).collect::<Vec<_>>();
+        let places: Vec<(u64, usize)> = bases.iter().flat_map(place).collect();
+        let words = bpf_memory::words(self.btf, self.own, &places)?;
+        let value = |(word, field): (&Vec<u64>, &Field)| word[0] & u64::MAX >> (64 - 8 * u32::from(field.len.max(1)));
+        let one = |words: &[Vec<u64>]| words.iter().zip(fields).map(value).collect();
+        Ok(words.chunks_exact(fields.len()).map(one).collect())
+    }
+
+    /// The kernel's socket behind a descriptor of ours.
+    fn sock(&self, socket: BorrowedFd<'_>) -> Result<u64, Errno> {
+        let sk = self.field("socket", "sk", 8)?;
+        Ok(bpf_iter::fields(self.btf, (self.own, socket.as_raw_fd()), Base::Behind, &[sk])?[2])
+    }
+
+    /// The sockets that wait at one that listens, first come first.
+    fn waiting(&self, listener: u64) -> Result<Vec<u64>, Errno> {
+        let head = ("inet_connection_sock", "icsk_accept_queue", "request_sock_queue", "rskq_accept_head");
+        let next = [self.field("request_sock", "dl_next", 8)?, self.field("request_sock", "sk", 8)?];
+        let mut at = self.read(&[listener], &[self.inner(head, 8)?])?[0][0];
+        let mut all = Vec::new();
+        while at != 0 {
+            if all.len() == MOST {
+                return Err(Errno::NOTSUP);
+            }
+            let told = self.read(&[at], &next)?;
+            all.push(told[0][1]);
+            at = told[0][0];
+        }
+        Ok(all)
+    }
+
+    fn numbers(&self) -> Result<[Field; NUMBERS], Errno> {
+        let common = |name, len| self.field("sock_common", name, len);
+        let tcp = |name, len| self.field("tcp_sock", name, len);
+        let agreed = |name, len| self.inner(("tcp_sock", "rx_opt", "tcp_options_received", name), len);
+        let v6 = [common("skc_v6_rcv_saddr", 8)?, common("skc_v6_daddr", 8)?];
+        let behind = |field: Field| Field { offset: field.offset + 8, ..field };
+        Ok([
+            common("skc_family", 2)?,
+            common("skc_state", 1)?,
+            common("skc_num", 2)?,
+            common("skc_dport", 2)?,
+            common("skc_rcv_saddr", 4)?,
+            common("skc_daddr", 4)?,
+            v6[0],
+            behind(v6[0]),
+            v6[1],
+            behind(v6[1]),
+            tcp("write_seq", 4)?,
+            tcp("snd_una", 4)?,
+            tcp("snd_wnd", 4)?,
+            agreed("ts_recent", 4)?,
+            agreed("mss_clamp", 2)?,
+        ])
+    }
+
+    /// Bit fields of what was agreed upon: whether there are time stamps, scales and selective acknowledgements, and the
+    /// peer's scale and our own.
+    fn agreed(&self, socks: &[u64]) -> Result<Vec<[u8; 5]>, Errno> {
+        let names = ["tstamp_ok", "wscale_ok", "sack_ok", "snd_wscale", "rcv_wscale"];
+        let begin = self.field("tcp_sock", "rx_opt", 8)?.offset;
+        let bits = names.map(|name| self.btf.bit_field("tcp_options_received", name));
+        let mut fields = Vec::new();
+        for (bits, _) in bits.into_iter().flatten() {
+            fields.push(Field { offset: begin + bits / 8, len: 2 });
+        }
+        if fields.len() < names.len() {
+            return Err(Errno::NOTSUP);
+        }
+        let value = |(word, bits): (&u64, &Option<(u32, u32)>)| {
+            bits.map_or(0, |(begin, size)| (word >> (begin % 8)) as u8 & ((1u16 << size) - 1) as u8)
+        };
+        let one = |words: Vec<u64>| {
+            let mut all = [0; 5];
+            all.iter_mut().zip(words.iter().zip(&bits)).for_each(|(place, both)| *place = value(both));
+            all
+        };
+        Ok(self.read(socks, &fields)?.into_iter().map(one).collect())
+    }
+
+    /// What sockets have received, in order of their sequence numbers.
+    fn unread(&self, socks: &[u64]) -> Result<Vec<Unread>, Errno> {
+        let tcp = |name, len| self.field("tcp_sock", name, len);
+        let fields = [tcp("copied_seq", 4)?, tcp("rcv_nxt", 4)?, tcp("urg_seq", 4)?, tcp("urg_data", 2)?];
+        let numbers = self.read(socks, &fields)?;
+        let queues = self.queues(socks)?;
+        let buffers = self.contents(&queues.concat())?;
+        let mut rest = buffers.as_slice();
+        let mut all = Vec::new();
+        for (numbers, queue) in numbers.iter().zip(&queues) {
+            let [begin, end, urgent, word] = numbers[..] else { return Err(Errno::NOTSUP) };
+            let (begin, end, urgent) = (begin as u32, end as u32, urgent as u32);
+            let (own, others) = rest.split_at(queue.len());
+            rest = others;
+            // What is in order begins where something was read, and ends where something is awaited; an end counts as one.
+            let mut data = Vec::new();
+            for buffer in own {
+                let from = begin.wrapping_add(data.len() as u32).wrapping_sub(buffer.sequence) as usize;
+                if let Some(new) = buffer.data.get(from..) {
+                    data.extend_from_slice(new);
+                }
+            }
+            if !(0..=1).contains(&(end.wrapping_sub(begin).wrapping_sub(data.len() as u32))) {
+                return Err(Errno::NOTSUP);
+            }
+            let state = match word >> 8 {
+                1 => Some(UrgentState::Valid),
+                2 => Some(UrgentState::Announced),
+                4 => Some(UrgentState::Read),
+                _ => None,
+            };
+            let ahead = urgent.wrapping_sub(begin) as i32 >= 0;
+            let urgent = state.filter(|_| ahead).map(|state| Urgent { at: urgent, state });
+            all.push(Unread { begin, data, urgent });
+        }
+        Ok(all)
+    }
+
+    /// The buffers in the queues of sockets.
+    fn queues(&self, socks: &[u64]) -> Result<Vec<Vec<u64>>, Errno> {
+        let queue = self.field("sock", "sk_receive_queue", 8)?.offset;
+        let next = [self.field("sk_buff", "next", 8)?];
+        // The head of the list begins as its members do.
+        let heads: Vec<u64> = socks.iter().map(|sock| sock + u64::from(queue)).collect();
+        let mut at = heads.clone();
+        let mut all = vec![Vec::new(); socks.len()];
+        for _ in 0..MOST {
+            let told = self.read(&at, &next)?;
+            let mut ended = true;
+            for (n, told) in told.iter().enumerate() {
+                if told[0] != heads[n] && told[0] != 0 {
+                    all[n].push(told[0]);
+                    at[n] = told[0];
+                    ended = false;
+                }
+            }
+            if ended {
+                return Ok(all);
+            }
+        }
+        Err(Errno::NOTSUP)
+    }
+
+    /// The data of buffers.
+    fn contents(&self, buffers: &[u64]) -> Result<Vec<Buffer>, Errno> {
+        let skb = |name, len| self.field("sk_buff", name, len);
+        let control = skb("cb", 8)?.offset + self.field("tcp_skb_cb", "seq", 4)?.offset;
+        let fields = [
+            Field { offset: control, len: 4 },
+            skb("len", 4)?,
+            skb("data_len", 4)?,
+            skb("data", 8)?,
+            skb("head", 8)?,
+            skb("end", 4)?,
+        ];
+        let told = self.read(buffers, &fields)?;
+        // The descriptors of pages stand behind the linear part.
+        let shared: Vec<u64> = told.iter().map(|told| told[4] + told[5]).collect();
+        let shares = [self.field("skb_shared_info", "nr_frags", 1)?, self.field("skb_shared_info", "frag_list", 8)?];
+        let shares = self.read(&shared, &shares)?;
+        let fragments = u64::from(self.field("skb_shared_info", "frags", 8)?.offset);
+        let mut lists = Vec::new();
+        for ((told, share), shared) in told.iter().zip(&shares).zip(&shared) {
+            let count = if told[2] == 0 { 0 } else { share[0] };
+            if count > MOST_FRAGMENTS || told[2] != 0 && share[1] != 0 {
+                return Err(Errno::NOTSUP);
+            }
+            lists.push((shared + fragments, count as usize * FRAGMENT / 8));
+        }
+        let lists = bpf_memory::words(self.btf, self.own, &lists)?;
+        let mut pieces = Vec::new();
+        let mut counts = Vec::new();
+        for (told, list) in told.iter().zip(&lists) {
+            let linear = told[1].saturating_sub(told[2]) as usize;
+            let before = pieces.len();
+            if linear > 0 {
+                pieces.push((told[3], linear));
+            }
+            for fragment in list.chunks_exact(2) {
+                let (len, offset) = (fragment[1] & 0xffff_ffff, fragment[1] >> 32);
+                // The lowest bit says that it is no memory (net_iov).
+                if fragment[0] & 1 != 0 {
+                    return Err(Errno::NOTSUP);
+                }
+                pieces.push((DirectMap::running()?.page(fragment[0]) + offset, len as usize));
+            }
+            counts.push(pieces.len() - before);
+        }
+        let places: Vec<(u64, usize)> = pieces.iter().map(|(at, len)| (*at, len.div_ceil(8))).collect();
+        let words = bpf_memory::words(self.btf, self.own, &places)?;
+        let mut bytes = words.iter().zip(&pieces).map(|(words, (_, len))| {
+            let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+            bytes.take(*len).collect::<Vec<u8>>()
+        });
+        let of_one = |(told, count): (&Vec<u64>, &usize)| {
+            let data = bytes.by_ref().take(*count).collect::<Vec<_>>().concat();
+            (data.len() as u64 == told[1]).then_some(Buffer { sequence: told[0] as u32, data }).ok_or(Errno::NOTSUP)
+        };
+        told.iter().zip(&counts).map(of_one).collect()
+    }
+}
+
+/// A buffer of a queue.
+struct Buffer {
+    /// Of its first byte.
+    sequence: u32,
+    data: Vec<u8>,
+}
+
+/// The connections that wait at a listening socket of ours, first come first. ENOENT or ENOTSUP where the kernel does not
+/// describe its types, or has others; EPERM without the right to look.
+pub fn waiting(listener: BorrowedFd<'_>) -> Result<Vec<Waiting>, Errno> {
+    let reader = Reader::new()?;
+    let socks = reader.waiting(reader.sock(listener)?)?;
+    if socks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let numbers = reader.read(&socks, &reader.numbers()?)?;
+    let agreed = reader.agreed(&socks)?;
+    let unread = reader.unread(&socks)?;
+    let one = |((n, agreed), unread): ((&Vec<u64>, &[u8; 5]), Unread)| {
+        let (stamps, scaled, sack, snd_scale, rcv_scale) = (agreed[0], agreed[1], agreed[2], agreed[3], agreed[4]);
+        let address = |v4: u64, v6: &[u64]| match n[0] as i32 {
+            libc::AF_INET => IpAddr::from((v4 as u32).to_le_bytes()),
+            _ => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&v6[0].to_le_bytes());
+                bytes[8..].copy_from_slice(&v6[1].to_le_bytes());
+                IpAddr::from(bytes).to_canonical()
+            }
+        };
+        let (own, peer) = (address(n[4], &n[6..8]), address(n[5], &n[8..10]));
+        Waiting {
+            ends: (SocketAddr::new(own, n[2] as u16), SocketAddr::new(peer, (n[3] as u16).swap_bytes())),
+            state: n[1] as u8,
+            sent: n[10] as u32,
+            acknowledged: n[11] as u32,
+            window: n[12] as u32,
+            mss: n[14] as u16,
+            scales: (scaled != 0).then_some((snd_scale, rcv_scale)),
+            sack: sack != 0,
+            timestamp: (stamps != 0).then_some(n[13] as u32),
+            unread,
+        }
+    };
+    Ok(numbers.iter().zip(&agreed).zip(unread).map(one).collect())
+}
+
+/// What a connected socket of ours has received and its program has not read; the errors are those of [`waiting`].
+pub fn unread(socket: BorrowedFd<'_>) -> Result<Unread, Errno> {
+    let reader = Reader::new()?;
+    reader.unread(&[reader.sock(socket)?])?.pop().ok_or(Errno::NOTSUP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::SendFlags;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    fn patterned(len: usize) -> Vec<u8> {
+        (0..len).map(|n| (n * 7 + n / 256) as u8).collect()
+    }
+
+    #[test]
+    fn who_waits_is_told_with_what_was_sent() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            match waiting(listener.as_fd()) {
+                Ok(all) => assert_eq!(all, []),
+                Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM) => return,
+                Err(errno) => panic!("{errno}"),
+            }
+            let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut one, mut two, three) = (connect(), connect(), connect());
+            one.write_all(&patterned(40_000)).unwrap();
+            two.write_all(b"a request").unwrap();
+            two.shutdown(std::net::Shutdown::Write).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let all = waiting(listener.as_fd()).unwrap();
+            let ends: Vec<_> = all.iter().map(|one| one.ends).collect();
+            let wanted = [&one, &two, &three].map(|c| (c.peer_addr().unwrap(), c.local_addr().unwrap()));
+            assert_eq!(ends, wanted);
+            assert_eq!(all.iter().map(|one| one.state).collect::<Vec<_>>(), [1, 8, 1]);
+            assert!(all[0].unread.data == patterned(40_000));
+            assert_eq!((all[1].unread.data.as_slice(), all[2].unread.data.len()), (&b"a request"[..], 0));
+            assert_eq!((all[0].sent, all[0].sack), (all[0].acknowledged, true));
+            assert!(all[0].scales.is_some() && all[0].timestamp.is_some() && all[0].mss > 500, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn the_urgent_mark_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        for (data, flags) in [(&b"before!"[..], SendFlags::OOB), (b"behind", SendFlags::empty())] {
+            rustix::net::send(&client, data, flags).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let told = match unread(server.as_fd()) {
+            Ok(told) => told,
+            Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM) => return,
+            Err(errno) => panic!("{errno}"),
+        };
+        assert_eq!(told.data, b"before!behind");
+        assert_eq!(told.urgent, Some(Urgent { at: told.begin.wrapping_add(6), state: UrgentState::Valid }));
+        server.read_exact(&mut [0; 3]).unwrap();
+        rustix::net::recv(&server, &mut [0][..], rustix::net::RecvFlags::OOB).unwrap();
+        let later = unread(server.as_fd()).unwrap();
+        assert_eq!(later.data, b"ore!behind");
+        assert_eq!(
+            later.urgent.map(|urgent| (urgent.at, urgent.state)),
+            Some((told.begin.wrapping_add(6), UrgentState::Read))
+        );
+    }
+}
