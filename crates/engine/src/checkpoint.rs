@@ -90,6 +90,8 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
             let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
+            // Who is told to end is no longer frozen.
+            report.frozen_us = micros(stood_still.elapsed());
             ((), report.end_us) = timed(|| frozen.kill())?;
             // We hold the last descriptors of them.
             connections.silence();
@@ -97,7 +99,6 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
             if let Some(network) = network {
                 network.keep();
             }
-            report.frozen_us = micros(stood_still.elapsed());
         }
     }
     drop(remains);

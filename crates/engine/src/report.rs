@@ -22,7 +22,7 @@ pub struct CheckpointReport {
     pub shared_pages_written: u64,
     /// From the first attempt to stop until everything stood still.
     pub freeze_us: u64,
-    /// From then until the tree went on or was ended.
+    /// From then until the tree went on or was told to end, as CRIU counts it.
     pub frozen_us: u64,
     /// Of it, entering the processes.
     pub enter_us: u64,
