@@ -106,12 +106,6 @@ impl Dir {
         self.wrap("create", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
     }
 
-    /// Opens a file that [`Dir::create_file`] has made, and nobody has written to.
-    pub(crate) fn open_empty(&self, name: &str) -> Result<File> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.wrap("open", name, fs::openat(&self.fd, name, flags, Mode::empty())).map(File::from)
-    }
-
     /// Opens a file for appending, making it if need be.
     pub(crate) fn append_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;

@@ -3,7 +3,7 @@
 //! [`DumpDir::commit`] makes the image visible, `inventory.img` last: an image
 //! without an inventory is none. Files of others in the target stay.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,8 +50,8 @@ pub struct DumpDir {
     finisher: Finisher,
     home: Home,
     files: Mutex<BTreeMap<String, Content>>,
-    /// Files that were made before it was known whether they would be written.
-    expected: Mutex<BTreeSet<String>>,
+    /// Files that were made before it was known whether they would be written, open until they are.
+    expected: Mutex<BTreeMap<String, Option<File>>>,
     layers: Mutex<Vec<Arc<DumpDir>>>,
 }
 
@@ -202,19 +202,23 @@ impl DumpDir {
     }
 
     fn expect_file(&self, name: String) -> Result<()> {
-        self.home.dir_of(&name).create_file(&name)?;
-        self.expected().insert(name);
+        let file = self.home.dir_of(&name).create_file(&name)?;
+        self.expected().insert(name, Some(file));
         Ok(())
     }
 
-    fn expected(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn expected(&self) -> MutexGuard<'_, BTreeMap<String, Option<File>>> {
         self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file, still empty, if it was expected.
+    fn take_expected(&self, name: &str) -> Option<File> {
+        self.expected().get_mut(name).and_then(Option::take)
     }
 
     /// Makes a file that may have been expected.
     fn create_file(&self, name: &str) -> Result<File> {
-        let dir = self.home.dir_of(name);
-        if self.expected().contains(name) { dir.open_empty(name) } else { dir.create_file(name) }
+        self.take_expected(name).map_or_else(|| self.home.dir_of(name).create_file(name), Ok)
     }
 
     /// Whether the image may have [layers](DumpDir::add_layers): not if it has
@@ -292,7 +296,8 @@ impl DumpDir {
                 _ => Err(Error::misuse(path, "written twice")),
             };
         }
-        let writer = EntryWriter::new(kind, self.home.dir_of(&name).clone(), name.clone(), path);
+        let made = self.take_expected(&name);
+        let writer = EntryWriter::new(kind, self.home.dir_of(&name).clone(), name.clone(), path, made);
         files.insert(name, Content::Entries(writer.clone()));
         Ok(writer)
     }
@@ -437,14 +442,14 @@ impl DumpDir {
     /// Ends all files and writes the manifest; returns the names of all.
     fn close_files(&self, options: &CommitOptions) -> Result<Vec<String>> {
         let contents = std::mem::take(&mut *self.files());
-        self.finisher.finish();
         let mut sums = BTreeMap::new();
-        for name in self.expected().iter().filter(|name| !contents.contains_key(*name) && *name != MANIFEST_NAME) {
+        for name in self.expected().keys().filter(|name| !contents.contains_key(*name) && *name != MANIFEST_NAME) {
             self.home.dir_of(name).remove_file(name)?;
         }
         let mut names: Vec<String> = contents.keys().cloned().collect();
         for (name, content) in contents {
             let sum = match content {
+                // The thread of the finisher may be at the same, and nobody has to wait for its end.
                 Content::Entries(writer) => writer.close()?,
                 Content::Raw { pages } => self.sum_raw(&name, !pages || options.sum_pages)?,
                 Content::Done(sum) => sum,

@@ -1,9 +1,11 @@
 //! Writing one file of messages.
 //!
-//! A writer keeps no descriptor open: a dump of a thousand processes has many
-//! thousands of files, most of them small. Bytes gather in memory and are
-//! appended when there are enough of them, and at commit.
+//! A writer keeps no descriptor open but that of a file which was expected: a
+//! dump of a thousand processes has many thousands of files, most of them small.
+//! Bytes gather in memory and are appended when there are enough of them, and at
+//! commit.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +33,8 @@ pub struct EntryWriter {
 #[derive(Debug)]
 struct EntryFile {
     name: String,
+    /// The file, if it was made before.
+    made: Option<File>,
     /// As the user will know it, for errors.
     path: PathBuf,
     pending: Vec<u8>,
@@ -47,9 +51,10 @@ struct EntryFile {
 
 impl EntryWriter {
     /// Begins a file; `path` is where it will be after the commit.
-    pub(crate) fn new(kind: ImageKind, dir: Arc<Dir>, name: String, path: PathBuf) -> Self {
+    pub(crate) fn new(kind: ImageKind, dir: Arc<Dir>, name: String, path: PathBuf, made: Option<File>) -> Self {
         let file = EntryFile {
             name,
+            made,
             path,
             pending: kind.header().bytes(),
             written: 0,
@@ -211,7 +216,14 @@ impl EntryFile {
     }
 
     fn spill(&mut self, dir: &Dir) -> Result<()> {
-        let mut file = dir.append_file(&self.name)?;
+        let opened;
+        let mut file = match &self.made {
+            Some(made) => made,
+            None => {
+                opened = dir.append_file(&self.name)?;
+                &opened
+            }
+        };
         if let Err(source) = file.write_all(&self.pending) {
             // Part of it may have been written: what follows would not fit on.
             self.closed = Some("writing to it failed");

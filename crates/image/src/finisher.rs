@@ -15,14 +15,6 @@ use crate::entry_writer::EntryWriter;
 /// are given to it at a time.
 const AT_ONCE: usize = 4;
 
-/// What the thread is to do.
-#[derive(Debug)]
-enum Work {
-    Complete(Vec<EntryWriter>),
-    /// Say that all before is done.
-    Tell(Sender<()>),
-}
-
 /// Takes complete files.
 #[derive(Debug)]
 pub(crate) struct Finisher {
@@ -31,7 +23,7 @@ pub(crate) struct Finisher {
 
 #[derive(Debug)]
 struct Thread {
-    sender: Sender<Work>,
+    sender: Sender<Vec<EntryWriter>>,
     handle: JoinHandle<()>,
     /// Complete files that it has not been given yet.
     waiting: Vec<EntryWriter>,
@@ -48,30 +40,16 @@ impl Finisher {
         Finisher { thread: Mutex::new(thread) }
     }
 
-    /// Takes a file to which nothing more is appended.
+    /// Takes a file to which nothing more is appended. A file that could not be
+    /// written says so when it is closed again.
     pub(crate) fn take(&self, file: EntryWriter) {
         if let Some(thread) = &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
             thread.waiting.push(file);
             if thread.waiting.len() == AT_ONCE {
                 // The receiver is there as long as the sender.
-                let _ = thread.sender.send(Work::Complete(std::mem::take(&mut thread.waiting)));
+                let _ = thread.sender.send(std::mem::take(&mut thread.waiting));
             }
         }
-    }
-
-    /// Waits until all that the thread was given are written. A file that could
-    /// not be says so when it is closed again; the last few are left to who
-    /// closes them.
-    pub(crate) fn finish(&self) {
-        let (sender, done) = channel();
-        if let Some(thread) = &mut *self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
-            thread.waiting.clear();
-            let _ = thread.sender.send(Work::Tell(sender));
-        } else {
-            return;
-        }
-        // An error means that nobody is there to tell: then nothing was taken either.
-        let _ = done.recv();
     }
 }
 
@@ -85,12 +63,8 @@ impl Drop for Finisher {
     }
 }
 
-fn run(work: &Receiver<Work>) {
-    for one in work {
-        match one {
-            Work::Complete(files) => files.iter().for_each(EntryWriter::close_early),
-            // Who asked may have gone.
-            Work::Tell(sender) => drop(sender.send(())),
-        }
+fn run(work: &Receiver<Vec<EntryWriter>>) {
+    for files in work {
+        files.iter().for_each(EntryWriter::close_early);
     }
 }

@@ -125,6 +125,11 @@ pub fn dump(
     let mut cx = Collect::new(images, options, &pids);
     cx.janitor = janitor;
     cx.speakers = speakers;
+    for process in &frozen.processes {
+        if let Some(ids) = process.ids {
+            cx.tell_mounts(&process.task, ids.mnt_ns_id == about.own.mnt_ns_id);
+        }
+    }
     cx.guard = about.network.and_then(NetworkLock::guard);
     cx.locked = about.network.map(NetworkLock::ends);
     let pages_ids = cx.pages_ids.clone();

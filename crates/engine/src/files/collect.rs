@@ -260,6 +260,11 @@ impl<'a> Collect<'a> {
         self.speakers.get(&pid).copied().unwrap_or(pid)
     }
 
+    /// Takes note of whether a process is in our mount namespace, which is looked up otherwise.
+    pub fn tell_mounts(&mut self, task: &proc::Task, ours: bool) {
+        self.regular.mounts.tell(task, ours);
+    }
+
     /// Hands over the temporary names that deleted files were given.
     pub fn take_links(&mut self) -> NewLinks {
         self.regular.ghosts.take_links()

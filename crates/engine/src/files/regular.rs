@@ -14,7 +14,7 @@ use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::{self, fdinfo::Details};
-use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -133,6 +133,12 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     if let Some(&used) = cx.regular.paths.get(&key) {
         return Ok(used);
     }
+    // Most paths lead to it: then nothing has to be opened.
+    if !is_device(&stat) && cx.regular.mounts.lead_to(task, link, &stat) {
+        let id = cx.new_id();
+        let entry = entry(id, flags, link.to_vec(), &stat, 0, FownEntry::default());
+        return note(cx, key, &entry, id);
+    }
     let file = task.open_file(name, OFlags::PATH)?;
     if memfd::is_memfd(file.as_fd(), &stat, link) {
         let id = memfd::collect_path(cx, file.as_fd(), &stat, link, flags, &object)?;
@@ -143,7 +149,12 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let id = cx.new_id();
     let subject = Subject { object, task, file: file.as_fd(), stat, link, flags };
     let entry = record(cx, &subject, id, 0, FownEntry::default())?;
-    cx.images.append(ImageKind::Files, None, &entry, None)?;
+    note(cx, key, &entry, id)
+}
+
+/// Writes the record of a file that is used without a descriptor, once.
+fn note(cx: &mut Collect<'_>, key: PathKey, entry: &FileEntry, id: u32) -> Result<Used> {
+    cx.images.append(ImageKind::Files, None, entry, None)?;
     let used = Used { id, memfd: false };
     cx.regular.paths.insert(key, used);
     Ok(used)
@@ -192,23 +203,32 @@ pub fn collect_mapped(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, vma: &V
 
 /// The record of a file; its contents too where no path leads to it.
 fn record(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, pos: u64, fown: FownEntry) -> Result<FileEntry> {
-    let kind = FileType::from_raw_mode(subject.stat.st_mode);
-    if kind == FileType::CharacterDevice && !is_path_only(subject.flags) {
+    if is_device(&subject.stat) && !is_path_only(subject.flags) {
         check_stateless(subject)?;
     }
     let name = regular_path::recorded_name(cx, subject, id)?;
+    Ok(entry(id, subject.flags, name, &subject.stat, pos, fown))
+}
+
+fn entry(id: u32, flags: u32, name: Vec<u8>, stat: &Stat, pos: u64, fown: FownEntry) -> FileEntry {
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let reg = RegFileEntry {
         id,
-        flags: subject.flags,
+        flags,
         pos,
         fown,
         name,
         mnt_id: Some(-1),
-        size: (kind == FileType::RegularFile).then_some(subject.stat.st_size as u64),
-        mode: Some(subject.stat.st_mode),
+        size: is_file.then_some(stat.st_size as u64),
+        mode: Some(stat.st_mode),
         ..RegFileEntry::default()
     };
-    Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
+    FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() }
+}
+
+/// Whether it is a character device.
+fn is_device(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
 }
 
 fn part(entry: &FileEntry) -> Result<&RegFileEntry> {

@@ -92,7 +92,7 @@ pub(super) fn pid_in(path: &[u8]) -> Option<i32> {
     std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
-/// Who sees the file systems that we see: found out once for each process.
+/// Who sees the file systems that we see: told, or found out once for each process.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     /// Our mount namespace.
@@ -102,6 +102,16 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
+    /// Takes note of whether a process is in our mount namespace.
+    pub(super) fn tell(&mut self, task: &Task, ours: bool) {
+        self.known.insert(task.path().to_owned(), ours);
+    }
+
+    /// Whether a path that the kernel showed us for a file of the process leads to that very file.
+    pub(super) fn lead_to(&mut self, task: &Task, path: &[u8], stat: &Stat) -> bool {
+        self.stat_as_seen_by(task, path).is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+    }
+
     fn are_ours(&mut self, task: &Task) -> std::result::Result<bool, Errno> {
         if let Some(&known) = self.known.get(task.path()) {
             return Ok(known);
