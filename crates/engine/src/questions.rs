@@ -33,6 +33,7 @@ pub struct Questions {
     /// The answers to all but, perhaps, the last.
     pub answers: Batch,
     of_timers: Option<Batch>,
+    answered: bool,
 }
 
 impl Questions {
@@ -51,13 +52,17 @@ impl Questions {
             timers: timers::Ask::new(of_timers.as_mut().unwrap_or(&mut b), posix),
             answers: b,
             of_timers,
+            answered: false,
         };
         process.hand()?.start(&questions.answers)?;
         Ok(questions)
     }
 
-    /// Waits for the answers.
+    /// Waits for the answers, if they are not there yet.
     pub fn wait(&mut self, process: &mut Process) -> Result<()> {
+        if std::mem::replace(&mut self.answered, true) {
+            return Ok(());
+        }
         let hand = process.hand()?;
         hand.wait(&mut self.answers)?;
         self.of_timers.as_mut().map_or(Ok(()), |b| Ok(hand.run(b)?))

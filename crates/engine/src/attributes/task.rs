@@ -6,6 +6,7 @@ use crate::files::{Build, Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
+use cryonaut_kernel::proc::Task;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
 use rustix::fs::{Mode, OFlags};
@@ -78,13 +79,12 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
 }
 
 /// The record of working directory, root and umask.
-pub fn fs_record(cx: &mut Collect<'_>, process: &Process) -> Result<FsEntry> {
+pub fn fs_record(cx: &mut Collect<'_>, task: &Task, pid: i32, umask: Option<u32>) -> Result<FsEntry> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
-    let dir = |cx: &mut Collect<'_>, link: &str| -> Result<u32> {
-        Ok(regular::collect_path(cx, &process.task, process.pid, link, flags)?.id)
-    };
+    let dir =
+        |cx: &mut Collect<'_>, link: &str| -> Result<u32> { Ok(regular::collect_path(cx, task, pid, link, flags)?.id) };
     let cwd_id = dir(cx, "cwd")?;
-    Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask: process.status.umask })
+    Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask })
 }
 
 /// Gives the process its working directory, root and umask.

@@ -4,30 +4,30 @@
 //! Only the thread that holds the tree can ask its hands and read what ptrace
 //! tells. It does so for one process after the other; the rest of a process,
 //! which needs nothing but /proc and what was told, is done by further threads
-//! at the same time. What finds out which files processes have in common is one
-//! for all: they take turns.
+//! at the same time; of a process that is alone, its files. What finds out which
+//! files processes have in common is one for all: they take turns.
 
+mod descriptors;
 mod threads;
 
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, leader, overruns, signals, task, thread};
 use crate::files::socket::Held;
 use crate::files::socket::packet;
-use crate::files::{Collect, FIRST_PAGES, HeldFile, NewLinks, PagesIds, io_uring};
-use crate::freeze::{Frozen, Process, pid_of};
+use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
+use crate::freeze::{Frozen, Process};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, SharedSpace, Spaces};
-use crate::{CheckpointOptions, Error, Object, Result};
+use crate::{CheckpointOptions, Error, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
-use cryonaut_kernel::sys::pidfd;
 use cryonaut_puppet::Hand;
-use rustix::process::PidfdGetfdFlags;
+use descriptors::Owner;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, channel};
@@ -55,8 +55,8 @@ struct Told<'p> {
     task: TaskCoreEntry,
     /// Of its first thread.
     first: (thread::Facts, thread::Told),
-    /// Whether its descriptor table has not been given to another to write.
-    table: bool,
+    /// Its files, unless another thread writes them.
+    owner: Option<Owner>,
     /// Its address space, unless another process has been given it to write.
     space: Option<SharedSpace>,
     /// Where its pages go.
@@ -134,11 +134,7 @@ pub fn dump(
     cx.locked = about.network.map(NetworkLock::ends);
     let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
-    let mut spaces = Spaces::of(&frozen.processes);
-    let looking = Instant::now();
-    memory::find_common(&frozen.processes, &mut spaces, images)?;
-    report.memory_us += micros(looking.elapsed());
-    let mut tree = Tree {
+    let tree = Tree {
         images,
         files: &files,
         clocks: Clocks::new(images, about.own.time_ns_id)?,
@@ -146,21 +142,9 @@ pub fn dump(
         gathered: Gathered::default(),
         pages_ids,
         alone: pids.len() == 1,
+        files_ahead: false,
     };
-    for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
-        report.processes += processes.len();
-        report.threads += processes.iter().map(|p| p.threads.len()).sum::<usize>();
-        for written in tree.write_some(processes, &mut spaces)? {
-            report.pages_scanned += written.count.scanned;
-            report.pages_written += written.count.written;
-            report.memory_us += written.memory_us;
-            tree.gathered.threads.extend(written.extras);
-            if let Some((space, extras)) = written.space {
-                tree.gathered.memory.add(&space.pids, &extras);
-            }
-        }
-    }
-    let gathered = tree.gathered;
+    let gathered = tree.write_all(frozen, report)?;
     gathered.memory.write(images)?;
     extras::write(images, &gathered.threads)?;
     cpu_timers::write(images, &gathered.timer_owners)?;
@@ -205,13 +189,60 @@ struct Tree<'c, 'a> {
     pages_ids: PagesIds,
     /// Whether it is one process.
     alone: bool,
+    /// Whether another thread writes its files meanwhile.
+    files_ahead: bool,
 }
 
 impl<'a> Tree<'_, 'a> {
+    /// Writes down all processes.
+    fn write_all(mut self, frozen: &mut Frozen, report: &mut CheckpointReport) -> Result<Gathered> {
+        let mut spaces = Spaces::of(&frozen.processes);
+        let looking = Instant::now();
+        memory::find_common(&frozen.processes, &mut spaces, self.images)?;
+        report.memory_us += micros(looking.elapsed());
+        for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
+            report.processes += processes.len();
+            report.threads += processes.iter().map(|p| p.threads.len()).sum::<usize>();
+            for written in self.write_some(processes, &mut spaces)? {
+                report.pages_scanned += written.count.scanned;
+                report.pages_written += written.count.written;
+                report.memory_us += written.memory_us;
+                self.gathered.threads.extend(written.extras);
+                if let Some((space, extras)) = written.space {
+                    self.gathered.memory.add(&space.pids, &extras);
+                }
+            }
+        }
+        Ok(self.gathered)
+    }
+
     /// Writes down some of the processes.
     fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
         let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
-        let asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        let mut asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        let (true, [one], [Some(questions)]) = (self.alone, &mut *processes, &mut asked[..]) else {
+            return self.write_asked(processes, asked, spaces);
+        };
+        // Its hand opens pipes for its memory, which are none of its descriptors.
+        if hand_writes(one) || comes_last(one) {
+            return self.write_asked(processes, asked, spaces);
+        }
+        // Not before it has answered: it might have to wait for the processor.
+        questions.wait(one)?;
+        let (files, owner) = (self.files, Owner::of(one, true));
+        self.files_ahead = true;
+        let (of_files, written) =
+            parallel::both(|| descriptors::write(files, &owner), || self.write_asked(processes, asked, spaces));
+        of_files.and(written)
+    }
+
+    /// Writes down those that have been asked.
+    fn write_asked(
+        &mut self,
+        processes: &mut [Process],
+        asked: Vec<Option<Questions>>,
+        spaces: &mut Spaces,
+    ) -> Result<Vec<Written>> {
         let writers = parallel::threads_for(processes.len());
         let files = self.files;
         let (sender, told) = channel();
@@ -229,9 +260,8 @@ impl<'a> Tree<'_, 'a> {
             let (mut own, mut late) = (Vec::new(), Vec::new());
             let mut one = |process, questions| -> Result<()> {
                 match self.tell(process, questions, spaces)? {
-                    Some(told) if told.comes_last() => late.push(told),
-                    Some(told) if writers == 1 => own.push(told.write(files, Writer::Alone)?),
-                    Some(told) if told.needs_hand() => own.push(told.write(files, Writer::Holder)?),
+                    Some(told) if comes_last(told.process) => late.push(told),
+                    Some(told) if writers == 1 || told.needs_hand() => own.push(told.write(files, Writer::Holder)?),
                     // The receiver is there until the sender goes.
                     Some(told) => drop(sender.send(told)),
                     None => {}
@@ -249,7 +279,7 @@ impl<'a> Tree<'_, 'a> {
             all.extend(written?);
         }
         for told in late {
-            all.push(told.write(files, Writer::Alone)?);
+            all.push(told.write(files, Writer::Holder)?);
         }
         Ok(all)
     }
@@ -285,10 +315,11 @@ impl<'a> Tree<'_, 'a> {
             self.gathered.threads.extend(others?);
         }
         self.gathered.rings.extend(io_uring::names(process)?);
-        let (table, space) = (self.tables.insert(ids.files_id), spaces.take(ids.vm_id));
+        let owner = (!self.files_ahead).then(|| Owner::of(process, self.tables.insert(ids.files_id)));
+        let space = spaces.take(ids.vm_id);
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
         let place = PagesPlace { images: self.images, pages_id, alone: self.alone };
-        Ok(Some(Told { process, questions, task, first: (facts, told), table, space, place }))
+        Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 
     /// The attributes of one living process.
@@ -329,8 +360,6 @@ fn write_told(files: Files<'_, '_>, told: &Mutex<Receiver<Told<'_>>>) -> Result<
 /// Who writes a process down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {
-    /// The thread that holds the tree, while others have nothing to do.
-    Alone,
     /// The thread that holds the tree.
     Holder,
     /// Another, to which hands do not listen.
@@ -340,66 +369,39 @@ enum Writer {
 impl Told<'_> {
     /// Whether its memory is not to be written without its hand.
     fn needs_hand(&self) -> bool {
-        let much = has_much_memory(self.process);
-        self.space.is_some() && (much || self.process.maps.iter().any(aio::is_mapping))
-    }
-
-    /// Whether others that have a file which it maps must come before it.
-    fn comes_last(&self) -> bool {
-        self.process.maps.iter().any(|vma| io_uring::is_mapping(vma) || packet::is_mapping(vma))
+        self.space.is_some() && hand_writes(self.process)
     }
 
     /// Writes what is left to write of the process.
     fn write(self, files: Files<'_, '_>, writer: Writer) -> Result<Written> {
+        let Told { process, questions, task, first, owner, space, place } = self;
         // Its hand opens pipes for its memory, which are none of its descriptors.
-        let apart = writer == Writer::Alone && !self.needs_hand() && !self.comes_last();
-        let Told { process, questions, task, first, table, space, place } = self;
-        let mut hand = process.hand.take();
-        let listens = hand.as_mut().filter(|_| writer != Writer::Helper && !apart);
-        let process_of_all = &*process;
-        let files_of_it = || write_files(files, process_of_all, table);
-        let rest_of_it = || -> Result<Written> {
-            let (process, started) = (process_of_all, Instant::now());
-            let images = place.images;
-            let (mut core, extra) = thread::record(&process.threads[0], first.0, first.1)?;
-            let mut extras = vec![(process.speaker(), extra)];
-            if let Some(ended) = &process.ended {
-                images.write_one(ImageKind::Core, process.speaker() as u64, &core)?;
-                let (leader, extra) = leader::record(process, ended)?;
-                extras.push((process.pid, extra));
-                core = leader;
-            }
-            core.tc = Some(task);
-            images.write_one(ImageKind::Core, process.pid as u64, &core)?;
-            let mut written = Written { extras, space: None, count: PageCount::default(), memory_us: 0 };
-            if let Some(space) = space {
-                let (count, extras) = dump_memory(files, place, process, listens, &space, &questions)?;
-                written.count = count;
-                written.space = Some((space, extras));
-            }
-            written.memory_us = micros(started.elapsed());
-            Ok(written)
-        };
-        let written = if apart {
-            let (files, rest) = parallel::both(files_of_it, rest_of_it);
-            files.and(rest)
-        } else {
-            files_of_it().and_then(|()| rest_of_it())
-        };
-        process.hand = hand;
-        written
+        owner.map_or(Ok(()), |owner| descriptors::write(files, &owner))?;
+        let started = Instant::now();
+        let images = place.images;
+        let (mut core, extra) = thread::record(&process.threads[0], first.0, first.1)?;
+        let mut extras = vec![(process.speaker(), extra)];
+        if let Some(ended) = &process.ended {
+            images.write_one(ImageKind::Core, process.speaker() as u64, &core)?;
+            let (leader, extra) = leader::record(process, ended)?;
+            extras.push((process.pid, extra));
+            core = leader;
+        }
+        core.tc = Some(task);
+        images.write_one(ImageKind::Core, process.pid as u64, &core)?;
+        let mut written = Written { extras, space: None, count: PageCount::default(), memory_us: 0 };
+        if let Some(space) = space {
+            let mut hand = process.hand.take();
+            let listens = hand.as_mut().filter(|_| writer == Writer::Holder);
+            let dumped = dump_memory(files, place, process, listens, &space, &questions);
+            process.hand = hand;
+            let (count, extras) = dumped?;
+            written.count = count;
+            written.space = Some((space, extras));
+        }
+        written.memory_us = micros(started.elapsed());
+        Ok(written)
     }
-}
-
-/// The descriptors of a process, if `table` says that they are its to write, and
-/// what else it uses of the file system.
-fn write_files(files: Files<'_, '_>, process: &Process, table: bool) -> Result<()> {
-    if let Some(ids) = process.ids.filter(|_| table) {
-        descriptors(files, process, ids.files_id)?;
-    }
-    let mut cx = lock(files);
-    let fs = task::fs_record(&mut cx, process)?;
-    Ok(cx.images.write_one(ImageKind::Fs, process.pid as u64, &fs)?)
 }
 
 fn write_zombie(images: &DumpDir, process: &Process) -> Result<()> {
@@ -422,30 +424,14 @@ fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
     Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
 }
 
-/// Descriptors of a process that we hold at a time.
-const FILES_AT_ONCE: usize = 64;
+/// Whether a process's memory is not to be written without its hand.
+fn hand_writes(process: &Process) -> bool {
+    has_much_memory(process) || process.maps.iter().any(aio::is_mapping)
+}
 
-/// The descriptor table: every open file, and the numbers under which it is.
-fn descriptors(files: Files<'_, '_>, process: &Process, files_id: u32) -> Result<()> {
-    let (pid, task) = (process.pid, &process.task);
-    let failed = |e| Error::kernel(Object::Process(pid), "duplicate its descriptors", e);
-    let pidfd = pidfd::open_thread(pid_of(process.speaker())?).map_err(failed)?;
-    let writer = lock(files).images.entry_file(ImageKind::Fdinfo, u64::from(files_id))?;
-    for some in task.fds()?.chunks(FILES_AT_ONCE) {
-        let hold = |fd: i32| {
-            let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-            HeldFile::read(task, pid, fd, file)
-        };
-        // Not while others wait for their turn.
-        let held = parallel::map(some.to_vec(), hold).into_iter().collect::<Result<Vec<_>>>()?;
-        let mut cx = lock(files);
-        cx.some(&held);
-        for file in held {
-            writer.append(&cx.descriptor(task, pid, file)?)?;
-        }
-    }
-    lock(files).images.complete(writer);
-    Ok(())
+/// Whether others that have a file which a process maps must come before it.
+fn comes_last(process: &Process) -> bool {
+    process.maps.iter().any(|vma| io_uring::is_mapping(vma) || packet::is_mapping(vma))
 }
 
 /// Whether its hand is to hand its pages on.

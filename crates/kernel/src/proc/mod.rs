@@ -72,7 +72,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// The directory of one process (`/proc/PID`), held open, or of one of its threads below it
 /// (`/proc/PID/task/TID`). A thread's id may be given to another thread of the same process.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Task {
     dir: Arc<OwnedFd>,
     path: String,
