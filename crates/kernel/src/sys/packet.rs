@@ -252,6 +252,39 @@ pub fn heads(at: (i32, i32)) -> Result<(u32, u32), Errno> {
     Ok((words[2] as u32, words[3] as u32))
 }
 
+/// Where the kernel stands in a ring of blocks (TPACKET_V3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Which block it fills, or does next.
+    pub active: u32,
+    /// The number that the block gets which it opens next.
+    pub next_number: u64,
+    /// It has none open, because the program has not given the next one back.
+    pub is_frozen: bool,
+    /// Where in the block it goes on: an address of the kernel.
+    pub at: u64,
+}
+
+/// The same of a ring of blocks for receiving.
+pub fn blocks(at: (i32, i32)) -> Result<Blocks, Errno> {
+    let btf = Btf::running()?;
+    let sk = Field { offset: btf.field("socket", "sk").ok_or(Errno::NOTSUP)?, len: 8 };
+    let sk = bpf_iter::fields(btf, at, Base::Behind, &[sk])?[2];
+    let queue = btf.inner_field("packet_sock", "rx_ring", "prb_bdqc").ok_or(Errno::NOTSUP)?;
+    let field = |name, len| {
+        let offset = btf.field("tpacket_kbdq_core", name).ok_or(Errno::NOTSUP)?;
+        Ok(Field { offset: queue + offset, len })
+    };
+    let fields = [
+        field("kactive_blk_num", 2)?,
+        field("knxt_seq_num", 8)?,
+        field("reset_pending_on_curr_blk", 1)?,
+        field("nxt_offset", 8)?,
+    ];
+    let words = bpf_iter::fields(btf, at, Base::Address(sk), &fields)?;
+    Ok(Blocks { active: words[2] as u32, next_number: words[3], is_frozen: words[4] != 0, at: words[5] })
+}
+
 /// Packets that a socket has got, and that were dropped, since this was last asked.
 pub fn statistics(socket: impl AsFd) -> Result<(u32, u32), Errno> {
     let bytes = get_bytes(socket, libc::SOL_PACKET, opt::STATISTICS, 8)?;
@@ -282,6 +315,16 @@ impl Mapped {
         // copied by a pointer and no reference to it exists.
         unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), bytes.as_mut_ptr(), self.len) };
         bytes
+    }
+
+    /// The same of a part; `None` if it reaches beyond the end.
+    #[must_use]
+    pub fn read_at(&self, at: usize, len: usize) -> Option<Vec<u8>> {
+        at.checked_add(len).filter(|end| *end <= self.len)?;
+        let mut bytes = vec![0; len];
+        // SAFETY: `at..at + len` is within the mapping, as just checked; it is copied by a pointer as above.
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), bytes.as_mut_ptr(), len) };
+        Some(bytes)
     }
 
     /// Writes bytes there; what would reach beyond the end is not written. Whether all was.
@@ -335,6 +378,7 @@ mod tests {
         let mapped = Mapped::new(&one, wanted.len()).unwrap();
         assert!(mapped.write(8190, &[7, 8]) && !mapped.write(8191, &[7, 8]));
         assert_eq!(mapped.read()[8190..], [7, 8]);
+        assert_eq!((mapped.read_at(8191, 1), mapped.read_at(8191, 2)), (Some(vec![8]), None));
         match heads((std::process::id() as i32, one.as_raw_fd())) {
             Ok(heads) => assert_eq!(heads, (0, 0)),
             Err(errno) => assert_eq!(errno, Errno::NOTSUP),

@@ -8,6 +8,7 @@
 //!
 //! A socket is bound last, when everything is there: no packet comes before.
 
+mod blocks;
 mod ring;
 
 pub use ring::{Rings, is_mapping, mapped};
@@ -214,7 +215,9 @@ fn refuse(file: &OpenFile<'_>, record: &PacketSockEntry) -> Result<()> {
     }
     let way = record.fanout.map(|fanout| fanout >> 16 & 0xff);
     if way.is_some_and(|way| FANOUT_PROGRAMS.contains(&way)) {
-        let reason = "a program of BPF chooses which socket of its fanout gets a packet, which nobody tells";
+        // Of a classic one the kernel keeps but its translation (net/packet/af_packet.c, fanout_set_data_cbpf); one of
+        // eBPF is tied to maps, which other programs may write to.
+        let reason = "a program of BPF chooses which socket of its fanout gets a packet, and nobody tells that program";
         return Err(Error::unsupported(file.object(), reason, "let the program use another kind of fanout"));
     }
     Ok(())

@@ -7,9 +7,9 @@
 //! with frames that go through the loopback device, under a protocol that
 //! nobody listens to. Then it gets the contents of the old one.
 //!
-//! Version 3 of the rings has blocks, numbered for ever, of which one is being
-//! filled with the help of a timer: it is refused.
+//! Rings of version 3 for receiving have blocks: see [`blocks`].
 
+use super::blocks::{self, Stand};
 use super::{Address, CLOSE, PacketSocket, object, opt, packet, sort_of};
 use crate::files::lines::{self, Lines};
 use crate::files::socket::inet::arrives;
@@ -18,10 +18,11 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::{PacketRing, PacketSockEntry};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::sys::packet::{Mapped, Ring};
+use cryonaut_kernel::sys::socket;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// TPACKET_V3.
@@ -35,8 +36,8 @@ const NONE: u16 = 0xffff;
 const LOOPBACK: i32 = 1;
 /// TP_STATUS_SEND_REQUEST.
 const SEND_REQUEST: u32 = 1;
-/// Where a frame for sending has its data: behind the header, which has this size in both versions.
-const DATA: usize = 32;
+/// Where a frame for sending has its data: behind the header, by version.
+const DATA: [usize; 3] = [32, 32, 48];
 /// Bytes of a frame that is sent to bring a ring forward; what stands before its data for a machine's sake
 /// (PACKET_VNET_HDR) at most.
 const FRAME: usize = 60;
@@ -54,6 +55,9 @@ pub struct Rings {
     sends_at: u32,
     /// Files with their contents.
     parts: usize,
+    /// Of a ring of blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blocks: Option<Stand>,
 }
 
 /// Whether a mapping may be of rings.
@@ -107,12 +111,18 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &PacketSocket, i
     if len == 0 {
         return Ok(None);
     }
-    if told.version >= V3 {
-        let reason = "its ring is one of TPACKET_V3, of which nobody tells the block that the kernel fills";
-        return Err(Error::unsupported(file.object(), reason, "let the program use TPACKET_V2, or close it before"));
+    let of_blocks = told.receives.filter(|_| told.version == V3);
+    of_blocks.as_ref().map_or(Ok(()), |ring| blocks::refuse(file, ring))?;
+    let (place, mut bytes) = read(file, len, of_blocks.is_some())?;
+    let mut rings = Rings { sends_at: place.heads.1, ..Rings::default() };
+    match of_blocks.zip(place.blocks) {
+        None => rings.receives_at = place.heads.0,
+        Some((ring, stands)) => {
+            let stand = blocks::hand_over(&mut bytes, &ring, &stands);
+            let strange = || Error::unsupported(file.object(), "its ring is not as the kernel leaves it", CLOSE);
+            rings.blocks = Some(stand.ok_or_else(strange)?);
+        }
     }
-    let (heads, bytes) = read(file, len)?;
-    let mut rings = Rings { receives_at: heads.0, sends_at: heads.1, parts: 0 };
     for part in bytes.chunks(PART) {
         cx.images.write_json(&part_name(id, rings.parts), &lines::of(part))?;
         rings.parts += 1;
@@ -125,10 +135,22 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &PacketSocket, i
     Ok(Some(rings))
 }
 
+/// Where the kernel stands in the rings of a socket.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    heads: (u32, u32),
+    blocks: Option<packet::Blocks>,
+}
+
 /// The network does not stand still: reads until no packet has come meanwhile.
-fn read(file: &OpenFile<'_>, len: usize) -> Result<((u32, u32), Vec<u8>)> {
-    let heads = || {
-        packet::heads((file.speaker, file.fd)).map_err(|errno| Error::Kernel {
+fn read(file: &OpenFile<'_>, len: usize, of_blocks: bool) -> Result<(Place, Vec<u8>)> {
+    let at = (file.speaker, file.fd);
+    let place = || {
+        let heads = packet::heads(at)?;
+        Ok(Place { heads, blocks: if of_blocks { Some(packet::blocks(at)?) } else { None } })
+    };
+    let place = || {
+        place().map_err(|errno| Error::Kernel {
             object: file.object(),
             action: "see where the kernel stands in its rings".into(),
             errno,
@@ -136,10 +158,10 @@ fn read(file: &OpenFile<'_>, len: usize) -> Result<((u32, u32), Vec<u8>)> {
         })
     };
     let rings = Mapped::new(file.file, len).map_err(|e| Error::kernel(file.object(), "map its rings", e))?;
-    let mut before = heads()?;
+    let mut before = place()?;
     for _ in 0..TRIES {
         let bytes = rings.read();
-        let after = heads()?;
+        let after = place()?;
         if before == after {
             return Ok((after, bytes));
         }
@@ -171,21 +193,29 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &PacketSockEntry, s
     let [received, sent] = [receives, sends].map(|ring| ring.as_ref().map_or(0, Ring::len));
     let rings = Mapped::new(socket, received + sent).map_err(|e| Error::kernel(what(), "map its rings", e))?;
     let forward = || {
-        if stood.receives_at > 0 {
+        let mut open = None;
+        if let Some((ring, stand)) = receives.as_ref().zip(stood.blocks.as_ref()) {
+            open = blocks::bring(socket, &rings, ring, stand, record.reserve)?;
+        } else if stood.receives_at > 0 {
             receive(socket, stood.receives_at)?;
         }
-        match sends.filter(|_| stood.sends_at > 0) {
-            Some(ring) => send(socket, &rings, received, &ring, stood.sends_at, record.version),
-            None => Ok(()),
+        if let Some(ring) = sends.filter(|_| stood.sends_at > 0) {
+            send(socket, &rings, received, &ring, stood.sends_at, record.version)?;
         }
+        Ok(open)
     };
-    forward().map_err(|errno| Error::Kernel {
+    let open = forward().map_err(|errno| Error::Kernel {
         object: what(),
         action: "bring its rings to where they stood, by frames over the loopback device".into(),
         errno,
         remedy: if errno == Errno::NETDOWN { "let that be up: ip link set lo up" } else { "" },
     })?;
-    fill(cx, &rings, record, received + sent, stood.parts)
+    fill(cx, &rings, record, received + sent, stood.parts)?;
+    // The kernel goes on with what it has begun.
+    if open.is_some_and(|open| !open.write(&rings)) {
+        return Err(bad("a ring has fewer blocks than it says"));
+    }
+    Ok(())
 }
 
 fn fill(cx: &Build<'_>, rings: &Mapped, record: &PacketSockEntry, len: usize, parts: usize) -> Result<()> {
@@ -202,14 +232,50 @@ fn fill(cx: &Build<'_>, rings: &Mapped, record: &PacketSockEntry, len: usize, pa
     Ok(())
 }
 
+/// What sends frames to a socket that is brought forward. Each begins with the number of that socket, by which those for
+/// others, in this restore or in another, are kept away.
+#[derive(Debug)]
+pub struct Feeder<'s> {
+    socket: BorrowedFd<'s>,
+    sender: OwnedFd,
+    number: [u8; 8],
+}
+
+impl<'s> Feeder<'s> {
+    /// Lets the socket receive them.
+    pub fn new(socket: BorrowedFd<'s>) -> std::result::Result<Self, Errno> {
+        let sender = socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        let number = rustix::net::sockopt::socket_cookie(socket)?;
+        let insn = |code: u32, k: u32, jf: u8| libc::sock_filter { code: code as u16, jt: 0, jf, k };
+        let load = |offset| insn(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (libc::SKF_NET_OFF + offset) as u32, 0);
+        let is = |word: u64, jf| insn(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, word as u32, jf);
+        let end = |bytes| insn(libc::BPF_RET | libc::BPF_K, bytes, 0);
+        let filter = [load(0), is(number >> 32, 3), load(4), is(number, 1), end(u32::MAX), end(0)];
+        socket::attach_filter(socket, &filter)?;
+        packet::bind(socket, Address { protocol: RECEIVED.to_be(), device: LOOPBACK })?;
+        Ok(Self { socket, sender, number: number.to_be_bytes() })
+    }
+
+    /// Sends it one of so many bytes, eight at least.
+    pub fn send(&self, len: usize) -> std::result::Result<(), Errno> {
+        let mut frame = self.number.to_vec();
+        frame.resize(len, 0);
+        packet::send_to(&self.sender, &frame, Address { protocol: RECEIVED.to_be(), device: LOOPBACK })
+    }
+
+    /// What others of the image are sent is not for this one.
+    pub fn end(self) -> std::result::Result<(), Errno> {
+        packet::bind(self.socket, Address { protocol: NONE.to_be(), device: LOOPBACK })?;
+        socket::set_int(self.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+    }
+}
+
 /// Lets it receive so many frames.
 fn receive(socket: BorrowedFd<'_>, count: u32) -> std::result::Result<(), Errno> {
-    packet::bind(socket, Address { protocol: RECEIVED.to_be(), device: LOOPBACK })?;
-    let sender = socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let feeder = Feeder::new(socket)?;
     let mut got = 0;
-    let whither = Address { protocol: RECEIVED.to_be(), device: LOOPBACK };
     for sent in 1..=count {
-        packet::send_to(&sender, &[0; FRAME], whither)?;
+        feeder.send(FRAME)?;
         // The device's queue is not to overflow.
         if sent % 64 == 0 || sent == count {
             let dropped = std::cell::Cell::new(0);
@@ -227,8 +293,7 @@ fn receive(socket: BorrowedFd<'_>, count: u32) -> std::result::Result<(), Errno>
             got = total.get();
         }
     }
-    // What others of the image are sent is not for this one.
-    packet::bind(socket, Address { protocol: NONE.to_be(), device: LOOPBACK })
+    feeder.end()
 }
 
 /// Lets it send so many frames.
@@ -240,13 +305,14 @@ fn send(
     count: u32,
     version: u32,
 ) -> std::result::Result<(), Errno> {
+    let data = DATA[(version as usize).min(2)];
     let per_block = (ring.block_size / ring.frame_size) as usize;
     for at in 0..count as usize {
         let frame = start + at / per_block * ring.block_size as usize + at % per_block * ring.frame_size as usize;
         // Behind a header for machines there may be two bytes more than it has; protocols stand behind two addresses.
-        let mut bytes = vec![0; DATA + VNET + FRAME];
+        let mut bytes = vec![0; data + VNET + FRAME];
         for header in [0, 10, VNET] {
-            bytes[DATA + header + 12..][..2].copy_from_slice(&SENT.to_be_bytes());
+            bytes[data + header + 12..][..2].copy_from_slice(&SENT.to_be_bytes());
         }
         let len = ((VNET + FRAME) as u32).to_ne_bytes();
         match version {
@@ -254,15 +320,19 @@ fn send(
                 bytes[..8].copy_from_slice(&u64::from(SEND_REQUEST).to_ne_bytes());
                 bytes[8..12].copy_from_slice(&len);
             }
-            _ => {
+            1 => {
                 bytes[..4].copy_from_slice(&SEND_REQUEST.to_ne_bytes());
                 bytes[4..8].copy_from_slice(&len);
             }
+            _ => {
+                bytes[16..20].copy_from_slice(&len);
+                bytes[20..24].copy_from_slice(&SEND_REQUEST.to_ne_bytes());
+            }
         }
         // tp_mac and tp_net, of which PACKET_TX_HAS_OFF asks for one.
-        let offsets = if version == 0 { 16 } else { 12 };
+        let offsets = [16, 12, 24][(version as usize).min(2)];
         for half in [offsets, offsets + 2] {
-            bytes[half..half + 2].copy_from_slice(&(DATA as u16).to_ne_bytes());
+            bytes[half..half + 2].copy_from_slice(&(data as u16).to_ne_bytes());
         }
         if bytes.len() > ring.frame_size as usize || !rings.write(frame, &bytes) {
             return Err(Errno::MSGSIZE);
