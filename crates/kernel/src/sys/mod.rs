@@ -33,6 +33,7 @@ pub mod shmem;
 pub mod signal;
 pub mod sock_diag;
 pub mod socket;
+pub mod socket_inside;
 pub mod sysv;
 pub mod tcp_inside;
 pub mod tcp_repair;

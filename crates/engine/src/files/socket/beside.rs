@@ -3,7 +3,7 @@
 //! CRIU would. And what collecting remembers from one socket to the next.
 
 use super::Sort;
-use super::inet::{Candidate, Held, Membership};
+use super::inet::{Candidate, Ended, Held, Membership};
 use super::packet::Rings;
 use super::settings::{Answers, Setting, Value};
 use crate::Result;
@@ -30,6 +30,15 @@ pub struct Extra {
     /// TCP's congestion control.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub congestion: Option<String>,
+    /// The sequence number with which a connection was begun that nobody has answered yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_sent: Option<u32>,
+    /// What is left of a connection that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// The error that waits for the program (SO_ERROR), or 0; of a connection that has ended it is told there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub error: i32,
     /// Groups of multicast that it has joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Membership>,
@@ -54,6 +63,10 @@ pub struct Extra {
     /// Options that are not as in a new socket, by the names of the tables in `settings.rs`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, Value>,
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Of all sockets, by file id.

@@ -25,7 +25,13 @@ pub fn peer(socket: BorrowedFd<'_>) -> std::result::Result<Option<SocketAddr>, E
 
 /// The address that it was connected to last, or is being connected to; `None` if that was to none.
 pub fn last_peer(socket: BorrowedFd<'_>) -> std::result::Result<Option<SocketAddr>, Errno> {
-    let name = match socket::get_bytes(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, SOCKADDR) {
+    let name = |most| socket::get_bytes(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, most);
+    // More than there is may not be asked for.
+    let name = match name(SOCKADDR_V6) {
+        Err(Errno::INVAL) => name(SOCKADDR),
+        name => name,
+    };
+    let name = match name {
         Err(Errno::NOTCONN) => return Ok(None),
         name => name?,
     };
@@ -43,8 +49,9 @@ pub fn last_peer(socket: BorrowedFd<'_>) -> std::result::Result<Option<SocketAdd
     })
 }
 
-/// Bytes of `struct sockaddr_in6`.
-const SOCKADDR: usize = 28;
+/// Bytes of `struct sockaddr_in`, and of `struct sockaddr_in6`.
+const SOCKADDR: usize = 16;
+const SOCKADDR_V6: usize = 28;
 
 fn of_inet(address: SocketAddrAny) -> std::result::Result<SocketAddr, Errno> {
     address.try_into()

@@ -53,17 +53,35 @@ pub fn take(guard: Option<&Guard>, all: &[Whole<'_>]) -> std::result::Result<Vec
     Ok(taken)
 }
 
-fn take_one(one: &Whole<'_>) -> Taken {
+/// The sequence number of what a connection sends next; it is left as it was.
+pub fn next_sent(guard: Option<&Guard>, one: &Whole<'_>) -> std::result::Result<u32, Errno> {
+    if let Some(guard) = guard {
+        guard.in_repair(&[(one.socket, one.reuse)])?;
+    }
     tcp_repair::begin(one.socket)?;
-    let read = read(one.socket, one.state);
-    // In any case, and SO_REUSEADDR has gone with it.
+    let next = tcp_repair::choose(one.socket, Queue::Send).and_then(|()| tcp_repair::sequence(one.socket));
+    put_right(one)?;
+    guard.map_or(Ok(()), Guard::repaired)?;
+    next
+}
+
+/// Ends repair mode, with which SO_REUSEADDR has gone.
+fn put_right(one: &Whole<'_>) -> std::result::Result<(), Errno> {
     let ended = tcp_repair::end_silently(one.socket);
     let reused = match one.reuse {
         true => socket::set_int(one.socket, SOL_SOCKET, libc::SO_REUSEADDR, 1),
         false => Ok(()),
     };
+    ended.and(reused)
+}
+
+fn take_one(one: &Whole<'_>) -> Taken {
+    tcp_repair::begin(one.socket)?;
+    let read = read(one.socket, one.state);
+    // In any case.
+    let ended = put_right(one);
     let (stream, data) = read?;
-    ended.and(reused)?;
+    ended?;
     Ok(TakenApart { stream, data })
 }
 

@@ -9,10 +9,11 @@
 //! received or acknowledged, is brought about by packets of our own
 //! ([`super::packet`]), in the peer's name.
 
+use super::super::beside::Extra;
 use super::super::{object, options};
 use super::apart::{self, TakenApart, Whole, opt};
 use super::packet::{self, Segment};
-use super::{address, sort_of, state, zone_of};
+use super::{address, error, sort_of, state, zone_of};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
@@ -91,7 +92,7 @@ pub struct Connection {
 }
 
 /// Puts a connection together in a new socket, which has its options already.
-pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<Connection> {
+pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Result<Connection> {
     let file = || format!("tcp-stream-{:x}.img", record.ino);
     let all = cx.images.read_tailed::<TcpStreamEntry>(ImageKind::TcpStream, u64::from(record.ino))?;
     let Some((stream, data)) = all.into_iter().next() else {
@@ -106,12 +107,17 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Re
     let failed = |action: &str, e| repair_error(what(), action, e);
     tcp_repair::begin(socket).map_err(|e| failed("put its connection together (TCP_REPAIR)", e))?;
     connect(socket, record, &stream, &own, &peer)?;
-    make_room(socket, &stream).map_err(|e| failed("make room for its queues", e))?;
+    make_room_for(socket, stream.inq_len as usize, stream.outq_len as usize)
+        .map_err(|e| failed("make room for its queues", e))?;
     put(socket, Queue::Receive, &data[..unread]).map_err(|e| failed("give it back what it had not read", e))?;
     put(socket, Queue::Send, &data[unread..sent]).map_err(|e| failed("give it back what was not acknowledged", e))?;
     set_window(socket, record.state, &stream).map_err(|e| failed("set its windows", e))?;
     compute_segments(socket, &peer).map_err(|e| failed("have the size of its segments computed", e))?;
     options::buffers(socket, &record.opts, what)?;
+    if extra.error != 0 {
+        let sent = stream.outq_seq.wrapping_sub(u32::from(sent_end(record.state))).wrapping_sub(stream.outq_len);
+        error::build(socket, record, extra.error, (own, peer), sent)?;
+    }
     let not_sent = data[sent..].to_vec();
     Ok(Connection { id: record.id, record: record.clone(), stream, not_sent, own, peer })
 }
@@ -173,16 +179,17 @@ fn connect(
 }
 
 /// Room for the queues, however small the buffers are afterwards.
-fn make_room(socket: BorrowedFd<'_>, stream: &TcpStreamEntry) -> std::result::Result<(), Errno> {
-    for (len, force) in [(stream.inq_len, libc::SO_RCVBUFFORCE), (stream.outq_len, libc::SO_SNDBUFFORCE)] {
+pub fn make_room_for(socket: BorrowedFd<'_>, unread: usize, sent: usize) -> std::result::Result<(), Errno> {
+    for (len, force) in [(unread, libc::SO_RCVBUFFORCE), (sent, libc::SO_SNDBUFFORCE)] {
         if len > 0 {
-            socket::set_int(socket, SOL_SOCKET, force, (len as usize * 2 + OVERHEAD) as i32)?;
+            socket::set_int(socket, SOL_SOCKET, force, (len * 2 + OVERHEAD) as i32)?;
         }
     }
     Ok(())
 }
 
-fn put(socket: BorrowedFd<'_>, queue: Queue, mut data: &[u8]) -> std::result::Result<(), Errno> {
+/// Puts data into a queue.
+pub fn put(socket: BorrowedFd<'_>, queue: Queue, mut data: &[u8]) -> std::result::Result<(), Errno> {
     tcp_repair::choose(socket, queue)?;
     while !data.is_empty() {
         let took = tcp_repair::fill(socket, &data[..data.len().min(CHUNK)])?;

@@ -5,7 +5,7 @@
 use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, describe, multicast, object, raw, ready, sort_of, state, unread, zone_of};
+use super::{CLOSE, address, describe, error, multicast, object, raw, ready, sort_of, state, unread, zone_of};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown};
@@ -128,7 +128,14 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra
     if record.r#type == libc::SOCK_RAW as u32 {
         return raw::build(socket, record);
     }
-    unread::build(cx, socket, record)
+    unread::build(cx, socket, record)?;
+    if extra.error == 0 {
+        return Ok(());
+    }
+    let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
+    let own =
+        address::local(socket).map_err(|e| Error::kernel(object(record.id, sort_of(record)), "ask for its address", e));
+    error::build(socket, record, extra.error, (own?, peer), 0)
 }
 
 fn connect(socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<()> {

@@ -12,6 +12,9 @@ mod address;
 mod apart;
 mod connection;
 mod datagram;
+mod ended;
+mod error;
+mod in_flight;
 mod multicast;
 mod packet;
 mod peers;
@@ -22,6 +25,7 @@ mod waiting;
 
 pub use apart::{TakenApart, take_apart};
 pub use connection::{Connection, Held};
+pub use ended::Ended;
 pub use multicast::{Candidate, Membership};
 pub use packet::arrives;
 pub use peers::{Peer, Peers};
@@ -82,7 +86,7 @@ impl FileKind for Inet {
         let failed = |e| Error::kernel(file.object(), "ask what it is", e);
         let sort = file.asked.sort(file.file).map_err(failed)?;
         refuse_other_network(&mut cx.sockets, file)?;
-        refuse_error(file)?;
+        let error = error::waiting(file)?;
         let mut record = InetSkEntry {
             id,
             ino: file.stat.st_ino as u32,
@@ -100,8 +104,15 @@ impl FileKind for Inet {
         collect_ip(&mut record, sort, file)?;
         collect_addresses(&mut record, file)?;
         match sort.protocol {
-            libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra)?,
-            _ => datagram::collect(cx, file, sort, &mut record, &mut extra)?,
+            libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra, error)?,
+            _ => {
+                datagram::collect(cx, file, sort, &mut record, &mut extra)?;
+                let peer = address::peer(file.file).ok().flatten();
+                if error != 0 && !error::can_come(&record, error, peer) {
+                    return Err(error::refuse(file, error));
+                }
+                extra.error = error;
+            }
         }
         settings::collect(&mut cx.sockets, file, sort, &tables(&record), &mut extra);
         cx.sockets.note(id, extra);
@@ -131,8 +142,12 @@ impl FileKind for Inet {
         build_early(socket, record, &extra)?;
         let connected = tcp::is_connection(record);
         if connected {
-            let connection = connection::build(cx, socket, record)?;
+            let connection = connection::build(cx, socket, record, &extra)?;
             cx.connections.insert(entry.id, connection);
+        } else if record.state == state::SYN_SENT {
+            in_flight::build(socket, record, &extra)?;
+        } else if let Some(ended) = &extra.ended {
+            ended::build(cx, socket, record, ended)?;
         } else {
             build_address(cx, socket, record)?;
         }
@@ -141,7 +156,7 @@ impl FileKind for Inet {
         } else {
             datagram::build(cx, socket, record, &extra)?;
         }
-        if !connected {
+        if !connected && extra.ended.is_none() {
             build_shutdown(socket, record)?;
         }
         filter::build(socket, &record.opts.so_filter, what)?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 /// to where all was received.
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
 pub const PSH: u8 = 8;
 pub const ACK: u8 = 0x10;
 /// Both of our network lock and of CRIU's let packets with this mark through.
@@ -63,6 +64,51 @@ pub fn send_datagram(protocol: i32, from: SocketAddr, to: SocketAddr, data: &[u8
     send_as(from, to, protocol, length.into(), bytes)
 }
 
+/// The header of IP before so many bytes of a protocol, and both addresses in it.
+fn header(from: SocketAddr, to: SocketAddr, protocol: i32, length: u16) -> Result<(Vec<u8>, Vec<u8>), Errno> {
+    let (mut header, addresses) = match (from.ip().to_canonical(), to.ip().to_canonical()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let total = (HEADER as u16).checked_add(length).ok_or(Errno::MSGSIZE)?.to_be_bytes();
+            // Version and length, total length, lifetime, protocol; the kernel adds what is left.
+            let header = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol as u8, 0, 0];
+            (header, [from.octets(), to.octets()].concat())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let total = length.to_be_bytes();
+            let header = vec![0x60, 0, 0, 0, total[0], total[1], protocol as u8, 64];
+            (header, [from.octets(), to.octets()].concat())
+        }
+        _ => return Err(Errno::AFNOSUPPORT),
+    };
+    header.extend(&addresses);
+    Ok((header, addresses))
+}
+
+/// Tells `own` in the name of `peer` that something sent there has not arrived: a message of ICMP or ICMPv6 about a packet
+/// of a protocol, of TCP one with this sequence number. The code is that of type 3 (or 1 of ICMPv6).
+pub fn send_unreachable(
+    code: u8,
+    protocol: i32,
+    (own, peer): (SocketAddr, SocketAddr),
+    sequence: u32,
+) -> Result<(), Errno> {
+    const MESSAGE: usize = 8;
+    const QUOTED: usize = 20;
+    let v6 = peer.ip().to_canonical().is_ipv6();
+    // Ports, and what stands behind them in TCP; of UDP length and checksum, at which nobody looks.
+    let ports = [own.port().to_be_bytes(), peer.port().to_be_bytes()].concat();
+    let quoted = [ports, sequence.to_be_bytes().to_vec(), vec![0; QUOTED - 8]].concat();
+    let quoted = [header(own, peer, protocol, QUOTED as u16)?.0, quoted].concat();
+    let (own_protocol, kind) = if v6 { (libc::IPPROTO_ICMPV6, 1) } else { (libc::IPPROTO_ICMP, 3) };
+    let bytes = |pseudo: &Pseudo| {
+        let mut message = [&[kind, code, 0, 0, 0, 0, 0, 0][..], &quoted].concat();
+        let sum = if v6 { pseudo.checksum(&message) } else { checksum(&message) };
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        message
+    };
+    send_as(peer, own, own_protocol, MESSAGE + quoted.len(), bytes)
+}
+
 /// What a checksum begins with: both addresses, length and protocol.
 struct Pseudo(Vec<u8>);
 
@@ -81,34 +127,10 @@ fn send_as(
     bytes: impl Fn(&Pseudo) -> Vec<u8>,
 ) -> Result<(), Errno> {
     let length = u16::try_from(length).map_err(|_| Errno::MSGSIZE)?;
-    let pseudo = |addresses: &[u8]| {
-        let mut all = addresses.to_vec();
-        all.extend(length.to_be_bytes());
-        all.extend([0, protocol as u8]);
-        Pseudo(all)
-    };
-    let mut packet;
-    let family;
-    match (from.ip().to_canonical(), to.ip().to_canonical()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let addresses = [from.octets(), to.octets()].concat();
-            let total = (HEADER as u16).checked_add(length).ok_or(Errno::MSGSIZE)?.to_be_bytes();
-            // Version and length, total length, lifetime, protocol; the kernel adds what is left.
-            packet = vec![0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, protocol as u8, 0, 0];
-            packet.extend(&addresses);
-            packet.extend(bytes(&pseudo(&addresses)));
-            family = AddressFamily::INET;
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let addresses = [from.octets(), to.octets()].concat();
-            let total = length.to_be_bytes();
-            packet = vec![0x60, 0, 0, 0, total[0], total[1], protocol as u8, 64];
-            packet.extend(&addresses);
-            packet.extend(bytes(&pseudo(&addresses)));
-            family = AddressFamily::INET6;
-        }
-        _ => return Err(Errno::AFNOSUPPORT),
-    }
+    let (mut packet, addresses) = header(from, to, protocol, length)?;
+    let pseudo = [addresses, length.to_be_bytes().to_vec(), vec![0, protocol as u8]].concat();
+    packet.extend(bytes(&Pseudo(pseudo)));
+    let family = if to.ip().to_canonical().is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
     let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
     socket::set_int(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;

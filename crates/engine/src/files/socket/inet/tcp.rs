@@ -5,7 +5,7 @@
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
 use super::peers::{Peer, Peers};
-use super::{CLOSE, address, connection, object, ready, sort_of, state, waiting};
+use super::{CLOSE, address, connection, ended, error, in_flight, object, ready, sort_of, state, waiting};
 use crate::files::{Collect, OpenFile};
 use crate::tcp_policy::TcpPolicy;
 use crate::{Error, RestoreOptions, Result};
@@ -80,7 +80,7 @@ pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
     // They say something else in a connection, and of one that has ended nothing of use.
     if is_connection(record) {
         tables.push(settings::TCP_CONNECTED);
-    } else if !has_ended(record) {
+    } else if !has_ended(record) && record.state != state::SYN_SENT {
         tables.push(settings::TCP_AT_REST);
     }
     if record.state == state::LISTEN {
@@ -96,7 +96,13 @@ pub fn has_ended(record: &InetSkEntry) -> bool {
 }
 
 /// Reads what is TCP's own.
-pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry, extra: &mut Extra) -> Result<()> {
+pub fn collect(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &mut InetSkEntry,
+    extra: &mut Extra,
+    error: i32,
+) -> Result<()> {
     let told = file.asked.tcp.clone().map_or_else(|| Told::of(file.file), Ok);
     let told = told.map_err(|e| Error::kernel(file.object(), "ask for its state and TCP's options", e))?;
     refuse_layers(file, &told)?;
@@ -111,9 +117,21 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEnt
                 waiting::collect(cx, file, record, info.waiting)?;
             }
         }
-        state::CLOSE => collect_closed(file, record)?,
-        state::SYN_SENT => collect_in_flight(cx, file, record)?,
-        connected if connection::is_connected(connected) => collect_connection(cx, file, record)?,
+        state::CLOSE => {
+            if ready(file.file).contains(PollFlags::RDHUP) {
+                record.set_shutdown(SkShutdown::Both);
+            }
+            ended::collect(cx, file, record, extra, error)?;
+        }
+        state::SYN_SENT => collect_in_flight(cx, file, record, extra)?,
+        connected if connection::is_connected(connected) => {
+            if collect_connection(cx, file, record)? && error != 0 {
+                if !error::can_come(record, error, Some(peer_of(record)?)) {
+                    return Err(error::refuse(file, error));
+                }
+                extra.error = error;
+            }
+        }
         other => {
             let reason = format!("it is in the state {other} of TCP, which cannot be carried");
             return Err(Error::unsupported(file.object(), reason, "try again in a moment"));
@@ -154,33 +172,23 @@ fn refuse_layers(file: &OpenFile<'_>, told: &Told) -> Result<()> {
 }
 
 /// A connection that the other end has not answered yet.
-fn collect_in_flight(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
-    if !cx.options.skip_in_flight {
-        return Err(Error::unsupported(
-            file.object(),
-            "its connection is not established yet (SYN_SENT), which cannot be carried",
-            "try again in a moment, or give the connection up with --skip-in-flight",
-        ));
+fn collect_in_flight(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry, extra: &mut Extra) -> Result<()> {
+    let peer = address::last_peer(file.file).ok().flatten();
+    let peer =
+        peer.ok_or_else(|| Error::kernel(file.object(), "ask with whom it is being connected", Errno::NOTCONN))?;
+    if cx.options.skip_in_flight {
+        tracing::warn!("{}: its connection with {peer}, which was not established yet, is given up", file.object());
+        close(record);
+        return Ok(());
     }
-    tracing::warn!("{}: its connection, which was not established yet, is given up", file.object());
-    close(record);
-    Ok(())
-}
-
-/// A socket that is not connected, or not any more.
-fn collect_closed(file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
-    let unread = rustix::io::ioctl_fionread(file.file);
-    if unread.map_err(|e| Error::kernel(file.object(), "ask for what is unread", e))? > 0 {
-        return Err(Error::unsupported(
-            file.object(),
-            "its connection has ended, and the program has not read all data of it, which cannot be carried yet",
-            CLOSE,
-        ));
+    match cx.options.tcp.of(peer) {
+        TcpPolicy::Keep => in_flight::collect(cx, file, record, extra, peer),
+        TcpPolicy::Refuse => Err(refuse_connections(cx, file)),
+        TcpPolicy::Close | TcpPolicy::Reset => {
+            close(record);
+            Ok(())
+        }
     }
-    if ready(file.file).contains(PollFlags::RDHUP) {
-        record.set_shutdown(SkShutdown::Both);
-    }
-    Ok(())
 }
 
 /// Whether a record is one of a connection.
@@ -191,7 +199,9 @@ pub fn is_connection(record: &InetSkEntry) -> bool {
 /// A record as the user wants it to be built: a connection as one that has ended, if asked for.
 pub fn as_asked(record: &InetSkEntry, options: &RestoreOptions) -> InetSkEntry {
     let mut record = record.clone();
-    if is_connection(&record) && peer_of(&record).is_ok_and(|peer| !options.tcp.of(peer).keeps_record()) {
+    if (is_connection(&record) || record.state == state::SYN_SENT)
+        && peer_of(&record).is_ok_and(|peer| !options.tcp.of(peer).keeps_record())
+    {
         close(&mut record);
     }
     record
@@ -212,18 +222,18 @@ pub fn state_of(socket: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
     Info::of(socket).map(|info| info.state)
 }
 
-/// A connection, as the user wants it.
-fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+/// A connection, as the user wants it; whether it is carried.
+fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<bool> {
     let held = |e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e));
     match cx.options.tcp.of(peer_of(record)?) {
         TcpPolicy::Refuse => return Err(refuse_connections(cx, file)),
         TcpPolicy::Close => {
             close(record);
-            return Ok(());
+            return Ok(false);
         }
         TcpPolicy::Reset => {
             close(record);
-            return cx.sockets.held.hold_for_reset(file.file).map_err(held);
+            return cx.sockets.held.hold_for_reset(file.file).map_err(held).map(|()| false);
         }
         TcpPolicy::Keep => {}
     }
@@ -232,7 +242,7 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
         return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
     }
     connection::collect(cx, file, record)?;
-    cx.sockets.held.hold(file.file).map_err(held)
+    cx.sockets.held.hold(file.file).map_err(held).map(|()| true)
 }
 
 /// Names all connections of the tree that nothing is said about, of which one was met.
