@@ -18,6 +18,7 @@ pub mod handle;
 pub mod huge;
 pub mod inotify;
 pub mod io_uring;
+pub mod ip_queue;
 pub mod kcmp;
 pub mod mem;
 pub mod netlink;

@@ -1,4 +1,4 @@
-//! What waits in a Unix socket to be read, as it stands in the kernel's memory ([`bpf_iter`]): for what no call tells.
+//! What waits in a socket to be read, mostly one of Unix, as it stands in the kernel's memory ([`bpf_iter`]): for what no call tells.
 
 use super::bpf_iter::{self, Base, Block, Field};
 use super::bpf_memory;
@@ -27,6 +27,8 @@ pub(super) struct Buffer {
     pub data: u64,
     /// Where it says where the others are (struct skb_shared_info).
     pub shared: u64,
+    /// Where the header of its network begins, if it has one.
+    pub network: u64,
     /// How many were read already, of a stream.
     pub consumed: u64,
     /// Its sender: struct pid, user and group.
@@ -85,17 +87,18 @@ impl Reader {
             self.field("unix_skb_parms", name, len).map(|field| Field { offset: beside + field.offset, len })
         };
         let whole = |name, len| self.field("sk_buff", name, len);
-        let [len, paged, data, head, end, owner] = [
+        let [len, paged, data, head, end, owner, network] = [
             whole("len", 4)?,
             whole("data_len", 4)?,
             whole("data", 8)?,
             whole("head", 8)?,
             whole("end", 4)?,
             whole("sk", 8)?,
+            whole("network_header", 2)?,
         ];
         let [pid, uid, gid, rights, consumed] =
             [parts("pid", 8)?, parts("uid", 4)?, parts("gid", 4)?, parts("fp", 8)?, parts("consumed", 4)?];
-        let fields = [len, paged, data, head, end, owner, pid, uid, gid, rights, consumed];
+        let fields = [len, paged, data, head, end, owner, network, pid, uid, gid, rights, consumed];
         let most = fields.iter().map(|field| field.offset as usize + 8).max().unwrap_or_default();
         // The head of the list begins as its members do.
         let queue = sock + u64::from(self.field("sock", "sk_receive_queue", 8)?.offset);
@@ -111,6 +114,7 @@ impl Reader {
                 paged: value(paged)?,
                 data: value(data)?,
                 shared: value(head)? + value(end)?,
+                network: value(head)? + value(network)?,
                 consumed: value(consumed)?,
                 sender: (value(pid)?, value(uid)? as u32, value(gid)? as u32),
                 rights: value(rights)?,

@@ -5,7 +5,9 @@
 use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
-use super::{CLOSE, address, describe, error, multicast, object, raw, ready, sort_of, state, unread, zone_of};
+use super::{
+    CLOSE, address, describe, error, multicast, object, raw, ready, sort_of, state, unread, unread_packets, zone_of,
+};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown};
@@ -30,7 +32,7 @@ pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
 }
 
 /// Whether it sends and receives echoes of ICMP.
-fn is_ping(sort: Sort) -> bool {
+pub fn is_ping(sort: Sort) -> bool {
     sort.kind == libc::SOCK_DGRAM && matches!(sort.protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
 }
 
@@ -65,8 +67,11 @@ pub fn collect(
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
     refuse_corked(file)?;
-    if sort.kind == libc::SOCK_RAW || is_ping(sort) {
+    if unread_packets::concerns(sort) {
         raw::collect(file, sort, record)?;
+        if raw::has_unread(file) {
+            unread_packets::collect(cx, file, sort, record)?;
+        }
         return multicast::collect(&mut cx.sockets, file, sort.family == libc::AF_INET6, extra);
     }
     // Of one that is shut down, poll says that there is something in any case.
@@ -122,6 +127,10 @@ fn collect_shutdown(cx: &mut Collect<'_>, file: &OpenFile<'_>, sort: Sort, recor
 /// Connects it, if it was, and gives it back what was not read.
 pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Result<()> {
     multicast::build(socket, extra, || object(record.id, sort_of(record)))?;
+    if unread_packets::concerns(sort_of(record)) {
+        // Before it has a peer: that may be another since.
+        unread_packets::build(cx, socket, record)?;
+    }
     if record.state == state::ESTABLISHED {
         connect(socket, record)?;
     }

@@ -21,6 +21,7 @@ mod peers;
 mod raw;
 mod tcp;
 mod unread;
+mod unread_packets;
 mod waiting;
 
 pub use apart::{TakenApart, take_apart};
@@ -139,6 +140,10 @@ impl FileKind for Inet {
         })?;
         let socket = file.as_fd();
         build_inode(socket, &extra).map_err(|e| Error::kernel(what(), "give it its owner", e))?;
+        let sees_all = unread_packets::concerns(sort);
+        if sees_all {
+            unread_packets::deafen(socket, record)?;
+        }
         build_early(socket, record, &extra)?;
         let connected = tcp::is_connection(record);
         if connected {
@@ -159,8 +164,9 @@ impl FileKind for Inet {
         if !connected && extra.ended.is_none() {
             build_shutdown(socket, record)?;
         }
-        filter::build(socket, &record.opts.so_filter, what)?;
-        settings::build(socket, &tables(record), &extra, When::Late, what)?;
+        if !sees_all {
+            build_late(socket, record, &extra)?;
+        }
         apply_status_flags(socket, entry.id, record.flags)?;
         Ok(file)
     }
@@ -179,6 +185,10 @@ impl FileKind for Inet {
             tcp::listen(file, record.backlog, record)?;
             waiting::build(cx, file, record)?;
             settle_reuseport(cx, record)?;
+        }
+        if unread_packets::concerns(sort_of(record)) {
+            unread_packets::listen(file, record)?;
+            build_late(file, record, &super::Beside::read(cx.images)?.of(entry.id))?;
         }
         // Not before everybody has an address.
         let what = || object(entry.id, sort_of(record));
@@ -329,6 +339,13 @@ fn build_early(socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> R
     }
     settings::build(socket, &tables(record), extra, When::Early, what)?;
     options::build(socket, &record.opts, what)
+}
+
+/// What bars others from it, or itself from what is to be done before.
+fn build_late(socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Result<()> {
+    let what = || object(record.id, sort_of(record));
+    filter::build(socket, &record.opts.so_filter, what)?;
+    settings::build(socket, &tables(record), extra, When::Late, what)
 }
 
 /// Gives it its own address, if it has one.

@@ -6,6 +6,7 @@ use cryonaut_kernel::sys::socket;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketFlags, SocketType, sendto, socket_with};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// Bits of a segment (RFC 9293): it ends its direction, begins it, resets the connection, has no more behind it, says up
@@ -109,6 +110,23 @@ pub fn send_unreachable(
     send_as(peer, own, own_protocol, MESSAGE + quoted.len(), bytes)
 }
 
+/// Sends a packet as it is, to an address of this host.
+pub fn send_whole(packet: &[u8], to: IpAddr) -> Result<(), Errno> {
+    let socket = sender(if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 })?;
+    sendto(&socket, packet, SendFlags::empty(), &SocketAddr::new(to, 0)).map(drop)
+}
+
+/// A socket for packets that have their headers.
+fn sender(family: AddressFamily) -> Result<OwnedFd, Errno> {
+    let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
+    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
+    socket::set_int(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
+    if family == AddressFamily::INET6 {
+        socket::set_int(&socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
+    }
+    Ok(socket)
+}
+
 /// What a checksum begins with: both addresses, length and protocol.
 struct Pseudo(Vec<u8>);
 
@@ -131,12 +149,7 @@ fn send_as(
     let pseudo = [addresses, length.to_be_bytes().to_vec(), vec![0, protocol as u8]].concat();
     packet.extend(bytes(&Pseudo(pseudo)));
     let family = if to.ip().to_canonical().is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
-    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
-    socket::set_int(&socket, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
-    if family == AddressFamily::INET6 {
-        socket::set_int(&socket, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
-    }
+    let socket = sender(family)?;
     let mut whither = SocketAddr::new(to.ip().to_canonical(), 0);
     if let (SocketAddr::V6(whither), SocketAddr::V6(to)) = (&mut whither, to) {
         whither.set_scope_id(to.scope_id());

@@ -35,12 +35,6 @@ pub fn collect(file: &OpenFile<'_>, sort: Sort, record: &mut InetSkEntry) -> Res
     let ready = ready(file.file);
     if ready.contains(PollFlags::RDHUP) {
         record.set_shutdown(if ready.contains(PollFlags::HUP) { SkShutdown::Both } else { SkShutdown::Read });
-    } else if ready.contains(PollFlags::IN) {
-        return Err(Error::unsupported(
-            file.object(),
-            "it has packets that the program has not read, which cannot be carried",
-            "let the program read them before the checkpoint",
-        ));
     }
     let list = match (sort.kind == libc::SOCK_RAW, sort.family == libc::AF_INET6) {
         (true, false) => "/proc/net/raw",
@@ -55,6 +49,13 @@ pub fn collect(file: &OpenFile<'_>, sort: Sort, record: &mut InetSkEntry) -> Res
         record.state = state::ESTABLISHED;
     }
     Ok(())
+}
+
+/// Whether there are packets that the program has not read. Of one that is shut down, poll says so in any case.
+pub fn has_unread(file: &OpenFile<'_>) -> bool {
+    let ready = ready(file.file);
+    let is_shut = ready.contains(PollFlags::RDHUP);
+    ready.contains(PollFlags::IN) && (!is_shut || rustix::io::ioctl_fionread(file.file).is_ok_and(|len| len > 0))
 }
 
 /// The peer in a line about the socket with this inode, if it has one: number, own address, peer, state, queues, timer,

@@ -144,7 +144,7 @@ fn own_address(record: &InetSkEntry, from: &SocketAddr) -> Result<SocketAddr> {
 }
 
 /// Memory in use by what it has received: the first word of SO_MEMINFO.
-fn in_use(socket: BorrowedFd<'_>) -> u32 {
+pub fn in_use(socket: BorrowedFd<'_>) -> u32 {
     let words = socket::get_bytes(socket, SOL_SOCKET, so::MEMINFO, 4).unwrap_or_default();
     words.first_chunk().map_or(0, |word| u32::from_ne_bytes(*word))
 }
