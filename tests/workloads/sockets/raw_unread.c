@@ -55,8 +55,11 @@ static void ask(int fd, int family, int number)
 	struct icmphdr echo = { .type = family == AF_INET ? ICMP_ECHO : ICMP6_ECHO_REQUEST, .un.echo.sequence = htons(number) };
 
 	echo.un.echo.id = htons(getpid());
-	if (family == AF_INET)
-		echo.checksum = ~(echo.type + echo.un.echo.id + echo.un.echo.sequence);
+	if (family == AF_INET) {
+		uint32_t sum = echo.type + echo.un.echo.id + echo.un.echo.sequence;
+
+		echo.checksum = ~(sum + (sum >> 16));
+	}
 	CHECK(send(fd, &echo, sizeof(echo), 0) == sizeof(echo), "an echo is not sent: %s", strerror(errno));
 }
 
