@@ -364,5 +364,7 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
     if !running {
         workload.restore()?;
     }
+    let left = no_rules(&connections(&workload.family().members()));
+    left.map_err(|what| workload.failure("restore", what))?;
     workload.finish()
 }

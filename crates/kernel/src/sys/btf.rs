@@ -2,7 +2,8 @@
 //! the number of a function's type.
 
 use rustix::io::Errno;
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -19,6 +20,8 @@ pub struct Btf {
     strings: usize,
     /// Where each type's record begins. Numbers begin with 1.
     types: Vec<usize>,
+    /// Numbers that were looked for already, which takes a walk through all types: by name, those of each kind.
+    found: Mutex<HashMap<String, Vec<(u32, Option<u32>)>>>,
 }
 
 /// A type's record: offset of its name, kind and number of its parts.
@@ -68,7 +71,7 @@ impl Btf {
         if u16::from_le_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
         }
-        let mut btf = Btf { bytes, strings: 0, types: Vec::new() };
+        let mut btf = Btf { bytes, strings: 0, types: Vec::new(), found: Mutex::default() };
         let word = |at| btf.word(at).map(|w| w as usize);
         let header = word(4)?;
         let (begin, len) = (header + word(8)?, word(12)?);
@@ -106,8 +109,15 @@ impl Btf {
     }
 
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
+        // Who panics while holding it has not left it half changed.
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, number)) = found.get(name).and_then(|all| all.iter().find(|(its_kind, _)| *its_kind == kind)) {
+            return *number;
+        }
         let is = |at: usize| self.record(at).is_some_and(|t| t.kind == kind && self.is_named(t.name, name));
-        self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1)
+        let number = self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1);
+        found.entry(name.to_owned()).or_default().push((kind, number));
+        number
     }
 
     /// The number of a function's type.
