@@ -3,7 +3,7 @@
 use crate::attributes::{credentials, leader};
 use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{Held, Peers};
-use crate::freeze::{Frozen, Process, pid_of};
+use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::network_lock::{self, NetworkLock};
 use crate::options::Afterwards;
@@ -30,6 +30,7 @@ use std::time::Instant;
 pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
     let begun = Instant::now();
     refuse_ourselves(pid)?;
+    freeze::prepare(pid);
     network_lock::clear_stale();
     options.hook.call(Moment::PreDump, pid)?;
     let janitor = janitor(dir)?;

@@ -7,6 +7,7 @@ use crate::freeze::{Process, Thread, pid_of};
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::records::{CoreEntry, CredsEntry, SeccompMode, SignalQueueEntry, ThreadCoreEntry, ThreadSasEntry};
 use cryonaut_kernel::sys::sched::{self, SchedAttr};
+use cryonaut_kernel::sys::thread_calls;
 use cryonaut_kernel::sys::thread_state::{self, ThreadState};
 use cryonaut_puppet::{Arg, Batch, Call, Data};
 
@@ -23,6 +24,7 @@ pub const MANY: usize = 24;
 /// Gets ready what reads of so many threads what they have, while they are being stopped.
 pub fn prepare(threads: usize) {
     if threads > MANY {
+        parallel::aside(thread_calls::prepare);
         parallel::aside(thread_state::prepare);
     }
 }

@@ -3,10 +3,12 @@
 //! program's but the kernel's own.
 
 use super::pid_of;
-use crate::attributes::restart;
+use crate::attributes::{restart, thread};
 use crate::{Error, Object, Result, parallel};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Syscall;
+use cryonaut_kernel::sys::thread_calls::{self, Glance};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Threads whose calls are looked at before the first of them is held.
@@ -14,15 +16,35 @@ pub(super) const CALLS_AT_ONCE: usize = 128;
 
 /// The calls that several threads are in, for those of which a moment more or
 /// less does not matter. The others are to be looked at again, each right before it is held.
-pub(super) fn calls_of(task: &Task, tids: &[i32]) -> Vec<(i32, Option<Syscall>)> {
-    let look = |tid: i32| {
-        let call = task.thread(pid_of(tid).ok()?).syscall().ok()?;
-        Some(call).filter(|call| !is_vfork(tid, *call) && !restart::is_limited(tid, *call))
-    };
+pub(super) fn calls_of(task: &Task, tids: &[i32], seen: Option<&BTreeMap<i32, Glance>>) -> Vec<(i32, Option<Syscall>)> {
+    let in_proc = |tid: i32| task.thread(pid_of(tid).ok()?).syscall().ok();
+    let does_not_matter = |tid: i32, call: &Syscall| !is_vfork(tid, *call) && !restart::is_limited(tid, *call);
     if tids.len() == 1 {
         return vec![(tids[0], None)];
     }
-    tids.iter().copied().zip(parallel::map(tids.to_vec(), look)).collect()
+    let calls = match seen {
+        Some(seen) => tids.iter().map(|tid| seen.get(tid).map(|glance| glance.call)).collect(),
+        None => parallel::map(tids.to_vec(), in_proc),
+    };
+    tids.iter().zip(calls).map(|(&tid, call)| (tid, call.filter(|call| does_not_matter(tid, call)))).collect()
+}
+
+/// A glance at all threads of a process that has many: at once, without the files of each. `None` for few, and where the
+/// kernel does not let us, or says something else than /proc of any of the first.
+pub(super) fn glance_at(task: &Task, pid: i32, threads: usize) -> Option<BTreeMap<i32, Glance>> {
+    const COMPARED: usize = 4;
+    if threads <= thread::MANY {
+        return None;
+    }
+    let all = thread_calls::of_threads(pid);
+    let all = all.inspect_err(|e| tracing::debug!("threads of {pid} are looked at one by one: {e}")).ok()?;
+    let is_understood = |(tid, glance): (&i32, &Glance)| {
+        let Ok(tid) = pid_of(*tid) else { return false };
+        let has_children = task.children(tid).map(|children| !children.is_empty());
+        task.thread(tid).syscall().is_ok_and(|call| call == glance.call)
+            && has_children.is_ok_and(|any| any == glance.has_children)
+    };
+    all.iter().take(COMPARED).any(is_understood).then_some(all)
 }
 
 /// The call that a thread is in. In vfork it could not be stopped, but most

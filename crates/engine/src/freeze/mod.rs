@@ -11,7 +11,7 @@ use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq, thread};
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
-use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, is_kernels, is_programs};
+use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
@@ -166,6 +166,12 @@ pub struct Frozen {
     verdict: Option<Verdict>,
 }
 
+/// Gets ready what a process with many threads wants, before they stand still.
+pub fn prepare(root: i32) {
+    let threads = pid_of(root).ok().and_then(|pid| Task::open(pid).ok()?.thread_count().ok());
+    thread::prepare(threads.unwrap_or_default() as usize);
+}
+
 impl Frozen {
     /// Freezes `root` and everything below it. Waits at most `limit` for each
     /// thread.
@@ -244,8 +250,10 @@ impl Frozen {
         limit: Duration,
     ) -> Result<Vec<(i32, Option<Restart>)>> {
         let mut taken = Vec::new();
-        let new: Vec<i32> = tids.iter().copied().filter(|tid| !held.iter().any(|known| known.tid == *tid)).collect();
-        for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, some)) {
+        let known: BTreeSet<i32> = held.iter().map(|known| known.tid).collect();
+        let new: Vec<i32> = tids.iter().copied().filter(|tid| !known.contains(tid)).collect();
+        let seen = glance_at(task, pid, new.len());
+        for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, some, seen.as_ref())) {
             let call = match call {
                 Some(call) => Some(call),
                 None => call_but_vfork(task, pid, tid, limit)?,
@@ -465,7 +473,12 @@ impl Held {
 /// whose children have another parent.
 fn children_of(held: &mut [Held]) -> Result<Vec<(i32, i32)>> {
     let asked = held.iter().filter(|p| !p.is_childless);
-    let threads: Vec<(&Held, i32)> = asked.flat_map(|p| p.threads.iter().map(move |t| (p, t.tid))).collect();
+    let parents_of = |p: &Held| -> Vec<i32> {
+        let seen = glance_at(&p.task, p.pid, p.threads.len());
+        let may_have = |tid: &i32| seen.as_ref().and_then(|seen| seen.get(tid)).is_none_or(|seen| seen.has_children);
+        p.threads.iter().map(|t| t.tid).filter(may_have).collect()
+    };
+    let threads: Vec<(&Held, i32)> = asked.flat_map(|p| parents_of(p).into_iter().map(move |tid| (p, tid))).collect();
     let list = |(process, tid): (&Held, i32)| -> Result<Vec<(i32, i32)>> {
         let children = process.task.children(pid_of(tid)?).unwrap_or_default();
         Ok(children.into_iter().map(|child| (child.as_raw_nonzero().get(), process.pid)).collect())

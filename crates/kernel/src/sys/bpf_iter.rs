@@ -114,7 +114,7 @@ fn load32(dst: u8, src: u8, off: i16) -> Insn {
     Insn { code: 0x61, dst, src, off, imm: 0 }
 }
 
-fn store64(dst: u8, off: i16, src: u8) -> Insn {
+pub(super) fn store64(dst: u8, off: i16, src: u8) -> Insn {
     Insn { code: 0x7b, dst, src, off, imm: 0 }
 }
 
@@ -212,13 +212,13 @@ fn go_to(base: Base, private_data: i16) -> Vec<Insn> {
 }
 
 /// Reads `size` bytes behind register 8 into the stack.
-fn read(place: i16, size: u8, offset: u32) -> [Insn; 6] {
+pub(super) fn read(place: i16, size: u8, offset: u32) -> [Insn; 6] {
     let call = call(CALL_PROBE_READ_KERNEL);
     [mov(1, 10), add(1, place.into()), mov_value(2, size.into()), mov(3, 8), add(3, offset as i32), call]
 }
 
 /// Tells the last `len` bytes of the stack.
-fn tell(len: i16) -> [Insn; 5] {
+pub(super) fn tell(len: i16) -> [Insn; 5] {
     [mov(1, 9), mov(2, 10), add(2, (-len).into()), mov_value(3, len.into()), call(CALL_SEQ_WRITE)]
 }
 

@@ -38,6 +38,7 @@ pub mod socket_inside;
 pub mod sysv;
 pub mod tcp_inside;
 pub mod tcp_repair;
+pub mod thread_calls;
 pub mod thread_state;
 pub mod timerfd;
 pub mod tty;
