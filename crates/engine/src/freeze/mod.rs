@@ -18,6 +18,7 @@ use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat, stat::State};
 use cryonaut_kernel::sys::pidfd::release_memory;
 use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::signal::tgkill;
+use cryonaut_kernel::sys::thread_calls::Glance;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops::{self, Stopped};
 use cryonaut_puppet::{Context, DoorMaps, Entering, Ground, Hand, Verdict, find_doorway, scratch, trace};
@@ -215,11 +216,11 @@ impl Frozen {
         let mut threads: Vec<Thread> = Vec::new();
         let mut not_suspended = None;
         // Most processes have one thread, which needs no looking for.
-        let (mut tids, mut listed) = (vec![pid], false);
+        let (mut tids, mut listed, mut seen, mut rounds) = (vec![pid], false, None, 0);
         // Threads may create threads until all are held.
         loop {
             let before = threads.len();
-            for (tid, asleep) in self.seize_others(pid, &task, &tids, &threads, limit)? {
+            for (tid, asleep) in self.seize_others(pid, &task, (&tids, seen.take()), &threads, limit)? {
                 if let Some(stopped) = stops::wait_stopped(tid, limit)? {
                     threads.push(Thread::read(tid, stopped, asleep)?);
                     let suspended = trace::set_options(tid, stops::VISIT | stops::SUSPEND_SECCOMP);
@@ -228,31 +229,37 @@ impl Frozen {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
-            if listed && threads.len() == before || threads.len() as u64 == task.thread_count().map_err(gone)? {
+            let count = task.thread_count().map_err(gone)? as usize;
+            if listed && threads.len() == before || threads.len() == count {
                 break;
             }
-            tids = task.tids()?.into_iter().map(|tid| tid.as_raw_nonzero().get()).collect();
-            thread::prepare(tids.len());
-            listed = true;
+            thread::prepare(count);
+            rounds += 1;
+            seen = if rounds > 1 { None } else { glance_at(&task, pid, count) };
+            if let Some(seen) = &seen {
+                tids = seen.keys().copied().collect();
+            } else {
+                tids = task.tids()?.into_iter().map(|tid| tid.as_raw_nonzero().get()).collect();
+                listed = true;
+            }
         }
         threads.sort_by_key(|t| (t.tid != pid, t.tid));
         Ok(Held { pid, ppid, task, threads, is_childless: false, not_suspended })
     }
 
     /// Begins to hold those of the threads `tids` that are not held yet: their
-    /// ids, and the calls that they slept in.
+    /// ids, and the calls that they slept in, which may have been `seen` already.
     fn seize_others(
         &mut self,
         pid: i32,
         task: &Task,
-        tids: &[i32],
+        (tids, seen): (&[i32], Option<BTreeMap<i32, Glance>>),
         held: &[Thread],
         limit: Duration,
     ) -> Result<Vec<(i32, Option<Restart>)>> {
         let mut taken = Vec::new();
         let known: BTreeSet<i32> = held.iter().map(|known| known.tid).collect();
         let new: Vec<i32> = tids.iter().copied().filter(|tid| !known.contains(tid)).collect();
-        let seen = glance_at(task, pid, new.len());
         for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, some, seen.as_ref())) {
             let call = match call {
                 Some(call) => Some(call),

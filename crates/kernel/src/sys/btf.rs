@@ -2,7 +2,10 @@
 //! the number of a function's type.
 
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -16,12 +19,60 @@ const DEPTH: u32 = 16;
 /// The types of a kernel.
 #[derive(Debug)]
 pub struct Btf {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     strings: usize,
     /// Where each type's record begins. Numbers begin with 1.
     types: Vec<usize>,
-    /// Numbers that were looked for already, which takes a walk through all types: by name, those of each kind.
-    found: Mutex<HashMap<String, Vec<(u32, Option<u32>)>>>,
+    /// Types that were looked for: there are a hundred thousand.
+    found: Mutex<HashMap<(u32, String), Option<u32>>>,
+}
+
+/// The description, as the kernel gives it.
+#[derive(Debug)]
+enum Bytes {
+    /// Linux 6.16.
+    Mapped { start: *const u8, len: usize },
+    /// A page at a time: some thousand system calls.
+    Read(Vec<u8>),
+}
+
+// SAFETY: the mapping is private, read-only and never changes, and only `Drop` removes it.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    fn of_the_kernel() -> Result<Self, Errno> {
+        let failed = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        let file = std::fs::File::open(PATH).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len() as usize;
+        // SAFETY: a new mapping at an address that the kernel chooses; the description of a running kernel stays as it is.
+        match unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::PRIVATE, file.as_fd(), 0) } {
+            Ok(start) => Ok(Bytes::Mapped { start: start.cast(), len }),
+            Err(_) => std::fs::read(PATH).map(Bytes::Read).map_err(failed),
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            // SAFETY: `len` bytes are mapped there until `Drop`, and the kernel has no others to show.
+            Bytes::Mapped { start, len } => unsafe { std::slice::from_raw_parts(*start, *len) },
+            Bytes::Read(bytes) => bytes,
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Bytes::Mapped { start, len } = *self {
+            // SAFETY: our own mapping, to which nothing leads any more.
+            let _ = unsafe { munmap(start.cast_mut().cast(), len) };
+        }
+    }
 }
 
 /// A type's record: offset of its name, kind and number of its parts.
@@ -62,11 +113,10 @@ impl Btf {
 
     /// Of the running kernel. ENOENT where it was built without, EINVAL for one that is not understood.
     pub fn vmlinux() -> Result<Self, Errno> {
-        let bytes = std::fs::read(PATH).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-        Self::parse(bytes).ok_or(Errno::INVAL)
+        Self::parse(Bytes::of_the_kernel()?).ok_or(Errno::INVAL)
     }
 
-    fn parse(bytes: Vec<u8>) -> Option<Self> {
+    fn parse(bytes: Bytes) -> Option<Self> {
         // magic, version, flags; then the length of this header, and where types and names are behind it.
         if u16::from_le_bytes(bytes.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
@@ -111,13 +161,12 @@ impl Btf {
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
         // Who panics while holding it has not left it half changed.
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, number)) = found.get(name).and_then(|all| all.iter().find(|(its_kind, _)| *its_kind == kind)) {
-            return *number;
-        }
+        *found.entry((kind, name.to_owned())).or_insert_with(|| self.search(kind, name))
+    }
+
+    fn search(&self, kind: u32, name: &str) -> Option<u32> {
         let is = |at: usize| self.record(at).is_some_and(|t| t.kind == kind && self.is_named(t.name, name));
-        let number = self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1);
-        found.entry(name.to_owned()).or_default().push((kind, number));
-        number
+        self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1)
     }
 
     /// The number of a function's type.
@@ -211,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_is_no_description_is_refused() {
-        assert!(Btf::parse(vec![0; 64]).is_none());
-        assert!(Btf::parse(MAGIC.to_le_bytes().to_vec()).is_none());
+        assert!(Btf::parse(Bytes::Read(vec![0; 64])).is_none());
+        assert!(Btf::parse(Bytes::Read(MAGIC.to_le_bytes().to_vec())).is_none());
     }
 }
