@@ -68,6 +68,11 @@ impl Questions {
         self.of_timers.as_mut().map_or(Ok(()), |b| Ok(hand.run(b)?))
     }
 
+    /// Whether the process has POSIX timers.
+    pub fn has_timers(&self) -> bool {
+        self.timers.any()
+    }
+
     /// The answers about timers.
     pub fn of_timers(&self) -> &Batch {
         self.of_timers.as_ref().unwrap_or(&self.answers)

@@ -23,6 +23,11 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// Whether the process has POSIX timers.
+    pub fn any(&self) -> bool {
+        !self.posix.is_empty()
+    }
+
     /// Adds it to a batch for the process, which has these POSIX timers.
     pub fn new(b: &mut Batch, timers: Vec<Timer>) -> Self {
         let interval = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|which| {

@@ -15,7 +15,7 @@ use crate::attributes::{cpu_timers, extras, leader, overruns, signals, task, thr
 use crate::files::socket::Held;
 use crate::files::socket::packet;
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
-use crate::freeze::{Frozen, Process};
+use crate::freeze::{Frozen, Process, Thread};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
@@ -220,6 +220,9 @@ impl<'a> Tree<'_, 'a> {
     fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
         let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
         let mut asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        for process in &*processes {
+            write_pstree(self.images, process)?;
+        }
         let (true, [one], [Some(questions)]) = (self.alone, &mut *processes, &mut asked[..]) else {
             return self.write_asked(processes, asked, spaces);
         };
@@ -229,11 +232,35 @@ impl<'a> Tree<'_, 'a> {
         }
         // Not before it has answered: it might have to wait for the processor.
         questions.wait(one)?;
-        let (files, owner) = (self.files, Owner::of(one, true));
+        let known = threads_apart(one, questions)?;
+        let others = if known.is_some() { one.threads.split_off(1) } else { Vec::new() };
+        let written = self.write_alone(processes, asked, spaces, (&others, known));
+        if let [one] = processes {
+            one.threads.extend(others);
+        }
+        written
+    }
+
+    /// Writes down a process that is alone and has answered: its files, and those of its threads that are taken apart, are
+    /// written by others at the same time.
+    fn write_alone(
+        &mut self,
+        processes: &mut [Process],
+        asked: Vec<Option<Questions>>,
+        spaces: &mut Spaces,
+        (others, known): (&[Thread], Option<threads::Known>),
+    ) -> Result<Vec<Written>> {
+        let told = threads::read(others, known.unwrap_or_default(), &mut self.gathered.filters)?;
+        let (images, files) = (self.images, self.files);
+        let owner = processes.first().map(|one| Owner::of(one, true));
         self.files_ahead = true;
-        let (of_files, written) =
-            parallel::both(|| descriptors::write(files, &owner), || self.write_asked(processes, asked, spaces));
-        of_files.and(written)
+        let beside = || -> Result<Vec<(i32, extras::ThreadExtra)>> {
+            owner.map_or(Ok(()), |owner| descriptors::write(files, &owner))?;
+            threads::write_all(images, told)
+        };
+        let (of_threads, written) = parallel::both(beside, || self.write_asked(processes, asked, spaces));
+        self.gathered.threads.extend(of_threads?);
+        written
     }
 
     /// Writes down those that have been asked.
@@ -295,7 +322,6 @@ impl<'a> Tree<'_, 'a> {
     where
         'a: 'p,
     {
-        write_pstree(self.images, process)?;
         let Some(mut questions) = questions else {
             write_zombie(self.images, process)?;
             return Ok(None);
@@ -422,6 +448,16 @@ fn write_pstree(images: &DumpDir, process: &Process) -> Result<()> {
         threads,
     };
     Ok(images.append(ImageKind::Pstree, None, &entry, None)?)
+}
+
+/// What is known of the threads of a process beside its first, if they can be written without it, and it without them.
+fn threads_apart(process: &Process, asked: &Questions) -> Result<Option<threads::Known>> {
+    // A timer may be one of a thread, and a stop of any.
+    if process.threads.len() <= thread::MANY || asked.has_timers() || process.job_stop().is_some() {
+        return Ok(None);
+    }
+    let first = asked.thread.answer(process, process.speaker(), &asked.answers)?;
+    Ok(threads::all_known(process, &first))
 }
 
 /// Whether a process's memory is not to be written without its hand.

@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 const AT_ONCE: usize = 64;
 
 /// What the kernel tells of threads that need not be asked, by their ids.
-type Known = BTreeMap<i32, thread::Facts>;
+pub type Known = BTreeMap<i32, thread::Facts>;
 
 /// A thread, and what is to be written of it.
-struct Told<'t> {
+#[derive(Debug)]
+pub struct Told<'t> {
     thread: &'t Thread,
     facts: thread::Facts,
     told: thread::Told,
@@ -68,6 +69,32 @@ pub fn dump(
         }
     }
     Ok(extras)
+}
+
+/// What the kernel tells of all threads but the first of a process that has many, none of which has to be asked then.
+/// `first` is what that one has answered.
+pub fn all_known(process: &Process, first: &thread::Facts) -> Option<Known> {
+    let others = process.threads.get(1..).unwrap_or_default();
+    let known = if others.len() > thread::MANY { known(process, first) } else { return None };
+    others.iter().all(|thread| known.contains_key(&thread.tid)).then_some(known)
+}
+
+/// Reads of threads that are known what only ptrace tells.
+pub fn read<'t>(threads: &'t [Thread], mut known: Known, filters: &mut seccomp::Filters) -> Result<Vec<Told<'t>>> {
+    let mut all = Vec::with_capacity(threads.len());
+    for thread in threads {
+        let mut told = thread::Told::read(thread.tid)?;
+        if let Some(facts) = known.remove(&thread.tid) {
+            told.read_filters(thread.tid, &facts, filters);
+            all.push(Told { thread, facts, told });
+        }
+    }
+    Ok(all)
+}
+
+/// Writes the records of threads; what the format has no place for comes back.
+pub fn write_all(images: &DumpDir, told: Vec<Told<'_>>) -> Result<Vec<(i32, extras::ThreadExtra)>> {
+    parallel::map(told, |told| write(images, told)).into_iter().collect()
 }
 
 /// What can be read of threads that share their credentials with the first of
