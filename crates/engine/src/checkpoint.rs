@@ -2,7 +2,7 @@
 
 use crate::attributes::{credentials, leader};
 use crate::dump::{About, dump, expect_files};
-use crate::files::socket::{Held, Peers};
+use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::network_lock::{self, NetworkLock};
@@ -41,6 +41,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
     parallel::get_ready();
+    socket::get_ready(pid);
     cryonaut_kernel::heap::fault_in();
     credentials::last_capability();
     let freezing = Instant::now();

@@ -173,6 +173,10 @@ impl HeldFile {
         self.file.as_fd()
     }
 
+    pub(super) fn is_socket(&self) -> bool {
+        is_socket(&self.stat, &self.info)
+    }
+
     pub(super) fn inode(&self) -> u64 {
         self.stat.st_ino
     }
@@ -309,6 +313,7 @@ impl<'a> Collect<'a> {
 
     /// Does for some descriptors at a time what takes less time so: [`Collect::descriptor`] of each is to follow.
     pub fn some(&mut self, held: &[HeldFile]) {
+        super::socket::look_inside(self, held);
         super::socket::take_apart(self, held);
     }
 

@@ -110,7 +110,7 @@ pub(super) fn load64(dst: u8, src: u8, off: i16) -> Insn {
     Insn { code: 0x79, dst, src, off, imm: 0 }
 }
 
-fn load32(dst: u8, src: u8, off: i16) -> Insn {
+pub(super) fn load32(dst: u8, src: u8, off: i16) -> Insn {
     Insn { code: 0x61, dst, src, off, imm: 0 }
 }
 
@@ -387,6 +387,18 @@ fn body(btf: &Btf, base: Base, fields: &[Field]) -> Result<Vec<Insn>, Errno> {
 
 fn private_data(btf: &Btf) -> Result<i16, Errno> {
     btf.field("file", "private_data").and_then(|at| i16::try_from(at).ok()).ok_or(Errno::NOTSUP)
+}
+
+/// Loads a program for every descriptor of a task.
+pub(super) fn load_for_files(btf: &Btf, body: &[Insn]) -> Result<OwnedFd, Errno> {
+    // Of which task is said when it is run.
+    let visit = Visit::Files(0);
+    load(btf, visit.target(), &program(visit, body))
+}
+
+/// Runs it; the words that it tells.
+pub(super) fn run_for_files(program: &OwnedFd, tid: i32) -> Result<Vec<u64>, Errno> {
+    run(program, Visit::Files(tid))
 }
 
 /// A descriptor, by what the kernel has of it.

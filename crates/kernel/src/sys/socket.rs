@@ -2,9 +2,11 @@
 //!
 //! rustix has a typed function for many of them; whoever reads and sets all that there are goes through tables.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use super::check;
+use super::socket_inside::Key;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, ioctl};
 
@@ -123,6 +125,39 @@ pub fn attach_filter_for(socket: impl AsFd, option: i32, filter: &[libc::sock_fi
     let program = (&raw const program).cast();
     // SAFETY: the kernel reads one sock_fprog, and from it `len` instructions, which `filter` has.
     check(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, program, size) }).map(drop)
+}
+
+const TCP_MD5SIG_EXT: i32 = 32;
+/// Bytes of `struct tcp_md5sig` (linux/tcp.h), and where its fields are.
+const MD5SIG: usize = 216;
+const MD5SIG_FLAGS: usize = 128;
+const MD5SIG_PREFIX: usize = 129;
+const MD5SIG_LEN: usize = 130;
+const MD5SIG_DEVICE: usize = 132;
+const MD5SIG_KEY: usize = 136;
+
+/// Has TCP sign what goes to a peer, and expect it of what comes from there (TCP_MD5SIG_EXT); without a key, not any more.
+/// EINVAL for a key that is too long.
+pub fn set_md5_key(socket: impl AsFd, key: &Key) -> Result<(), Errno> {
+    const HAS_PREFIX: u8 = 1;
+    const HAS_DEVICE: u8 = 2;
+    let fd = socket.as_fd();
+    let v6 = get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6;
+    let mut all = [0u8; MD5SIG];
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    all[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    match (key.peer, v6) {
+        (IpAddr::V4(v4), false) => all[4..8].copy_from_slice(&v4.octets()),
+        (IpAddr::V4(v4), true) => all[8..24].copy_from_slice(&v4.to_ipv6_mapped().octets()),
+        (IpAddr::V6(v6), true) => all[8..24].copy_from_slice(&v6.octets()),
+        (IpAddr::V6(_), false) => return Err(Errno::INVAL),
+    }
+    all[MD5SIG_FLAGS] = HAS_PREFIX | if key.device == 0 { 0 } else { HAS_DEVICE };
+    all[MD5SIG_PREFIX] = key.bits;
+    all[MD5SIG_LEN..MD5SIG_DEVICE].copy_from_slice(&(key.key.len() as u16).to_ne_bytes());
+    all[MD5SIG_DEVICE..MD5SIG_KEY].copy_from_slice(&key.device.to_ne_bytes());
+    all.get_mut(MD5SIG_KEY..MD5SIG_KEY + key.key.len()).ok_or(Errno::INVAL)?.copy_from_slice(&key.key);
+    set_bytes(fd, libc::IPPROTO_TCP, TCP_MD5SIG_EXT, &all)
 }
 
 const SIOCOUTQ: Opcode = libc::TIOCOUTQ as Opcode;

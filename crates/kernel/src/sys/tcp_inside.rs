@@ -1,13 +1,13 @@
 //! What the kernel has of sockets of TCP and no call tells: connections that wait to be accepted, which nobody has a
-//! descriptor of, and where the mark of urgent data is. Read from the kernel's memory ([`bpf_iter`]).
+//! descriptor of, and where the mark of urgent data is. Read from the kernel's memory ([`super::bpf_iter`]).
 
-use super::bpf_iter::{self, Base, Field};
+use super::bpf_iter::Field;
 use super::bpf_memory;
-use super::btf::Btf;
 use super::direct_map::DirectMap;
+use super::unix_memory::Reader;
 use rustix::io::Errno;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// More than may wait (a backlog is a u32, but net.core.somaxconn is far less), and more buffers than a queue can have.
 const MOST: usize = 1 << 20;
@@ -72,46 +72,10 @@ pub enum UrgentState {
     Read,
 }
 
-/// Where the fields of some structures stand.
-struct Reader {
-    btf: &'static Btf,
-    own: i32,
-}
-
 /// What is read of a connection, in the order of [`Reader::numbers`].
 const NUMBERS: usize = 15;
 
 impl Reader {
-    fn new() -> Result<Reader, Errno> {
-        Ok(Reader { btf: Btf::running()?, own: rustix::process::getpid().as_raw_nonzero().get() })
-    }
-
-    fn field(&self, structure: &str, name: &str, len: u8) -> Result<Field, Errno> {
-        self.btf.field(structure, name).map(|offset| Field { offset, len }).ok_or(Errno::NOTSUP)
-    }
-
-    /// A field in a field.
-    fn inner(&self, (structure, outer, kind, name): (&str, &str, &str, &str), len: u8) -> Result<Field, Errno> {
-        let inner = self.field(kind, name, len)?;
-        Ok(Field { offset: self.field(structure, outer, 8)?.offset + inner.offset, ..inner })
-    }
-
-    /// Fields of some structures, each by its address.
-    fn read(&self, bases: &[u64], fields: &[Field]) -> Result<Vec<Vec<u64>>, Errno> {
-        let place = |base: &u64| fields.iter().map(|field| (base + u64::from(field.offset), 1)).collect::<Vec<_>>();
-        let places: Vec<(u64, usize)> = bases.iter().flat_map(place).collect();
-        let words = bpf_memory::words(self.btf, self.own, &places)?;
-        let value = |(word, field): (&Vec<u64>, &Field)| word[0] & u64::MAX >> (64 - 8 * u32::from(field.len.max(1)));
-        let one = |words: &[Vec<u64>]| words.iter().zip(fields).map(value).collect();
-        Ok(words.chunks_exact(fields.len()).map(one).collect())
-    }
-
-    /// The kernel's socket behind a descriptor of ours.
-    fn sock(&self, socket: BorrowedFd<'_>) -> Result<u64, Errno> {
-        let sk = self.field("socket", "sk", 8)?;
-        Ok(bpf_iter::fields(self.btf, (self.own, socket.as_raw_fd()), Base::Behind, &[sk])?[2])
-    }
-
     /// The sockets that wait at one that listens, first come first.
     fn waiting(&self, listener: u64) -> Result<Vec<u64>, Errno> {
         let head = ("inet_connection_sock", "icsk_accept_queue", "request_sock_queue", "rskq_accept_head");

@@ -99,6 +99,11 @@ pub fn fill(socket: impl AsFd, data: &[u8]) -> Result<usize, Errno> {
     send(socket, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
 }
 
+/// The same of data whose last byte is urgent.
+pub fn fill_urgent(socket: impl AsFd, data: &[u8]) -> Result<usize, Errno> {
+    send(socket, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::OOB)
+}
+
 /// The windows.
 pub fn window(socket: impl AsFd) -> Result<Window, Errno> {
     let told = get_bytes(socket, IPPROTO_TCP, TCP_REPAIR_WINDOW, 20)?;

@@ -47,6 +47,22 @@ impl Reader {
         self.btf.field(structure, name).map(|offset| Field { offset, len }).ok_or(Errno::NOTSUP)
     }
 
+    /// A field in a field.
+    pub fn inner(&self, (structure, outer, kind, name): (&str, &str, &str, &str), len: u8) -> Result<Field, Errno> {
+        let inner = self.field(kind, name, len)?;
+        Ok(Field { offset: self.field(structure, outer, 8)?.offset + inner.offset, ..inner })
+    }
+
+    /// Fields of some structures, each by its address.
+    pub fn read(&self, bases: &[u64], fields: &[Field]) -> Result<Vec<Vec<u64>>, Errno> {
+        let place = |base: &u64| fields.iter().map(|field| (base + u64::from(field.offset), 1)).collect::<Vec<_>>();
+        let places: Vec<(u64, usize)> = bases.iter().flat_map(place).collect();
+        let words = bpf_memory::words(self.btf, self.own, &places)?;
+        let value = |(word, field): (&Vec<u64>, &Field)| word[0] & u64::MAX >> (64 - 8 * u32::from(field.len.max(1)));
+        let one = |words: &[Vec<u64>]| words.iter().zip(fields).map(value).collect();
+        Ok(words.chunks_exact(fields.len()).map(one).collect())
+    }
+
     pub fn size(&self, structure: &str) -> Result<u64, Errno> {
         self.btf.size(structure).map(u64::from).ok_or(Errno::NOTSUP)
     }

@@ -3,7 +3,7 @@
 //! CRIU would. And what collecting remembers from one socket to the next.
 
 use super::Sort;
-use super::inet::{Candidate, Ended, Held, Membership};
+use super::inet::{Candidate, Ended, Held, Membership, Signing, Urgent};
 use super::packet::Rings;
 use super::settings::{Answers, Setting, Value};
 use crate::Result;
@@ -11,6 +11,7 @@ use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::sys::netlink::NetlinkSocket;
 use cryonaut_kernel::sys::packet::PacketSocket;
 use cryonaut_kernel::sys::sock_diag::InetSocket;
+use cryonaut_kernel::sys::socket_inside::Inside;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::AsFd;
@@ -39,6 +40,17 @@ pub struct Extra {
     /// The error that waits for the program (SO_ERROR), or 0; of a connection that has ended it is told there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub error: i32,
+    /// Urgent data that was received, and behind how many bytes of what was not acknowledged there is some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<Urgent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgent_sent: Option<u32>,
+    /// The classic program that chooses among those that share its port, as the record has filters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chooser: Vec<u64>,
+    /// By which the packets of TCP are signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Signing>,
     /// Groups of multicast that it has joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Membership>,
@@ -99,6 +111,8 @@ pub struct Known {
     pub(super) held: Held,
     /// Connections that were taken apart, by inode number.
     pub(super) apart: HashSet<u64>,
+    /// What no option tells of sockets, by inode number.
+    pub(super) inside: HashMap<u64, Inside>,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
     /// What sock_diag has told of netlink sockets, once it was asked.

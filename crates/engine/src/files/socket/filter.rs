@@ -33,7 +33,8 @@ fn number(i: &sock_filter) -> u64 {
     u64::from(i.code) << 48 | u64::from(i.jt) << 40 | u64::from(i.jf) << 32 | u64::from(i.k)
 }
 
-fn instruction(number: u64) -> sock_filter {
+/// An instruction of the record.
+pub fn instruction(number: u64) -> sock_filter {
     sock_filter { code: (number >> 48) as u16, jt: (number >> 40) as u8, jf: (number >> 32) as u8, k: number as u32 }
 }
 

@@ -23,7 +23,7 @@ mod unix;
 
 pub use asked::Asked;
 pub use beside::{Beside, Known};
-pub use inet::{Connection, Held, Inet, Peer, Peers, take_apart};
+pub use inet::{Connection, Held, Inet, Peer, Peers, get_ready, look_inside, take_apart};
 pub use netlink::Netlink;
 pub use packet::Packet;
 pub use unix::{

@@ -39,6 +39,8 @@ pub struct Whole<'s> {
     pub reuse: bool,
     /// In which state of TCP it is.
     pub state: u32,
+    /// What it has received, where that is not to be had from it.
+    pub unread: Option<&'s [u8]>,
 }
 
 type Taken = std::result::Result<TakenApart, Errno>;
@@ -77,7 +79,7 @@ fn put_right(one: &Whole<'_>) -> std::result::Result<(), Errno> {
 
 fn take_one(one: &Whole<'_>) -> Taken {
     tcp_repair::begin(one.socket)?;
-    let read = read(one.socket, one.state);
+    let read = read(one.socket, one.state, one.unread);
     // In any case.
     let ended = put_right(one);
     let (stream, data) = read?;
@@ -102,10 +104,11 @@ pub fn take_apart(cx: &mut Collect<'_>, files: &[HeldFile]) {
         let state = told.info.state;
         if is_connected(state)
             && is_small(file.socket())
+            && !cx.sockets.inside.get(&file.inode()).is_some_and(|inside| inside.urgent)
             && kept(file.socket())
             && cx.sockets.apart.insert(file.inode())
         {
-            let whole = Whole { socket: file.socket(), reuse: options.reuseaddr == Some(true), state };
+            let whole = Whole { socket: file.socket(), reuse: options.reuseaddr == Some(true), state, unread: None };
             chosen.push((whole, &asked.taken));
         }
     }
@@ -124,16 +127,26 @@ fn is_small(socket: BorrowedFd<'_>) -> bool {
     unread.max(unacknowledged) <= MUCH
 }
 
-fn read(socket: BorrowedFd<'_>, state: u32) -> std::result::Result<(TcpStreamEntry, Vec<u8>), Errno> {
+fn read(
+    socket: BorrowedFd<'_>,
+    state: u32,
+    unread: Option<&[u8]>,
+) -> std::result::Result<(TcpStreamEntry, Vec<u8>), Errno> {
     let info = socket::get_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, 8)?;
     let (Some(&agreed), Some(&scales)) = (info.get(5), info.get(6)) else { return Err(Errno::INVAL) };
     let end = u32::from(sent_end(state));
-    let inq_len = rustix::io::ioctl_fionread(socket)? as u32;
+    let inq_len = match unread {
+        Some(data) => data.len() as u32,
+        None => rustix::io::ioctl_fionread(socket)? as u32,
+    };
     let outstanding = (socket::unsent(socket)? as u32).saturating_sub(end);
     let not_sent = socket::not_sent(socket)? as u32;
     tcp_repair::choose(socket, Queue::Receive)?;
     let inq_seq = tcp_repair::sequence(socket)?;
-    let mut data = tcp_repair::contents(socket, inq_len as usize)?;
+    let mut data = match unread {
+        Some(data) => data.to_vec(),
+        None => tcp_repair::contents(socket, inq_len as usize)?,
+    };
     tcp_repair::choose(socket, Queue::Send)?;
     let outq_seq = tcp_repair::sequence(socket)?;
     data.extend(tcp_repair::contents(socket, outstanding as usize)?);

@@ -12,15 +12,20 @@
 use super::super::beside::Extra;
 use super::super::{object, options};
 use super::apart::{self, TakenApart, Whole, opt};
+use super::inside::{self, Signing};
 use super::packet::{self, Segment};
-use super::{address, error, sort_of, state, zone_of};
+use super::urgent::Urgent;
+use super::{address, error, ready, sort_of, state, zone_of};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpStreamEntry};
+use cryonaut_kernel::sys::socket_inside::Inside;
+use cryonaut_kernel::sys::tcp_inside::{self, Unread};
 use cryonaut_kernel::sys::tcp_repair::{self, Agreed, Queue, Window};
 use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::SOL_SOCKET;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::net::SocketAddr;
@@ -50,7 +55,13 @@ pub fn is_connected(state: u32) -> bool {
 }
 
 /// Writes a connection down, and leaves it as it was.
-pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<()> {
+pub fn collect(
+    cx: &Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &mut InetSkEntry,
+    extra: &mut Extra,
+    inside: Option<&Inside>,
+) -> Result<()> {
     record.set_shutdown(match (received_end(record.state), sent_end(record.state)) {
         (false, false) => SkShutdown::None,
         (true, false) => SkShutdown::Read,
@@ -63,7 +74,9 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) 
     let TakenApart { stream, data } = match file.asked.taken.take() {
         Some(taken) => *taken,
         None => {
-            let one = Whole { socket: file.file, reuse: record.opts.reuseaddr == Some(true), state: record.state };
+            let told = urgent_of(file, extra, inside)?;
+            let (reuse, state) = (record.opts.reuseaddr == Some(true), record.state);
+            let one = Whole { socket: file.file, reuse, state, unread: told.as_ref().map(|unread| &unread.data[..]) };
             let taken = apart::take(cx.guard, &[one]).and_then(|mut all| all.pop().unwrap_or(Err(Errno::INVAL)));
             taken.map_err(|e| repair_error(file.object(), "take its connection apart (TCP_REPAIR)", e))?
         }
@@ -72,6 +85,24 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) 
     image.append_with(&stream, &data)?;
     cx.images.complete(image);
     Ok(())
+}
+
+/// What it has received, if a mark of urgent data is in it: neither is to be had from it whole.
+fn urgent_of(file: &OpenFile<'_>, extra: &mut Extra, inside: Option<&Inside>) -> Result<Option<Unread>> {
+    let Some(inside) = inside else {
+        if !ready(file.file).contains(PollFlags::PRI) {
+            return Ok(None);
+        }
+        let reason = "it has urgent data that the program has not read, which only a kernel with BTF tells";
+        return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
+    };
+    extra.urgent_sent = inside.urgent_sent;
+    if !inside.urgent {
+        return Ok(None);
+    }
+    let told = tcp_inside::unread(file.file).map_err(|e| Error::kernel(file.object(), "look at its urgent data", e))?;
+    extra.urgent = Urgent::of(&told);
+    Ok(extra.urgent.is_some().then_some(told))
 }
 
 fn repair_error(object: Object, action: &str, errno: Errno) -> Error {
@@ -87,6 +118,10 @@ pub struct Connection {
     stream: TcpStreamEntry,
     /// What is to be sent once it may.
     not_sent: Vec<u8>,
+    /// Behind how many bytes of that the urgent one is over.
+    urgent: Option<usize>,
+    /// By which its packets are signed.
+    keys: Vec<Signing>,
     own: SocketAddr,
     peer: SocketAddr,
 }
@@ -109,9 +144,20 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra
     connect(socket, record, &stream, &own, &peer)?;
     make_room_for(socket, stream.inq_len as usize, stream.outq_len as usize)
         .map_err(|e| failed("make room for its queues", e))?;
-    put(socket, Queue::Receive, &data[..unread]).map_err(|e| failed("give it back what it had not read", e))?;
-    put(socket, Queue::Send, &data[unread..sent]).map_err(|e| failed("give it back what was not acknowledged", e))?;
-    set_window(socket, record.state, &stream).map_err(|e| failed("set its windows", e))?;
+    let before = extra.urgent.map_or(unread, |urgent| unread.min(urgent.behind as usize));
+    put(socket, Queue::Receive, &data[..before]).map_err(|e| failed("give it back what it had not read", e))?;
+    let (urgent_sent, urgent_not_sent) = split(&data[unread..sent], extra.urgent_sent.map(|at| at as usize));
+    for (part, is_urgent) in urgent_sent {
+        let put = if is_urgent { put_urgent(socket, part) } else { put(socket, Queue::Send, part) };
+        put.map_err(|e| failed("give it back what was not acknowledged", e))?;
+    }
+    let rest = &data[before..unread];
+    set_window(socket, record.state, &stream, rest.len() as u32).map_err(|e| failed("set its windows", e))?;
+    if let Some(urgent) = extra.urgent {
+        let begin = stream.inq_seq.wrapping_sub(u32::from(received_end(record.state)) + rest.len() as u32);
+        let told = (begin, acknowledged(record.state, &stream), window_of(&stream));
+        urgent.build(socket, record, (own, peer), told, (before as u32, rest))?;
+    }
     compute_segments(socket, &peer).map_err(|e| failed("have the size of its segments computed", e))?;
     options::buffers(socket, &record.opts, what)?;
     if extra.error != 0 {
@@ -119,7 +165,12 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra
         error::build(socket, record, extra.error, (own, peer), sent)?;
     }
     let not_sent = data[sent..].to_vec();
-    Ok(Connection { id: record.id, record: record.clone(), stream, not_sent, own, peer })
+    // Packets that are to bring about an end are not signed.
+    let keys = extra.keys.clone();
+    if is_open(record.state) {
+        inside::build_keys(socket, record, &keys)?;
+    }
+    Ok(Connection { id: record.id, record: record.clone(), stream, not_sent, urgent: urgent_not_sent, keys, own, peer })
 }
 
 fn connect(
@@ -198,7 +249,43 @@ pub fn put(socket: BorrowedFd<'_>, queue: Queue, mut data: &[u8]) -> std::result
     Ok(())
 }
 
-fn set_window(socket: BorrowedFd<'_>, state: u32, stream: &TcpStreamEntry) -> std::result::Result<(), Errno> {
+/// Whether no packet of the peer is needed to bring a connection into its state.
+fn is_open(state: u32) -> bool {
+    matches!(state, state::ESTABLISHED | state::FIN_WAIT1)
+}
+
+/// Up to where the peer has acknowledged.
+fn acknowledged(state: u32, stream: &TcpStreamEntry) -> u32 {
+    stream.outq_seq.wrapping_sub(stream.outq_len.wrapping_add(u32::from(sent_end(state))))
+}
+
+/// The window of the peer, as it stands in a packet.
+fn window_of(stream: &TcpStreamEntry) -> u16 {
+    (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale).min(0xffff) as u16
+}
+
+/// Data in parts, each with whether its last byte is urgent; and where the urgent byte is over behind all.
+fn split(data: &[u8], urgent: Option<usize>) -> (Vec<(&[u8], bool)>, Option<usize>) {
+    match urgent {
+        Some(at) if (1..=data.len()).contains(&at) => (vec![(&data[..at], true), (&data[at..], false)], None),
+        urgent => (vec![(data, false)], urgent.map(|at| at - data.len().min(at)).filter(|at| *at > 0)),
+    }
+}
+
+/// Puts data into the queue for sending, of which the last byte is urgent.
+fn put_urgent(socket: BorrowedFd<'_>, data: &[u8]) -> std::result::Result<(), Errno> {
+    let (before, last) = data.split_at(data.len().saturating_sub(1));
+    put(socket, Queue::Send, before)?;
+    tcp_repair::fill_urgent(socket, last).map(drop)
+}
+
+/// Sets what was told of windows; so much of what was received is to come yet.
+fn set_window(
+    socket: BorrowedFd<'_>,
+    state: u32,
+    stream: &TcpStreamEntry,
+    to_come: u32,
+) -> std::result::Result<(), Errno> {
     let (Some(snd_wl1), Some(snd_wnd), Some(max_window), Some(rcv_wnd), Some(rcv_wup)) =
         (stream.snd_wl1, stream.snd_wnd, stream.max_window, stream.rcv_wnd, stream.rcv_wup)
     else {
@@ -206,9 +293,10 @@ fn set_window(socket: BorrowedFd<'_>, state: u32, stream: &TcpStreamEntry) -> st
     };
     // The peer's end is not here yet.
     let end = u32::from(received_end(state));
-    let next = stream.inq_seq.wrapping_sub(end);
-    let beyond = rcv_wup.wrapping_sub(next) as i32 > 0;
-    let rcv_wup = if beyond { next } else { rcv_wup };
+    let next = stream.inq_seq.wrapping_sub(end).wrapping_sub(to_come);
+    let beyond = rcv_wup.wrapping_sub(next) as i32;
+    // Where it is over stays.
+    let (rcv_wup, rcv_wnd) = if beyond > 0 { (next, rcv_wnd + beyond as u32) } else { (rcv_wup, rcv_wnd) };
     tcp_repair::set_window(socket, &Window { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup })
 }
 
@@ -231,6 +319,9 @@ impl Connection {
         tcp_repair::end(socket).map_err(|e| failed("let its connection go on", e))?;
         self.send(socket).map_err(|e| failed("send what it had not sent", e))?;
         self.end(socket)?;
+        if !is_open(self.record.state) {
+            inside::build_keys(socket, &self.record, &self.keys)?;
+        }
         options::set_reuseaddr(socket, self.record.opts.reuseaddr == Some(true), what)
     }
 
@@ -241,10 +332,12 @@ impl Connection {
         }
         let room = (self.stream.outq_len as usize * 2 + OVERHEAD) as i32;
         socket::set_int(socket, SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
-        let mut rest = &self.not_sent[..];
-        while !rest.is_empty() {
-            let took = rustix::net::send(socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
-            rest = &rest[took..];
+        for (mut rest, is_urgent) in split(&self.not_sent, self.urgent).0 {
+            let urgent = if is_urgent { SendFlags::OOB } else { SendFlags::empty() };
+            while !rest.is_empty() {
+                let took = rustix::net::send(socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | urgent)?;
+                rest = &rest[took..];
+            }
         }
         options::buffers(socket, &self.record.opts, || object(self.id, sort_of(&self.record)))
             .map_err(|e| e.errno().unwrap_or(Errno::INVAL))
@@ -257,8 +350,7 @@ impl Connection {
             rustix::net::shutdown(socket, rustix::net::Shutdown::Write)
                 .map_err(|e| Error::kernel(object(self.id, sort_of(&self.record)), "shut it down", e))
         };
-        let unacknowledged = self.stream.outq_len.wrapping_add(u32::from(sent_end(state)));
-        let acknowledged = self.stream.outq_seq.wrapping_sub(unacknowledged);
+        let acknowledged = acknowledged(state, &self.stream);
         match state {
             state::CLOSE_WAIT => self.receive(socket, packet::FIN, acknowledged, state),
             state::LAST_ACK => {
@@ -288,7 +380,8 @@ impl Connection {
             flags: flags | packet::ACK,
             options: &[],
             data: &[],
-            window: (self.stream.snd_wnd.unwrap_or(0) >> self.stream.snd_wscale).min(0xffff) as u16,
+            window: window_of(&self.stream),
+            urgent: 0,
         };
         let what = || object(self.id, sort_of(&self.record));
         packet::send(&segment).map_err(|e| Error::Kernel {

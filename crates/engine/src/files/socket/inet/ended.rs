@@ -3,15 +3,15 @@
 //! `tcp-stream-INODE.img` has the data.
 
 use super::super::beside::Extra;
-use super::super::{object, options};
+use super::super::{CLOSE, object, options};
 use super::packet::{self, ACK, FIN, RST, Segment};
 use super::{address, connection, error, sort_of, state, tcp};
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, TcpStreamEntry};
-use cryonaut_kernel::sys::socket;
 use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
+use cryonaut_kernel::sys::{socket, tcp_inside};
 use libc::SOL_SOCKET;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -42,12 +42,16 @@ pub fn collect(
     file: &OpenFile<'_>,
     record: &InetSkEntry,
     extra: &mut Extra,
-    error: i32,
+    (error, urgent): (i32, bool),
 ) -> Result<()> {
     let failed = |e| Error::kernel(file.object(), "look at what is unread", e);
     let unread = rustix::io::ioctl_fionread(file.file).map_err(failed)? as u32;
     if unread == 0 && error == 0 {
         return Ok(());
+    }
+    if urgent && tcp_inside::unread(file.file).map_err(failed)?.urgent.is_some() {
+        let reason = "its connection has ended with urgent data, which cannot be carried then";
+        return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
     let peer = address::last_peer(file.file).map_err(failed)?;
     let comes = error == 0 || by_reset(error) || error::can_come(record, error, peer);
@@ -143,6 +147,7 @@ impl End<'_> {
             acknowledged: SENT,
             flags,
             window: WINDOW as u16,
+            urgent: 0,
             options: &[],
             data: &[],
         }

@@ -36,7 +36,8 @@ pub fn collect(
         let reason = "its connection is not established yet and has data already (TCP Fast Open)";
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }
-    let whole = Whole { socket: file.file, reuse: record.opts.reuseaddr == Some(true), state: record.state };
+    let whole =
+        Whole { socket: file.file, reuse: record.opts.reuseaddr == Some(true), state: record.state, unread: None };
     let next = apart::next_sent(cx.guard, &whole).map_err(failed)?;
     // That of the beginning itself.
     extra.first_sent = Some(next.wrapping_sub(1));

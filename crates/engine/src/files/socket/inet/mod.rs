@@ -15,6 +15,7 @@ mod datagram;
 mod ended;
 mod error;
 mod in_flight;
+mod inside;
 mod multicast;
 mod packet;
 mod peers;
@@ -22,17 +23,20 @@ mod raw;
 mod tcp;
 mod unread;
 mod unread_packets;
+mod urgent;
 mod waiting;
 
 pub use apart::{TakenApart, take_apart};
 pub use connection::{Connection, Held};
 pub use ended::Ended;
+pub use inside::{Signing, get_ready, look as look_inside};
 pub use multicast::{Candidate, Membership};
 pub use packet::arrives;
 pub use peers::{Peer, Peers};
 pub use tcp::Told as TcpTold;
+pub use urgent::Urgent;
 
-use super::beside::Extra;
+use super::beside::{Beside, Extra};
 use super::settings::{self, Setting, When};
 use super::{CLOSE, Sort, cannot_set, filter, object, options, refuse_other_network};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
@@ -104,8 +108,12 @@ impl FileKind for Inet {
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         collect_ip(&mut record, sort, file)?;
         collect_addresses(&mut record, file)?;
+        let inside = inside::of(cx, file, sort)?;
+        if let Some(inside) = &inside {
+            inside::collect(file, inside, &mut extra)?;
+        }
         match sort.protocol {
-            libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra, error)?,
+            libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra, (error, inside.as_ref()))?,
             _ => {
                 datagram::collect(cx, file, sort, &mut record, &mut extra)?;
                 let peer = address::peer(file.file).ok().flatten();
@@ -156,6 +164,12 @@ impl FileKind for Inet {
         } else {
             build_address(cx, socket, record)?;
         }
+        if !connected {
+            if record.state != state::LISTEN {
+                inside::build_chooser(socket, record, &extra.chooser)?;
+            }
+            inside::build_keys(socket, record, &extra.keys)?;
+        }
         if sort.protocol == libc::IPPROTO_TCP {
             tcp::build(socket, record, &extra)?;
         } else {
@@ -184,6 +198,10 @@ impl FileKind for Inet {
         if record.state == state::LISTEN {
             tcp::listen(file, record.backlog, record)?;
             waiting::build(cx, file, record)?;
+            if record.opts.so_reuseport == Some(true) {
+                // Who has one before could not listen.
+                inside::build_chooser(file, record, &Beside::read(cx.images)?.of(record.id).chooser)?;
+            }
             settle_reuseport(cx, record)?;
         }
         if unread_packets::concerns(sort_of(record)) {

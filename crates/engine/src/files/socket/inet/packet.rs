@@ -16,6 +16,8 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const PSH: u8 = 8;
 pub const ACK: u8 = 0x10;
+/// It has urgent data.
+pub const URG: u8 = 0x20;
 /// Both of our network lock and of CRIU's let packets with this mark through.
 pub const MARK: i32 = 0xc114;
 const IPV6_HDRINCL: i32 = 36;
@@ -37,6 +39,8 @@ pub struct Segment<'s> {
     pub flags: u8,
     /// As it is in the packet.
     pub window: u16,
+    /// How far the byte behind the urgent one is from the beginning, if there is one.
+    pub urgent: u16,
     /// As they are in the packet, a multiple of four bytes.
     pub options: &'s [u8],
     pub data: &'s [u8],
@@ -167,7 +171,8 @@ impl Segment<'_> {
         tcp.extend(self.acknowledged.to_be_bytes());
         tcp.extend([(header as u8 / 4) << 4, self.flags]);
         tcp.extend(self.window.to_be_bytes());
-        tcp.extend([0; 4]);
+        tcp.extend([0; 2]);
+        tcp.extend(self.urgent.to_be_bytes());
         tcp.extend(self.options);
         tcp.extend(self.data);
         let sum = pseudo.checksum(&tcp);
@@ -210,6 +215,7 @@ mod tests {
             acknowledged: 2,
             flags: FIN | ACK,
             window: 3,
+            urgent: 0,
             options: &[1; 4],
             data: b"odd",
         };

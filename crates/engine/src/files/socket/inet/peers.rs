@@ -123,7 +123,8 @@ fn has_peer(state: u32) -> bool {
     connection::is_connected(state) || state == state::SYN_SENT
 }
 
-fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
+/// The inode number of the socket that a descriptor is.
+pub fn inode_of_socket(task: &Task, fd: i32) -> Option<u32> {
     let link = task.link(&format!("fd/{fd}")).ok()?;
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }

@@ -10,6 +10,7 @@ use crate::files::{Collect, OpenFile};
 use crate::tcp_policy::TcpPolicy;
 use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
+use cryonaut_kernel::sys::socket_inside::Inside;
 use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
@@ -101,7 +102,7 @@ pub fn collect(
     file: &OpenFile<'_>,
     record: &mut InetSkEntry,
     extra: &mut Extra,
-    error: i32,
+    (error, inside): (i32, Option<&Inside>),
 ) -> Result<()> {
     let told = file.asked.tcp.clone().map_or_else(|| Told::of(file.file), Ok);
     let told = told.map_err(|e| Error::kernel(file.object(), "ask for its state and TCP's options", e))?;
@@ -114,18 +115,19 @@ pub fn collect(
             if info.waiting > 0 && cx.options.skip_in_flight {
                 tracing::warn!("{}: {} connections that wait to be accepted are lost", file.object(), info.waiting);
             } else if info.waiting > 0 {
-                waiting::collect(cx, file, record, info.waiting)?;
+                waiting::collect(cx, file, record, extra, info.waiting)?;
             }
         }
         state::CLOSE => {
             if ready(file.file).contains(PollFlags::RDHUP) {
                 record.set_shutdown(SkShutdown::Both);
             }
-            ended::collect(cx, file, record, extra, error)?;
+            let urgent = inside.is_some_and(|inside| inside.urgent);
+            ended::collect(cx, file, record, extra, (error, urgent))?;
         }
         state::SYN_SENT => collect_in_flight(cx, file, record, extra)?,
         connected if connection::is_connected(connected) => {
-            if collect_connection(cx, file, record)? && error != 0 {
+            if collect_connection(cx, file, record, extra, inside)? && error != 0 {
                 if !error::can_come(record, error, Some(peer_of(record)?)) {
                     return Err(error::refuse(file, error));
                 }
@@ -223,7 +225,13 @@ pub fn state_of(socket: BorrowedFd<'_>) -> std::result::Result<u32, Errno> {
 }
 
 /// A connection, as the user wants it; whether it is carried.
-fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkEntry) -> Result<bool> {
+fn collect_connection(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &mut InetSkEntry,
+    extra: &mut Extra,
+    inside: Option<&Inside>,
+) -> Result<bool> {
     let held = |e| Error::kernel(file.object(), "hold it", crate::error::errno_of(&e));
     match cx.options.tcp.of(peer_of(record)?) {
         TcpPolicy::Refuse => return Err(refuse_connections(cx, file)),
@@ -237,11 +245,7 @@ fn collect_connection(cx: &mut Collect<'_>, file: &OpenFile<'_>, record: &mut In
         }
         TcpPolicy::Keep => {}
     }
-    if ready(file.file).contains(PollFlags::PRI) {
-        let reason = "it has urgent data that the program has not read, which cannot be carried yet";
-        return Err(Error::unsupported(file.object(), reason, "let the program read it before the checkpoint"));
-    }
-    connection::collect(cx, file, record)?;
+    connection::collect(cx, file, record, extra, inside)?;
     cx.sockets.held.hold(file.file).map_err(held).map(|()| true)
 }
 

@@ -7,6 +7,7 @@
 //! own the kernel chooses, and where the same ends have just had a connection (TIME_WAIT) it chooses them by that one's
 //! last (tcp_timewait_state_process in net/ipv4/tcp_minisocks.c). So one such is made first, in repair mode.
 
+use super::super::beside::Extra;
 use super::super::unix::{binary, hexadecimal};
 use super::super::{Sort, object};
 use super::packet::{self, ACK, FIN, PSH, SYN, Segment};
@@ -94,7 +95,10 @@ pub fn may_wait(state: u32) -> bool {
 }
 
 /// Writes down who waits at a listening socket.
-pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &InetSkEntry, count: u32) -> Result<()> {
+pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &InetSkEntry, extra: &Extra, count: u32) -> Result<()> {
+    if !extra.keys.is_empty() {
+        return Err(refuse(cx, file, count, "and their packets are signed (TCP-MD5)"));
+    }
     let all = match tcp_inside::waiting(file.file) {
         Ok(all) => all,
         Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => {
@@ -365,6 +369,7 @@ impl Guest {
             acknowledged: if flags & SYN != 0 { 0 } else { self.sent },
             flags,
             window: (self.window >> scale).min(0xffff) as u16,
+            urgent: 0,
             options: &[],
             data: &[],
         }
