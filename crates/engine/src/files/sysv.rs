@@ -44,6 +44,14 @@ pub struct Segment {
     mappings: u64,
 }
 
+impl Segment {
+    /// Whether a segment with its id can be the one that was written down. Ids come again, and a removed segment was gone
+    /// with its last mapping: what is there under its id is another's, not to be written to, nor to be removed.
+    fn is(&self, there: &Status) -> bool {
+        (self.key, self.size, self.owner) == (there.key, there.size, (there.uid, there.gid)) && self.mode & REMOVED == 0
+    }
+}
+
 /// Segments that were written down, by id; with how many of their mappings have been seen.
 pub type Known = BTreeMap<i32, (Segment, u64, Object)>;
 
@@ -139,8 +147,8 @@ impl Segments {
             move |e| Error::kernel(object, action, e)
         };
         match sysv::status(id) {
-            Ok(there) if there.attached > 0 || (there.key, there.size) != (segment.key, segment.size) => {
-                let reason = "somebody else has it, or another of its id, mapped here";
+            Ok(there) if there.attached > 0 || !segment.is(&there) => {
+                let reason = "somebody else has it mapped here, or another segment has its id";
                 return Err(Error::unsupported(
                     object,
                     reason,
@@ -184,20 +192,24 @@ impl Drop for Segments {
 fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
     // A removed one has no key any more.
     let key = if segment.mode & REMOVED != 0 { libc::IPC_PRIVATE } else { segment.key };
-    let made = sysv::create(id, key, segment.size, segment.mode);
-    made.and_then(|()| sysv::set_owner(id, segment.owner.0, segment.owner.1, segment.mode)).map_err(|errno| {
-        Error::Kernel {
-            object: object.clone(),
-            action: format!("make it, with the key {:#x} and {} bytes", segment.key, segment.size),
-            errno,
-            remedy: match errno {
-                Errno::EXIST => "another segment has its key: remove that (ipcrm -M)",
-                Errno::BUSY => "another segment has its id: remove that (ipcrm -m)",
-                Errno::NOSPC | Errno::INVAL => "see the limits of ipcs -l",
-                Errno::ACCESS | Errno::PERM => "this needs CAP_CHECKPOINT_RESTORE",
-                _ => "",
-            },
-        }
+    let failed = |errno| Error::Kernel {
+        object: object.clone(),
+        action: format!("make it, with the key {:#x} and {} bytes", segment.key, segment.size),
+        errno,
+        remedy: match errno {
+            Errno::EXIST => "another segment has its key: remove that (ipcrm -M)",
+            Errno::BUSY => "another segment has its id: remove that (ipcrm -m)",
+            Errno::NOSPC | Errno::INVAL => "see the limits of ipcs -l",
+            Errno::ACCESS | Errno::PERM => "this needs CAP_CHECKPOINT_RESTORE",
+            _ => "",
+        },
+    };
+    sysv::create(id, key, segment.size, segment.mode).map_err(failed)?;
+    let (uid, gid) = segment.owner;
+    sysv::set_owner(id, uid, gid, segment.mode).map_err(|errno| {
+        // It is in nobody's list yet. Who has removed it meanwhile has done the same.
+        let _ = sysv::remove(id);
+        Error::kernel(object.clone(), format!("give it to user {uid} and group {gid}"), errno)
     })
 }
 
@@ -217,4 +229,40 @@ pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry) -> Result<()> {
         b.call(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), vma.prot.into()]);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: Segment = Segment { key: 0, size: 5000, owner: (0, 0), mode: 0o640, mappings: 1 };
+
+    #[test]
+    fn what_cannot_be_given_its_owner_does_not_stay() {
+        // One that was there a moment ago, for a free id.
+        let (mut id, object) = (0, Object::Other("segment".into()));
+        let made = loop {
+            match sysv::create(id, libc::IPC_PRIVATE, 5000, 0o640) {
+                Err(Errno::BUSY) => id += 1,
+                made => break made,
+            }
+        };
+        // Without CAP_CHECKPOINT_RESTORE.
+        if made.is_err() {
+            return;
+        }
+        sysv::remove(id).unwrap();
+        assert!(make(id, &Segment { owner: (u32::MAX, u32::MAX), ..SEGMENT }, &object).is_err());
+        assert_eq!(sysv::status(id).map(|there| there.size), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn another_of_the_same_id_is_told_apart() {
+        let there = Status { key: 0, size: 5000, uid: 0, gid: 0, mode: 0o640, attached: 0 };
+        assert!(SEGMENT.is(&there));
+        assert!(!SEGMENT.is(&Status { uid: 1000, ..there }));
+        assert!(!SEGMENT.is(&Status { size: 4096, ..there }));
+        // Nobody can have kept it.
+        assert!(!Segment { mode: 0o640 | REMOVED, ..SEGMENT }.is(&there));
+    }
 }
