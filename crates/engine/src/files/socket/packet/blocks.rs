@@ -57,9 +57,14 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
+/// Whether a new ring can be brought to where it stood in a bearable time.
+pub fn can_be_brought(ring: &Ring) -> bool {
+    ring.retire_ms <= MOST_MS
+}
+
 /// A ring that cannot be brought back.
 pub fn refuse(file: &OpenFile<'_>, ring: &Ring) -> Result<()> {
-    if ring.retire_ms > MOST_MS {
+    if !can_be_brought(ring) {
         let reason =
             format!("a block of its ring is handed over after {} ms, for which a restore would wait", ring.retire_ms);
         return Err(Error::unsupported(file.object(), reason, CLOSE));

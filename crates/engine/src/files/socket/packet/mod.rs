@@ -317,4 +317,29 @@ mod tests {
         assert_eq!(socket::get_int(carried.file(0), SOL_PACKET, opt::FANOUT), Ok(2 << 16 | 4711));
         assert_eq!(socket::get_int(carried.file(0), SOL_PACKET, opt::IGNORE_OUTGOING), Ok(1));
     }
+
+    #[test]
+    fn a_ring_that_would_be_waited_for_too_long_is_refused() {
+        let sort = Sort { family: libc::AF_PACKET, kind: libc::SOCK_RAW, protocol: 0 };
+        let Ok(one) = sort.make() else { return };
+        let ring = packet::Ring {
+            block_size: 4096,
+            blocks: 2,
+            frame_size: 2048,
+            frames: 4,
+            retire_ms: 1,
+            private: 0,
+            features: 0,
+        };
+        socket::set_int(&one, SOL_PACKET, opt::VERSION, 2).unwrap();
+        packet::make_ring(&one, opt::RX_RING, &ring, 2).unwrap();
+        // Without the right to look into the kernel.
+        let Ok(mut carried) = Carried::try_collect(&[&one]) else { return };
+        drop(one);
+        for record in carried.records.values_mut().filter_map(|entry| entry.psk.as_mut()) {
+            record.rx_ring.as_mut().unwrap().retire_tmo = u32::MAX;
+        }
+        let refused = carried.try_build(RestoreOptions::default()).map(drop).unwrap_err();
+        assert!(matches!(refused, Error::BadImage { .. }), "{refused}");
+    }
 }

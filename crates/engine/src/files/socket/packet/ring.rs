@@ -190,6 +190,9 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &PacketSockEntry, s
     if !fits(stood.receives_at, &receives) || !fits(stood.sends_at, &sends) {
         return Err(bad("a ring has fewer frames than it says"));
     }
+    if stood.blocks.is_some() && !receives.is_some_and(|ring| record.version == V3 && blocks::can_be_brought(&ring)) {
+        return Err(bad("a ring of blocks is none that was ever written down"));
+    }
     let [received, sent] = [receives, sends].map(|ring| ring.as_ref().map_or(0, Ring::len));
     let rings = Mapped::new(socket, received + sent).map_err(|e| Error::kernel(what(), "map its rings", e))?;
     let forward = || {
