@@ -467,7 +467,8 @@ pub fn blocks(btf: &Btf, tid: i32, (mut start, end): (u64, u64), link: u32, len:
         }
         for one in told.chunks_exact(words + 1) {
             let bytes = one[1..].iter().flat_map(|w| w.to_le_bytes()).collect();
-            all.push(Block { address: one[0] - u64::from(link), bytes });
+            // What changes meanwhile may lead anywhere.
+            all.push(Block { address: one[0].wrapping_sub(link.into()), bytes });
             start = one[1 + link as usize / 8];
         }
     }
