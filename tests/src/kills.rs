@@ -25,7 +25,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 26] = [
+const WORKLOADS: [&str; 29] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -52,6 +52,9 @@ const WORKLOADS: [&str; 26] = [
     "sockets/tcp_half_closed",
     "sockets/tcp_processes",
     "sockets/tcp_iptables",
+    "sockets/tcp_waiting",
+    "sockets/tcp_ended_unread",
+    "sockets/tcp_urgent",
 ];
 /// With peers outside of the tree, whom nothing of a checkpoint may reach. What a restore that is killed lets them hear,
 /// between the moment in which its connections may speak and the verdict, nobody can take back (ARCHITECTURE.md).

@@ -2,12 +2,14 @@
 // checkpoint-flags: --skip-in-flight
 // peer: no, CRIU 4.2 loses connections that wait to be accepted whatever is asked for
 // differs: descriptor socket.*, who waits is given up, and told so
-/* A connection that waits to be accepted and is given up: its client is told, and can connect again. */
+/* Connections that wait to be accepted, or that nobody has answered yet, and are given up: who waits is told, and can
+ * connect again; who connects sees an end. */
 #include "net.h"
 
 int main(int argc, char **argv)
 {
-	int listener, client, served;
+	int listener, full, filler, begun, client, served;
+	struct sockaddr_storage address;
 	char got[8] = "";
 
 	wl_init(argc, argv);
@@ -16,6 +18,14 @@ int main(int argc, char **argv)
 	client = MUST(socket(AF_INET, SOCK_STREAM, 0));
 	net_connect(client, AF_INET, net_port(listener));
 	MUST(send(client, "early", 5, 0));
+	full = net_bound(AF_INET, SOCK_STREAM, 0, 0);
+	MUST(listen(full, 0));
+	address = net_loopback(AF_INET, net_port(full));
+	filler = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	MUST(connect(filler, (struct sockaddr *)&address, net_size(AF_INET)));
+	begun = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+	CHECK(connect(begun, (struct sockaddr *)&address, net_size(AF_INET)) < 0 && errno == EINPROGRESS, "connect: %s",
+	      strerror(errno));
 
 	wl_ready();
 	if (wl_lose)
@@ -25,8 +35,10 @@ int main(int argc, char **argv)
 	fcntl(listener, F_SETFL, 0);
 	/* If the tree was not ended, nobody has been given up. */
 	if (served >= 0) {
+		CHECK(net_state(begun) == TCP_SYN_SENT, "the state is %d", net_state(begun));
 		CHECK(recv(served, got, sizeof(got), 0) == 5 && strcmp(got, "early") == 0, "'%s' arrives", got);
 	} else {
+		CHECK(recv(begun, got, 1, 0) == 0, "there is no end where nobody had answered");
 		CHECK((send(client, "?", 1, MSG_NOSIGNAL) < 0 || recv(client, got, 1, 0) < 0) && errno == ECONNRESET,
 		      "the client is not told: %s", strerror(errno));
 	}
