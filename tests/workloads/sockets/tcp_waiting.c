@@ -40,7 +40,7 @@ static void check(const struct hall *hall, unsigned seed, const char *name)
 		char got[16] = "";
 
 		CHECK(served >= 0, "%s: number %d does not wait any more: %s", name, i, strerror(errno));
-		CHECK(net_peer_port(served) == hall->ports[i], "%s: number %d is another", name, i);
+		CHECK(net_peer_port(served) == hall->ports[i], "%s: number %d is %d, was %d (of %d %d %d %d %d, at %d)", name, i, net_peer_port(served), hall->ports[i], hall->ports[0], hall->ports[1], hall->ports[2], hall->ports[3], hall->ports[4], net_port(hall->listener));
 		fcntl(served, F_SETFL, 0);
 		switch (i) {
 		case 0:

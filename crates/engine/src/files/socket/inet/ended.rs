@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, TcpStreamEntry};
 use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
-use cryonaut_kernel::sys::{socket, tcp_inside};
+use cryonaut_kernel::sys::{sock_diag, socket, tcp_inside};
 use libc::SOL_SOCKET;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -168,15 +168,15 @@ impl End<'_> {
         Ok(self.comes(state::CLOSE))
     }
 
-    /// Both ends, one after the other, the last with an acknowledgement.
+    /// Both ends, in one packet: an answer to the first would have the peer, who knows of nothing, break it off.
     fn orderly(&self) -> std::result::Result<bool, Errno> {
-        if !self.send(FIN | ACK, state::CLOSE_WAIT)? {
-            return Ok(false);
-        }
         // In repair mode, an end counts as sent and is not.
         tcp_repair::choose(self.socket, Queue::Send)?;
         rustix::net::shutdown(self.socket, Shutdown::Write)?;
-        packet::send(&Segment { acknowledged: SENT.wrapping_add(1), ..self.segment(ACK, 1) })?;
-        Ok(self.comes(state::CLOSE))
+        packet::send(&Segment { acknowledged: SENT.wrapping_add(1), ..self.segment(FIN | ACK, 0) })?;
+        let came = self.comes(state::CLOSE);
+        // What stays of it for a minute was not there before.
+        let _ = sock_diag::end_leftovers(self.own, self.peer);
+        Ok(came)
     }
 }

@@ -322,6 +322,9 @@ impl Guest {
         if !packet::arrives(|| self.told().is_ok_and(|(told, _)| told.unread == unread)) {
             return stuck("what it has sent is not received again");
         }
+        // What is old is answered at once. An answer that was put off would go when the lock is lifted, and a peer that is
+        // no more would break it off.
+        self.send(ACK, self.received.wrapping_sub(1), &[]).map_err(failed)?;
         let scale = self.told().map_err(failed)?.1;
         match self.scales {
             Some((_, own)) if scale.is_some_and(|scale| scale != own) => Err(Error::unsupported(
