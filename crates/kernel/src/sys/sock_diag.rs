@@ -147,7 +147,8 @@ pub fn end_time_waits(port: u16) -> Result<usize, Errno> {
 /// What is left of a connection of TCP whose program has ended or closed it is taken away, so that it can be there again.
 /// How many there were; the errors are those of [`end_time_waits`].
 pub fn end_leftovers(own: SocketAddr, peer: SocketAddr) -> Result<usize, Errno> {
-    const LEFT: u32 = 1 << 4 | 1 << 5 | 1 << TIME_WAIT | 1 << 9 | 1 << 11;
+    // A handshake too, of which nobody listens any more (SYN_RECV).
+    const LEFT: u32 = 1 << 3 | 1 << 4 | 1 << 5 | 1 << TIME_WAIT | 1 << 9 | 1 << 11;
     let ends = (own.ip().to_canonical(), peer.ip().to_canonical());
     let ports = (own.port(), peer.port());
     end(LEFT, |socket| socket.inode == 0 && socket.ports == ports && socket.addresses() == ends)
