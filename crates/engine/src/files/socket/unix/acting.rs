@@ -4,13 +4,15 @@
 //! its pid, and ends; where that pid is taken, one with any other, so that at least the user and groups are as they were.
 
 use super::build::failed;
-use crate::Result;
+use super::object;
 use crate::freeze::pid_of;
+use crate::{Error, Result};
 use cryonaut_image::records::UnixSkEntry;
 use cryonaut_kernel::sys::acting::{self, Act, Ids};
 use cryonaut_kernel::sys::socket;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Hand};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -59,6 +61,11 @@ impl Maker {
     /// Who is told otherwise.
     pub fn new(pid: i32, uid: u32, gid: u32, groups: Vec<u32>) -> Maker {
         Maker { pid, uid, gid, groups }
+    }
+
+    /// Whether it is the process of this pid.
+    pub fn is(&self, pid: i32) -> bool {
+        self.pid == pid
     }
 
     fn ids(&self) -> Ids {
@@ -133,7 +140,8 @@ impl<'a> Actors<'a> {
         Ok((one.map_err(failed())?, other.map_err(failed())?))
     }
 
-    /// Connects a socket; the process in whose name that was.
+    /// Connects a socket, which does not wait any more then (O_NONBLOCK): where too many have connected already, it would
+    /// for ever. The process in whose name that was.
     pub fn connect(
         &mut self,
         maker: Option<&Maker>,
@@ -141,7 +149,19 @@ impl<'a> Actors<'a> {
         to: &Target,
         record: &UnixSkEntry,
     ) -> Result<i32> {
-        let failed = || failed(record, "connect it to its name");
+        let failed = || {
+            move |errno| Error::Kernel {
+                object: object(record),
+                action: "connect it to its name".into(),
+                errno,
+                remedy: match errno {
+                    Errno::AGAIN => "more are to wait than this system lets: raise net.core.somaxconn",
+                    _ => "",
+                },
+            }
+        };
+        let flags = rustix::fs::fcntl_getfl(socket).map_err(failed())?;
+        rustix::fs::fcntl_setfl(socket, flags | OFlags::NONBLOCK).map_err(failed())?;
         let dir = to.dir.as_ref().map(AsFd::as_fd);
         let Some(maker) = maker else {
             let own = rustix::process::getpid().as_raw_nonzero().get();
@@ -227,4 +247,24 @@ fn finish(hand: &mut Hand, mut b: Batch, made: Call, numbers: &[i32]) -> Result<
 fn take(pid: i32, number: i32) -> std::result::Result<OwnedFd, Errno> {
     let process: Pid = pid_of(pid).map_err(|_| Errno::SRCH)?;
     pidfd_getfd(pidfd_open(process, PidfdFlags::empty())?, number, PidfdGetfdFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SocketAddrUnix, bind, listen, socket_with};
+
+    #[test]
+    fn who_finds_no_room_is_told_so() {
+        let make = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let (listener, first, second) = (make(), make(), make());
+        let name = format!("cryonaut-no-room-{}", std::process::id()).into_bytes();
+        bind(&listener, &SocketAddrUnix::new_abstract_name(&name).unwrap()).unwrap();
+        listen(&listener, 0).unwrap();
+        let to = Target::new(&[b"\0", name.as_slice()].concat(), None);
+        let record = UnixSkEntry::default();
+        let connect = |socket: &OwnedFd| Actors::none().connect(None, socket.as_fd(), &to, &record);
+        connect(&first).unwrap();
+        assert_eq!(connect(&second).unwrap_err().errno(), Some(Errno::AGAIN));
+    }
 }

@@ -254,7 +254,7 @@ impl<'r> Making<'r> {
 fn accept_own(listener: &OwnedFd, by: i32) -> std::result::Result<OwnedFd, Errno> {
     loop {
         let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
-        if rustix::net::sockopt::socket_peercred(&accepted)?.pid.as_raw_nonzero().get() == by {
+        if Maker::of(accepted.as_fd())?.is_some_and(|maker| maker.is(by)) {
             return Ok(accepted);
         }
     }

@@ -121,7 +121,15 @@ impl<'r> Making<'r> {
             let send = || unix_message::send(sender, &record.name, &message.bytes, credentials, &rights);
             self.places.reach(record, |_| send_for(credentials, send))
         });
-        sent.map(drop).map_err(failed(record, "send it again what it had not read"))
+        sent.map(drop).map_err(|errno| Error::Kernel {
+            object: object(record),
+            action: "send it again what it had not read".into(),
+            errno,
+            remedy: match errno {
+                Errno::AGAIN => "it has more unread than this system lets: raise net.unix.max_dgram_qlen",
+                _ => "",
+            },
+        })
     }
 
     /// Connects datagram sockets by name: before its own peer connects elsewhere.

@@ -58,7 +58,7 @@ impl Beside {
         Beside { from: String::new(), credentials, urgent }
     }
 
-    /// `sun_path` of the sender's address.
+    /// `sun_path` of the sender's address. `None` if it is not hexadecimal.
     pub fn from(&self) -> Option<Vec<u8>> {
         binary(&self.from)
     }
@@ -79,7 +79,7 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// And back.
+/// And back. `None` for what is not hexadecimal.
 pub fn binary(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }
@@ -326,7 +326,11 @@ pub fn read(cx: &Build<'_>) -> Result<Queues> {
         queues.entry(entry.id_for).or_default().push(Unread { bytes, beside: Beside::default(), rights });
     }
     for (id, queue) in &mut queues {
-        let beside: Vec<Beside> = cx.images.read_json(&name_of(*id))?.unwrap_or_default();
+        let Some(beside) = cx.images.read_json::<Vec<Beside>>(&name_of(*id))? else { continue };
+        if beside.len() != queue.len() || beside.iter().any(|beside| beside.from().is_none()) {
+            let problem = format!("it does not tell of the {} messages that there are", queue.len());
+            return Err(Error::bad_image(format!("cryonaut-{}.json", name_of(*id)), problem));
+        }
         for (message, beside) in queue.iter_mut().zip(beside) {
             message.beside = beside;
         }

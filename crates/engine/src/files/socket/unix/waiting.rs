@@ -162,7 +162,7 @@ pub fn read(cx: &Build<'_>, records: &BTreeMap<u32, &UnixSkEntry>) -> Result<Gue
         // Of CRIU's images: those of the tree, in some order.
         let clients = records.values().filter(|record| record.peer == listener.ino).map(|record| record.ino);
         let guests = match cx.images.read_json(&name_of(listener.id))? {
-            Some(guests) => guests,
+            Some(guests) => checked(listener.id, guests)?,
             None => clients.map(Guest::silent).collect::<Vec<_>>(),
         };
         if !guests.is_empty() {
@@ -170,6 +170,17 @@ pub fn read(cx: &Build<'_>, records: &BTreeMap<u32, &UnixSkEntry>) -> Result<Gue
         }
     }
     Ok(all)
+}
+
+/// Of an image that is not ours, what was sent may be anything.
+fn checked(id: u32, guests: Vec<Guest>) -> Result<Vec<Guest>> {
+    if guests.iter().flat_map(|guest| &guest.messages).any(|said| queue::binary(&said.data).is_none()) {
+        return Err(Error::bad_image(
+            format!("cryonaut-{}.json", name_of(id)),
+            "data of a message are not hexadecimal",
+        ));
+    }
+    Ok(guests)
 }
 
 impl<'r> Making<'r> {
@@ -202,6 +213,7 @@ impl<'r> Making<'r> {
             };
             actors.connect(guest.maker.as_ref(), socket, &to, listener)?;
             for said in guest.messages {
+                // `checked` has seen it.
                 let bytes = queue::binary(&said.data).unwrap_or_default();
                 let message = Unread { bytes, beside: said.beside, rights: said.rights };
                 send_all(socket, listener, &message, &rights_of(files, &message))?;
