@@ -1,7 +1,7 @@
 //! Names of Unix sockets in the file system: the file behind one, and doing something where a name is to mean what it says.
 
 use super::check;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::thread::UnshareFlags;
@@ -19,6 +19,18 @@ pub fn file_of(socket: impl AsFd) -> Result<OwnedFd, Errno> {
     let file = unsafe { OwnedFd::from_raw_fd(fd) };
     rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC)?;
     Ok(file)
+}
+
+/// Gives such a file its owner and mode, whatever stands under its name by now: who owns its directory, or from the first
+/// of the two on the file itself, could put a link in its place. ENOSYS where the mode has to be changed, before Linux 6.6.
+pub fn set_owner_and_mode(file: BorrowedFd<'_>, uid: Uid, gid: Gid, mode: Mode) -> Result<(), Errno> {
+    rustix::fs::chownat(file, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    if Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode & 0o7777) == mode {
+        return Ok(());
+    }
+    let (number, name, bits) = (file.as_raw_fd(), c"".as_ptr(), mode.bits());
+    // SAFETY: fchmodat2 reads the name, a constant that ends with zero.
+    check(unsafe { libc::syscall(libc::SYS_fchmodat2, number, name, bits, libc::AT_EMPTY_PATH) }).map(drop)
 }
 
 /// A new, empty file system that nobody sees but through this directory. It ends with its last user.

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 use cryonaut_image::records::{FilePermsEntry, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
 use cryonaut_kernel::sys::unix_name;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -219,14 +219,13 @@ fn bind_file(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Resul
 
 /// Binds a socket to a name that makes a file, with the owner and mode of the record, where names mean what they say.
 pub fn bind_new(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Result<(), Errno> {
-    let (path, address) = (path_of(&record.name), address(&record.name)?);
+    let address = address(&record.name)?;
     let Some(perms) = &record.file_perms else { return rustix::net::bind(socket, &address) };
     let mode = Mode::from_raw_mode(perms.mode & 0o7777);
     rustix::process::umask(Mode::from_raw_mode(0o777) - mode);
     rustix::net::bind(socket, &address)?;
-    let (uid, gid) = (Uid::from_raw(perms.uid), Gid::from_raw(perms.gid));
-    rustix::fs::chownat(rustix::fs::CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    rustix::fs::chmod(path, mode)
+    let file = unix_name::file_of(socket)?;
+    unix_name::set_owner_and_mode(file.as_fd(), Uid::from_raw(perms.uid), Gid::from_raw(perms.gid), mode)
 }
 
 /// The file is there still, from before, unless somebody has it now: nobody can use it again.
