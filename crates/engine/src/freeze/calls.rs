@@ -30,7 +30,8 @@ pub(super) fn calls_of(task: &Task, tids: &[i32], seen: Option<&BTreeMap<i32, Gl
 }
 
 /// A glance at all threads of a process that has many: at once, without the files of each. `None` for few, and where the
-/// kernel does not let us, or says something else than /proc of any of the first.
+/// kernel does not let us, or says something else than /proc of each of the first few: one that runs on may be in another
+/// call by then.
 pub(super) fn glance_at(task: &Task, pid: i32, threads: usize) -> Option<BTreeMap<i32, Glance>> {
     const COMPARED: usize = 4;
     if threads <= thread::MANY {

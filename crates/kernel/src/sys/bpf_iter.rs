@@ -9,6 +9,7 @@ use super::btf::Btf;
 use rustix::io::Errno;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_LINK_CREATE: i32 = 28;
@@ -306,8 +307,21 @@ pub(super) fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd,
     }
 }
 
-/// Runs a program; the words that it tells.
+/// Whether a task's own number of itself is the one that we know it by: in the first pid namespace
+/// (PROC_PID_INIT_INO, linux/proc_ns.h).
+fn has_kernels_ids() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == "pid:[4026531836]")
+    })
+}
+
+/// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] in a pid namespace where threads have other
+/// numbers than those by which they could be told apart.
 pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
+    if matches!(visit, Visit::Threads(_)) && !has_kernels_ids() {
+        return Err(Errno::NOTSUP);
+    }
     let info = visit.walked();
     let mut attr = LinkAttr {
         prog_fd: program.as_raw_fd() as u32,

@@ -92,6 +92,10 @@ impl DirectMap {
         let words: [u64; WORDS] = std::array::from_fn(|n| (now ^ n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let own = Own::new(&words)?;
         let (frame, structure, size) = (own.frame()?, own.structure(reader)?, reader.size("page")?);
+        // The kernel may have moved it in between, and what it has left behind could still be found.
+        if own.frame()? != frame {
+            return Err(Errno::NOTSUP);
+        }
         let first = structure.wrapping_sub(frame * size);
         // The tables of our own mappings stand in it, so it begins below.
         let mm = reader.field("task_struct", "mm", 8)?;

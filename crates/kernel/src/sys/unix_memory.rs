@@ -1,4 +1,5 @@
-//! What waits in a socket to be read, mostly one of Unix, as it stands in the kernel's memory ([`bpf_iter`]): for what no call tells.
+//! What waits in a socket to be read, mostly one of Unix, as it stands in the kernel's memory ([`bpf_iter`]): for what no
+//! call tells.
 
 use super::bpf_iter::{self, Base, Block, Field};
 use super::bpf_memory;
