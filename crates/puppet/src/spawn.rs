@@ -1,5 +1,5 @@
-//! The birth of the first process of a restored tree, and of those that share
-//! the memory of another.
+//! The birth of the first process of a restored tree, and of all that others
+//! are made to create, those that share the memory of another included.
 //!
 //! The scratch mapping is made in this process, at the address where every
 //! process of the tree will have it, and the child inherits it, with the page
@@ -10,6 +10,7 @@
 //! A process that shares its creator's memory (CLONE_VM) has a scratch mapping of
 //! its own there, which the creator makes before: see [`make_room`].
 
+use crate::batch::Call;
 use crate::scratch;
 use crate::stops::{self, BUILD};
 use crate::{Arg, Batch, Error, Hand, Result, trace};
@@ -98,4 +99,48 @@ fn forget_rseq(hand: &mut Hand) -> Result<()> {
     let mut b = Batch::new();
     b.call(libc::SYS_rseq, [area.pointer.into(), area.size.into(), UNREGISTER.into(), area.signature.into()]);
     hand.run(&mut b)
+}
+
+/// Index of `set_tid` among the words of `struct clone_args` (clone(2));
+/// `set_tid_size` follows.
+const CLONE_ARGS_SET_TID: usize = 8;
+
+/// How many births one batch has room for.
+const BIRTHS_AT_ONCE: usize = 128;
+
+/// Adds to a batch the birth of one.
+fn clone_call(b: &mut Batch, args: &[u64; 11], set_tid: i32) -> Call {
+    let tid = b.bytes(&set_tid.to_le_bytes());
+    let mut args = *args;
+    args[0] |= libc::CLONE_PTRACE as u64;
+    args[CLONE_ARGS_SET_TID + 1] = 1;
+    let bytes: Vec<u8> = args.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let data = b.bytes(&bytes);
+    b.point(data.at(8 * CLONE_ARGS_SET_TID), tid);
+    b.call(libc::SYS_clone3, [data.into(), bytes.len().into()])
+}
+
+impl Hand {
+    /// Creates processes or threads by `clone3` in this one, each from the
+    /// arguments (struct clone_args) and under the id that `births` names, and
+    /// waits until they stand still. They are held as this one is, by
+    /// CLONE_PTRACE: unlike PTRACE_O_TRACECLONE and its kin, it does not stop
+    /// their creator each time.
+    pub fn clone_all(&mut self, births: &[([u64; 11], i32)]) -> Result<()> {
+        for births in births.chunks(BIRTHS_AT_ONCE) {
+            let mut b = Batch::new();
+            let calls: Vec<Call> = births.iter().map(|(args, tid)| clone_call(&mut b, args, *tid)).collect();
+            self.run(&mut b).map_err(|e| match e {
+                Error::Call { errno, .. } => {
+                    let failed = births.iter().zip(&calls).find(|(_, call)| b.result(**call).is_err());
+                    Error::Birth { pid: failed.map_or(0, |((_, tid), _)| *tid), errno }
+                }
+                other => other,
+            })?;
+            for (_, tid) in births {
+                stops::wait_newborn(*tid)?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -5,7 +5,7 @@
 use super::{Nursery, Scratches};
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
-use crate::memory::Spaces;
+use crate::memory::AddressSpaces;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
@@ -16,6 +16,17 @@ use rustix::io::Errno;
 /// Index of `flags` and `exit_signal` among the words of struct clone_args.
 const FLAGS: usize = 0;
 const EXIT_SIGNAL: usize = 4;
+/// Signals whose default is not to end a process (signal(7)).
+const SURVIVED: [i32; 8] = [
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+];
 
 /// Creates every process of the plan. Those whose children keep some of their
 /// memory have it before.
@@ -24,7 +35,7 @@ pub fn create_all(
     plan: &Plan,
     service: &mut Service,
     build: &mut Build<'_>,
-    spaces: &mut Spaces<'_>,
+    spaces: &mut AddressSpaces<'_>,
     scratches: &Scratches<'_>,
 ) -> Result<()> {
     let mut steps = plan.lineage.steps.iter().peekable();
@@ -141,6 +152,10 @@ fn end(nursery: &mut Nursery, pid: i32, record: Option<&TaskCoreEntry>, reaper: 
         return Err(Error::kernel(Object::Process(pid), "end it", Errno::SRCH));
     };
     let signal = (status & 0x7f) as i32;
+    if SURVIVED.contains(&signal) {
+        let problem = format!("signal {signal} is to have ended it, of which nobody dies");
+        return Err(Error::bad_image(format!("core-{pid}.img"), problem));
+    }
     let mut b = Batch::new();
     // A core dump of a zombie to be would be one too many.
     let none = b.bytes(&[0; 16]);
