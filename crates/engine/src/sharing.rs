@@ -132,18 +132,18 @@ pub struct SharedSpace {
 
 /// The address spaces of a tree that are still to be written.
 #[derive(Debug)]
-pub struct Spaces(HashMap<u32, SharedSpace>);
+pub struct UnwrittenSpaces(HashMap<u32, SharedSpace>);
 
-impl Spaces {
+impl UnwrittenSpaces {
     /// Of entered processes.
-    pub fn of(processes: &[Process]) -> Spaces {
+    pub fn of(processes: &[Process]) -> UnwrittenSpaces {
         let mut spaces: HashMap<u32, SharedSpace> = HashMap::new();
         for process in processes.iter().filter(|p| !p.is_zombie()) {
             let space = spaces.entry(process.space()).or_default();
             space.pids.push(process.pid);
             space.scratches.extend(process.hand.as_ref().map(Hand::scratch));
         }
-        Spaces(spaces)
+        UnwrittenSpaces(spaces)
     }
 
     /// An address space that is still to be written.

@@ -141,8 +141,8 @@ impl Program {
         Ok(Self { engine: engine.clone(), declaration, scratch, family, root, child: Some(child), input })
     }
 
-    /// The same below a shell that gives it its input, for programs that write a title over their environment: by the shell their family is
-    /// known.
+    /// The same below a shell that gives it its input, for programs that write a title over their environment: their
+    /// family is known by the shell.
     fn start_under_shell(
         engine: &Engine,
         program: &str,

@@ -117,6 +117,30 @@ impl Ask {
     }
 }
 
+/// The credentials of a thread that has ended, as its status tells them: all but the securebits, which mean nothing any
+/// more.
+pub fn of_status(status: &Status) -> CredsEntry {
+    let (uid, gid, caps) = (&status.uid, &status.gid, &status.caps);
+    CredsEntry {
+        uid: uid.real,
+        gid: gid.real,
+        euid: uid.effective,
+        egid: gid.effective,
+        suid: uid.saved,
+        sgid: gid.saved,
+        fsuid: uid.fs,
+        fsgid: gid.fs,
+        cap_inh: halves(caps.inheritable),
+        cap_prm: halves(caps.permitted),
+        cap_eff: halves(caps.effective),
+        cap_bnd: halves(caps.bounding),
+        groups: status.groups.clone(),
+        no_new_privs: status.no_new_privs.then_some(1),
+        cap_amb: if caps.ambient == 0 { Vec::new() } else { halves(caps.ambient) },
+        ..CredsEntry::default()
+    }
+}
+
 /// `struct __user_cap_header_struct` for the calling thread.
 fn capability_header() -> [u8; 8] {
     let mut header = [0; 8];
@@ -125,7 +149,7 @@ fn capability_header() -> [u8; 8] {
 }
 
 /// A set of capabilities as records have it, the lower half first.
-pub fn halves(set: u64) -> Vec<u32> {
+fn halves(set: u64) -> Vec<u32> {
     vec![set as u32, (set >> 32) as u32]
 }
 

@@ -14,8 +14,7 @@ use super::{credentials, extras, task, thread, unanswered};
 use crate::freeze::{Ended, Process, pid_of};
 use crate::plan::ProcessPlan;
 use crate::{Error, Object, Result};
-use cryonaut_image::records::{CoreEntry, CredsEntry, ThreadCoreEntry};
-use cryonaut_kernel::proc::status::Status;
+use cryonaut_image::records::{CoreEntry, ThreadCoreEntry};
 use cryonaut_kernel::sys::thread_state::{self, ThreadState};
 use cryonaut_kernel::sys::{pidfd, sched};
 use cryonaut_puppet::{Batch, Hand};
@@ -53,7 +52,7 @@ pub fn record(process: &Process, ended: &Ended) -> Result<(CoreEntry, extras::Th
         sched_policy: Some(thread::policy_record(&sched)),
         sched_prio: (sched.priority != 0).then_some(sched.priority),
         blk_sigset: Some(ended.status.sig_blocked),
-        creds: Some(credentials(&ended.status)),
+        creds: Some(credentials::of_status(&ended.status)),
         pdeath_sig: inside.as_ref().map(|inside| inside.pdeath_signal).filter(|signal| *signal != 0),
         comm: Some(ended.stat.comm.clone()),
         ..ThreadCoreEntry::default()
@@ -69,29 +68,6 @@ fn inside(pid: i32) -> Option<ThreadState> {
         tracing::warn!("process {pid}: of its first thread, which has ended, {what}: the kernel says {e}");
     });
     of_all.ok()?.remove(&pid)
-}
-
-/// Those that a status tells: all but the securebits, which mean nothing any more.
-fn credentials(status: &Status) -> CredsEntry {
-    let (uid, gid, caps) = (&status.uid, &status.gid, &status.caps);
-    CredsEntry {
-        uid: uid.real,
-        gid: gid.real,
-        euid: uid.effective,
-        egid: gid.effective,
-        suid: uid.saved,
-        sgid: gid.saved,
-        fsuid: uid.fs,
-        fsgid: gid.fs,
-        cap_inh: credentials::halves(caps.inheritable),
-        cap_prm: credentials::halves(caps.permitted),
-        cap_eff: credentials::halves(caps.effective),
-        cap_bnd: credentials::halves(caps.bounding),
-        groups: status.groups.clone(),
-        no_new_privs: status.no_new_privs.then_some(1),
-        cap_amb: if caps.ambient == 0 { Vec::new() } else { credentials::halves(caps.ambient) },
-        ..CredsEntry::default()
-    }
 }
 
 /// Ends the leader of a process that has its other threads, if it is to have ended: one of those is the hand afterwards.

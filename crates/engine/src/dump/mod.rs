@@ -21,7 +21,7 @@ use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
-use crate::sharing::{self, SharedSpace, Spaces};
+use crate::sharing::{self, SharedSpace, UnwrittenSpaces};
 use crate::{CheckpointOptions, Error, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
@@ -196,7 +196,7 @@ struct Tree<'c, 'a> {
 impl<'a> Tree<'_, 'a> {
     /// Writes down all processes.
     fn write_all(mut self, frozen: &mut Frozen, report: &mut CheckpointReport) -> Result<Gathered> {
-        let mut spaces = Spaces::of(&frozen.processes);
+        let mut spaces = UnwrittenSpaces::of(&frozen.processes);
         let looking = Instant::now();
         memory::find_common(&frozen.processes, &mut spaces, self.images)?;
         report.memory_us += micros(looking.elapsed());
@@ -217,7 +217,7 @@ impl<'a> Tree<'_, 'a> {
     }
 
     /// Writes down some of the processes.
-    fn write_some(&mut self, processes: &mut [Process], spaces: &mut Spaces) -> Result<Vec<Written>> {
+    fn write_some(&mut self, processes: &mut [Process], spaces: &mut UnwrittenSpaces) -> Result<Vec<Written>> {
         let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
         let mut asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
         for process in &*processes {
@@ -247,7 +247,7 @@ impl<'a> Tree<'_, 'a> {
         &mut self,
         processes: &mut [Process],
         asked: Vec<Option<Questions>>,
-        spaces: &mut Spaces,
+        spaces: &mut UnwrittenSpaces,
         (others, known): (&[Thread], Option<threads::Known>),
     ) -> Result<Vec<Written>> {
         let told = threads::read(others, known.unwrap_or_default(), &mut self.gathered.filters)?;
@@ -268,7 +268,7 @@ impl<'a> Tree<'_, 'a> {
         &mut self,
         processes: &mut [Process],
         asked: Vec<Option<Questions>>,
-        spaces: &mut Spaces,
+        spaces: &mut UnwrittenSpaces,
     ) -> Result<Vec<Written>> {
         let writers = parallel::threads_for(processes.len());
         let files = self.files;
@@ -317,7 +317,7 @@ impl<'a> Tree<'_, 'a> {
         &mut self,
         process: &'p mut Process,
         questions: Option<Questions>,
-        spaces: &mut Spaces,
+        spaces: &mut UnwrittenSpaces,
     ) -> Result<Option<Told<'p>>>
     where
         'a: 'p,

@@ -22,7 +22,7 @@
 
 use super::{PAGE, ranges};
 use crate::freeze::Process;
-use crate::sharing::Spaces;
+use crate::sharing::UnwrittenSpaces;
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, PageRuns, Query, read_entries};
@@ -87,7 +87,7 @@ impl Common {
 
 /// Finds what the address spaces of a frozen tree have in common, tells each of
 /// them, and writes the pagemaps of the layers.
-pub fn find(processes: &[Process], spaces: &mut Spaces, images: &DumpDir) -> Result<()> {
+pub fn find(processes: &[Process], spaces: &mut UnwrittenSpaces, images: &DumpDir) -> Result<()> {
     let mut known = BTreeSet::new();
     let large = |p: &&Process| !p.is_zombie() && p.status.rss_anon_kib >= LITTLE_KIB;
     let some: Vec<&Process> = processes.iter().filter(large).filter(|p| known.insert(p.space())).collect();
@@ -246,7 +246,7 @@ fn lay(taken: &mut [ByHolder], held: &ByHolder) -> BTreeMap<usize, usize> {
 /// Writes the pagemaps of the layers and tells the spaces.
 fn write(
     processes: &[&Process],
-    spaces: &mut Spaces,
+    spaces: &mut UnwrittenSpaces,
     images: &DumpDir,
     taken: Vec<ByHolder>,
     held: ByHolder,

@@ -41,7 +41,7 @@ pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
 pub use pages::{PageCount, PageWriter, PagesPlace, dump_private};
 pub use shared::SharedBuild;
-pub use spaces::Spaces;
+pub use spaces::AddressSpaces;
 pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
 pub use vma::{add_guards, find_files, mappings, mappings_without_flags, status};

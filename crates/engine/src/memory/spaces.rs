@@ -21,7 +21,7 @@ use std::ops::Range;
 
 /// All address spaces of a tree.
 #[derive(Debug)]
-pub struct Spaces<'p> {
+pub struct AddressSpaces<'p> {
     tree: Tree<'p>,
     /// By owner.
     spaces: BTreeMap<i32, One<'p>>,
@@ -51,7 +51,7 @@ impl One<'_> {
     }
 }
 
-impl<'p> Spaces<'p> {
+impl<'p> AddressSpaces<'p> {
     /// Of the processes of a plan; `scratches` tells where their hands have
     /// their scratch mappings.
     pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>) -> Result<Self> {
@@ -84,7 +84,7 @@ impl<'p> Spaces<'p> {
                 spaces.entry(*pid).and_modify(|one| one.inherited = inherited);
             }
         }
-        Ok(Spaces { tree, spaces, shared: &plan.spaces, forebears })
+        Ok(AddressSpaces { tree, spaces, shared: &plan.spaces, forebears })
     }
 
     /// Private pages that have been read into place so far, each once.

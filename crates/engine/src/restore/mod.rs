@@ -12,7 +12,7 @@ use resume::Own;
 use crate::attributes::{leader, limits, signals, task, timers};
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
-use crate::memory::{PAGE, Shape, Spaces};
+use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::network_lock::{self, NetworkLock};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
@@ -67,9 +67,9 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let network = lock_network(&images, &plan, options)?;
     let verdict = Verdict::inherited(scratches.base)?;
     let mut nursery = Nursery::default();
-    let mut service = Service::new(service_number(&plan))?;
+    let mut service = Service::new(service_number(&plan)?)?;
     let mut build = Build::new(&images, options, &plan.files);
-    let mut spaces = Spaces::read(&images, &plan, &scratches)?;
+    let mut spaces = AddressSpaces::read(&images, &plan, &scratches)?;
     births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, &scratches)?;
     let forked = Instant::now();
 
@@ -202,9 +202,14 @@ impl<'p> Scratches<'p> {
 }
 
 /// A descriptor number above all that the tree uses.
-fn service_number(plan: &Plan) -> i32 {
-    let highest = plan.tables.values().flatten().map(|f| f.fd as i32).max().unwrap_or(0);
-    highest + 64
+fn service_number(plan: &Plan) -> Result<i32> {
+    /// A number that no process can have: a limit above is refused (fs.nr_open, fs/file_table.c).
+    const TOO_HIGH: u32 = i32::MAX as u32 / 2;
+    let highest = plan.tables.values().flatten().map(|f| f.fd).max().unwrap_or(0);
+    if highest >= TOO_HIGH {
+        return Err(Error::bad_image("fdinfo", format!("{highest} is no number of a descriptor")));
+    }
+    Ok(highest as i32 + 64)
 }
 
 /// What kinds of files do when everything is in place.
