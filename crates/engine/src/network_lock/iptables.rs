@@ -7,6 +7,7 @@
 use super::{MARK, failed};
 use crate::files::socket::{Peer, Peers};
 use crate::{Error, Object, Result};
+use cryonaut_kernel::sys::process::dies_with_us;
 use std::ffi::{CString, OsString};
 use std::fmt::Write as _;
 use std::fs;
@@ -83,11 +84,13 @@ impl Scripts {
         self.0.is_empty()
     }
 
-    /// Sets the lock.
-    pub fn set(&self, peers: &Peers) -> Result<()> {
+    /// Sets the lock, as far as it is not there; `anew` if nothing of it can be.
+    pub fn set(&self, peers: &Peers, anew: bool) -> Result<()> {
         for (family, text) in Family::ALL.into_iter().filter_map(|family| Some((family, script(family, "-A", peers)?)))
         {
-            run(family.restore(), &text, "set it")?;
+            if anew || is_set_of(family, peers)? != Some(true) {
+                run(family.restore(), &text, "set it")?;
+            }
         }
         Ok(())
     }
@@ -126,14 +129,24 @@ pub fn remove_without_note(path: &Path) {
     }
 }
 
-/// Whether the lock of these connections is set: whether it is of the first.
+/// Whether the lock of these connections is set, all of it: each family's rules come and go at a time, but who is killed
+/// in between has done so with one alone.
 pub fn is_set(peers: &Peers) -> Result<bool> {
-    let Some(first) = peers.0.first() else { return Ok(false) };
-    let family = if Family::V4.has(first) { Family::V4 } else { Family::V6 };
+    let mut all = !peers.0.is_empty();
+    for family in Family::ALL {
+        all = all && is_set_of(family, peers)?.unwrap_or(true);
+    }
+    Ok(all)
+}
+
+/// Whether the rules of a family are there: whether that of its first connection is. `None` if it has none.
+fn is_set_of(family: Family, peers: &Peers) -> Result<Option<bool>> {
+    let Some(first) = peers.0.iter().find(|peer| family.has(peer)) else { return Ok(None) };
     let mut command = Command::new(family.program(""));
     command.args(["-w", PATIENCE, "-t", "filter", "-C", "INPUT"]).args(rule(first, true).split(' '));
     let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    done.map(|done| done.success()).map_err(|e| failed("run iptables to look for it", crate::error::errno_of(&e)))
+    let done = done.map_err(|e| failed("run iptables to look for it", crate::error::errno_of(&e)))?;
+    Ok(Some(done.success()))
 }
 
 fn beside(note: &Path, family: Family) -> PathBuf {
@@ -173,7 +186,8 @@ fn script(family: Family, what: &str, peers: &Peers) -> Option<String> {
 fn run(mut command: Command, script: &str, action: &str) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut run = || {
-        let mut child = command.stdin(Stdio::piped()).spawn()?;
+        // Else it might set rules when our guard has taken them away.
+        let mut child = dies_with_us(&mut command).stdin(Stdio::piped()).spawn()?;
         if let Some(mut input) = child.stdin.take() {
             input.write_all(script.as_bytes())?;
         }

@@ -64,6 +64,15 @@ enum Means {
     Iptables(iptables::Scripts),
 }
 
+/// How one is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    /// Nothing of it is there.
+    Anew,
+    /// That of an image, of which a call that was killed may have left a part.
+    WhatLacks,
+}
+
 impl NetworkLock {
     /// Sets one for a tree that stands still, if it has connections.
     pub fn set(method: LockMethod, peers: &Peers) -> Result<Option<NetworkLock>> {
@@ -74,7 +83,7 @@ impl NetworkLock {
             return NetworkLock::without(peers).map(Some);
         }
         let run_id = new_id().map_err(|e| failed("make an id for it", e))?;
-        NetworkLock::begin(run_id, true, method, peers).map(Some)
+        NetworkLock::begin(run_id, Some(Setting::Anew), method, peers).map(Some)
     }
 
     /// Sets that of an image again while its connections are put together: it
@@ -94,11 +103,12 @@ impl NetworkLock {
                 (LockMethod::Nftables, there.map_err(|e| failed("look for it", e))?)
             }
         };
-        NetworkLock::begin(run_id, !there, method, peers).map(Some)
+        NetworkLock::begin(run_id, (!there).then_some(Setting::WhatLacks), method, peers).map(Some)
     }
 
     /// Sets it, if it is to be ours; else it is there, with the image's own connections.
-    fn begin(run_id: String, ours: bool, method: LockMethod, peers: &Peers) -> Result<NetworkLock> {
+    fn begin(run_id: String, set: Option<Setting>, method: LockMethod, peers: &Peers) -> Result<NetworkLock> {
+        let ours = set.is_some();
         let note = PathBuf::from(NOTES).join(format!("{PREFIX}{run_id}"));
         let write = || {
             fs::create_dir_all(NOTES)?;
@@ -111,14 +121,14 @@ impl NetworkLock {
             LockMethod::Iptables => Means::Iptables(iptables::Scripts::new(&lock.note, peers)),
             _ => Means::Nftables,
         };
-        if ours {
+        if let Some(set) = set {
             if let Means::Iptables(scripts) = &lock.by {
                 scripts.write()?;
             }
             lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
             lock.ours = true;
             match &lock.by {
-                Means::Iptables(scripts) => scripts.set(peers)?,
+                Means::Iptables(scripts) => scripts.set(peers, set == Setting::Anew)?,
                 _ => nftables::rules(&lock.run_id, peers).send().map_err(|e| failed("set it", e))?,
             }
         }

@@ -1,6 +1,8 @@
 //! Making processes with chosen pids: clone3(2).
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use bitflags::bitflags;
 use linux_raw_sys::general as uapi;
@@ -167,6 +169,19 @@ pub fn spawn_ended(status: i32) -> Result<Child, Errno> {
             code
         })
     }
+}
+
+/// Has a program killed when the calling thread ends, whatever happens: what it does must not happen behind the back of
+/// whoever clears up after us.
+pub fn dies_with_us(command: &mut Command) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let bind = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // We may have ended before.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: the closure makes two system calls, and neither allocates nor touches memory that others may hold a lock of.
+    unsafe { command.pre_exec(bind) }
 }
 
 #[cfg(test)]
