@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 adds a watch under its number alone, which must be open
 /*
  * signalfds in epoll sets. The kernel ties such a watch to the signals of the process that has added it, not to the file:
  * whoever waits is woken by a signal that comes while he waits, of that process alone.

@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 lets a futex(2) with a time limit fail with EINTR
 // differs: thread children, children of any thread come back as the first one's
 /*
  * Forty threads, so many that it is not looked up of each what it does: in calls of several kinds, some with a time limit,
