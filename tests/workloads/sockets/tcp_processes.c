@@ -11,6 +11,7 @@
 // differs: descriptor socket.ready, they are at work
 // differs: descriptor socket.unread, they are at work
 // differs: descriptor socket.unsent, they are at work
+// differs: thread *, they are at work
 /* Two processes that count together over a TCP connection, without a pause. */
 #include "net.h"
 
