@@ -71,6 +71,26 @@ WL_UNUSED static void net_connect(int fd, int family, int port)
 	MUST(connect(fd, (struct sockaddr *)&address, net_size(family)));
 }
 
+/* Begins to connect a socket that does not block, with nobody there yet to answer. */
+WL_UNUSED static void net_begin(int fd, int family, int port)
+{
+	struct sockaddr_storage address = net_loopback(family, port);
+
+	CHECK(connect(fd, (struct sockaddr *)&address, net_size(family)) < 0 && errno == EINPROGRESS, "connect: %s",
+	      strerror(errno));
+}
+
+/* A socket that listens for one connection, which is there: further ones have to wait. */
+WL_UNUSED static int net_full(int family, int *filler)
+{
+	int listener = net_bound(family, SOCK_STREAM, 0, 0);
+
+	MUST(listen(listener, 0));
+	*filler = MUST(socket(family, SOCK_STREAM, 0));
+	net_connect(*filler, family, net_port(listener));
+	return listener;
+}
+
 WL_UNUSED static void net_set(int fd, int level, int option, int value)
 {
 	if (setsockopt(fd, level, option, &value, sizeof(value)) < 0)

@@ -22,8 +22,7 @@ static void reset(int fd)
 int main(int argc, char **argv)
 {
 	static const int families[2] = { AF_INET, AF_INET6 };
-	int ends[2][ALL], ports[2][ALL];
-	struct sockaddr_storage address;
+	int ends[2][ALL], ports[2][ALL], filler;
 	size_t sent[2] = { 0, 0 };
 	char got[32];
 
@@ -71,18 +70,12 @@ int main(int argc, char **argv)
 				break;
 			}
 		}
-		address = net_loopback(families[i], net_port(listener));
 		close(listener);
 		ends[i][REFUSED] = MUST(socket(families[i], SOCK_STREAM, 0));
 		/* A full socket that goes refuses who waits; nobody at all refuses at once, and the error is told then. */
-		listener = net_bound(families[i], SOCK_STREAM, 0, 0);
-		MUST(listen(listener, 0));
-		address = net_loopback(families[i], net_port(listener));
-		int filler = MUST(socket(families[i], SOCK_STREAM, 0));
-		MUST(connect(filler, (struct sockaddr *)&address, net_size(families[i])));
+		listener = net_full(families[i], &filler);
 		fcntl(ends[i][REFUSED], F_SETFL, O_NONBLOCK);
-		CHECK(connect(ends[i][REFUSED], (struct sockaddr *)&address, net_size(families[i])) < 0 && errno == EINPROGRESS,
-		      "connect: %s", strerror(errno));
+		net_begin(ends[i][REFUSED], families[i], net_port(listener));
 		close(listener);
 		close(filler);
 		fcntl(ends[i][REFUSED], F_SETFL, 0);

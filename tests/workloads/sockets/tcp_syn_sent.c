@@ -28,20 +28,13 @@ int main(int argc, char **argv)
 	wl_init(argc, argv);
 	for (int i = 0; i < 2; i++)
 		for (int j = 0; j < ALL; j++) {
-			struct sockaddr_storage address;
-
-			listeners[i][j] = net_bound(families[i], SOCK_STREAM, 0, 0);
-			MUST(listen(listeners[i][j], 0));
-			address = net_loopback(families[i], net_port(listeners[i][j]));
-			fillers[i][j][0] = MUST(socket(families[i], SOCK_STREAM, 0));
-			MUST(connect(fillers[i][j][0], (struct sockaddr *)&address, net_size(families[i])));
+			listeners[i][j] = net_full(families[i], &fillers[i][j][0]);
 			ends[i][j] = MUST(socket(families[i], SOCK_STREAM | (j == BLOCKED ? 0 : SOCK_NONBLOCK), 0));
 			if (j == BLOCKED && i == 0) {
 				MUST0(pthread_create(&thread, NULL, connects, (void *)(long)families[i]));
 				WAIT_FOR(net_state(ends[i][j]) == TCP_SYN_SENT, "it is not begun");
 			} else if (j != BLOCKED) {
-				CHECK(connect(ends[i][j], (struct sockaddr *)&address, net_size(families[i])) < 0 && errno == EINPROGRESS,
-				      "connect: %s", strerror(errno));
+				net_begin(ends[i][j], families[i], net_port(listeners[i][j]));
 				CHECK(net_state(ends[i][j]) == TCP_SYN_SENT, "the state is %d", net_state(ends[i][j]));
 			}
 			ports[i][j] = net_port(ends[i][j]);

@@ -9,7 +9,6 @@
 int main(int argc, char **argv)
 {
 	int listener, full, filler, begun, client, served;
-	struct sockaddr_storage address;
 	char got[8] = "";
 
 	wl_init(argc, argv);
@@ -18,14 +17,9 @@ int main(int argc, char **argv)
 	client = MUST(socket(AF_INET, SOCK_STREAM, 0));
 	net_connect(client, AF_INET, net_port(listener));
 	MUST(send(client, "early", 5, 0));
-	full = net_bound(AF_INET, SOCK_STREAM, 0, 0);
-	MUST(listen(full, 0));
-	address = net_loopback(AF_INET, net_port(full));
-	filler = MUST(socket(AF_INET, SOCK_STREAM, 0));
-	MUST(connect(filler, (struct sockaddr *)&address, net_size(AF_INET)));
+	full = net_full(AF_INET, &filler);
 	begun = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-	CHECK(connect(begun, (struct sockaddr *)&address, net_size(AF_INET)) < 0 && errno == EINPROGRESS, "connect: %s",
-	      strerror(errno));
+	net_begin(begun, AF_INET, net_port(full));
 
 	wl_ready();
 	if (wl_lose)

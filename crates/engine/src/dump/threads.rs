@@ -64,9 +64,7 @@ pub fn dump(
     let mut extras = Vec::with_capacity(others.len());
     for some in others.chunks(AT_ONCE) {
         let told = told_of(hand, filters, process, some, &mut known)?;
-        for written in parallel::map(told, |told| write(images, told)) {
-            extras.push(written?);
-        }
+        extras.extend(write_all(images, told)?);
     }
     Ok(extras)
 }
