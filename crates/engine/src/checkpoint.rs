@@ -5,6 +5,7 @@ use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
+use crate::namespaces::{self, Owned};
 use crate::network_lock::{self, NetworkLock};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
@@ -64,7 +65,8 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         enter_us: micros(entering.elapsed()),
         ..CheckpointReport::default()
     };
-    let about = About { own, network: network.as_ref() };
+    let owned = Owned::find(&frozen.processes, &own)?;
+    let about = About { own, owned: &owned, network: network.as_ref() };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
@@ -198,7 +200,7 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
             leader::refuse(process, ended)?;
         }
         if let Some(ids) = &process.ids {
-            refuse_namespaces(process.pid, ids, own)?;
+            namespaces::refuse(process.pid, ids, own)?;
         }
     }
     Ok(())
@@ -237,28 +239,4 @@ fn refuse_shared_outside(root: &Process) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Namespaces cannot be carried yet. A restore by CRIU leaves its tree in a
-/// time namespace, whose clocks are written down; ours runs on without it.
-fn refuse_namespaces(pid: i32, ids: &TaskKobjIdsEntry, ours: &TaskKobjIdsEntry) -> Result<()> {
-    let all = |ids: &TaskKobjIdsEntry| {
-        [
-            ("pid", ids.pid_ns_id),
-            ("network", ids.net_ns_id),
-            ("ipc", ids.ipc_ns_id),
-            ("uts", ids.uts_ns_id),
-            ("mount", ids.mnt_ns_id),
-            ("user", ids.user_ns_id),
-            ("cgroup", ids.cgroup_ns_id),
-        ]
-    };
-    match all(ids).iter().zip(all(ours)).find(|(theirs, ours)| theirs.1 != ours.1) {
-        None => Ok(()),
-        Some(((name, _), _)) => Err(Error::unsupported(
-            Object::Process(pid),
-            format!("it has a {name} namespace of its own"),
-            "start it in the namespaces of this program: others cannot be carried yet",
-        )),
-    }
 }

@@ -12,6 +12,7 @@ pub mod files;
 pub mod freeze;
 mod lineage;
 mod memory;
+mod namespaces;
 mod network_lock;
 mod options;
 mod parallel;

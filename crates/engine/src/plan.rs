@@ -2,6 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
+use crate::namespaces::Arranged;
 use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
@@ -95,6 +96,8 @@ pub struct Plan {
     pub lineage: Lineage,
     /// Who shares its memory with whom.
     pub spaces: SharedSpaces,
+    /// Who is born with which namespaces.
+    pub namespaces: Arranged,
 }
 
 /// Which processes share an address space. Of those that do, the first to be
@@ -150,7 +153,7 @@ impl SharedSpaces {
 impl Plan {
     /// Reads an image.
     pub fn read(images: &ImageDir) -> Result<Plan> {
-        images.inventory()?;
+        let inventory = images.inventory()?;
         let tree: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, None)?;
         let root = tree.first().map(|t| t.pid as i32).ok_or_else(|| bad("pstree.img", "it has no process"))?;
         let mut processes = BTreeMap::new();
@@ -178,6 +181,10 @@ impl Plan {
         lineage.check_inborn(inborn).map_err(|e| bad(&format!("ids-{}.img", e.pid), &format!("it {}", e.what)))?;
         let spaces = SharedSpaces::find(&processes, &lineage);
         check_same_memory(&processes, &spaces)?;
+        let namespaces = Arranged::arrange(&lineage, |pid| match pid {
+            0 => inventory.root_ids,
+            pid => processes.get(&pid)?.ids,
+        });
         Ok(Plan {
             processes,
             root,
@@ -189,6 +196,7 @@ impl Plan {
             overruns: overruns::load(images)?,
             lineage,
             spaces,
+            namespaces,
         })
     }
 

@@ -41,11 +41,12 @@ fn unmap_scratch(base: u64) {
 }
 
 /// Creates a process with this pid, held and dying with us, and makes a hand
-/// of it. With `sibling`, it becomes a child of our parent. Needs
+/// of it, in new namespaces as `namespaces` says (`CLONE_NEW*`). With `sibling`, it becomes a child of our parent. Needs
 /// CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) for the choice of the pid.
-pub fn first(pid: i32, sibling: bool, base: u64) -> Result<Hand> {
+pub fn first(pid: i32, sibling: bool, base: u64, namespaces: u64) -> Result<Hand> {
     map_scratch(base)?;
-    let flags = if sibling { CloneFlags::PARENT } else { CloneFlags::empty() };
+    let flags =
+        CloneFlags::from_bits_truncate(namespaces) | if sibling { CloneFlags::PARENT } else { CloneFlags::empty() };
     let exit_signal = if sibling { 0 } else { libc::SIGCHLD };
     let born = spawn_idle(&Spawn { flags, exit_signal, set_tid: &[pid], cgroup: None });
     unmap_scratch(base);

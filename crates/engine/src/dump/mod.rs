@@ -17,6 +17,7 @@ use crate::files::socket::packet;
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
+use crate::namespaces::{self, Dumping, Owned};
 use crate::network_lock::NetworkLock;
 use crate::parallel;
 use crate::questions::{self, Questions};
@@ -85,6 +86,8 @@ fn lock<'g, 'a>(files: Files<'g, 'a>) -> MutexGuard<'g, Collect<'a>> {
 pub struct About<'a> {
     /// What we share with others, which of the tree's is the same.
     pub own: TaskKobjIdsEntry,
+    /// The namespaces that we do not share.
+    pub owned: &'a Owned,
     /// How its connections are locked.
     pub network: Option<&'a NetworkLock>,
 }
@@ -122,7 +125,9 @@ pub fn dump(
     pids.sort_unstable();
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
+    namespaces::dump(&mut Dumping { images, options, processes: &mut frozen.processes, owned: about.owned })?;
     let mut cx = Collect::new(images, options, &pids);
+    cx.namespaces = Some(about.owned);
     cx.janitor = janitor;
     cx.speakers = speakers;
     for process in &frozen.processes {

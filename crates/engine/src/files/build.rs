@@ -4,6 +4,7 @@
 use super::ghost::UsedLinks;
 use super::socket::Actors;
 use super::{FileKind, kind_of};
+use crate::namespaces::Owned;
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::FileEntry;
@@ -20,6 +21,8 @@ pub struct Build<'a> {
     pub images: &'a ImageDir,
     /// What the user asked for.
     pub options: &'a RestoreOptions,
+    /// Namespaces of the tree that are there already.
+    pub namespaces: Owned,
     records: &'a BTreeMap<u32, FileEntry>,
     built: HashMap<u32, OwnedFd>,
     underway: Vec<u32>,
@@ -44,6 +47,7 @@ impl<'a> Build<'a> {
         Build {
             images,
             options,
+            namespaces: Owned::default(),
             records,
             built: HashMap::new(),
             underway: Vec::new(),

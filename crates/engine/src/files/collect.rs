@@ -5,6 +5,7 @@ use super::KINDS;
 use super::ghost::NewLinks;
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
+use crate::namespaces::Owned;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, UnixSkEntry};
 use cryonaut_image::{DumpDir, ImageKind};
@@ -197,6 +198,8 @@ pub struct Collect<'a> {
     pub guard: Option<&'a Guard>,
     /// The ends of connections whose packets are seen to, if any are.
     pub locked: Option<&'a HashSet<(SocketAddr, SocketAddr)>>,
+    /// The namespaces that we do not share with the tree.
+    pub namespaces: Option<&'a Owned>,
     /// By whose id the kernel is asked about a process, where that is not its own.
     pub speakers: BTreeMap<i32, i32>,
     next_id: u32,
@@ -242,6 +245,7 @@ impl<'a> Collect<'a> {
             janitor: None,
             guard: None,
             locked: None,
+            namespaces: None,
             speakers: BTreeMap::new(),
             next_id: 1,
             pages_ids: PagesIds::default(),

@@ -6,6 +6,7 @@ use super::{Nursery, Scratches};
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
+use crate::namespaces::{self, Birthplace};
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
@@ -42,9 +43,11 @@ pub fn create_all(
     while let Some(step) = steps.next() {
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
-                let mut hand = spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid))?;
+                let flags = plan.namespaces.flags(birth.pid);
+                let mut hand = spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)?;
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
+                settle_in(nursery, birth.pid, plan, service, build)?;
             }
             Step::Create(first) => {
                 if spaces.comes_first(first.creator) {
@@ -56,6 +59,7 @@ pub fn create_all(
                     steps.next();
                 }
                 create(nursery, first.creator, &births, scratches)?;
+                births.iter().try_for_each(|(birth, _)| settle_in(nursery, birth.pid, plan, service, build))?;
             }
             Step::NewSession(pid) => {
                 let mut b = Batch::new();
@@ -69,10 +73,20 @@ pub fn create_all(
     groups(nursery, plan, scratches)
 }
 
-/// What the child shares with its creator from birth.
+/// Sees to it that a newborn process is in its namespaces, and that there is in them what is to be.
+fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
+    let hand = nursery.hand(pid)?;
+    let mut cx = Birthplace { images: build.images, options: build.options, hand, service };
+    namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
+}
+
+/// What the child shares with its creator from birth, and what not.
 fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
     let ids = |pid: i32| plan.processes.get(&pid).and_then(|p| p.ids.as_ref());
-    let mut flags = if birth.sibling { libc::CLONE_PARENT as u64 } else { 0 };
+    let mut flags = plan.namespaces.flags(birth.pid);
+    if birth.sibling {
+        flags |= libc::CLONE_PARENT as u64;
+    }
     if let (Some(child), Some(creator)) = (ids(birth.pid), ids(birth.creator)) {
         if child.files_id == creator.files_id {
             flags |= libc::CLONE_FILES as u64;

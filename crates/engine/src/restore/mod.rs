@@ -142,6 +142,7 @@ fn refuse(plan: &Plan) -> Result<()> {
             });
         }
     }
+    plan.namespaces.refuse()?;
     for entry in plan.files.values() {
         Build::kind(entry)?;
     }

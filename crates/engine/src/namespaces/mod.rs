@@ -1,0 +1,329 @@
+//! Namespaces of the tree that are not those of its surroundings: what is in them is written down and made again with
+//! the tree. One room for each kind, and one line in [`KINDS`]; a kind without halves is refused by name.
+//!
+//! Which namespaces there are, the ids of processes tell (`sharing.rs`): those that the inventory names are the
+//! surroundings' ([`Arranged`] says who makes which at a restore, as data).
+
+mod uts;
+
+use crate::freeze::Process;
+use crate::lineage::{Birth, Lineage, Step};
+use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
+use cryonaut_image::records::TaskKobjIdsEntry;
+use cryonaut_image::{DumpDir, ImageDir};
+use cryonaut_kernel::Errno;
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::namespace;
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Batch, Hand};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A kind of namespace.
+#[derive(Debug)]
+pub struct Kind {
+    /// The kernel's kind.
+    pub kind: Namespace,
+    /// As messages call it.
+    name: &'static str,
+    /// The number in the ids of a process.
+    pub id: fn(&TaskKobjIdsEntry) -> Option<u32>,
+    /// How it is carried; `None` if it is not.
+    halves: Option<Halves>,
+}
+
+/// The two halves of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Halves {
+    /// Writes down what is in one. The tree is frozen and entered; nothing else has been written but what kinds above
+    /// in the table have.
+    pub dump: fn(&mut Dumping<'_>, &Own) -> Result<()>,
+    /// Fills one that is new. The process that it was made with (`own.pid`, whose hand is given) is in it and has
+    /// nothing yet but our own memory and the service descriptor; nobody else has been born of it.
+    pub build: fn(&mut Building<'_>, &Own) -> Result<()>,
+    /// Whether a new process gets one from clone3(2); else `build` sees to it that the hand is in a new one, which is why
+    /// `own` is then told of before.
+    pub at_birth: bool,
+}
+
+/// All kinds, in the order in which they are written and built.
+pub static KINDS: [Kind; 8] = [
+    Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
+    Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: None },
+    Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: None },
+    Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
+    Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: None },
+    Kind { kind: Namespace::Uts, name: "uts", id: |ids| ids.uts_ns_id, halves: Some(uts::HALVES) },
+    Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: None },
+    Kind { kind: Namespace::Time, name: "time", id: |ids| ids.time_ns_id, halves: None },
+];
+
+/// A namespace of the tree, held open.
+#[derive(Debug)]
+pub struct Own {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// Its number in the image: that of image files such as `utsns-ID.img`.
+    pub id: u32,
+    /// A process that is in it: at a restore, the first.
+    pub pid: i32,
+    /// It itself, for [`namespace::within`].
+    pub file: OwnedFd,
+}
+
+impl Own {
+    /// For messages.
+    #[must_use]
+    pub fn object(&self) -> Object {
+        Object::Other(format!("the {} namespace of process {}", self.kind.name, self.pid))
+    }
+
+    /// The kernel's refusal of something that was tried there.
+    pub fn failed(&self, action: impl Into<String>) -> impl FnOnce(Errno) -> Error {
+        let (object, action) = (self.object(), action.into());
+        move |errno| Error::kernel(object, action, errno)
+    }
+}
+
+/// All namespaces of the tree; at a restore, those that are there already.
+#[derive(Debug, Default)]
+pub struct Owned(Vec<Own>);
+
+impl Owned {
+    /// Of a frozen tree; `surroundings` are our own.
+    pub fn find(processes: &[Process], surroundings: &TaskKobjIdsEntry) -> Result<Owned> {
+        let mut owned = Owned::default();
+        for kind in &KINDS {
+            for process in processes {
+                let Some(id) = process.ids.as_ref().and_then(kind.id) else { continue };
+                if Some(id) == (kind.id)(surroundings) || owned.get(kind.kind, id).is_some() {
+                    continue;
+                }
+                let file = namespace::open(&process.task, kind.kind)?;
+                owned.0.push(Own { kind, id, pid: process.pid, file });
+            }
+        }
+        Ok(owned)
+    }
+
+    /// All of them, in the order of [`KINDS`].
+    pub fn iter(&self) -> impl Iterator<Item = &Own> {
+        self.0.iter()
+    }
+
+    /// That of a kind and a number; `None` if it is the surroundings' (or not there yet).
+    #[must_use]
+    pub fn get(&self, kind: Namespace, id: u32) -> Option<&Own> {
+        self.0.iter().find(|own| own.kind.kind == kind && own.id == id)
+    }
+
+    /// That of a process.
+    #[must_use]
+    pub fn of(&self, ids: &TaskKobjIdsEntry, kind: Namespace) -> Option<&Own> {
+        let number = KINDS.iter().find(|known| known.kind == kind)?.id;
+        self.get(kind, number(ids)?)
+    }
+
+    /// Those of a process of these kinds, to act [within](namespace::within).
+    #[must_use]
+    pub fn files_of(&self, ids: &TaskKobjIdsEntry, kinds: &[Namespace]) -> Vec<BorrowedFd<'_>> {
+        kinds.iter().filter_map(|kind| self.of(ids, *kind)).map(|own| own.file.as_fd()).collect()
+    }
+}
+
+/// Refuses what cannot be carried.
+pub fn refuse(pid: i32, ids: &TaskKobjIdsEntry, surroundings: &TaskKobjIdsEntry) -> Result<()> {
+    let foreign = |kind: &&Kind| (kind.id)(ids) != (kind.id)(surroundings);
+    match KINDS.iter().filter(foreign).find(|kind| kind.halves.is_none() && kind.kind != Namespace::Time) {
+        None => Ok(()),
+        Some(kind) => Err(Error::unsupported(
+            Object::Process(pid),
+            format!("it has a {} namespace of its own", kind.name),
+            "start it in that of this program: others cannot be carried yet",
+        )),
+    }
+}
+
+/// What the first half is given.
+#[derive(Debug)]
+pub struct Dumping<'a> {
+    /// Where records go.
+    pub images: &'a DumpDir,
+    /// What the user asked for.
+    pub options: &'a CheckpointOptions,
+    /// The frozen tree, entered.
+    pub processes: &'a mut [Process],
+    /// All namespaces of the tree.
+    pub owned: &'a Owned,
+}
+
+/// Writes down all namespaces of the tree.
+pub fn dump(cx: &mut Dumping<'_>) -> Result<()> {
+    let owned = cx.owned;
+    for own in owned.iter() {
+        if let Some(halves) = own.kind.halves {
+            (halves.dump)(cx, own)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the second half is given.
+#[derive(Debug)]
+pub struct Building<'a> {
+    /// The image.
+    pub images: &'a ImageDir,
+    /// What the user asked for.
+    pub options: &'a RestoreOptions,
+    /// The process that was born into the namespace.
+    pub hand: &'a mut Hand,
+    /// Gives files to it.
+    pub service: &'a Service,
+    /// Namespaces of the tree that are there already, of the same process among them.
+    pub owned: &'a Owned,
+}
+
+/// Which processes are born with which namespaces, and which enter one that another has been born with: kind, as index
+/// into [`KINDS`], and number.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Arranged {
+    surroundings: TaskKobjIdsEntry,
+    made: BTreeMap<i32, Vec<(usize, u32)>>,
+    joined: BTreeMap<i32, Vec<(usize, u32)>>,
+}
+
+impl Arranged {
+    /// From the ids of processes; `of` tells those of one that lives, and of the surroundings for 0.
+    pub fn arrange(lineage: &Lineage, of: impl Fn(i32) -> Option<TaskKobjIdsEntry>) -> Arranged {
+        let surroundings = of(0).unwrap_or_default();
+        let mut arranged = Arranged { surroundings, ..Arranged::default() };
+        // Who has no ids (a zombie, a helper) stays where it is born.
+        let mut now: BTreeMap<i32, TaskKobjIdsEntry> = BTreeMap::new();
+        let mut there: BTreeSet<(usize, u32)> =
+            KINDS.iter().enumerate().filter_map(|(at, kind)| Some((at, (kind.id)(&surroundings)?))).collect();
+        for step in &lineage.steps {
+            let Step::Create(Birth { pid, creator, .. }) = *step else { continue };
+            let from = now.get(&creator).copied().unwrap_or(surroundings);
+            let has = of(pid).unwrap_or(from);
+            now.insert(pid, has);
+            for (at, kind) in KINDS.iter().enumerate() {
+                let Some(id) = (kind.id)(&has).filter(|id| Some(*id) != (kind.id)(&from)) else { continue };
+                let list = if there.insert((at, id)) { &mut arranged.made } else { &mut arranged.joined };
+                list.entry(pid).or_default().push((at, id));
+            }
+        }
+        arranged
+    }
+
+    /// The namespaces of this kind that processes are born with.
+    pub fn made(&self, kind: Namespace) -> impl Iterator<Item = (i32, u32)> {
+        let of_kind = move |&&(at, _): &&(usize, u32)| KINDS[at].kind == kind;
+        self.made.iter().flat_map(move |(pid, made)| made.iter().filter(of_kind).map(|(_, id)| (*pid, *id)))
+    }
+
+    /// What can be known to fail before anything is made.
+    pub fn refuse(&self) -> Result<()> {
+        for (pid, (at, _)) in self.made.iter().flat_map(|(pid, list)| list.iter().map(move |one| (pid, one))) {
+            let kind = &KINDS[*at];
+            if kind.halves.is_none() && kind.kind != Namespace::Time {
+                return Err(Error::unsupported(
+                    Object::Process(*pid),
+                    format!("it is to have a {} namespace of its own", kind.name),
+                    "such cannot be made yet",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The flags of clone3(2) with which a process is born (linux/sched.h).
+    #[must_use]
+    pub fn flags(&self, pid: i32) -> u64 {
+        let made = self.made.get(&pid).into_iter().flatten().map(|(at, _)| &KINDS[*at]);
+        let at_birth = made.filter(|kind| kind.halves.is_some_and(|halves| halves.at_birth));
+        at_birth.fold(0, |flags, kind| flags | namespace::flag(kind.kind) as u64)
+    }
+}
+
+/// What is there when a process has been born: it enters the namespaces that are there already, and fills those that it
+/// was born with.
+pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned) -> Result<()> {
+    let pid = cx.hand.pid();
+    for &(at, id) in arranged.joined.get(&pid).into_iter().flatten() {
+        let kind = &KINDS[at];
+        if kind.halves.is_none() {
+            continue;
+        }
+        if (kind.id)(&arranged.surroundings) == Some(id) {
+            let file = namespace::open(&Task::current()?, kind.kind)?;
+            join(cx.hand, cx.service, kind.kind, file.as_fd())?;
+            continue;
+        }
+        let own = owned.get(kind.kind, id).ok_or_else(|| {
+            Error::bad_image(format!("ids-{pid}.img"), format!("its {} namespace is not there", kind.name))
+        })?;
+        join(cx.hand, cx.service, kind.kind, own.file.as_fd())?;
+    }
+    for &(at, id) in arranged.made.get(&pid).into_iter().flatten() {
+        let kind = &KINDS[at];
+        let Some(halves) = kind.halves else { continue };
+        let task = Task::open(crate::freeze::pid_of(pid)?)?;
+        let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
+        let hand = &mut *cx.hand;
+        let mut building = Building { images: cx.images, options: cx.options, hand, service: cx.service, owned };
+        (halves.build)(&mut building, &own)?;
+        if !halves.at_birth {
+            own.file = namespace::open(&task, kind.kind)?;
+        }
+        owned.0.push(own);
+    }
+    Ok(())
+}
+
+/// A newborn process, and what it is given.
+#[derive(Debug)]
+pub struct Birthplace<'a> {
+    /// The image.
+    pub images: &'a ImageDir,
+    /// What the user asked for.
+    pub options: &'a RestoreOptions,
+    /// The process.
+    pub hand: &'a mut Hand,
+    /// Gives files to it.
+    pub service: &'a Service,
+}
+
+/// Has a process enter a namespace that is there.
+fn join(hand: &mut Hand, service: &Service, kind: Namespace, file: BorrowedFd<'_>) -> Result<()> {
+    let numbers = service.give(hand, &[file])?;
+    let mut b = Batch::new();
+    for number in numbers {
+        b.call(libc::SYS_setns, [number.into(), namespace::flag(kind).into()]);
+        b.call(libc::SYS_close, [number.into()]);
+    }
+    Ok(hand.run(&mut b)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lineage::Kin;
+
+    #[test]
+    fn who_makes_a_namespace_and_who_joins_it() {
+        let kin = |parent| Kin { parent, group: 1, session: 1 };
+        let tree = [(1, Kin { parent: 0, group: 1, session: 1 }), (2, kin(1)), (3, kin(1)), (4, kin(3))].into();
+        let lineage = Lineage::arrange(1, &tree).unwrap();
+        let uts = |id| Some(TaskKobjIdsEntry { uts_ns_id: Some(id), net_ns_id: Some(3), ..Default::default() });
+        // The root is at home, 2 has its own, 3 is there too, 4 back at home.
+        let arranged = Arranged::arrange(&lineage, |pid| match pid {
+            2 | 3 => uts(9),
+            _ => uts(4),
+        });
+        assert_eq!(arranged.made(Namespace::Uts).collect::<Vec<_>>(), [(2, 9)]);
+        assert_eq!(arranged.flags(2), libc::CLONE_NEWUTS as u64);
+        assert_eq!(arranged.joined.keys().copied().collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(arranged.flags(1), 0);
+    }
+}
