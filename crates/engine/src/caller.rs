@@ -2,18 +2,33 @@
 
 use crate::{Error, Result};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A moment of a run. The first two are of a checkpoint, the others of a restore.
+/// A moment of a run: first those of a checkpoint, in their order, then those of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
     /// Nothing has been touched yet.
     PreDump,
+    /// The tree stands still and has a network namespace of its own: its packets are to be dropped.
+    NetworkLock,
+    /// Which resources of the tree the restoring side will provide may still be said.
+    QueryExtFiles,
     /// The image is complete, the tree is still frozen.
     PostDump,
+    /// The tree's own network is to work again.
+    NetworkUnlock,
+    /// Who fetches the memory may begin to.
+    StatusReady,
     /// Nothing has been made yet.
     PreRestore,
+    /// The root process is there, in its namespaces, which are empty yet.
+    SetupNamespaces,
+    /// The namespaces have what they had.
+    PostSetupNamespaces,
+    /// The tree's terminal had its master outside: here is that of the new one.
+    OrphanPtsMaster,
     /// The tree is complete, none of it runs.
     PostRestore,
     /// The last moment before it runs.
@@ -28,8 +43,15 @@ impl Moment {
     pub fn name(self) -> &'static str {
         match self {
             Moment::PreDump => "pre-dump",
+            Moment::NetworkLock => "network-lock",
+            Moment::QueryExtFiles => "query-ext-files",
             Moment::PostDump => "post-dump",
+            Moment::NetworkUnlock => "network-unlock",
+            Moment::StatusReady => "status-ready",
             Moment::PreRestore => "pre-restore",
+            Moment::SetupNamespaces => "setup-namespaces",
+            Moment::PostSetupNamespaces => "post-setup-namespaces",
+            Moment::OrphanPtsMaster => "orphan-pts-master",
             Moment::PostRestore => "post-restore",
             Moment::PreResume => "pre-resume",
             Moment::PostResume => "post-resume",
@@ -43,16 +65,48 @@ impl fmt::Display for Moment {
     }
 }
 
-type Action = dyn Fn(Moment, i32) -> std::result::Result<(), String> + Send + Sync;
+/// What an action is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// When it is.
+    pub moment: Moment,
+    /// The pid of the tree's root, as the caller knows it.
+    pub root_pid: i32,
+    /// The master of a terminal, at [`Moment::OrphanPtsMaster`].
+    pub terminal: Option<BorrowedFd<'a>>,
+}
 
-/// What the caller does at each moment: given the moment and the root's pid, it says why the run must not go on.
+/// What an action may answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Further resources that are to be external, at [`Moment::QueryExtFiles`].
+    pub external: Vec<String>,
+}
+
+type Action = dyn Fn(&Event<'_>) -> std::result::Result<Answer, String> + Send + Sync;
+
+/// What the caller does at each moment; an action that fails says why the run must not go on.
 #[derive(Clone, Default)]
 pub struct Hook(Option<Arc<Action>>);
 
 impl Hook {
     /// A hook that does this.
-    pub fn new(action: impl Fn(Moment, i32) -> std::result::Result<(), String> + Send + Sync + 'static) -> Self {
+    pub fn new(action: impl Fn(&Event<'_>) -> std::result::Result<Answer, String> + Send + Sync + 'static) -> Self {
         Hook(Some(Arc::new(action)))
+    }
+
+    /// Does what this one does, then what the other does.
+    #[must_use]
+    pub fn and(self, other: Hook) -> Hook {
+        let (Some(first), Some(second)) = (&self.0, &other.0) else {
+            return if self.0.is_some() { self } else { other };
+        };
+        let (first, second) = (Arc::clone(first), Arc::clone(second));
+        Hook::new(move |event| {
+            let mut answer = first(event)?;
+            answer.external.extend(second(event)?.external);
+            Ok(answer)
+        })
     }
 
     /// Lets the caller act.
@@ -60,14 +114,64 @@ impl Hook {
     /// # Errors
     /// [`Error::Caller`] when the run must not go on.
     pub fn call(&self, moment: Moment, root_pid: i32) -> Result<()> {
-        let Some(action) = &self.0 else { return Ok(()) };
-        action(moment, root_pid).map_err(|problem| Error::Caller { moment, problem })
+        self.ask(&Event { moment, root_pid, terminal: None }).map(drop)
+    }
+
+    /// Lets the caller act, and answer.
+    ///
+    /// # Errors
+    /// [`Error::Caller`] when the run must not go on.
+    pub fn ask(&self, event: &Event<'_>) -> Result<Answer> {
+        let Some(action) = &self.0 else { return Ok(Answer::default()) };
+        action(event).map_err(|problem| Error::Caller { moment: event.moment, problem })
     }
 }
 
 impl fmt::Debug for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Hook(set)" } else { "Hook(none)" })
+    }
+}
+
+/// A network that the caller has been told to lock. Unless that is done before, he is told to unlock it when this is
+/// dropped: a failed checkpoint leaves everything as it was.
+#[derive(Debug)]
+pub(crate) struct ToldToLock<'h>(Option<(&'h Hook, i32)>);
+
+impl<'h> ToldToLock<'h> {
+    /// Tells him, if the tree has a network of its own.
+    ///
+    /// # Errors
+    /// When he does not want that.
+    pub fn new(hook: &'h Hook, root_pid: i32, has_own_network: bool) -> Result<Self> {
+        if !has_own_network {
+            return Ok(ToldToLock(None));
+        }
+        hook.call(Moment::NetworkLock, root_pid)?;
+        Ok(ToldToLock(Some((hook, root_pid))))
+    }
+
+    /// Tells him to unlock it.
+    ///
+    /// # Errors
+    /// When he does not want that.
+    pub fn unlock(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |(hook, pid)| hook.call(Moment::NetworkUnlock, pid))
+    }
+
+    /// It stays locked: the tree has ended.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ToldToLock<'_> {
+    fn drop(&mut self) {
+        if let Some((hook, pid)) = self.0.take()
+            && let Err(error) = hook.call(Moment::NetworkUnlock, pid)
+        {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A checkpoint: freeze, collect, write, and let go or end.
 
 use crate::attributes::{credentials, leader};
+use crate::caller::{Event, ToldToLock};
 use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
@@ -52,6 +53,9 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         process.ids = Some(sharing.ids(process)?);
     }
     refuse(&frozen, &own, options)?;
+    let told = tell_of_network(&frozen, &own, options)?;
+    let extended = with_answers(&frozen, options)?;
+    let options = extended.as_ref().unwrap_or(options);
     // Before anything is asked of a socket; it is let go before the tree is.
     let mut network = lock_network(&frozen, options)?;
     let entering = Instant::now();
@@ -80,6 +84,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     match options.afterwards {
         Afterwards::LeaveRunning => {
             network.map_or(Ok(()), NetworkLock::lift)?;
+            told.unlock()?;
             ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
             (remains, report.commit_us) = timed(commit)?;
@@ -88,12 +93,14 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
             (remains, report.commit_us) = timed(commit)?;
             frozen.stop()?;
             network.map_or(Ok(()), NetworkLock::lift)?;
+            told.unlock()?;
             ((), report.end_us) = timed(|| frozen.release())?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
             let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
+            told.keep();
             // Who is told to end is no longer frozen.
             report.frozen_us = micros(stood_still.elapsed());
             ((), report.end_us) = timed(|| frozen.kill())?;
@@ -108,6 +115,28 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     drop(remains);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Tells the caller of a network namespace that the tree has for itself.
+fn tell_of_network<'h>(
+    frozen: &Frozen,
+    own: &TaskKobjIdsEntry,
+    options: &'h CheckpointOptions,
+) -> Result<ToldToLock<'h>> {
+    let root = &frozen.processes[0];
+    let is_its_own = root.ids.as_ref().is_some_and(|ids| ids.net_ns_id != own.net_ns_id);
+    ToldToLock::new(&options.hook, root.pid, is_its_own)
+}
+
+/// The options with what the caller adds when asked; `None` if that is nothing.
+fn with_answers(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<CheckpointOptions>> {
+    let event = Event { moment: Moment::QueryExtFiles, root_pid: frozen.processes[0].pid, terminal: None };
+    let more = options.hook.ask(&event)?.external;
+    Ok((!more.is_empty()).then(|| {
+        let mut extended = options.clone();
+        extended.external.extend(more);
+        extended
+    }))
 }
 
 /// The network lock, if connections are to be carried and there are any.

@@ -23,7 +23,7 @@ mod restore;
 mod sharing;
 mod tcp_policy;
 
-pub use caller::{Hook, Moment, Progress};
+pub use caller::{Answer, Event, Hook, Moment, Progress};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
 pub use options::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions};

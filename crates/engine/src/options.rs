@@ -56,6 +56,8 @@ pub struct CheckpointOptions {
     pub external: Vec<String>,
     /// Peers of Unix sockets may be outside of the tree (`--ext-unix-sk`).
     pub ext_unix_sockets: bool,
+    /// The masters of terminals may be outside of the tree (`--orphan-pts-master`).
+    pub orphan_terminals: bool,
     /// Wait until the image is on stable storage.
     pub sync: bool,
     /// What the caller does at certain moments.
@@ -78,6 +80,7 @@ impl Default for CheckpointOptions {
             timeout: Duration::from_secs(10),
             external: Vec::new(),
             ext_unix_sockets: false,
+            orphan_terminals: false,
             sync: false,
             hook: Hook::default(),
             progress: Progress::default(),
@@ -97,6 +100,11 @@ pub struct RestoreOptions {
     /// Descriptors of ours that take the place of files of the image: number
     /// and key, such as `pipe:[1234]`.
     pub inherit_fds: Vec<(i32, String)>,
+    /// Resources that the caller provides: `KIND[KEY]:VALUE`, such as `mnt[KEY]:/path` or `veth[INSIDE]:OUTSIDE`.
+    pub external: Vec<String>,
+    /// Terminals whose masters were outside of the tree are made anew, and their masters given to the caller
+    /// ([`crate::Moment::OrphanPtsMaster`]).
+    pub orphan_terminals: bool,
     /// Restore file locks.
     pub file_locks: bool,
     /// Connections of TCP that are not to be kept come back as ones that have ended.

@@ -5,46 +5,64 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Opens the log, over an older one, and directs all events of the program to it. Without a path they go to stderr.
+/// 0 nothing, 1 errors, 2 and warnings, 3 and information, 4 everything.
+static VERBOSITY: AtomicU8 = AtomicU8::new(0);
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+static LAYER: Once = Once::new();
+
+struct Sink {
+    start: Instant,
+    out: Box<dyn Write + Send>,
+}
+
+/// Opens the log, over an older one that stays the same file, and directs all events of the program to it, in the place
+/// of the log before. Without a path they go to stderr.
 ///
 /// # Errors
-/// When the file cannot be made, or there is a log already.
+/// When the file cannot be made.
 pub fn start(path: Option<&Path>, verbosity: u8) -> io::Result<()> {
     let out: Box<dyn Write + Send> = match path {
         Some(path) => Box::new(File::create(path)?),
         None => Box::new(io::stderr()),
     };
-    let layer = LogLayer { start: Instant::now(), verbosity, out: Mutex::new(out) };
-    tracing_subscriber::registry().with(layer).try_init().map_err(io::Error::other)
+    *SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sink { start: Instant::now(), out });
+    VERBOSITY.store(verbosity, Ordering::Relaxed);
+    // A subscriber that somebody else has set gets the events, then.
+    LAYER.call_once(|| drop(tracing_subscriber::registry().with(LogLayer).try_init()));
+    Ok(())
 }
 
-struct LogLayer {
-    start: Instant,
-    /// 0 nothing, 1 errors, 2 and warnings, 3 and information, 4 everything.
-    verbosity: u8,
-    out: Mutex<Box<dyn Write + Send>>,
-}
+struct LogLayer;
 
 impl<S: Subscriber> Layer<S> for LogLayer {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        rank(*metadata.level()) <= self.verbosity
+    /// Each request of a session may ask for another verbosity.
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::sometimes()
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        rank(*metadata.level()) <= VERBOSITY.load(Ordering::Relaxed)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut text = Text::default();
         event.record(&mut text);
         let module = event.metadata().module_path().unwrap_or("cryonaut");
-        let line = line(self.start.elapsed(), *event.metadata().level(), module, &text);
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full disk must not end a checkpoint that needs nothing more of it than a log.
-        let _ = out.write_all(line.as_bytes());
+        let mut sink = SINK.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Sink { start, out }) = sink.as_mut() {
+            let line = line(start.elapsed(), *event.metadata().level(), module, &text);
+            // A full disk must not end a checkpoint that needs nothing more of it than a log.
+            let _ = out.write_all(line.as_bytes());
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::table::{self, Spec, Takes};
 use cryonaut_engine::LockMethod;
 use lexopt::{Arg, ValueExt};
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything asked for. What was given more than once holds the last; lists hold all.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,9 +39,14 @@ pub struct Settings {
     pub inherit_fds: Vec<(i32, String)>,
     pub external: Vec<String>,
     pub ext_unix_sockets: bool,
+    pub orphan_terminals: bool,
     pub scripts: Vec<OsString>,
-    pub status_fd: Option<i32>,
+    /// The file that leads to the descriptor of `--status-fd`: the number itself may be another program's.
+    pub status_fd: Option<PathBuf>,
     pub root: Option<PathBuf>,
+    /// Where the service listens.
+    pub address: Option<OsString>,
+    pub daemon: bool,
     pub manage_cgroups: Option<String>,
     pub feature: Option<String>,
     /// Options that this build cannot honour, each with what it lacks. Said after the log is open, not before.
@@ -72,6 +77,20 @@ pub fn read(arguments: &[OsString], defaults: &[PathBuf]) -> (Settings, Result<(
     (settings, outcome.and(line))
 }
 
+/// The same for a request of the RPC: the files that apply, then its options in the form of arguments, then the file
+/// that it names, which has the last word and need not exist.
+pub fn read_request(
+    arguments: &[OsString],
+    defaults: &[PathBuf],
+    last: Option<&Path>,
+) -> (Settings, Result<(), String>) {
+    let mut settings = Settings::default();
+    let before = defaults.iter().try_for_each(|file| read_file(file, false, &mut settings));
+    let asked = walk(arguments, &mut |given| settings.take(given));
+    let after = last.map_or(Ok(()), |file| read_file(file, false, &mut settings));
+    (settings, before.and(asked).and(after))
+}
+
 struct ConfigWanted {
     defaults: bool,
     named: Option<PathBuf>,
@@ -88,7 +107,7 @@ impl ConfigWanted {
     }
 }
 
-fn read_file(file: &std::path::Path, must_exist: bool, settings: &mut Settings) -> Result<(), String> {
+fn read_file(file: &Path, must_exist: bool, settings: &mut Settings) -> Result<(), String> {
     let arguments = config::arguments(file, must_exist)?;
     walk(&arguments, &mut |given| match given {
         Given::Operand(word) => Err(format!("{}: {word:?} is no option", file.display())),
@@ -167,9 +186,11 @@ impl Settings {
             "file-locks" => self.file_locks = is_on,
             "link-remap" => self.link_remap = is_on,
             "ext-unix-sk" => self.ext_unix_sockets = is_on,
+            "orphan-pts-master" => self.orphan_terminals = is_on,
             "tcp-established" => self.tcp_established = is_on,
             "tcp-close" => self.tcp_close = is_on,
             "skip-in-flight" => self.skip_in_flight = is_on,
+            "daemon" => self.daemon = is_on,
             // The others change nothing here; the table says why.
             _ => {}
         }
@@ -194,12 +215,13 @@ impl Settings {
             },
             "external" => {
                 let resource = text(name, &value)?;
-                if ["tty[", "file[", "unix["].iter().any(|kind| resource.starts_with(kind)) {
+                // `console:` and the like, which LXC gives without meaning anything by it, name nothing.
+                let names_something = EXTERNAL.iter().any(|kind| resource.starts_with(kind));
+                if names_something {
                     self.external.push(resource);
-                } else {
-                    self.refused.push(format!(
-                        "--external {resource} is not in this build, which has tty[...], file[...] and unix[...]"
-                    ));
+                } else if resource.contains('[') {
+                    let kinds = EXTERNAL.join("...], ");
+                    self.refused.push(format!("--external {resource} is not in this build, which has {kinds}...]"));
                 }
             }
             // These alone, whereas all are meant without a list.
@@ -212,8 +234,9 @@ impl Settings {
                 }
             }
             "action-script" => self.scripts.push(value),
-            "status-fd" => self.status_fd = Some(number(name, &value)? as i32),
+            "status-fd" => self.status_fd = Some(format!("/proc/self/fd/{}", number(name, &value)?).into()),
             "root" => self.root = Some(value.into()),
+            "address" => self.address = Some(value),
             "manage-cgroups" => self.manage_cgroups = Some(text(name, &value)?),
             "feature" => self.feature = Some(text(name, &value)?),
             // The others change nothing here; the table says why.
@@ -222,6 +245,9 @@ impl Settings {
         Ok(())
     }
 }
+
+/// Kinds of resources that may be outside of the tree; the engine's rooms say what each means.
+const EXTERNAL: [&str; 9] = ["tty[", "file[", "unix[", "mnt[", "net[", "pid[", "veth[", "macvlan[", "netdev["];
 
 /// Errors and warnings.
 pub const DEFAULT_VERBOSITY: u8 = 2;

@@ -67,7 +67,6 @@ fn options_of_features_that_are_not_here_are_refused_by_name() {
         ("restore --lazy-pages", "--lazy-pages"),
         ("restore -J net:/x", "--join-ns"),
         ("dump --page-server --address 127.0.0.1 --port 12345", "--page-server"),
-        ("restore --external mnt[a]:b", "--external mnt[a]:b"),
         ("dump --external dev[8/1]:x", "--external dev[8/1]:x"),
     ] {
         let refused = parse(line).unwrap().refused;

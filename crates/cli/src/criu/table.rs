@@ -81,6 +81,9 @@ pub const OPTIONS: &[Spec] = &[
     here("action-script", None, Value),
     here("status-fd", None, Value),
     here("root", Some('r'), Value),
+    // Of the service; a server of pages is refused as a whole.
+    here("address", None, Value),
+    here("daemon", None, Nothing),
     here("manage-cgroups", None, Maybe),
     // The kernel is asked for the file behind a watch, so there is no search that could be forced or hinted.
     here("force-irmap", None, Nothing),
@@ -90,6 +93,9 @@ pub const OPTIONS: &[Spec] = &[
     here("skip-in-flight", None, Nothing),
     here("network-lock", None, Value),
     here("ext-unix-sk", Some('x'), Maybe),
+    here("orphan-pts-master", None, Nothing),
+    // A permission to take another path to a device file than the recorded one, which nothing here has use for.
+    here("evasive-devices", None, Nothing),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),
     // How a pre-dump reads memory: says nothing about a dump, and the action pre-dump is refused itself.
@@ -103,7 +109,6 @@ pub const OPTIONS: &[Spec] = &[
     later("auto-dedup", Nothing, INCREMENTAL),
     later("lazy-pages", Nothing, LAZY),
     later("page-server", Nothing, SERVER),
-    later("address", Value, SERVER),
     later("port", Value, SERVER),
     later("ps-socket", Value, SERVER),
     later("tls", Nothing, SERVER),
@@ -112,7 +117,6 @@ pub const OPTIONS: &[Spec] = &[
     later("tls-cert", Value, SERVER),
     later("tls-key", Value, SERVER),
     later("tls-no-cn-verify", Nothing, SERVER),
-    later("daemon", Nothing, SERVER),
     later_short("join-ns", 'J', Value, "joining namespaces"),
     later("empty-ns", Value, NETWORK),
     later("veth-pair", Value, NETWORK),
@@ -133,7 +137,6 @@ pub const OPTIONS: &[Spec] = &[
     later("lsm-profile", Value, SECURITY),
     later("lsm-mount-context", Value, SECURITY),
     later("stream", Nothing, STREAM),
-    later("evasive-devices", Nothing, "other paths for device files"),
     later("cpu-cap", Maybe, CHECKS),
     later("file-validation", Value, CHECKS),
     later("skip-file-rwx-check", Nothing, CHECKS),

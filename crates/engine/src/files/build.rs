@@ -23,6 +23,8 @@ pub struct Build<'a> {
     pub options: &'a RestoreOptions,
     /// Namespaces of the tree that are there already.
     pub namespaces: Owned,
+    /// The root process of the tree; 0 before that is known.
+    pub root_pid: i32,
     records: &'a BTreeMap<u32, FileEntry>,
     built: HashMap<u32, OwnedFd>,
     underway: Vec<u32>,
@@ -48,6 +50,7 @@ impl<'a> Build<'a> {
             images,
             options,
             namespaces: Owned::default(),
+            root_pid: 0,
             records,
             built: HashMap::new(),
             underway: Vec::new(),

@@ -8,7 +8,7 @@ use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
 use crate::namespaces::{self, Birthplace};
 use crate::plan::{Plan, ProcessPlan};
-use crate::{Error, Object, Result};
+use crate::{Error, Moment, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
@@ -47,6 +47,7 @@ pub fn create_all(
                 let mut hand = spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)?;
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
+                build.options.hook.call(Moment::SetupNamespaces, birth.pid)?;
                 settle_in(nursery, birth.pid, plan, service, build)?;
             }
             Step::Create(first) => {

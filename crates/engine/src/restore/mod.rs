@@ -69,9 +69,11 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let mut nursery = Nursery::default();
     let mut service = Service::new(service_number(&plan)?)?;
     let mut build = Build::new(&images, options, &plan.files);
+    build.root_pid = plan.root;
     let mut spaces = AddressSpaces::read(&images, &plan, &scratches)?;
     births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, &scratches)?;
     let forked = Instant::now();
+    options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
 
     for process in plan.processes.values() {
         if let Some(fs) = &process.fs {

@@ -1,11 +1,25 @@
 //! fcntl(2) requests about who gets a file's signals, leases, and byte-range locks of both kinds.
 //!
-//! Flags, seals, pipe sizes and flock are in rustix.
+//! Flags, seals, pipe sizes and flock are in rustix. [`take_inherited`] makes a file of a number that our caller left us.
 
 use super::check;
 use rustix::io::Errno;
-use rustix::process::Pid;
-use std::os::fd::{AsFd, AsRawFd};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// A duplicate of a descriptor that this process was started with, such as the one that the argument of `criu swrk`
+/// names. The number itself stays open, but only until a program is executed.
+///
+/// # Errors
+/// EBADF if nothing is open under this number.
+pub fn take_inherited(number: i32) -> Result<OwnedFd, Errno> {
+    let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    let file = rustix::process::pidfd_getfd(&me, number, PidfdGetfdFlags::empty())?;
+    // SAFETY: F_SETFD touches no memory, and closes nothing that this program has: whoever owns the number goes on
+    // owning an open file.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(file)
+}
 
 /// Whom `F_SETOWN_EX` names (the kernel's `F_OWNER_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

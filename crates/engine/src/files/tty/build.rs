@@ -4,6 +4,7 @@
 use super::super::{Build, apply_status_flags, regular_path};
 use super::data;
 use super::info::{self, Device};
+use super::orphan;
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{RegFileEntry, TtyFileEntry, TtyInfoEntry, TtyType};
 use cryonaut_kernel::sys::tty;
@@ -44,7 +45,7 @@ pub(super) fn info_of<'i>(infos: &'i BTreeMap<u32, TtyInfoEntry>, file: &TtyFile
         .ok_or_else(|| Error::bad_image("tty-info.img", format!("no terminal has the id {:#x}", file.tty_info_id)))
 }
 
-fn object(file: &TtyFileEntry, info: &TtyInfoEntry) -> Object {
+pub(super) fn object(file: &TtyFileEntry, info: &TtyInfoEntry) -> Object {
     Object::File(file.id, info::name(info))
 }
 
@@ -93,7 +94,12 @@ fn master(
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens a master, of pty `wanted` if that is said.
-fn open_master(cx: &mut Build<'_>, path: &RegFileEntry, object: Object, wanted: Option<u32>) -> Result<OwnedFd> {
+pub(super) fn open_master(
+    cx: &mut Build<'_>,
+    path: &RegFileEntry,
+    object: Object,
+    wanted: Option<u32>,
+) -> Result<OwnedFd> {
     let begun = Instant::now();
     loop {
         if let Some(master) = reach(cx, path, &object, wanted)? {
@@ -134,16 +140,18 @@ fn slave(
     info: &TtyInfoEntry,
     infos: &BTreeMap<u32, TtyInfoEntry>,
 ) -> Result<OwnedFd> {
-    let slave = through_master(cx, file, info, |other| other.pty == info.pty, infos)?;
-    if let Some(slave) = &slave {
-        let failed = |e| Error::kernel(object(file, info), "set its owner and mode", e);
-        let uid = info.uid.map(Uid::from_raw);
-        rustix::fs::fchown(slave, uid, info.gid.map(Gid::from_raw)).map_err(failed)?;
-        if let Some(mode) = path_of(cx, file)?.mode {
-            rustix::fs::fchmod(slave, Mode::from_raw_mode(mode & 0o7777)).map_err(failed)?;
-        }
+    let slave = match through_master(cx, file, info, |other| other.pty == info.pty, infos)? {
+        Some(slave) => slave,
+        None if orphan::are_made(cx.options) => orphan::slave(cx, file, info)?,
+        None => return from_caller(cx, file, info),
+    };
+    let failed = |e| Error::kernel(object(file, info), "set its owner and mode", e);
+    let uid = info.uid.map(Uid::from_raw);
+    rustix::fs::fchown(&slave, uid, info.gid.map(Gid::from_raw)).map_err(failed)?;
+    if let Some(mode) = path_of(cx, file)?.mode {
+        rustix::fs::fchmod(&slave, Mode::from_raw_mode(mode & 0o7777)).map_err(failed)?;
     }
-    slave.map_or_else(|| from_caller(cx, file, info), Ok)
+    Ok(slave)
 }
 
 /// `/dev/tty` of a session whose leader could not open it ([`session`]): what
@@ -195,7 +203,7 @@ pub(super) fn is_foreign(options: &RestoreOptions, infos: &BTreeMap<u32, TtyInfo
     let is_pty = TtyType::try_from(info.r#type) == Ok(TtyType::TtytypePty);
     TtyType::try_from(info.r#type) == Ok(TtyType::TtytypeExtTty)
         || options.inherit_fds.iter().any(|(_, name)| *name == key)
-        || (is_pty && !has_master)
+        || (is_pty && !has_master && !orphan::are_made(options))
 }
 
 /// Opens the slave of the pty that is meant, if its master is in the tree.
@@ -244,13 +252,10 @@ fn from_caller(cx: &Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Resu
     {
         return Ok(opened);
     }
-    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    for ours in [input.as_fd(), output.as_fd(), errors.as_fd()] {
-        if rustix::termios::isatty(ours) {
-            // Its flags are to be its own, not shared with the caller's.
-            let opened = regular_path::reopen(ours, flags);
-            return opened.map_err(|e| Error::kernel(object(file, info), "open the terminal of the restore", e));
-        }
+    if let Some(ours) = terminal_of_caller() {
+        // Its flags are to be its own, not shared with the caller's.
+        let opened = regular_path::reopen(ours.as_fd(), flags);
+        return opened.map_err(|e| Error::kernel(object(file, info), "open the terminal of the restore", e));
     }
     rustix::fs::open("/dev/tty", flags, Mode::empty()).map_err(|errno| Error::Kernel {
         object: object(file, info),
@@ -258,6 +263,13 @@ fn from_caller(cx: &Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Resu
         errno,
         remedy: "run the restore from a terminal",
     })
+}
+
+/// The terminal that this program has been given as input or output.
+pub(super) fn terminal_of_caller() -> Option<OwnedFd> {
+    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let ours = [input.as_fd(), output.as_fd(), errors.as_fd()].into_iter().find(|ours| rustix::termios::isatty(ours));
+    ours.and_then(|ours| ours.try_clone_to_owned().ok())
 }
 
 /// The console, a virtual console or a serial line: what the machine has.

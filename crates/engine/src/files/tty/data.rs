@@ -109,6 +109,17 @@ pub(super) fn fill(
     Ok(())
 }
 
+/// The same for a slave whose master was outside of the tree: what it had not read.
+pub(super) fn fill_orphan(images: &ImageDir, master: BorrowedFd<'_>, slave: &TtyInfoEntry) -> Result<()> {
+    let data: Vec<TtyDataEntry> = images.read_all_optional(ImageKind::TtyData, None)?;
+    let failed = |e| Error::kernel(Object::Other(info::name(slave)), "put back what waited to be read", e);
+    for entry in data.iter().filter(|entry| entry.tty_id == slave.id && !entry.data.is_empty()) {
+        let settings = slave.termios.as_ref().map(info::from_record).transpose()?.unwrap_or_default();
+        push_input(peer(master).map_err(failed)?, &entry.data, &settings.termios).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn peer(master: BorrowedFd<'_>) -> std::result::Result<OwnedFd, Errno> {
     tty::open_peer(master, OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC)
 }

@@ -132,7 +132,7 @@ fn refuse_outsiders(cx: &mut Collect<'_>, file: &OpenFile<'_>, device: Device, b
         return Ok(());
     }
     let is_pty = Device::of(u64::from(behind)) == Some(Device::Slave);
-    if is_pty && has_master(cx, minor(u64::from(behind)))? {
+    if is_pty && (cx.options.orphan_terminals || has_master(cx, minor(u64::from(behind)))?) {
         return Ok(());
     }
     let terminal = if is_pty {

@@ -8,6 +8,7 @@
 mod build;
 mod data;
 mod info;
+mod orphan;
 mod session;
 #[cfg(test)]
 mod tests;

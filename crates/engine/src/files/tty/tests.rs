@@ -165,3 +165,30 @@ fn a_terminal_of_an_outsider_needs_a_stand_in() {
     let error = carried.try_build(RestoreOptions::default()).err().unwrap();
     assert!(error.to_string().contains("/dev/pts/") && error.remedy().contains("--shell-job"), "{error}");
 }
+
+#[test]
+fn a_terminal_of_an_outsider_is_made_anew_for_a_caller_who_takes_its_master() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    let number = tty::pty_number(&master).unwrap();
+    let size = Winsize { ws_row: 11, ws_col: 22, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&slave, size).unwrap();
+    rustix::io::write(&master, b"unread\n").unwrap();
+    let carried = Carried::collect(&[&slave]);
+    drop((master, slave));
+    let taken = std::sync::Arc::new(Mutex::new(Vec::new()));
+    let keeper = std::sync::Arc::clone(&taken);
+    let hook = crate::Hook::new(move |event| {
+        let master = event.terminal.expect("a terminal").try_clone_to_owned().expect("a duplicate");
+        keeper.lock().unwrap().push((event.moment, master));
+        Ok(crate::Answer::default())
+    });
+    let carried = carried.build(RestoreOptions { orphan_terminals: true, hook, ..RestoreOptions::default() });
+    let taken = taken.lock().unwrap();
+    let [(moment, master)] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!(*moment, crate::Moment::OrphanPtsMaster);
+    assert_eq!(tty::pty_number(master), Ok(number));
+    assert_eq!(tcgetwinsize(carried.file(0)).unwrap().ws_col, 22);
+    assert_eq!(read(carried.file(0)), b"unread\n");
+    rustix::io::write(carried.file(0), b"x").unwrap();
+}

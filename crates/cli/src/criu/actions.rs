@@ -1,0 +1,141 @@
+//! What `criu` does, by its command line and by its RPC alike: a dump, a restore, a check.
+
+use super::place::Place;
+use super::settings::Settings;
+use super::stats;
+use crate::features::{self, CriuAnswer};
+use crate::pidfile::Pidfile;
+use anyhow::{Context, Result, bail};
+use cryonaut_engine::{Afterwards, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `criu dump`.
+///
+/// # Errors
+/// What the options lack, and those of the engine. The tree goes on.
+pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
+    let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
+    place.check()?;
+    note_cgroups(settings.manage_cgroups.as_deref())?;
+    if let Some(root) = settings.root.as_deref().filter(|root| *root != Path::new("/")) {
+        bail!("--root {} is not in this build for dump, which lacks mount namespaces", root.display());
+    }
+    let mut options = CheckpointOptions {
+        afterwards: match (settings.leave_running, settings.leave_stopped) {
+            (true, _) => Afterwards::LeaveRunning,
+            (_, true) => Afterwards::LeaveStopped,
+            _ => Afterwards::Kill,
+        },
+        file_locks: settings.file_locks,
+        shell_job: settings.shell_job,
+        link_remap: settings.link_remap,
+        ghost_limit: settings.ghost_limit,
+        tcp: match (settings.tcp_established, settings.tcp_close) {
+            (_, true) => TcpPolicy::Close,
+            (true, _) => TcpPolicy::Keep,
+            _ => TcpPolicy::Refuse,
+        }
+        .into(),
+        skip_in_flight: settings.skip_in_flight,
+        network_lock: settings.network_lock,
+        external: settings.external,
+        ext_unix_sockets: settings.ext_unix_sockets,
+        orphan_terminals: settings.orphan_terminals,
+        hook,
+        ..CheckpointOptions::default()
+    };
+    if let Some(seconds) = settings.timeout {
+        options.timeout = limit(seconds);
+    }
+    let report = cryonaut_engine::checkpoint(pid, &place.images, &options)?;
+    let stats = stats::of_dump(&report);
+    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
+    if settings.display_stats {
+        print!("{}", stats::show_dump(&stats));
+    }
+    tell_ready(settings.status_fd)?;
+    tracing::info!("Dumping finished successfully");
+    Ok(())
+}
+
+/// `criu restore`, until the tree runs. Gives the pid of its root.
+///
+/// # Errors
+/// Those of the engine. Nothing of the tree is left.
+pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
+    place.check()?;
+    note_cgroups(settings.manage_cgroups.as_deref())?;
+    let options = RestoreOptions {
+        shell_job: settings.shell_job,
+        leave_stopped: settings.leave_stopped,
+        sibling: settings.sibling,
+        inherit_fds: settings.inherit_fds,
+        external: settings.external,
+        orphan_terminals: settings.orphan_terminals,
+        file_locks: settings.file_locks,
+        tcp: if settings.tcp_close { TcpPolicy::Close } else { TcpPolicy::Keep }.into(),
+        network_lock: settings.network_lock,
+        root: settings.root,
+        hook,
+        ..RestoreOptions::default()
+    };
+    let pidfile = Pidfile::claim(settings.pidfile.map(|file| place.work.join(file)))?;
+    let report = cryonaut_engine::restore(&place.images, &options)?;
+    pidfile.write(report.root_pid)?;
+    let stats = stats::of_restore(&report);
+    cryonaut_image::stats::write_restore_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
+    if settings.display_stats {
+        print!("{}", stats::show_restore(&stats));
+    }
+    tell_ready(settings.status_fd)?;
+    tracing::info!("Restore finished successfully. Tasks resumed.");
+    Ok(report.root_pid)
+}
+
+/// `criu check`, of one feature or of all that nothing works without.
+///
+/// # Errors
+/// That it is not there, or not known.
+pub fn check(feature: Option<&str>) -> Result<()> {
+    let Some(name) = feature else {
+        let found = features::probe_all().context("the kernel does not tell what it can do")?;
+        if let Some(name) = found.lacking().next() {
+            bail!("this kernel lacks {name}, without which nothing works");
+        }
+        return Ok(());
+    };
+    match features::criu_feature(name) {
+        CriuAnswer::Present => Ok(()),
+        CriuAnswer::Absent => bail!("{name}: this kernel does not have it"),
+        CriuAnswer::NotInThisBuild => bail!("{name}: not in this build"),
+        CriuAnswer::Unknown => bail!("{name}: no such feature"),
+    }
+}
+
+/// Cgroups are neither recorded nor made yet: whoever asks for more than that is told.
+fn note_cgroups(mode: Option<&str>) -> Result<()> {
+    match mode {
+        None | Some("none" | "ignore" | "soft") => {}
+        Some(mode @ ("props" | "full" | "strict")) => {
+            tracing::warn!("--manage-cgroups={mode}: cgroups are not in this build, tasks stay in those of the caller");
+        }
+        Some(other) => bail!("--manage-cgroups: there is no mode '{other}'"),
+    }
+    Ok(())
+}
+
+/// As long as a caller can mean by it; 0 is no limit.
+fn limit(seconds: u64) -> Duration {
+    const DAY: u64 = 86_400;
+    Duration::from_secs(if seconds == 0 { DAY } else { seconds.min(DAY) })
+}
+
+/// One zero byte to what the caller waits on; it is closed when we end.
+fn tell_ready(status: Option<PathBuf>) -> Result<()> {
+    let Some(status) = status else { return Ok(()) };
+    let told = File::options().write(true).open(&status).and_then(|mut file| file.write_all(&[0]));
+    told.with_context(|| format!("--status-fd: {} cannot be written to", status.display()))
+}
