@@ -78,6 +78,7 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
     }
     match settings.action.as_deref() {
         Some("dump") => {
+            place.check()?;
             let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
             actions::dump(settings, place, hook).map(|()| ExitCode::SUCCESS)
         }
@@ -101,6 +102,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     ensure!(!settings.exec_cmd || !settings.operands.is_empty(), "--exec-cmd: the command to run must stand behind --");
     let command = settings.exec_cmd.then(|| settings.operands.clone());
     let waits = !settings.detached && !settings.sibling;
+    place.check()?;
     let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
     let root_pid = actions::restore(settings, place, hook)?;
     if let Some(command) = command {
