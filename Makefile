@@ -42,11 +42,10 @@ fuzz:
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2; exit 1; }
 	cd fuzz && $(CARGO) +nightly fuzz run --fuzz-dir . $(or $(TARGET),image)
 
+# One program, and the name by which container managers find it (`cryonaut doctor` tells whether they do). A criu that
+# a package has put there stays.
 install: build
 	install -D -m 755 target/release/cryonaut $(DESTDIR)$(PREFIX)/sbin/cryonaut
+	@scripts/link-criu.sh $(DESTDIR)$(PREFIX)/sbin
 
-# Under the name by which container managers find it; a package's own criu stays where it is.
-install-criu: install
-	ln -sf cryonaut $(DESTDIR)$(PREFIX)/sbin/criu
-
-.PHONY: build test test-peer demo bench soak fuzz install install-criu
+.PHONY: build test test-peer demo bench soak fuzz install

@@ -4,6 +4,7 @@
 //! the engine.
 
 mod criu;
+mod doctor;
 mod failure;
 mod features;
 mod native;

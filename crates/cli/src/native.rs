@@ -1,8 +1,8 @@
-//! `cryonaut checkpoint`, `restore` and `check`.
+//! `cryonaut checkpoint`, `restore`, `check` and `doctor`.
 
 use crate::pidfile::Pidfile;
 use crate::progress::Bar;
-use crate::{failure, features, root};
+use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cryonaut_engine::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
@@ -34,6 +34,8 @@ enum Command {
     Restore(Restore),
     /// Tell what this kernel can do, and what is lost without it
     Check(Check),
+    /// Tell which criu the container managers of this machine would call, and whether it is this program
+    Doctor(Check),
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +147,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
         Command::Checkpoint(c) => (checkpoint(c), c.shared.json),
         Command::Restore(r) => (restore(r), r.shared.json),
         Command::Check(c) => (check(c.json), c.json),
+        Command::Doctor(c) => (doctor::run(c.json), c.json),
     };
     result.unwrap_or_else(|error| failure::tell(&error, as_json))
 }

@@ -141,3 +141,45 @@ fn criu_needs_the_directories_that_it_is_told() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("/nonexistent: no such directory"), "{}", stderr(&output));
 }
+
+/// A program that answers `--version` with these lines.
+fn fake(path: &Path, lines: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+    fs::write(path, format!("#!/bin/sh\nprintf '%s\\n' {lines}\n")).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+}
+
+#[test]
+fn the_doctor_tells_which_criu_would_be_called() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    fake(&second.join("runc"), "'runc version 1.1.5'");
+    fake(&second.join("crun"), "'crun version 1.8' '+SYSTEMD +SELINUX'");
+    fake(&second.join("criu"), "'Version: 3.17'");
+    let path = format!("{}:{}:/usr/bin:/bin", text(&first), text(&second));
+    let doctor = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cryonaut"));
+        command.arg("doctor").args(arguments).env("PATH", &path).output().expect("it runs")
+    };
+    let told = doctor(&[]);
+    let line = |output: &Output, name: &str| {
+        stdout(output).lines().find(|line| line.starts_with(name)).map(str::to_owned).unwrap_or_default()
+    };
+    assert_eq!(told.status.code(), Some(1));
+    assert!(line(&told, "runc").contains(&format!("{}/criu: not this program", text(&second))), "{}", stdout(&told));
+    assert!(line(&told, "crun").contains("built without CRIU"), "{}", stdout(&told));
+
+    fs::create_dir(&first).expect("made");
+    // As `make install` does it.
+    let link = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/link-criu.sh");
+    fs::copy(env!("CARGO_BIN_EXE_cryonaut"), first.join("cryonaut")).expect("copied");
+    assert!(Command::new(&link).arg(&first).status().expect("it runs").success());
+    let told: Value = serde_json::from_slice(&doctor(&["--json"]).stdout).expect("JSON");
+    let runc = told.as_array().and_then(|all| all.iter().find(|one| one["caller"] == "runc")).expect("runc is there");
+    assert_eq!((runc["ours"].as_bool(), runc["criu"].as_str()), (Some(true), first.join("criu").to_str()));
+
+    let kept = Command::new(&link).arg(&second).output().expect("it runs");
+    assert!(!kept.status.success() && stderr(&kept).contains("is not ours"), "{}", stderr(&kept));
+    assert!(!second.join("criu").is_symlink(), "a package's criu stays");
+}
