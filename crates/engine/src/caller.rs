@@ -1,6 +1,7 @@
 //! What a caller hears of a run while it goes on: moments at which it may act, and how much is done.
 
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -38,6 +39,23 @@ pub enum Moment {
 }
 
 impl Moment {
+    /// All of them.
+    const ALL: [Moment; 13] = [
+        Moment::PreDump,
+        Moment::NetworkLock,
+        Moment::QueryExtFiles,
+        Moment::PostDump,
+        Moment::NetworkUnlock,
+        Moment::StatusReady,
+        Moment::PreRestore,
+        Moment::SetupNamespaces,
+        Moment::PostSetupNamespaces,
+        Moment::OrphanPtsMaster,
+        Moment::PostRestore,
+        Moment::PreResume,
+        Moment::PostResume,
+    ];
+
     /// The name that CRIU's action scripts know it by (criu(8), `--action-script`).
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -56,6 +74,11 @@ impl Moment {
             Moment::PreResume => "pre-resume",
             Moment::PostResume => "post-resume",
         }
+    }
+
+    /// That of this name.
+    pub(crate) fn named(name: &str) -> Option<Moment> {
+        Self::ALL.into_iter().find(|moment| moment.name() == name)
     }
 }
 
@@ -77,7 +100,7 @@ pub struct Event<'a> {
 }
 
 /// What an action may answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// Further resources that are to be external, at [`Moment::QueryExtFiles`].
     pub external: Vec<String>,
@@ -122,8 +145,12 @@ impl Hook {
     /// # Errors
     /// [`Error::Caller`] when the run must not go on.
     pub fn ask(&self, event: &Event<'_>) -> Result<Answer> {
-        let Some(action) = &self.0 else { return Ok(Answer::default()) };
-        action(event).map_err(|problem| Error::Caller { moment: event.moment, problem })
+        self.run(event).map_err(|problem| Error::Caller { moment: event.moment, problem })
+    }
+
+    /// The same; why the run must not go on.
+    pub(crate) fn run(&self, event: &Event<'_>) -> std::result::Result<Answer, String> {
+        self.0.as_ref().map_or_else(|| Ok(Answer::default()), |action| action(event))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::namespaces::{self, Owned};
+use crate::namespaces::{self, Owned, inner, pid};
 use crate::network_lock::{self, NetworkLock};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
@@ -18,6 +18,7 @@ use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_p
 use cryonaut_kernel::Pid;
 use cryonaut_kernel::guard::Undertaker;
 use cryonaut_kernel::janitor::{Duty, Janitor};
+use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::stat::State;
 use cryonaut_kernel::sys::kcmp::{self, Shared};
 use rustix::process::PidfdFlags;
@@ -30,10 +31,27 @@ use std::time::Instant;
 ///
 /// If this fails, the tree goes on as it was and no image is there.
 pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
-    let begun = Instant::now();
     refuse_ourselves(pid)?;
-    freeze::prepare(pid);
     network_lock::clear_stale();
+    let surroundings = Namespaces::read(&Task::current()?)?;
+    let Some(tree) = pid::elsewhere(pid)? else { return checkpoint_here(pid, dir, options, &surroundings) };
+    let begun = Instant::now();
+    let report = inner::run(&tree, None, &options.hook, |outer| {
+        let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
+        checkpoint_here(inner::INIT, dir, &options, &surroundings)
+    })?;
+    Ok(CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report })
+}
+
+/// The same for a tree of our own pid namespace. `surroundings` are the namespaces that count as not the tree's.
+fn checkpoint_here(
+    pid: i32,
+    dir: &Path,
+    options: &CheckpointOptions,
+    surroundings: &Namespaces,
+) -> Result<CheckpointReport> {
+    let begun = Instant::now();
+    freeze::prepare(pid);
     options.hook.call(Moment::PreDump, pid)?;
     let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
@@ -41,7 +59,7 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     expect_files(&images, pid)?;
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
-    let own = sharing.numbers_of(&Namespaces::read(&cryonaut_kernel::proc::Task::current()?)?);
+    let own = sharing.numbers_of(surroundings);
     parallel::get_ready();
     socket::get_ready(pid);
     cryonaut_kernel::heap::fault_in();
@@ -99,6 +117,11 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
         }
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
+            if let Some(outer) = inner::outer() {
+                drop(remains);
+                report.frozen_us = micros(stood_still.elapsed());
+                return outer.end_tree(frozen, &connections, network, report);
+            }
             let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
             told.keep();
             // Who is told to end is no longer frozen.
@@ -191,7 +214,7 @@ fn refuse_ourselves(pid: i32) -> Result<()> {
                 "run the checkpoint from outside the tree",
             ));
         }
-        let task = cryonaut_kernel::proc::Task::open(pid_of(up)?)?;
+        let task = Task::open(pid_of(up)?)?;
         up = task.stat()?.ppid;
     }
     Ok(())
@@ -257,7 +280,7 @@ fn refuse_shared_outside(root: &Process) -> Result<()> {
     let root_tid = pid_of(root.speaker())?;
     let is_same = |tid: &Pid| kcmp::resource(root_tid, *tid, Shared::Vm).is_ok_and(std::cmp::Ordering::is_eq);
     // The first thread of the parent may have ended, and has no memory then.
-    let task = cryonaut_kernel::proc::Task::open(parent);
+    let task = Task::open(parent);
     let others = || task.as_ref().ok().and_then(|task| task.tids().ok()).unwrap_or_default();
     let first_lives = task.as_ref().is_ok_and(|task| task.stat().is_ok_and(|stat| stat.state != State::Zombie));
     if is_same(&parent) || !first_lives && others().iter().any(is_same) {

@@ -85,6 +85,9 @@ pub enum Error {
         /// What went wrong.
         problem: String,
     },
+    /// What the part of this program told that had worked in another pid namespace.
+    #[error("{0}")]
+    Inner(String),
     /// The hands failed.
     #[error(transparent)]
     Puppet(#[from] cryonaut_puppet::Error),

@@ -10,6 +10,7 @@
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
 /// Most threads that share a piece of work.
@@ -17,16 +18,27 @@ const MOST: usize = 4;
 /// Fewer things than these, for each thread, are done before one has woken.
 const WORTH_A_THREAD: usize = 8;
 
-/// The threads; none where only one can work at a time, or none is to be had.
+/// A pool that stays for the life of a process; none where only one can work at a time, or none is to be had.
+type Pool = OnceLock<Option<ThreadPool>>;
+
+/// That of the process that was started, and that of its copy: a fork leaves all threads but one behind.
+static POOLS: [Pool; 2] = [const { OnceLock::new() }; 2];
+static IS_COPY: AtomicBool = AtomicBool::new(false);
+
+/// The threads.
 fn pool() -> Option<&'static ThreadPool> {
-    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     let begin = || {
         // Not asked for twice: cgroups have a say, and the answer takes a dozen system calls.
         let processors = available_parallelism().map_or(1, |n| n.get().min(MOST));
         let threads = ThreadPoolBuilder::new().num_threads(processors).thread_name(|n| format!("engine {n}"));
         if processors > 1 { threads.build().ok() } else { None }
     };
-    POOL.get_or_init(begin).as_ref()
+    POOLS[usize::from(IS_COPY.load(Ordering::Relaxed))].get_or_init(begin).as_ref()
+}
+
+/// This process is a copy of another, whose threads it does not have.
+pub fn begin_again() {
+    IS_COPY.store(true, Ordering::Relaxed);
 }
 
 /// Begins the threads.

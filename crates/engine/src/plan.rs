@@ -200,6 +200,26 @@ impl Plan {
         })
     }
 
+    /// The pids that are wanted, those of helpers included.
+    pub fn pids(&self) -> impl Iterator<Item = i32> {
+        let helpers = self.lineage.helpers.iter().chain(&self.lineage.leaderless).map(|(pid, _)| *pid);
+        self.processes.keys().copied().chain(helpers)
+    }
+
+    /// A number that nobody of the tree has, and a good many behind it neither, if there are such.
+    #[must_use]
+    pub fn free_pid(&self) -> i32 {
+        /// Below, no pid is given out a second time (RESERVED_PIDS, kernel/pid.c).
+        const LOWEST: i32 = 300;
+        /// As many as every kernel has.
+        const HIGHEST: i32 = 32768;
+        let threads = self.processes.values().flat_map(|p| p.tree.threads.iter().map(|tid| *tid as i32));
+        let mut taken: Vec<i32> = self.pids().chain(threads).chain([LOWEST - 1, HIGHEST]).collect();
+        taken.sort_unstable();
+        let widest = taken.windows(2).filter(|w| w[0] >= LOWEST - 1 && w[1] <= HIGHEST).max_by_key(|w| w[1] - w[0]);
+        widest.map_or(HIGHEST - 1, |w| w[0] + 1)
+    }
+
     /// The processes, parents before children.
     pub fn by_birth(&self) -> impl Iterator<Item = &ProcessPlan> {
         let born = |step: &Step| if let Step::Create(birth) = step { self.processes.get(&birth.pid) } else { None };

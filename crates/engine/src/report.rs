@@ -1,10 +1,10 @@
 //! What a checkpoint or a restore did, in numbers.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Of a checkpoint. Times in microseconds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CheckpointReport {
     /// The root process.
     pub root_pid: i32,
@@ -37,7 +37,7 @@ pub struct CheckpointReport {
 }
 
 /// Of a restore. Times in microseconds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RestoreReport {
     /// The root process.
     pub root_pid: i32,

@@ -14,7 +14,7 @@ use crate::batch::Call;
 use crate::scratch;
 use crate::stops::{self, BUILD};
 use crate::{Arg, Batch, Error, Hand, Result, trace};
-use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
+use cryonaut_kernel::sys::process::{Child, CloneFlags, Spawn, spawn_idle};
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -44,13 +44,23 @@ fn unmap_scratch(base: u64) {
 /// of it, in new namespaces as `namespaces` says (`CLONE_NEW*`). With `sibling`, it becomes a child of our parent. Needs
 /// CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) for the choice of the pid.
 pub fn first(pid: i32, sibling: bool, base: u64, namespaces: u64) -> Result<Hand> {
+    conceive(pid, sibling, base, namespaces)?;
+    adopt_first(pid, base)
+}
+
+/// The first half of [`first`]: in a pid namespace of its own, the process has the pid there.
+pub fn conceive(pid: i32, sibling: bool, base: u64, namespaces: u64) -> Result<Child> {
     map_scratch(base)?;
     let flags =
         CloneFlags::from_bits_truncate(namespaces) | if sibling { CloneFlags::PARENT } else { CloneFlags::empty() };
     let exit_signal = if sibling { 0 } else { libc::SIGCHLD };
     let born = spawn_idle(&Spawn { flags, exit_signal, set_tid: &[pid], cgroup: None });
     unmap_scratch(base);
-    born.map_err(|errno| Error::Birth { pid, errno })?;
+    born.map_err(|errno| Error::Birth { pid, errno })
+}
+
+/// The second half: makes a hand of it, also by another process that is to hold it, a copy of the one that has made it.
+pub fn adopt_first(pid: i32, base: u64) -> Result<Hand> {
     if !stops::seize(pid, BUILD)? || stops::wait_stopped(pid, Duration::from_secs(10))?.is_none() {
         return Err(Error::Died { tid: pid, how: "right after its birth".into() });
     }

@@ -9,7 +9,7 @@ use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use std::os::fd::AsFd;
 
 /// `task_core_entry.task_state`.
@@ -133,15 +133,16 @@ fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
     let Some(wanted) = core.oom_score_adj else {
         return Ok(());
     };
-    let path = format!("/proc/{pid}/oom_score_adj");
-    let current = std::fs::read_to_string(&path).unwrap_or_default();
-    if current.trim() == wanted.to_string() {
+    let task = Task::open(crate::freeze::pid_of(pid)?)?;
+    let current = task.read("oom_score_adj").unwrap_or_default();
+    if current.trim_ascii() == wanted.to_string().as_bytes() {
         return Ok(());
     }
-    std::fs::write(&path, wanted.to_string()).map_err(|e| Error::Kernel {
+    let file = task.open_file("oom_score_adj", OFlags::WRONLY)?;
+    rustix::io::write(&file, wanted.to_string().as_bytes()).map(drop).map_err(|errno| Error::Kernel {
         object: Object::Process(pid),
         action: format!("set oom_score_adj to {wanted}"),
-        errno: crate::error::errno_of(&e),
+        errno,
         remedy: "lowering it needs CAP_SYS_RESOURCE",
     })
 }
@@ -150,10 +151,11 @@ fn adjust_oom(pid: i32, core: &TaskCoreEntry) -> Result<()> {
 /// (kernel/audit.c).
 fn set_loginuid(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result<()> {
     let pid = hand.pid();
-    let path = format!("/proc/{pid}/loginuid");
-    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    let task = Task::open(crate::freeze::pid_of(pid)?)?;
+    let current = task.read("loginuid").unwrap_or_default();
+    let is = |uid: &u32| current.trim_ascii() == uid.to_string().as_bytes();
     // A kernel without audit has no such file, and nothing to restore.
-    let Some(wanted) = core.loginuid.filter(|uid| !current.is_empty() && current.trim() != uid.to_string()) else {
+    let Some(wanted) = core.loginuid.filter(|uid| !current.is_empty() && !is(uid)) else {
         return Ok(());
     };
     let failed = |errno| Error::Kernel {
@@ -162,7 +164,7 @@ fn set_loginuid(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Res
         errno,
         remedy: "where audit keeps login uids from being changed, restore from a process that has none, such as a service",
     };
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let file = task.open_file("loginuid", OFlags::WRONLY)?;
     let number = service.give(hand, &[file.as_fd()])?[0];
     let mut b = Batch::new();
     let text = wanted.to_string();

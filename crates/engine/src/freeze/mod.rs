@@ -9,6 +9,7 @@ mod calls;
 
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq, thread};
+use crate::namespaces::inner;
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
 use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
@@ -352,7 +353,7 @@ impl Frozen {
     pub fn stop(&mut self) -> Result<()> {
         for process in self.processes.iter().filter(|p| !p.is_zombie()) {
             let failed = |e| Error::kernel(Object::Process(process.pid), "stop it", e);
-            rustix::process::kill_process(pid_of(process.pid)?, rustix::process::Signal::STOP).map_err(failed)?;
+            inner::signal(process.pid, rustix::process::Signal::STOP).map_err(failed)?;
         }
         Ok(())
     }
@@ -366,17 +367,7 @@ impl Frozen {
     /// Killed between the two, a microsecond apart for each such process, other
     /// threads run until their hand is scheduled, and a stopped process stays.
     pub fn kill(mut self) -> Result<()> {
-        if let Some(verdict) = &self.verdict {
-            verdict.die();
-            for process in self.processes.iter().filter(|p| p.threads.len() > 1 || p.job_stop().is_some()) {
-                // The kernel lets go in the reverse order of taking.
-                let last = self.seized.iter().rev().find(|(pid, _)| *pid == process.pid);
-                if let Some(&(_, tid)) = last {
-                    // It fails only if the thread has been killed already.
-                    let _ = trace::set_options(tid, stops::VISIT | stops::DIES_WITH_US);
-                }
-            }
-        }
+        self.condemn();
         // Opened before, because a killed process gives its memory up within microseconds: to itself alone, then.
         let large: Vec<OwnedFd> = self.processes.iter().filter_map(Process::if_large).collect();
         let zombies_last = self.processes.iter().rev().filter(|p| !p.is_zombie());
@@ -399,6 +390,20 @@ impl Frozen {
             process.hand = None;
         }
         Ok(())
+    }
+
+    /// The verdict: from here on, the tree dies without us.
+    pub fn condemn(&mut self) {
+        let Some(verdict) = &self.verdict else { return };
+        verdict.die();
+        for process in self.processes.iter().filter(|p| p.threads.len() > 1 || p.job_stop().is_some()) {
+            // The kernel lets go in the reverse order of taking.
+            let last = self.seized.iter().rev().find(|(pid, _)| *pid == process.pid);
+            if let Some(&(_, tid)) = last {
+                // It fails only if the thread has been killed already.
+                let _ = trace::set_options(tid, stops::VISIT | stops::DIES_WITH_US);
+            }
+        }
     }
 
     fn let_go(&mut self) -> Result<()> {

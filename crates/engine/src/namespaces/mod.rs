@@ -4,6 +4,8 @@
 //! Which namespaces there are, the ids of processes tell (`sharing.rs`): those that the inventory names are the
 //! surroundings' ([`Arranged`] says who makes which at a restore, as data).
 
+pub mod inner;
+pub mod pid;
 mod uts;
 
 use crate::freeze::Process;
@@ -50,7 +52,7 @@ pub struct Halves {
 /// All kinds, in the order in which they are written and built.
 pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
-    Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: None },
+    Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
     Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: None },
     Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
     Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: None },
@@ -220,6 +222,12 @@ impl Arranged {
     pub fn made(&self, kind: Namespace) -> impl Iterator<Item = (i32, u32)> {
         let of_kind = move |&&(at, _): &&(usize, u32)| KINDS[at].kind == kind;
         self.made.iter().flat_map(move |(pid, made)| made.iter().filter(of_kind).map(|(_, id)| (*pid, *id)))
+    }
+
+    /// Whether a process begins a pid namespace.
+    #[must_use]
+    pub fn has_own_pids(&self, pid: i32) -> bool {
+        self.made(Namespace::Pid).any(|(of, _)| of == pid)
     }
 
     /// What can be known to fail before anything is made.

@@ -24,12 +24,14 @@ use cryonaut_image::records::InventoryEntry;
 use cryonaut_kernel::guard::{Guard, LastWill, Undertaker};
 use cryonaut_kernel::sys::nf_tables;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// Where the notes are.
 const NOTES: &str = "/run/cryonaut";
@@ -53,6 +55,15 @@ pub struct NetworkLock {
     by: Means,
     /// Of the connections concerned.
     ends: HashSet<(SocketAddr, SocketAddr)>,
+}
+
+/// A lock as one process tells another of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    run_id: String,
+    note: PathBuf,
+    nothing: bool,
+    iptables: bool,
 }
 
 /// By what packets are dropped.
@@ -172,6 +183,33 @@ impl NetworkLock {
         Ok(undertaker)
     }
 
+    /// For another process that sees to the end of the tree, with this one gone.
+    pub fn hand_over(&self) -> Handed {
+        let iptables = matches!(self.by, Means::Iptables(_));
+        Handed {
+            run_id: self.run_id.clone(),
+            note: self.note.clone(),
+            iptables,
+            nothing: matches!(self.by, Means::Nothing),
+        }
+    }
+
+    /// Another process sees to it now.
+    pub fn dismiss_guard(&mut self) {
+        self.guard = None;
+    }
+
+    /// What another process has set, which is no more.
+    pub fn take_over(handed: Handed) -> NetworkLock {
+        let by = match (handed.nothing, handed.iptables) {
+            (true, _) => Means::Nothing,
+            (_, true) => Means::Iptables(iptables::Scripts::of(&handed.note)),
+            _ => Means::Nftables,
+        };
+        let Handed { run_id, note, .. } = handed;
+        NetworkLock { run_id, note, ours: false, guard: None, by, ends: HashSet::new() }
+    }
+
     /// Tells an image how its connections are locked.
     pub fn tell(&self, inventory: &mut InventoryEntry) {
         let method = match self.by {
@@ -254,8 +292,18 @@ pub fn clear_stale() {
     }
 }
 
+/// As whom this program is known, should it go on working as a copy of this process in another pid namespace.
+pub fn remember_us() {
+    WHO_WE_ARE.get_or_init(our_mark);
+}
+
+static WHO_WE_ARE: OnceLock<String> = OnceLock::new();
+
 /// Who we are: the pid alone may be another's later.
 fn our_mark() -> String {
+    if let Some(mark) = WHO_WE_ARE.get() {
+        return mark.clone();
+    }
     let pid = std::process::id();
     format!("{pid} {}\n", start_of(pid).unwrap_or_default())
 }

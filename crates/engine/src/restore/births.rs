@@ -6,7 +6,7 @@ use super::{Nursery, Scratches};
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
-use crate::namespaces::{self, Birthplace};
+use crate::namespaces::{self, Birthplace, inner};
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Moment, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
@@ -44,7 +44,11 @@ pub fn create_all(
         match *step {
             Step::Create(birth) if birth.creator == 0 => {
                 let flags = plan.namespaces.flags(birth.pid);
-                let mut hand = spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)?;
+                let mut hand = match inner::outer() {
+                    // It is there already: this program works in its pid namespace.
+                    Some(_) => spawn::adopt_first(birth.pid, scratches.of(birth.pid))?,
+                    None => spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)?,
+                };
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
                 build.options.hook.call(Moment::SetupNamespaces, birth.pid)?;

@@ -13,6 +13,7 @@ use crate::attributes::{leader, limits, signals, task, timers};
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{AddressSpaces, PAGE, Shape};
+use crate::namespaces::inner::{self, INIT, Tree};
 use crate::network_lock::{self, NetworkLock};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
@@ -20,7 +21,7 @@ use crate::{Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Hand, Verdict, scratch};
+use cryonaut_puppet::{Hand, Verdict, scratch, spawn, stops};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -35,13 +36,16 @@ struct Nursery {
 
 impl Drop for Nursery {
     fn drop(&mut self) {
-        for pid in self.hands.keys() {
+        // Of an init, the end would be ours as well: it dies with us.
+        let inside = inner::outer().is_some();
+        let others = || self.hands.keys().filter(|pid| !inside || **pid != INIT);
+        for pid in others() {
             if let Some(pid) = rustix::process::Pid::from_raw(*pid) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        for pid in self.hands.keys() {
-            cryonaut_puppet::stops::reap_process(*pid);
+        for pid in others() {
+            stops::reap_process(*pid);
         }
     }
 }
@@ -62,62 +66,125 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     options.hook.call(Moment::PreRestore, plan.root)?;
     refuse(&plan)?;
     let scratches = Scratches::find(&plan)?;
-
-    // Peers must not be answered before everything is as it was.
-    let network = lock_network(&images, &plan, options)?;
     let verdict = Verdict::inherited(scratches.base)?;
-    let mut nursery = Nursery::default();
-    let mut service = Service::new(service_number(&plan)?)?;
-    let mut build = Build::new(&images, options, &plan.files);
-    build.root_pid = plan.root;
-    let mut spaces = AddressSpaces::read(&images, &plan, &scratches)?;
-    births::create_all(&mut nursery, &plan, &mut service, &mut build, &mut spaces, &scratches)?;
-    let forked = Instant::now();
-    options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
+    let service = Service::new(service_number(&plan)?)?;
+    let seed = Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service };
+    if !plan.namespaces.has_own_pids(plan.root) {
+        return seed.grow(options);
+    }
+    let nursery = Cradle::of_init(&plan, options, &scratches)?;
+    let report = inner::run(&nursery.tree, Some(plan.free_pid()), &options.hook, |outer| {
+        seed.grow(&RestoreOptions { hook: outer.hook(), ..options.clone() })
+    })?;
+    let root_pid = nursery.leave();
+    Ok(RestoreReport { root_pid, ..report })
+}
 
-    for process in plan.processes.values() {
-        if let Some(fs) = &process.fs {
-            let hand = nursery.hand(process.pid())?;
-            spaces.finish(hand, &service, &mut build)?;
-            task::build_fs(hand, &service, &mut build, fs)?;
+/// The init of a pid namespace, which is killed unless it is left to itself.
+#[derive(Debug)]
+struct Cradle {
+    tree: Tree,
+    is_done: bool,
+}
+
+impl Cradle {
+    /// Makes the init of the plan, held by nobody yet.
+    fn of_init(plan: &Plan, options: &RestoreOptions, scratches: &Scratches<'_>) -> Result<Cradle> {
+        if plan.root != INIT {
+            let problem = format!("its root is process {} of a pid namespace, and not its init", plan.root);
+            return Err(Error::bad_image("pstree.img", problem));
+        }
+        let flags = plan.namespaces.flags(plan.root);
+        let child = spawn::conceive(plan.root, options.sibling, scratches.of(plan.root), flags)?;
+        let tree = Tree::of(child.pid, child.pidfd)?;
+        Ok(Cradle { tree, is_done: false })
+    }
+
+    /// It runs. Its pid, as we see it.
+    fn leave(mut self) -> i32 {
+        self.is_done = true;
+        self.tree.pid
+    }
+}
+
+impl Drop for Cradle {
+    fn drop(&mut self) {
+        if !self.is_done {
+            let _ = rustix::process::pidfd_send_signal(&self.tree.pidfd, rustix::process::Signal::KILL);
+            // Fails for a child of our parent's, who takes its end.
+            stops::reap(self.tree.pid);
         }
     }
-    let places = descriptors::install_all(&mut nursery, &plan, &service, &mut build)?;
-    settle(&mut nursery, &plan, &images, options, &places, &build)?;
-    births::end_zombies_and_helpers(&mut nursery, &plan)?;
-    let own = Own::read()?;
-    let mut threads = 0;
-    for process in plan.by_birth().filter(|p| !p.is_zombie()) {
-        finish_process(&mut nursery, &plan, process, &service, &own)?;
-        let rings = io_uring::Start { images: &images, records: &plan.files, built: build.built(), places: &places };
-        io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
-        threads += 1 + process.threads.len();
+}
+
+/// Everything of which a tree is made.
+struct Seed<'a> {
+    begun: Instant,
+    images: &'a ImageDir,
+    plan: &'a Plan,
+    scratches: &'a Scratches<'a>,
+    verdict: Verdict,
+    service: Service,
+}
+
+impl Seed<'_> {
+    /// Builds the tree and lets it run.
+    fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
+        let Seed { begun, images, plan, scratches, verdict, mut service } = self;
+        // Peers must not be answered before everything is as it was.
+        let network = lock_network(images, plan, options)?;
+        let mut nursery = Nursery::default();
+        let mut build = Build::new(images, options, &plan.files);
+        build.root_pid = plan.root;
+        let mut spaces = AddressSpaces::read(images, plan, scratches)?;
+        births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
+        let forked = Instant::now();
+        options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
+
+        for process in plan.processes.values() {
+            if let Some(fs) = &process.fs {
+                let hand = nursery.hand(process.pid())?;
+                spaces.finish(hand, &service, &mut build)?;
+                task::build_fs(hand, &service, &mut build, fs)?;
+            }
+        }
+        let places = descriptors::install_all(&mut nursery, plan, &service, &mut build)?;
+        settle(&mut nursery, plan, images, options, &places, &build)?;
+        births::end_zombies_and_helpers(&mut nursery, plan)?;
+        let own = Own::read()?;
+        let mut threads = 0;
+        for process in plan.by_birth().filter(|p| !p.is_zombie()) {
+            finish_process(&mut nursery, plan, process, &service, &own)?;
+            let rings = io_uring::Start { images, records: &plan.files, built: build.built(), places: &places };
+            io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
+            threads += 1 + process.threads.len();
+        }
+        let pages_restored = spaces.pages_filled();
+        drop(spaces);
+        options.hook.call(Moment::PostRestore, plan.root)?;
+        options.hook.call(Moment::PreResume, plan.root)?;
+        let mut links = None;
+        let at_last = || {
+            network.map_or(Ok(()), NetworkLock::lift)?;
+            build.release_connections()?;
+            // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
+            links = Some(build.finish());
+            Ok(())
+        };
+        resume::resume_all(nursery, plan, scratches, &service, options, (&verdict, &own), at_last)?;
+        if let Some(links) = links {
+            links.remove();
+        }
+        options.hook.call(Moment::PostResume, plan.root)?;
+        Ok(RestoreReport {
+            root_pid: plan.root,
+            processes: plan.processes.len(),
+            threads,
+            pages_restored,
+            forking_us: (forked - begun).as_micros() as u64,
+            total_us: begun.elapsed().as_micros() as u64,
+        })
     }
-    let pages_restored = spaces.pages_filled();
-    drop(spaces);
-    options.hook.call(Moment::PostRestore, plan.root)?;
-    options.hook.call(Moment::PreResume, plan.root)?;
-    let mut links = None;
-    let at_last = || {
-        network.map_or(Ok(()), NetworkLock::lift)?;
-        build.release_connections()?;
-        // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
-        links = Some(build.finish());
-        Ok(())
-    };
-    resume::resume_all(nursery, &plan, &scratches, &service, options, (&verdict, &own), at_last)?;
-    if let Some(links) = links {
-        links.remove();
-    }
-    options.hook.call(Moment::PostResume, plan.root)?;
-    Ok(RestoreReport {
-        root_pid: plan.root,
-        processes: plan.processes.len(),
-        threads,
-        pages_restored,
-        forking_us: (forked - begun).as_micros() as u64,
-        total_us: begun.elapsed().as_micros() as u64,
-    })
 }
 
 /// The network lock, if there are connections to put together.
@@ -133,9 +200,8 @@ fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Res
 
 /// What can be known to fail before anything is made.
 fn refuse(plan: &Plan) -> Result<()> {
-    let helpers = plan.lineage.helpers.iter().chain(&plan.lineage.leaderless).map(|(pid, _)| *pid);
-    for pid in plan.processes.keys().copied().chain(helpers) {
-        if !becomes_free(pid) {
+    for pid in plan.pids() {
+        if !plan.namespaces.has_own_pids(plan.root) && !becomes_free(pid) {
             return Err(Error::Kernel {
                 object: Object::Process(pid),
                 action: "create it".into(),

@@ -7,6 +7,7 @@ use crate::attributes::overruns::{self, Comebacks};
 use crate::attributes::signals::Queue;
 use crate::attributes::{credentials, extras, filter, restart, seccomp, signals, task, thread, timers};
 use crate::memory::recorded_vdso;
+use crate::namespaces::inner;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
@@ -19,6 +20,7 @@ use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{
     Batch, Context, DoorMaps, Doorway, Ground, Hand, Homes, Job, Verdict, find_doorway, stops, trace,
 };
+use rustix::process::Signal;
 use rustix::thread::CpuSet;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -153,7 +155,12 @@ impl Ready<'_> {
     }
 
     fn send_stop(&self) -> Result<()> {
-        Ok(self.stop.map_or(Ok(()), |signal| stops::send(self.process.pid(), signal))?)
+        let Some(signal) = self.stop else { return Ok(()) };
+        let pid = self.process.pid();
+        let signal = Signal::from_named_raw(signal).ok_or_else(|| {
+            Error::bad_image(format!("core-{pid}.img"), format!("signal {signal} is to have stopped it"))
+        })?;
+        inner::signal(pid, signal).map_err(|e| Error::kernel(Object::Process(pid), "stop it", e))
     }
 
     fn let_go(&self) -> Result<()> {

@@ -122,7 +122,9 @@ fn try_line(line: &[u8]) -> Option<FileLock> {
 /// All locks of the machine that the reader's pid namespace may see.
 pub fn all() -> super::Result<Vec<FileLock>> {
     let path = || "/proc/locks".to_owned();
-    let text = std::fs::read("/proc/locks").map_err(|error| super::Error::Io {
+    let mut file = std::fs::File::from(super::open("locks", rustix::fs::OFlags::RDONLY)?);
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut file, &mut text).map_err(|error| super::Error::Io {
         action: "read",
         path: path(),
         errno: rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),

@@ -23,10 +23,11 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::Pid;
 
 pub use text::Malformed;
@@ -70,6 +71,30 @@ impl Error {
 /// What reading a file of /proc answers.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The root of the proc file system that is read in the place of `/proc`.
+static ROOT: OnceLock<OwnedFd> = OnceLock::new();
+
+/// From now on, everything here reads a proc file system of the pid namespace that this process is in, mounted nowhere:
+/// `/proc` is that of whoever has mounted it. Once in the life of a process, before anything has been read that is to be
+/// compared. Needs CAP_SYS_ADMIN.
+pub fn read_own_namespace() -> std::result::Result<(), Errno> {
+    let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&context)?;
+    let root = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    ROOT.set(root).map_err(|_| Errno::ALREADY)
+}
+
+/// Opens a file by its name below `/proc`, such as `1/oom_score_adj`; close-on-exec is added to `flags`. What begins
+/// with `self`, `sys` or `net` may as well be opened by its whole path: it is the same in all.
+pub fn open(name: &str, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    let opened = match ROOT.get() {
+        Some(root) => rustix::fs::openat(root, name, flags, Mode::empty()),
+        None => rustix::fs::open(format!("/proc/{name}"), flags, Mode::empty()),
+    };
+    opened.map_err(|errno| Error::Io { action: "open", path: format!("/proc/{name}"), errno })
+}
+
 /// The directory of one process (`/proc/PID`), held open, or of one of its threads below it
 /// (`/proc/PID/task/TID`). A thread's id may be given to another thread of the same process.
 #[derive(Debug, Clone)]
@@ -83,19 +108,17 @@ pub struct Task {
 impl Task {
     /// Opens `/proc/PID`. A thread that is not its group's leader can be opened this way as well.
     pub fn open(pid: Pid) -> Result<Self> {
-        Self::open_path(format!("/proc/{}", pid.as_raw_nonzero()))
+        Self::open_path(&pid.as_raw_nonzero().to_string())
     }
 
     /// Opens the directory of the calling process.
     pub fn current() -> Result<Self> {
-        Self::open_path("/proc/self".to_owned())
+        Self::open_path("self")
     }
 
-    fn open_path(path: String) -> Result<Self> {
-        match rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(dir) => Ok(Self { dir: Arc::new(dir), path, below: None }),
-            Err(errno) => Err(Error::Io { action: "open", path, errno }),
-        }
+    fn open_path(name: &str) -> Result<Self> {
+        let dir = open(name, OFlags::PATH | OFlags::DIRECTORY)?;
+        Ok(Self { dir: Arc::new(dir), path: format!("/proc/{name}"), below: None })
     }
 
     /// One of this process' threads. Nothing is opened: a thread that is not there fails at the first reading.

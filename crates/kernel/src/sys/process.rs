@@ -125,6 +125,62 @@ impl Drop for AbortOnUnwind {
     }
 }
 
+/// Runs `body` in a child of ours that is in another pid namespace, under the number `pid` there or any that is free, and
+/// ends with the exit code that it returns. The child dies with the calling thread.
+///
+/// It is a copy of this process with one thread, which may allocate and begin threads: libc's fork(3) has put that
+/// right. Only what another thread of ours holds at this moment, a lock of its own, is never let go there.
+pub fn spawn_inside(
+    pid_namespace: BorrowedFd<'_>,
+    pid: Option<i32>,
+    body: impl FnOnce() -> i32,
+) -> Result<Child, Errno> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let set_tid = pid.map(|pid| [pid]);
+    let set_tid = set_tid.as_ref().map_or(&[][..], |tids| tids);
+    // SAFETY: fork(3) leaves a copy of this process with this thread alone, in which the C library works. What leaves
+    // it does so by _exit.
+    let middle = check(unsafe { libc::fork() })?;
+    if middle == 0 {
+        let _abort = AbortOnUnwind;
+        // Only children of whoever enters a pid namespace are in it: so the child is made by a process that has no
+        // other business, and is nonetheless ours.
+        let how = Spawn { flags: CloneFlags::PARENT, exit_signal: 0, set_tid, cgroup: None };
+        let made = super::namespace::enter(pid_namespace, libc::CLONE_NEWPID).and_then(|()| {
+            // SAFETY: this process has one thread, so nothing in its memory is held by others.
+            unsafe { clone3(&how) }
+        });
+        let told = match made {
+            Ok(None) => {
+                drop((reader, writer));
+                let code = if die_with_parent() { body() } else { 1 };
+                // SAFETY: _exit ends the child.
+                unsafe { libc::_exit(code) }
+            }
+            Ok(Some(child)) => child.pid.as_raw_nonzero().get(),
+            Err(errno) => -errno.raw_os_error(),
+        };
+        let _ = rustix::io::write(&writer, &told.to_ne_bytes());
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) }
+    }
+    drop(writer);
+    let mut told = [0u8; 4];
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&reader, &mut told));
+    if let Some(middle) = Pid::from_raw(middle) {
+        let _ = super::wait::wait(super::wait::Who::One(middle));
+    }
+    let told = if read? == told.len() { i32::from_ne_bytes(told) } else { -Errno::SRCH.raw_os_error() };
+    let pid = Pid::from_raw(told).filter(|_| told > 0).ok_or_else(|| Errno::from_raw_os_error(-told))?;
+    // It is ours, and stays a zombie until we take it.
+    Ok(Child { pid, pidfd: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())? })
+}
+
+/// Whether the calling process will die with its parent. One that is in another pid namespace cannot ask who that is.
+fn die_with_parent() -> bool {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).is_ok()
+}
+
 /// Makes a child that does nothing but wait to be seized: it dies with the thread that made it, blocks all signals
 /// and sleeps in pause(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
 pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {

@@ -423,6 +423,16 @@ impl Held {
         Ok(())
     }
 
+    /// All of them: those that go without a word, and those that end with a reset.
+    pub fn parts(&self) -> [(bool, &[OwnedFd]); 2] {
+        [(true, &self.carried), (false, &self.broken_off)]
+    }
+
+    /// More of either.
+    pub fn add(&mut self, silently: bool, sockets: Vec<OwnedFd>) {
+        if silently { &mut self.carried } else { &mut self.broken_off }.extend(sockets);
+    }
+
     /// Our descriptors of them.
     pub fn numbers(&self) -> Vec<RawFd> {
         self.carried.iter().map(AsRawFd::as_raw_fd).collect()
