@@ -51,8 +51,9 @@ pub struct CheckpointOptions {
     pub network_lock: LockMethod,
     /// How long to wait for the tree to stop.
     pub timeout: Duration,
-    /// Descriptors that the restoring side will provide: keys such as
-    /// `tty[rdev:dev]` or `file[mnt:inode]`; `unix[inode]` lets a peer of a Unix socket be outside of the tree.
+    /// What the restoring side will provide: keys such as `tty[rdev:dev]` or `file[mnt:inode]`; `unix[inode]` lets a peer
+    /// of a Unix socket be outside of the tree; `mnt[MOUNTPOINT]:NAME`, `mnt[]:ms` and `dev[MAJOR/MINOR]:NAME` are of
+    /// mounts.
     pub external: Vec<String>,
     /// Peers of Unix sockets may be outside of the tree (`--ext-unix-sk`).
     pub ext_unix_sockets: bool,

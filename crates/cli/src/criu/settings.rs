@@ -187,6 +187,8 @@ impl Settings {
             "link-remap" => self.link_remap = is_on,
             "ext-unix-sk" => self.ext_unix_sockets = is_on,
             "orphan-pts-master" => self.orphan_terminals = is_on,
+            "enable-external-sharing" if is_on => self.external.push("mnt[]:?s".into()),
+            "enable-external-masters" if is_on => self.external.push("mnt[]:?m".into()),
             "tcp-established" => self.tcp_established = is_on,
             "tcp-close" => self.tcp_close = is_on,
             "skip-in-flight" => self.skip_in_flight = is_on,
@@ -224,6 +226,16 @@ impl Settings {
                     self.refused.push(format!("--external {resource} is not in this build, which has {kinds}...]"));
                 }
             }
+            // Older words for the same.
+            "ext-mount-map" => match text(name, &value)?.as_str() {
+                "auto" => self.external.push("mnt[]".into()),
+                map => {
+                    let (key, value) = map
+                        .split_once(':')
+                        .ok_or_else(|| format!("--{name}: '{map}' is not of the form KEY:VALUE or auto"))?;
+                    self.external.push(format!("mnt[{key}]:{value}"));
+                }
+            },
             // These alone, whereas all are meant without a list.
             "ext-unix-sk" => {
                 for inode in text(name, &value)?.split(',') {
@@ -247,7 +259,7 @@ impl Settings {
 }
 
 /// Kinds of resources that may be outside of the tree; the engine's rooms say what each means.
-const EXTERNAL: [&str; 9] = ["tty[", "file[", "unix[", "mnt[", "net[", "pid[", "veth[", "macvlan[", "netdev["];
+const EXTERNAL: [&str; 10] = ["tty[", "file[", "unix[", "mnt[", "dev[", "net[", "pid[", "veth[", "macvlan[", "netdev["];
 
 /// Errors and warnings.
 pub const DEFAULT_VERBOSITY: u8 = 2;

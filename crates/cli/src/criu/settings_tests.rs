@@ -67,7 +67,7 @@ fn options_of_features_that_are_not_here_are_refused_by_name() {
         ("restore --lazy-pages", "--lazy-pages"),
         ("restore -J net:/x", "--join-ns"),
         ("dump --page-server --address 127.0.0.1 --port 12345", "--page-server"),
-        ("dump --external dev[8/1]:x", "--external dev[8/1]:x"),
+        ("restore --external ipc[a]:b", "--external ipc[a]:b"),
     ] {
         let refused = parse(line).unwrap().refused;
         assert!(refused[0].starts_with(name), "{line}: {refused:?}");
@@ -80,6 +80,9 @@ fn lists_hold_all_and_keys_stay_as_they_are() {
     let got = parse("restore --inherit-fd fd[3]:pipe:[123] --inherit-fd fd[4]:/a/b --external tty[8801:5]").unwrap();
     assert_eq!(got.inherit_fds, [(3, "pipe:[123]".into()), (4, "/a/b".into())]);
     assert_eq!(got.external, ["tty[8801:5]"]);
+    let got = parse("dump --external mnt[/a]:b --ext-mount-map /c:d --ext-mount-map auto --enable-external-masters");
+    assert_eq!(got.unwrap().external, ["mnt[/a]:b", "mnt[/c]:d", "mnt[]", "mnt[]:?m"]);
+    assert!(parse("dump --ext-mount-map x").is_err());
 }
 
 #[test]

@@ -27,10 +27,13 @@ use crate::{CheckpointOptions, Error, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_puppet::Hand;
 use descriptors::Owner;
 use rustix::time::{ClockId, clock_gettime};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -125,15 +128,26 @@ pub fn dump(
     pids.sort_unstable();
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
-    namespaces::dump(&mut Dumping { images, options, processes: &mut frozen.processes, owned: about.owned })?;
+    let (processes, owned) = (&mut frozen.processes, about.owned);
+    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new() };
+    namespaces::dump(&mut dumping)?;
+    let mount_ids = dumping.mount_ids;
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
     cx.janitor = janitor;
     cx.speakers = speakers;
+    cx.tell_mount_ids(mount_ids);
+    let mut roots: BTreeMap<u32, Arc<OwnedFd>> = BTreeMap::new();
     for process in &frozen.processes {
-        if let Some(ids) = process.ids {
-            cx.tell_mounts(&process.task, ids.mnt_ns_id == about.own.mnt_ns_id);
-        }
+        let Some(ids) = process.ids else { continue };
+        let root = match about.owned.of(&ids, Namespace::Mnt) {
+            None => None,
+            Some(own) => Some(match roots.get(&own.id) {
+                Some(root) => root.clone(),
+                None => roots.entry(own.id).or_insert(Arc::new(namespaces::mount_root(own)?)).clone(),
+            }),
+        };
+        cx.tell_mounts(&process.task, root);
     }
     cx.guard = about.network.and_then(NetworkLock::guard);
     cx.locked = about.network.map(NetworkLock::ends);

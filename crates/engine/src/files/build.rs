@@ -4,7 +4,7 @@
 use super::ghost::UsedLinks;
 use super::socket::Actors;
 use super::{FileKind, kind_of};
-use crate::namespaces::Owned;
+use crate::namespaces::{Mounts, Owned};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::FileEntry;
@@ -25,6 +25,8 @@ pub struct Build<'a> {
     pub namespaces: Owned,
     /// The root process of the tree; 0 before that is known.
     pub root_pid: i32,
+    /// The mounts of the tree, where it has namespaces of its own for them.
+    pub mounts: Mounts,
     records: &'a BTreeMap<u32, FileEntry>,
     built: HashMap<u32, OwnedFd>,
     underway: Vec<u32>,
@@ -51,6 +53,7 @@ impl<'a> Build<'a> {
             options,
             namespaces: Owned::default(),
             root_pid: 0,
+            mounts: Mounts::default(),
             records,
             built: HashMap::new(),
             underway: Vec::new(),

@@ -3,6 +3,7 @@
 
 use super::KINDS;
 use super::ghost::NewLinks;
+use super::regular_path;
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::namespaces::Owned;
@@ -268,9 +269,19 @@ impl<'a> Collect<'a> {
         self.speakers.get(&pid).copied().unwrap_or(pid)
     }
 
-    /// Takes note of whether a process is in our mount namespace, which is looked up otherwise.
-    pub fn tell_mounts(&mut self, task: &proc::Task, ours: bool) {
-        self.regular.mounts.tell(task, ours);
+    /// Takes note of what file systems a process sees: those below a root, or ours.
+    pub fn tell_mounts(&mut self, task: &proc::Task, root: Option<Arc<OwnedFd>>) {
+        self.regular.mounts.tell(task, root.map_or(regular_path::Seen::Ours, regular_path::Seen::Below));
+    }
+
+    /// Whether a process sees other file systems than we do.
+    pub(super) fn sees_other_mounts(&mut self, task: &proc::Task) -> bool {
+        self.regular.mounts.are_others(task)
+    }
+
+    /// Takes note of the mounts of the tree's own namespaces, by their ids.
+    pub fn tell_mount_ids(&mut self, ids: std::collections::BTreeSet<i32>) {
+        self.regular.mounts.of_tree = ids;
     }
 
     /// Hands over the temporary names that deleted files were given.

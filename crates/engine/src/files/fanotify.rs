@@ -137,7 +137,8 @@ fn add(cx: &mut Build<'_>, group: &OwnedFd, id: u32, mark: &FanotifyMarkEntry) -
                 let reason = format!("the image has no path of mount {}, on which it has a mark", mount.mnt_id);
                 Error::unsupported(Object::File(id, "fanotify".into()), reason, "")
             })?;
-            let path = RegFileEntry { id, flags: OFlags::PATH.bits(), name, ..RegFileEntry::default() };
+            let mnt_id = Some(mount.mnt_id.cast_signed());
+            let path = RegFileEntry { id, flags: OFlags::PATH.bits(), name, mnt_id, ..RegFileEntry::default() };
             (regular_path::open_recorded(cx, &path)?, if mark.mflags & FILESYSTEM != 0 { FILESYSTEM } else { MOUNT })
         }
         (None, None) => {

@@ -182,12 +182,13 @@ pub(super) fn link(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, name: &
         Some(&linked) => linked,
         None => {
             let linked = cx.new_id();
+            let mnt_id = cx.regular.mounts.recorded_id(subject)?;
             let path = make_link(cx, subject, name, linked)?;
             let reg = RegFileEntry {
                 id: linked,
                 flags: libc::O_RDONLY as u32,
                 name: path,
-                mnt_id: Some(-1),
+                mnt_id: Some(mnt_id),
                 mode: Some(subject.stat.st_mode),
                 ..RegFileEntry::default()
             };
@@ -228,7 +229,10 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
         }
         // Before it is there: whenever we are killed, it goes. If another makes this name in the same moment, we end
         // without having been killed.
-        note(cx, &parent, &base);
+        // Whoever removes it sees our file systems.
+        if !cx.regular.mounts.are_others(subject.task) {
+            note(cx, &parent, &base);
+        }
         rustix::fs::linkat(CWD, &*source, &parent, &*base, AtFlags::SYMLINK_FOLLOW).map_err(failed)?;
         let path = [directory, b"/", base.as_bytes()].concat();
         cx.regular.ghosts.links.0.push((parent, base));

@@ -7,7 +7,7 @@
 //! has gone, it is made for the moment.
 
 use super::Build;
-use super::regular_path::{object_of, pid_in, reopen};
+use super::regular_path::{object_of, pid_in, reopen, way_in_root};
 use crate::{Error, Result};
 use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
@@ -16,11 +16,9 @@ use cryonaut_kernel::sys::wait::{Who, wait};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The remapped files of an image, and those made so far.
@@ -33,7 +31,7 @@ pub(in crate::files) struct Haunted {
     /// Files as they were opened with `O_TMPFILE`, by the id of the record.
     originals: HashMap<u32, OwnedFd>,
     /// Temporary links of the image that have been used.
-    links: Vec<PathBuf>,
+    links: Vec<(Option<OwnedFd>, PathBuf)>,
     /// Has the pid of a process that has ended, while a file of its is opened.
     stand_in: Option<StandIn>,
     /// The same by pid, where its directory was opened: that can be entered
@@ -73,13 +71,13 @@ impl Haunted {
 /// Temporary links of an image that have been used.
 #[derive(Debug)]
 #[must_use = "the links stay until they are removed"]
-pub struct UsedLinks(Vec<PathBuf>);
+pub struct UsedLinks(Vec<(Option<OwnedFd>, PathBuf)>);
 
 impl UsedLinks {
     /// Removes them. To be called when the restored tree no longer depends on
     /// us: the image cannot be restored again afterwards.
     pub fn remove(self) {
-        for link in self.0 {
+        for (_directory, link) in self.0 {
             if let Err(errno) = rustix::fs::unlink(&link) {
                 tracing::warn!("{}: cannot remove the temporary link: {errno}", link.display());
             }
@@ -160,14 +158,6 @@ fn read_remaps(cx: &Build<'_>) -> Result<HashMap<u32, (RemapType, u32)>> {
         .collect())
 }
 
-fn in_root(cx: &Build<'_>, name: &[u8]) -> PathBuf {
-    let name = Path::new(OsStr::from_bytes(name));
-    match &cx.options.root {
-        Some(root) => root.join(name.strip_prefix("/").unwrap_or(name)),
-        None => name.to_owned(),
-    }
-}
-
 /// The record of this ghost that was opened with `O_TMPFILE`, if there is one:
 /// such a file can be given a name later, a deleted one cannot.
 fn nameless<'a>(cx: &Build<'a>, ghost: u32) -> Option<&'a RegFileEntry> {
@@ -189,7 +179,7 @@ fn make_ghost(cx: &mut Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<Owne
     let failed = |action: &'static str| move |e| Error::kernel(object_of(reg), action, e);
     let mut reader = cx.images.entries(ImageKind::GhostFile, u64::from(ghost))?;
     let entry: GhostFileEntry = reader.require()?;
-    let path = in_root(cx, &reg.name);
+    let (_kept, path) = way_in_root(cx, reg);
     let nameless = nameless(cx, ghost);
     let file = if let Some(original) = nameless {
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -334,7 +324,7 @@ fn fill(reader: &mut EntryReader, entry: &GhostFileEntry, mut file: File, reg: &
 fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedFd> {
     let record = cx.record(to)?.reg.as_ref();
     let link = record.ok_or_else(|| Error::bad_image("remap-fpath.img", format!("file {to:#x} has no path")))?;
-    let (path, link) = (in_root(cx, &reg.name), in_root(cx, &link.name));
+    let ((_kept, path), (way, link)) = (way_in_root(cx, reg), way_in_root(cx, link));
     let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
     let failed = |errno| Error::Kernel {
         object: object_of(reg),
@@ -351,6 +341,6 @@ fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedF
         Err(_) => open(&link),
     };
     let file = file.map_err(failed)?;
-    cx.ghosts.links.push(link);
+    cx.ghosts.links.push((way, link));
     Ok(file)
 }

@@ -23,10 +23,10 @@ use std::os::unix::ffi::OsStrExt;
 #[derive(Debug)]
 pub struct Regular;
 
-/// Device and inode numbers, open flags, link.
-type PathKey = (u64, u64, u32, Vec<u8>);
-/// The same of a mapping, as /proc/PID/maps tells it.
-type MapKey = ((u32, u32), u64, u32, Vec<u8>);
+/// Device and inode numbers, open flags, link, mount (-1 if the path is one of ours).
+type PathKey = (u64, u64, u32, Vec<u8>, i32);
+/// The same of a mapping, as /proc/PID/maps tells it; whose file systems the process sees in the place of the mount.
+type MapKey = ((u32, u32), u64, u32, Vec<u8>, usize);
 
 /// What is remembered between files while collecting.
 #[derive(Debug, Default)]
@@ -127,16 +127,17 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
     let stat = rustix::fs::statat(task.dir(), link, AtFlags::empty())
         .map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
+    let mount = cx.regular.mounts.id_at(task, link).map_err(|e| Error::kernel(object.clone(), "ask for its mount", e))?;
     let name = link;
     let link = target.as_bytes();
-    let key = (stat.st_dev, stat.st_ino, flags, link.to_vec());
+    let key = (stat.st_dev, stat.st_ino, flags, link.to_vec(), mount);
     if let Some(&used) = cx.regular.paths.get(&key) {
         return Ok(used);
     }
     // Most paths lead to it: then nothing has to be opened.
-    if !is_device(&stat) && cx.regular.mounts.lead_to(task, link, &stat) {
+    if !is_device(&stat) && mount < 0 && cx.regular.mounts.lead_to(task, link, &stat) {
         let id = cx.new_id();
-        let entry = entry(id, flags, link.to_vec(), &stat, 0, FownEntry::default());
+        let entry = entry(id, flags, (link.to_vec(), -1), &stat, 0, FownEntry::default());
         return note(cx, key, &entry, id);
     }
     let file = task.open_file(name, OFlags::PATH)?;
@@ -192,7 +193,7 @@ pub(super) fn collect_watched(
 /// Writes down the file of a mapping, opened with `flags`. The processes of a
 /// tree map the same few files: one that was met before is not looked up.
 pub fn collect_mapped(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, vma: &Vma, flags: u32) -> Result<Used> {
-    let key = (vma.dev, vma.inode, flags, vma.path.as_bytes().to_vec());
+    let key = (vma.dev, vma.inode, flags, vma.path.as_bytes().to_vec(), cx.regular.mounts.whose(task));
     if let Some(&used) = cx.regular.mapped.get(&key) {
         return Ok(used);
     }
@@ -206,11 +207,13 @@ fn record(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, pos: u64, fown: 
     if is_device(&subject.stat) && !is_path_only(subject.flags) {
         check_stateless(subject)?;
     }
+    let mnt_id = cx.regular.mounts.recorded_id(subject)?;
     let name = regular_path::recorded_name(cx, subject, id)?;
-    Ok(entry(id, subject.flags, name, &subject.stat, pos, fown))
+    Ok(entry(id, subject.flags, (name, mnt_id), &subject.stat, pos, fown))
 }
 
-fn entry(id: u32, flags: u32, name: Vec<u8>, stat: &Stat, pos: u64, fown: FownEntry) -> FileEntry {
+/// A record; of the path, and the id of its mount.
+fn entry(id: u32, flags: u32, (name, mnt_id): (Vec<u8>, i32), stat: &Stat, pos: u64, fown: FownEntry) -> FileEntry {
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     let reg = RegFileEntry {
         id,
@@ -218,7 +221,7 @@ fn entry(id: u32, flags: u32, name: Vec<u8>, stat: &Stat, pos: u64, fown: FownEn
         pos,
         fown,
         name,
-        mnt_id: Some(-1),
+        mnt_id: Some(mnt_id),
         size: is_file.then_some(stat.st_size as u64),
         mode: Some(stat.st_mode),
         ..RegFileEntry::default()

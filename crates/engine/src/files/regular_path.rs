@@ -6,11 +6,15 @@ use super::{Build, Collect, ghost};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::RegFileEntry;
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::mount;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A file with a path, found through a descriptor or another link of /proc.
 #[derive(Debug)]
@@ -42,8 +46,11 @@ const DELETED: &[u8] = b" (deleted)";
 /// The path to record for a file. If it does not lead to the file, the file is
 /// carried as a ghost or given a temporary link, as what `id` stands for.
 pub(super) fn recorded_name(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32) -> Result<Vec<u8>> {
+    if cx.regular.mounts.is_outside(subject) {
+        return Ok(subject.link.to_vec());
+    }
     let leads = where_leads(&mut cx.regular.mounts, subject)?;
-    if leads == Leads::ToIt {
+    if leads == Leads::ToIt || cx.regular.mounts.hides(subject) {
         return Ok(subject.link.to_vec());
     }
     let name = subject.link.strip_suffix(DELETED).unwrap_or(subject.link);
@@ -92,19 +99,30 @@ pub(super) fn pid_in(path: &[u8]) -> Option<i32> {
     std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
+/// What file systems a process sees.
+#[derive(Debug, Clone)]
+pub(super) enum Seen {
+    /// Ours.
+    Ours,
+    /// Those below the root of a mount namespace of the tree.
+    Below(Arc<OwnedFd>),
+}
+
 /// Who sees the file systems that we see: told, or found out once for each process.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
     /// Our mount namespace.
     ours: Option<u64>,
-    /// By the directory in /proc, whether it is in ours.
-    known: HashMap<String, bool>,
+    /// By the directory in /proc.
+    known: HashMap<String, Seen>,
+    /// The mounts of the tree's own namespaces.
+    pub(super) of_tree: BTreeSet<i32>,
 }
 
 impl Mounts {
-    /// Takes note of whether a process is in our mount namespace.
-    pub(super) fn tell(&mut self, task: &Task, ours: bool) {
-        self.known.insert(task.path().to_owned(), ours);
+    /// Takes note of what a process sees.
+    pub(super) fn tell(&mut self, task: &Task, seen: Seen) {
+        self.known.insert(task.path().to_owned(), seen);
     }
 
     /// Whether a path that the kernel showed us for a file of the process leads to that very file.
@@ -112,18 +130,45 @@ impl Mounts {
         self.stat_as_seen_by(task, path).is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
     }
 
-    fn are_ours(&mut self, task: &Task) -> std::result::Result<bool, Errno> {
-        if let Some(&known) = self.known.get(task.path()) {
-            return Ok(known);
+    fn seen_by(&mut self, task: &Task) -> std::result::Result<Seen, Errno> {
+        if let Some(known) = self.known.get(task.path()) {
+            return Ok(known.clone());
         }
         let ours = match self.ours {
             Some(ours) => ours,
             None => rustix::fs::stat("/proc/self/ns/mnt")?.st_ino,
         };
         self.ours = Some(ours);
-        let same = rustix::fs::statat(task.dir(), "ns/mnt", AtFlags::empty())?.st_ino == ours;
-        self.known.insert(task.path().to_owned(), same);
-        Ok(same)
+        let seen = if rustix::fs::statat(task.dir(), "ns/mnt", AtFlags::empty())?.st_ino == ours {
+            Seen::Ours
+        } else {
+            let root = rustix::fs::openat(task.dir(), "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            Seen::Below(Arc::new(root))
+        };
+        self.known.insert(task.path().to_owned(), seen.clone());
+        Ok(seen)
+    }
+
+    /// Whether a process sees other file systems than we do.
+    pub(super) fn are_others(&mut self, task: &Task) -> bool {
+        matches!(self.seen_by(task), Ok(Seen::Below(_)))
+    }
+
+    /// The mount of a file below a process's directory in /proc; -1 if the process sees our file systems.
+    pub(super) fn id_at(&mut self, task: &Task, link: &str) -> std::result::Result<i32, Errno> {
+        if !self.are_others(task) {
+            return Ok(-1);
+        }
+        let link = CString::new(link).map_err(|_| Errno::INVAL)?;
+        mount::id_at(task.dir(), &link, AtFlags::empty())
+    }
+
+    /// A number for the file systems that a process sees: 0 for ours.
+    pub(super) fn whose(&mut self, task: &Task) -> usize {
+        match self.seen_by(task) {
+            Ok(Seen::Below(root)) => Arc::as_ptr(&root) as usize,
+            _ => 0,
+        }
     }
 
     /// Opens a path that the kernel showed us for a file of the process, without
@@ -136,23 +181,66 @@ impl Mounts {
         flags: OFlags,
     ) -> std::result::Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if self.are_ours(task)? {
-            return rustix::fs::openat(CWD, path, flags, Mode::empty());
+        match self.seen_by(task)? {
+            Seen::Ours => rustix::fs::openat(CWD, path, flags, Mode::empty()),
+            Seen::Below(root) => rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT),
         }
-        let root = rustix::fs::openat(task.dir(), "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let root_path = task.link("root").map_err(|e| e.errno().unwrap_or(Errno::IO))?;
-        let root_path = root_path.as_os_str().as_bytes();
-        let below = if root_path == b"/" { path } else { path.strip_prefix(root_path).unwrap_or(path) };
-        rustix::fs::openat2(&root, below, flags, Mode::empty(), ResolveFlags::IN_ROOT)
     }
 
     /// `fstat` of what would be opened.
     fn stat_as_seen_by(&mut self, task: &Task, path: &[u8]) -> std::result::Result<Stat, Errno> {
-        if self.are_ours(task)? {
+        if matches!(self.seen_by(task)?, Seen::Ours) {
             // One call instead of three.
             return rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
         }
         self.open_as_seen_by(task, path, OFlags::PATH).and_then(rustix::fs::fstat)
+    }
+
+    /// What to record for the mount of a file of the process: its id, or -1 if the path is one of ours.
+    ///
+    /// A file of a mount that stands nowhere in the tree's namespaces is one from outside, if we see it by its path.
+    pub(super) fn recorded_id(&mut self, subject: &Subject<'_>) -> Result<i32> {
+        if !self.are_others(subject.task) {
+            return Ok(-1);
+        }
+        let id = mount::id_of(subject.file);
+        let id = id.map_err(|e| Error::kernel(subject.object.clone(), "ask for its mount", e))?;
+        self.check_id(subject, id)
+    }
+
+    /// Whether a file is on a mount outside of the namespace that the process is in.
+    fn is_outside(&mut self, subject: &Subject<'_>) -> bool {
+        self.are_others(subject.task) && mount::id_of(subject.file).is_ok_and(|id| !self.of_tree.contains(&id))
+    }
+
+    /// The same for a mount whose id is known.
+    fn check_id(&self, subject: &Subject<'_>, id: i32) -> Result<i32> {
+        if self.of_tree.contains(&id) {
+            return Ok(id);
+        }
+        let same = |found: &Stat| (found.st_dev, found.st_ino) == (subject.stat.st_dev, subject.stat.st_ino);
+        if rustix::fs::statat(CWD, subject.link, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| same(&found)) {
+            return Ok(-1);
+        }
+        Err(Error::unsupported(
+            subject.object.clone(),
+            format!("its mount {id} stands neither in the mount namespaces of the tree nor in ours"),
+            "let the program close it before the checkpoint",
+        ))
+    }
+
+    /// Whether a file is hidden where its path leads, by something that is mounted over it.
+    fn hides(&mut self, subject: &Subject<'_>) -> bool {
+        let is_there = subject.stat.st_nlink != 0 && !subject.link.ends_with(DELETED);
+        if !is_there || !self.are_others(subject.task) {
+            return false;
+        }
+        let Ok(own) = mount::id_of(subject.file) else { return false };
+        let found = self.open_as_seen_by(subject.task, subject.link, OFlags::PATH);
+        match found {
+            Ok(found) => self.of_tree.contains(&own) && mount::id_of(found.as_fd()).is_ok_and(|id| id != own),
+            Err(errno) => self.of_tree.contains(&own) && matches!(errno, Errno::NOENT | Errno::NOTDIR),
+        }
     }
 }
 
@@ -178,7 +266,7 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
     };
     ghost::revive(cx, reg)?;
     if let Some(mode) = reg.mode {
-        let found = open_in_root(cx, &reg.name, OFlags::PATH | OFlags::NOFOLLOW).map_err(failed)?;
+        let found = open_in_root(cx, reg, OFlags::PATH | OFlags::NOFOLLOW).map_err(failed)?;
         let found = rustix::fs::fstat(&found).map_err(failed)?.st_mode;
         let (is, was) = (FileType::from_raw_mode(found), FileType::from_raw_mode(mode));
         if is != was {
@@ -189,7 +277,7 @@ pub(super) fn open_recorded(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result<Ow
             ));
         }
     }
-    open_in_root(cx, &reg.name, flags).map_err(failed)
+    open_in_root(cx, reg, flags).map_err(failed)
 }
 
 /// The flags to open with: those of the record without such as make a file
@@ -207,13 +295,55 @@ fn open_flags(reg: &RegFileEntry) -> OFlags {
     flags | OFlags::NOCTTY | OFlags::NONBLOCK
 }
 
-fn open_in_root(cx: &Build<'_>, name: &[u8], flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+/// Opens a recorded path, in the mount namespace or below the root where it belongs.
+fn open_in_root(cx: &Build<'_>, reg: &RegFileEntry, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC;
-    let Some(root) = &cx.options.root else {
-        return rustix::fs::openat(CWD, name, flags, Mode::empty());
+    if let Some(view) = cx.mounts.view(reg.mnt_id, &reg.name) {
+        if view.name.is_empty() {
+            return top_of(view.root, flags);
+        }
+        // On the mount that it was on, whatever is mounted over that.
+        let stay = if view.on_one_mount { ResolveFlags::NO_XDEV } else { ResolveFlags::empty() };
+        return rustix::fs::openat2(view.root, view.name, flags, Mode::empty(), ResolveFlags::IN_ROOT | stay);
+    }
+    let Some(root) = cx.options.root.as_ref().filter(|_| cx.mounts.is_empty()) else {
+        return rustix::fs::openat(CWD, reg.name.as_slice(), flags, Mode::empty());
     };
     let root = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::openat2(&root, name, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    rustix::fs::openat2(&root, reg.name.as_slice(), flags, Mode::empty(), ResolveFlags::IN_ROOT)
+}
+
+/// Opens what a mount shows: a directory, or a file.
+fn top_of(mount: BorrowedFd<'_>, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+    let is_directory = FileType::from_raw_mode(rustix::fs::fstat(mount)?.st_mode) == FileType::Directory;
+    if is_directory {
+        return rustix::fs::openat(mount, c".", flags, Mode::empty());
+    }
+    if flags.contains(OFlags::PATH) {
+        return rustix::io::fcntl_dupfd_cloexec(mount, 0);
+    }
+    reopen(mount, flags)
+}
+
+/// A recorded path for calls that need one: a way through a descriptor, which is to be kept as long, where it does not
+/// begin at our own root. Links on the way lead nowhere out of the tree's file system.
+pub(super) fn way_in_root(cx: &Build<'_>, reg: &RegFileEntry) -> (Option<OwnedFd>, PathBuf) {
+    let name = Path::new(OsStr::from_bytes(&reg.name));
+    let Some(view) = cx.mounts.view(reg.mnt_id, &reg.name) else {
+        let root = cx.options.root.as_ref().filter(|_| cx.mounts.is_empty());
+        return (None, root.map_or(name.to_owned(), |root| root.join(name.strip_prefix("/").unwrap_or(name))));
+    };
+    let below = Path::new(OsStr::from_bytes(view.name));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    for above in below.ancestors().skip(1) {
+        let part = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        if let Ok(directory) = rustix::fs::openat2(view.root, part, flags, Mode::empty(), resolve) {
+            let way = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+            return (Some(directory), way.join(below.strip_prefix(above).unwrap_or(below)));
+        }
+    }
+    (None, Path::new("/proc/self/fd").join(view.root.as_raw_fd().to_string()).join(below))
 }
 
 /// Opens the file behind a descriptor a second time, as a new open file.

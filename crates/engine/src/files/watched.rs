@@ -11,6 +11,7 @@ use cryonaut_image::records::{FhEntry, RegFileEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::fdinfo::split_sdev;
 use cryonaut_kernel::proc::mountinfo::MountInfo;
+use cryonaut_kernel::sys::mount;
 use cryonaut_kernel::sys::handle::{FileHandle, name_to_handle_at, open_by_handle_at};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -58,8 +59,9 @@ impl Watched<'_> {
 
     /// The same, when it has been looked for.
     pub fn record_found(&self, found: Option<OwnedFd>, object: &Object) -> Result<FhEntry> {
+        let mount = found.as_ref().and_then(|found| mount::id_of(found.as_fd()).ok());
         let path = self.path(found, object)?;
-        Ok(self.with_path(path))
+        Ok(FhEntry { mnt_id: mount.map(i32::cast_unsigned), ..self.with_path(path) })
     }
 
     /// If what was found has been deleted under a name that is known: its
@@ -199,10 +201,9 @@ fn link_of(file: &OwnedFd) -> std::result::Result<PathBuf, Errno> {
 pub(super) fn open(cx: &mut Build<'_>, id: u32, sdev: u32, ino: u64, record: &FhEntry) -> Result<OwnedFd> {
     if let Some(path) = &record.path {
         let flags = (OFlags::PATH | OFlags::NOFOLLOW).bits();
-        return regular_path::open_recorded(
-            cx,
-            &RegFileEntry { id, flags, name: path.clone(), ..RegFileEntry::default() },
-        );
+        let mnt_id = record.mnt_id.map(u32::cast_signed);
+        let reg = RegFileEntry { id, flags, name: path.clone(), mnt_id, ..RegFileEntry::default() };
+        return regular_path::open_recorded(cx, &reg);
     }
     let mut bytes: Vec<u8> = record.handle.iter().flat_map(|word| word.to_le_bytes()).collect();
     bytes.truncate(record.bytes as usize);

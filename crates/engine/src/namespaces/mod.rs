@@ -5,8 +5,11 @@
 //! surroundings' ([`Arranged`] says who makes which at a restore, as data).
 
 pub mod inner;
+mod mount;
 pub mod pid;
 mod uts;
+
+pub use mount::{Built as Mounts, root_of as mount_root};
 
 use crate::freeze::Process;
 use crate::lineage::{Birth, Lineage, Step};
@@ -53,11 +56,12 @@ pub struct Halves {
 pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
     Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
-    Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: None },
     Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
     Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: None },
     Kind { kind: Namespace::Uts, name: "uts", id: |ids| ids.uts_ns_id, halves: Some(uts::HALVES) },
     Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: None },
+    // Last: file systems belong to the other namespaces of who makes them.
+    Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: Some(mount::HALVES) },
     Kind { kind: Namespace::Time, name: "time", id: |ids| ids.time_ns_id, halves: None },
 ];
 
@@ -158,6 +162,8 @@ pub struct Dumping<'a> {
     pub processes: &'a mut [Process],
     /// All namespaces of the tree.
     pub owned: &'a Owned,
+    /// The mounts that have been written down, by their ids.
+    pub mount_ids: BTreeSet<i32>,
 }
 
 /// Writes down all namespaces of the tree.
@@ -184,6 +190,8 @@ pub struct Building<'a> {
     pub service: &'a Service,
     /// Namespaces of the tree that are there already, of the same process among them.
     pub owned: &'a Owned,
+    /// Mounts of the tree that are there already.
+    pub mounts: &'a mut Mounts,
 }
 
 /// Which processes are born with which namespaces, and which enter one that another has been born with: kind, as index
@@ -279,7 +287,8 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
         let task = Task::open(crate::freeze::pid_of(pid)?)?;
         let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
         let hand = &mut *cx.hand;
-        let mut building = Building { images: cx.images, options: cx.options, hand, service: cx.service, owned };
+        let (images, options, service, mounts) = (cx.images, cx.options, cx.service, &mut *cx.mounts);
+        let mut building = Building { images, options, hand, service, owned, mounts };
         (halves.build)(&mut building, &own)?;
         if !halves.at_birth {
             own.file = namespace::open(&task, kind.kind)?;
@@ -300,6 +309,8 @@ pub struct Birthplace<'a> {
     pub hand: &'a mut Hand,
     /// Gives files to it.
     pub service: &'a Service,
+    /// Mounts of the tree that are there already.
+    pub mounts: &'a mut Mounts,
 }
 
 /// Has a process enter a namespace that is there.

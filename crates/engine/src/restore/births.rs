@@ -81,7 +81,8 @@ pub fn create_all(
 /// Sees to it that a newborn process is in its namespaces, and that there is in them what is to be.
 fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
     let hand = nursery.hand(pid)?;
-    let mut cx = Birthplace { images: build.images, options: build.options, hand, service };
+    let (images, options, mounts) = (build.images, build.options, &mut build.mounts);
+    let mut cx = Birthplace { images, options, hand, service, mounts };
     namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
 }
 

@@ -150,6 +150,8 @@ impl Seed<'_> {
         }
         let places = descriptors::install_all(&mut nursery, plan, &service, &mut build)?;
         settle(&mut nursery, plan, images, options, &places, &build)?;
+        // Every file is open: mounts may become read-only, and share with others again.
+        build.mounts.finish()?;
         births::end_zombies_and_helpers(&mut nursery, plan)?;
         let own = Own::read()?;
         let mut threads = 0;

@@ -21,6 +21,7 @@ pub mod io_uring;
 pub mod ip_queue;
 pub mod kcmp;
 pub mod mem;
+pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod nf_tables;

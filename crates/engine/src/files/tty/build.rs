@@ -231,7 +231,11 @@ fn through_master(
 /// A slave whose master is gone: that of a pty that is closed again at once.
 fn hung_up(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
     let failed = |e| Error::kernel(object(file, info), "make a terminal that is hung up", e);
-    let path = RegFileEntry { name: b"/dev/ptmx".to_vec(), flags: OFlags::RDWR.bits(), ..RegFileEntry::default() };
+    // Of the same devpts, if it is of a mount namespace of the tree.
+    let mnt_id = path_of(cx, file)?.mnt_id;
+    let name = cx.mounts.view(mnt_id, b"/").and(cx.mounts.mountpoint(mnt_id));
+    let name = name.map_or(b"/dev/ptmx".to_vec(), |devpts| [devpts, b"/ptmx"].concat());
+    let path = RegFileEntry { name, flags: OFlags::RDWR.bits(), mnt_id, ..RegFileEntry::default() };
     let master = open_master(cx, &path, object(file, info), None)?;
     tty::set_pty_locked(&master, false).map_err(failed)?;
     tty::open_peer(&master, open_flags(file)).map_err(failed)

@@ -116,7 +116,8 @@ pub(crate) fn give_terminal(cx: &mut Build<'_>, hand: &mut Hand, service: &Servi
 /// `/dev/tty`, opened by the leader and taken over; `None` where it has none.
 fn open_own(cx: &Build<'_>, hand: &mut Hand, leader: i32, file: &TtyFileEntry) -> Result<Option<OwnedFd>> {
     let failed = |e| Error::kernel(Object::File(file.id, "/dev/tty".into()), "take it from its session", e);
-    let root = cx.options.root.as_deref().unwrap_or(Path::new("/"));
+    // In a mount namespace of the tree, its leader is there already.
+    let root = cx.options.root.as_deref().filter(|_| cx.mounts.is_empty()).unwrap_or(Path::new("/"));
     let mut batch = Batch::new();
     let path = batch.cstr(root.join("dev/tty").as_os_str().as_bytes());
     let call = batch.attempt(libc::SYS_open, [path.into(), build::open_flags(file).bits().into()]);

@@ -100,6 +100,7 @@ impl<'r> Making<'r> {
             extras.insert(record.id, extra);
         }
         let guests = waiting::read(cx, &records)?;
+        let places = Places::new(cx, records.values().copied())?;
         Ok(Making {
             records,
             outside,
@@ -111,7 +112,7 @@ impl<'r> Making<'r> {
             extras,
             queues: queue::read(cx)?,
             guests,
-            places: Places::new(cx.options.root.as_deref())?,
+            places,
             senders: HashMap::new(),
         })
     }

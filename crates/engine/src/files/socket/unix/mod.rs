@@ -102,7 +102,7 @@ impl FileKind for Unix {
         if how != SkShutdown::None {
             record.set_shutdown(how);
         }
-        name::collect(file, &told, &mut record)?;
+        name::collect(cx, file, &told, &mut record)?;
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         extra.orphan = told.peer == Some(0) && sort.kind == libc::SOCK_DGRAM;
         extra.reset = reset;

@@ -4,14 +4,15 @@
 
 use super::acting::Target;
 use super::object;
-use crate::files::OpenFile;
+use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
 use cryonaut_image::records::{FilePermsEntry, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
 use cryonaut_kernel::sys::unix_name;
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -44,7 +45,7 @@ pub fn address(name: &[u8]) -> std::result::Result<SocketAddrUnix, Errno> {
 }
 
 /// Writes down the name, and of a file who may use it and where it is.
-pub fn collect(file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry) -> Result<()> {
+pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry) -> Result<()> {
     record.name = told.name.clone();
     if !is_path(&told.name) {
         return Ok(());
@@ -53,6 +54,9 @@ pub fn collect(file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry)
     let bound = unix_name::file_of(file.file).map_err(failed)?;
     let stat = rustix::fs::fstat(&bound).map_err(failed)?;
     record.file_perms = Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
+    if cx.sees_other_mounts(file.task) {
+        record.mnt_id = Some(cryonaut_kernel::sys::mount::id_of(bound.as_fd()).map_err(failed)?);
+    }
     let is_deleted = stat.st_nlink == 0;
     if is_deleted {
         record.deleted = Some(true);
@@ -77,7 +81,9 @@ pub fn collect(file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry)
 /// The working directory of the process, if the name leads to the file from there.
 fn directory_of(file: &OpenFile<'_>, name: &[u8], stat: &rustix::fs::Stat) -> Result<Vec<u8>> {
     let dir = file.task.link("cwd")?;
-    let there = rustix::fs::lstat(dir.join(std::ffi::OsStr::from_bytes(name)));
+    // As the process sees it, whatever its root.
+    let way = Path::new("cwd").join(std::ffi::OsStr::from_bytes(name));
+    let there = rustix::fs::statat(file.task.dir(), &way, AtFlags::SYMLINK_NOFOLLOW);
     if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)) {
         return Ok(dir.as_os_str().as_bytes().to_vec());
     }
@@ -93,16 +99,25 @@ fn directory_of(file: &OpenFile<'_>, name: &[u8], stat: &rustix::fs::Stat) -> Re
 pub struct Places {
     /// The root of the tree's file system, if not ours.
     root: Option<OwnedFd>,
+    /// Roots of mount namespaces, by the id of a recorded mount of theirs.
+    roots: BTreeMap<i32, OwnedFd>,
     /// For names that are deleted, or belong to a socket that is not the one bound to the file.
     private: Option<OwnedFd>,
 }
 
 impl Places {
-    /// With the root that the user wants.
-    pub fn new(root: Option<&Path>) -> Result<Places> {
+    /// For names of these records.
+    pub fn new<'r>(cx: &Build<'_>, records: impl Iterator<Item = &'r UnixSkEntry>) -> Result<Places> {
+        let root = cx.options.root.as_deref().filter(|_| cx.mounts.is_empty());
         let failed =
             |e| Error::kernel(crate::Object::Path(root.unwrap_or(Path::new("/")).display().to_string()), "open it", e);
-        Ok(Places { root: root.map(unix_name::open_root).transpose().map_err(failed)?, private: None })
+        let mut roots = BTreeMap::new();
+        for mnt_id in records.filter_map(|record| record.mnt_id) {
+            if let Some(root) = cx.mounts.root_for(Some(mnt_id)) {
+                roots.insert(mnt_id, rustix::io::fcntl_dupfd_cloexec(root, 0).map_err(failed)?);
+            }
+        }
+        Ok(Places { root: root.map(unix_name::open_root).transpose().map_err(failed)?, roots, private: None })
     }
 
     /// Does something where the name of this record is in the tree's file system.
@@ -112,7 +127,8 @@ impl Places {
         call: impl FnOnce() -> std::result::Result<T, Errno> + Send,
     ) -> std::result::Result<T, Errno> {
         let dir = record.name_dir.as_deref();
-        unix_name::with_names_of(self.root.as_ref().map(AsFd::as_fd), dir, call)
+        let own = record.mnt_id.and_then(|mnt_id| self.roots.get(&mnt_id));
+        unix_name::with_names_of(own.or(self.root.as_ref()).map(AsFd::as_fd), dir, call)
     }
 
     /// Does something where nobody else sees the names. What is there is gone in the end.

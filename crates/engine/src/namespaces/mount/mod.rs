@@ -1,0 +1,188 @@
+//! Mount namespaces (mount_namespaces(7)): their mounts as `mountpoints-ID.img`, what is in file systems in memory, and
+//! all of it again.
+//!
+//! The first namespace of a tree gets the directory that the caller names (`--root`) as its root; everything else is made
+//! anew, cloned from what is there, or named by the caller ([`external`]).
+
+mod build;
+mod built;
+mod contents;
+mod external;
+mod filesystem;
+mod make;
+mod paths;
+mod plan;
+mod reveal;
+mod table;
+
+pub use built::Built;
+
+use super::{Dumping, Halves, Own};
+use crate::{Error, Result};
+use cryonaut_image::ImageKind;
+use cryonaut_image::records::MntEntry;
+use cryonaut_kernel::Errno;
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::mountinfo::{self, MountInfo};
+use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::mount::IdMap;
+use cryonaut_kernel::sys::namespace::within;
+use external::Externals;
+use filesystem::Making;
+use plan::{Origin, Plan};
+use rustix::fs::{FileType, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub const HALVES: Halves = Halves { dump, build: build::build, at_birth: true };
+
+/// What the format has no place for: `cryonaut-mounts-ID.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Beside {
+    /// By which maps mounts show owners, by mount id.
+    id_maps: BTreeMap<u32, (IdMap, IdMap)>,
+    /// Roots that have been removed, by mount id.
+    removed: BTreeMap<u32, Removed>,
+    /// Where the checkpoint saw the root of the namespace, if it did.
+    root: Option<String>,
+}
+
+impl Beside {
+    fn name(namespace: u32) -> String {
+        format!("mounts-{namespace}")
+    }
+}
+
+/// A file or directory that has been removed and is still mounted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Removed {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+/// What was read in a namespace.
+struct Told {
+    mounts: Vec<MountInfo>,
+    beside: Beside,
+}
+
+/// Writes down all mount namespaces, when it comes to the first of them: which mounts are parts of others, only all tell.
+fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
+    let all: Vec<&Own> = cx.owned.iter().filter(|one| one.kind.kind == Namespace::Mnt).collect();
+    if all.first().is_none_or(|first| first.id != own.id) {
+        return Ok(());
+    }
+    let ours = Task::current()?.mountinfo()?;
+    let externals = Externals::of(&cx.options.external);
+    let mut tables: Vec<(u32, Vec<MntEntry>)> = Vec::new();
+    for own in &all {
+        let told = read(cx, own, &ours)?;
+        let entries = table::record_all(&told.mounts, &ours, &externals)?;
+        let seen = told.mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/");
+        let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
+        let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");
+        let beside = Beside { root, ..told.beside };
+        cx.images.write_json(&Beside::name(own.id), &beside)?;
+        for entry in &entries {
+            cx.images.append(ImageKind::Mnts, u64::from(own.id), entry, None)?;
+        }
+        cx.mount_ids.extend(entries.iter().map(|entry| entry.mnt_id.cast_signed()));
+        tables.push((own.id, entries));
+    }
+    let plan = Plan::of(tables, None)?;
+    refuse_outsiders(&plan, &ours)?;
+    for (index, own) in all.iter().enumerate() {
+        write_contents(cx, own, &plan, index)?;
+    }
+    Ok(())
+}
+
+/// The root of a mount namespace.
+pub fn root_of(own: &Own) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = within(&[own.file.as_fd()], || rustix::fs::open("/", flags, Mode::empty()));
+    root.and_then(|root| root).map_err(own.failed("open its root"))
+}
+
+/// Mounts of the caller's thread; `proc` is the directory of this process in /proc, for that of the caller may be another.
+fn mounts_here(proc: BorrowedFd<'_>) -> std::result::Result<Vec<MountInfo>, Errno> {
+    let tid = rustix::thread::gettid().as_raw_nonzero();
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, format!("task/{tid}/mountinfo"), flags, Mode::empty())?;
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text).map_err(|e| crate::error::errno_of(&e))?;
+    mountinfo::parse(&text).map_err(|_| Errno::INVAL)
+}
+
+/// The namespaces in which the paths and roots of mounts are as the tree sees them.
+fn view_of<'a>(cx: &'a Dumping<'_>, own: &'a Own) -> Vec<BorrowedFd<'a>> {
+    let ids = cx.processes.iter().find(|process| process.pid == own.pid).and_then(|process| process.ids.as_ref());
+    let cgroup = ids.map(|ids| cx.owned.files_of(ids, &[Namespace::Cgroup])).unwrap_or_default();
+    // The other one first: files of namespaces are not found any more when we are in another mount namespace.
+    cgroup.into_iter().chain([own.file.as_fd()]).collect()
+}
+
+fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
+    let me = Task::current()?;
+    let told = within(&view_of(cx, own), || -> std::result::Result<Told, Errno> {
+        let mounts = mounts_here(me.dir().as_fd())?;
+        let mut beside = Beside::default();
+        let is_ours = |mount: &MountInfo| ours.iter().any(|one| one.dev == mount.dev);
+        for mount in &mounts {
+            let idmapped = mount.options.split(|byte| *byte == b',').any(|word| word == b"idmapped");
+            let removed = paths::of(&mount.root).ends_with(table::DELETED);
+            if !idmapped && !removed {
+                continue;
+            }
+            let open = rustix::fs::open(&mount.mount_point, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            if idmapped && !is_ours(mount) {
+                let maps = cryonaut_kernel::sys::mount::id_maps(open.as_fd())?;
+                beside.id_maps.insert(mount.id.cast_unsigned(), maps);
+            }
+            if removed {
+                let stat = rustix::fs::fstat(&open)?;
+                let told = Removed { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid };
+                let full = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size != 0;
+                beside.removed.insert(mount.id.cast_unsigned(), told);
+                if full {
+                    return Err(Errno::NOTSUP);
+                }
+            }
+        }
+        Ok(Told { mounts, beside })
+    });
+    told.and_then(|told| told).map_err(own.failed("read its mounts"))
+}
+
+/// What sends mounts to us, or gets them from us, and is not said to be from outside: it would be on its own afterwards.
+fn refuse_outsiders(plan: &Plan, ours: &[MountInfo]) -> Result<()> {
+    let shares = |entry: &&MntEntry| {
+        entry.shared_id() != 0 && entry.ext_key.is_none() && ours.iter().any(|one| one.shared == Some(entry.shared_id()))
+    };
+    match plan.entries.iter().find(shares) {
+        None => Ok(()),
+        Some(entry) => Err(Error::unsupported(
+            table::object(entry),
+            "it shares what is mounted on it with our own mount namespace, and is none that comes from there",
+            "name it with --external mnt[MOUNTPOINT]:NAME, or let such be found out with --external mnt[]:s",
+        )),
+    }
+}
+
+/// Writes down what file systems in memory hold that come from this namespace.
+fn write_contents(cx: &Dumping<'_>, own: &Own, plan: &Plan, index: usize) -> Result<()> {
+    let ours = |provider: &&plan::Provider| {
+        let Origin::New(entry) = provider.origin else { return false };
+        provider.with == index && plan::type_of(&plan.entries[entry]).is_some_and(|fs| fs.making == Making::Filled)
+    };
+    let devs: BTreeSet<u32> = plan.providers.iter().filter(ours).map(|provider| provider.dev).collect();
+    if devs.is_empty() {
+        return Ok(());
+    }
+    let me = Task::current()?;
+    let shown = within(&view_of(cx, own), || reveal::tops(me.dir().as_fd(), &devs));
+    let shown = shown.and_then(|shown| shown).map_err(own.failed("see what its file systems in memory hold"))?;
+    shown.into_iter().try_for_each(|(dev, tops)| contents::write(cx.images, dev, &tops))
+}
