@@ -12,6 +12,7 @@ mod difference;
 mod identity;
 mod inet;
 mod memory;
+mod mounts;
 mod process;
 pub mod rules;
 mod sockets;

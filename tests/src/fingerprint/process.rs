@@ -9,7 +9,7 @@ use cryonaut_kernel::sys::{kcmp, sched};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Object, Taking, ThreadPlaces, visit};
+use super::{Object, Taking, ThreadPlaces, mounts, visit};
 
 /// Files of a process that are compared as a whole.
 const PROCESS_FILES: &[&str] = &[
@@ -137,6 +137,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
         let link = task.link(&format!("ns/{name}")).map_err(errno);
         taking.put_result(&object, format!("ns.{name}"), link.map(|path| path.display().to_string()));
     }
+    mounts::take(taking, &object, &task);
     take_auxv(taking, &object, &task);
     take_stat(taking, &object, &task);
     take_lines(taking, &object, &task, "status");

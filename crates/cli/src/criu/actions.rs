@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use cryonaut_engine::{Afterwards, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `criu dump`.
