@@ -127,7 +127,8 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let object = Object::Other(format!("process {pid}, {link} ({})", target.to_string_lossy()));
     let stat = rustix::fs::statat(task.dir(), link, AtFlags::empty())
         .map_err(|e| Error::kernel(object.clone(), "stat it", e))?;
-    let mount = cx.regular.mounts.id_at(task, link).map_err(|e| Error::kernel(object.clone(), "ask for its mount", e))?;
+    let mount =
+        cx.regular.mounts.id_at(task, link).map_err(|e| Error::kernel(object.clone(), "ask for its mount", e))?;
     let name = link;
     let link = target.as_bytes();
     let key = (stat.st_dev, stat.st_ino, flags, link.to_vec(), mount);

@@ -46,8 +46,11 @@ pub fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     let done = done.map_err(own.failed("enter it"))?;
     let Yard { removed, .. } = yard;
     let root = done.map_err(|(place, action, errno)| cx.mounts.refused(place, action, errno))?;
-    removed.into_iter().try_for_each(|(place, made)| made.remove().map_err(|e| cx.mounts.failed(place, "remove its root again", e)))?;
-    let file = own.file.try_clone().map_err(|e| crate::error::errno_of(&e)).map_err(own.failed("duplicate its file"))?;
+    removed
+        .into_iter()
+        .try_for_each(|(place, made)| made.remove().map_err(|e| cx.mounts.failed(place, "remove its root again", e)))?;
+    let file =
+        own.file.try_clone().map_err(|e| crate::error::errno_of(&e)).map_err(own.failed("duplicate its file"))?;
     cx.mounts.namespaces[this] = Some((file, root));
     Ok(())
 }
@@ -137,7 +140,8 @@ fn make_new(
 /// A clone of our own mount of the same hierarchy of cgroups.
 fn hierarchy(entry: &MntEntry, fs: &FsType, ours: &[MountInfo]) -> Option<OwnedFd> {
     let words = |text: &[u8]| {
-        let one = |word: &&[u8]| !word.is_empty() && *word != b"rw" && *word != b"ro" && !word.starts_with(b"release_agent=");
+        let one =
+            |word: &&[u8]| !word.is_empty() && *word != b"rw" && *word != b"ro" && !word.starts_with(b"release_agent=");
         let mut all: Vec<Vec<u8>> = text.split(|byte| *byte == b',').filter(one).map(<[u8]>::to_vec).collect();
         all.sort();
         all
@@ -182,11 +186,7 @@ impl MadeRemoved {
 }
 
 /// Makes what mounts show that has been removed.
-fn make_removed(
-    built: &Built,
-    this: usize,
-    stock: &BTreeMap<usize, OwnedFd>,
-) -> Result<Vec<(usize, MadeRemoved)>> {
+fn make_removed(built: &Built, this: usize, stock: &BTreeMap<usize, OwnedFd>) -> Result<Vec<(usize, MadeRemoved)>> {
     let mut all = Vec::new();
     for (at, place) in built.plan.places.iter().enumerate().filter(|(_, place)| place.namespace == this) {
         let entry = &built.plan.entries[place.entry];
@@ -208,7 +208,11 @@ fn make_removed(
     Ok(all)
 }
 
-fn make_one(top: BorrowedFd<'_>, path: &[u8], (mode, uid, gid): (u32, u32, u32)) -> std::result::Result<MadeRemoved, Errno> {
+fn make_one(
+    top: BorrowedFd<'_>,
+    path: &[u8],
+    (mode, uid, gid): (u32, u32, u32),
+) -> std::result::Result<MadeRemoved, Errno> {
     let mut directory = rustix::fs::openat(top, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
     let Some((last, above)) = parts.split_last() else { return Err(Errno::INVAL) };
@@ -248,7 +252,11 @@ fn id_maps(built: &Built, this: usize) -> Result<BTreeMap<u32, OwnedFd>> {
     for (mnt_id, maps) in &built.beside[this].id_maps {
         let made = user_namespace(maps);
         let made = made.map_err(|e| {
-            Error::kernel(crate::Object::Other(format!("mount {mnt_id}")), "make a user namespace with its maps of owners", e)
+            Error::kernel(
+                crate::Object::Other(format!("mount {mnt_id}")),
+                "make a user namespace with its maps of owners",
+                e,
+            )
         })?;
         all.insert(*mnt_id, made);
     }
@@ -260,7 +268,8 @@ fn user_namespace((uids, gids): &(IdMap, IdMap)) -> std::result::Result<OwnedFd,
     let made = (|| {
         let task = Task::open(child.pid).map_err(|e| e.errno().unwrap_or(Errno::SRCH))?;
         for (name, map) in [("uid_map", uids), ("gid_map", gids)] {
-            let lines: String = map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
+            let lines: String =
+                map.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect();
             let file = rustix::fs::openat(task.dir(), name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::write(&file, lines.as_bytes())?;
         }
@@ -326,7 +335,8 @@ impl Yard<'_> {
     /// Attaches every provider that is needed here to a directory (or file) of its own.
     fn put_providers(&mut self, yard: &OwnedFd) -> std::result::Result<(), Failed> {
         let here: Vec<usize> = self.places().map(|place| self.built.plan.places[place].provider).collect();
-        let first_of = |provider: usize| self.built.plan.places.iter().position(|p| p.provider == provider).unwrap_or(0);
+        let first_of =
+            |provider: usize| self.built.plan.places.iter().position(|p| p.provider == provider).unwrap_or(0);
         let placed: Vec<(usize, usize)> = (0..self.built.plan.providers.len()).map(|p| (p, first_of(p))).collect();
         for (provider, place) in placed {
             if !self.stock.contains_key(&provider) {
@@ -475,7 +485,8 @@ fn target(parent: &OwnedFd, path: &[u8]) -> std::result::Result<OwnedFd, Errno> 
         return rustix::io::fcntl_dupfd_cloexec(parent, 0);
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let resolve =
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(parent, path, flags, Mode::empty(), resolve) {
         // Something is mounted there already that belongs deeper: upon that.
         Err(Errno::XDEV) => rustix::fs::openat2(parent, path, flags, Mode::empty(), resolve - ResolveFlags::NO_XDEV),
@@ -517,6 +528,9 @@ mod tests {
         let all = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_RELATIME;
         assert_eq!(attributes(all as u32), libc::MOUNT_ATTR_NOSUID);
         assert_eq!(attributes(libc::MS_NODEV as u32), libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_STRICTATIME);
-        assert_eq!(attributes((libc::MS_NOATIME | NOSYMFOLLOW) as u32), libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NOSYMFOLLOW);
+        assert_eq!(
+            attributes((libc::MS_NOATIME | NOSYMFOLLOW) as u32),
+            libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_NOSYMFOLLOW
+        );
     }
 }

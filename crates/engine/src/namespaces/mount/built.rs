@@ -1,9 +1,9 @@
 //! The mounts of a restored tree, by descriptors, and what is done to them when all files are open.
 
-use super::plan::{Master, Origin, Plan, type_of};
-use super::{Beside, paths, table};
 use super::external::Externals;
 use super::filesystem::Making;
+use super::plan::{Master, Origin, Plan, type_of};
+use super::{Beside, paths, table};
 use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::Errno;
@@ -144,7 +144,8 @@ impl Built {
             let unbindable = flags & libc::MS_UNBINDABLE != 0 && flags & (libc::MS_SHARED | libc::MS_SLAVE) == 0;
             let propagation = unbindable.then_some(Propagation::Unbindable);
             let Some(mount) = self.places[at].as_ref().filter(|_| set != 0 || unbindable) else { continue };
-            mount::change(mount.as_fd(), false, Change { set, propagation, ..Change::default() }).map_err(|e| (at, e))?;
+            mount::change(mount.as_fd(), false, Change { set, propagation, ..Change::default() })
+                .map_err(|e| (at, e))?;
         }
         Ok(())
     }
@@ -156,7 +157,9 @@ impl Built {
         let entry = &self.plan.entries[first];
         let filled = type_of(entry).is_some_and(|fs| fs.making == Making::Filled);
         let read_only = u64::from(entry.sb_flags()) & libc::MS_RDONLY != 0;
-        let (true, true, Some(mount)) = (filled && first == place.entry, read_only, &self.places[at]) else { return Ok(()) };
+        let (true, true, Some(mount)) = (filled && first == place.entry, read_only, &self.places[at]) else {
+            return Ok(());
+        };
         let context = rustix::mount::fspick(mount, c"", FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC)?;
         rustix::mount::fsconfig_set_flag(&context, c"ro")?;
         rustix::mount::fsconfig_reconfigure(&context)

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn all_forms_are_understood() {
-        let all = of(&["mnt[/etc/hosts]:hosts", "mnt[/a//b/]", "tty[1:2]", "dev[8/1]:disk", "net[3]:x", "mnt[c]:/d]:e"]);
+        let all =
+            of(&["mnt[/etc/hosts]:hosts", "mnt[/a//b/]", "tty[1:2]", "dev[8/1]:disk", "net[3]:x", "mnt[c]:/d]:e"]);
         assert_eq!(all.value(b"/etc//hosts"), Some("hosts"));
         assert_eq!(all.value(b"/a/b"), Some("/a//b/"));
         assert_eq!(all.value(b"/nothing"), None);

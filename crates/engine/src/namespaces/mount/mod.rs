@@ -159,7 +159,9 @@ fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
 /// What sends mounts to us, or gets them from us, and is not said to be from outside: it would be on its own afterwards.
 fn refuse_outsiders(plan: &Plan, ours: &[MountInfo]) -> Result<()> {
     let shares = |entry: &&MntEntry| {
-        entry.shared_id() != 0 && entry.ext_key.is_none() && ours.iter().any(|one| one.shared == Some(entry.shared_id()))
+        entry.shared_id() != 0
+            && entry.ext_key.is_none()
+            && ours.iter().any(|one| one.shared == Some(entry.shared_id()))
     };
     match plan.entries.iter().find(shares) {
         None => Ok(()),

@@ -50,7 +50,10 @@ mod tests {
         assert_eq!(below(b"/", b"/"), Some(&b""[..]));
         assert_eq!(below(b"/a", b"/a"), Some(&b""[..]));
         assert_eq!((below(b"/ab", b"/a"), below(b"/a", b"/a/b")), (None, None));
-        assert_eq!((join(b"/", b"a"), join(b"/a", b""), join(b"/a", b"b/c")), ("/a".into(), "/a".into(), "/a/b/c".into()));
+        assert_eq!(
+            (join(b"/", b"a"), join(b"/a", b""), join(b"/a", b"b/c")),
+            ("/a".into(), "/a".into(), "/a/b/c".into())
+        );
         assert_eq!((normal(b"//a///b/"), normal(b"/"), depth(b"/a/b"), depth(b"/")), ("/a/b".into(), "/".into(), 2, 0));
     }
 }

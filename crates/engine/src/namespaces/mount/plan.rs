@@ -7,8 +7,8 @@
 
 use super::external::{DEVICE, Externals, FOUND_OUT};
 use super::filesystem::{self, FsType, Making, NAMED};
-use super::table::{is_root, object};
 use super::paths;
+use super::table::{is_root, object};
 use crate::{Error, Result};
 use cryonaut_image::records::MntEntry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -182,7 +182,8 @@ impl Sources {
         let mut sources = Sources { providers: Vec::new(), of: BTreeMap::new() };
         // What comes from outside first: others may show parts of it.
         for (at, entry) in plan.entries.iter().enumerate() {
-            let root_of_all = owner[at] == 0 && is_root(entry) && plan.places.iter().any(|p| p.entry == at && p.parent.is_none());
+            let root_of_all =
+                owner[at] == 0 && is_root(entry) && plan.places.iter().any(|p| p.entry == at && p.parent.is_none());
             let origin = match (&entry.ext_key, entry.ext_mount()) {
                 (None, false) if root_of_all => Origin::Root,
                 (None, false) => continue,
@@ -208,7 +209,12 @@ impl Sources {
                         return Err(strange(entry));
                     }
                     let top = b"/".to_vec();
-                    sources.providers.push(Provider { dev: entry.root_dev, top, origin: Origin::New(at), with: owner[at] });
+                    sources.providers.push(Provider {
+                        dev: entry.root_dev,
+                        top,
+                        origin: Origin::New(at),
+                        with: owner[at],
+                    });
                     (sources.providers.len() - 1, paths::below(&entry.root, b"/").unwrap_or_default().to_vec())
                 }
             };
@@ -285,7 +291,10 @@ fn groups(plan: &Plan) -> Result<Vec<Group>> {
         }
         if later.len() == before {
             let place = plan.entry(later[0].1[0]);
-            return Err(Error::bad_image("mountpoints", format!("the masters of mount {} go in a circle", place.mnt_id)));
+            return Err(Error::bad_image(
+                "mountpoints",
+                format!("the masters of mount {} go in a circle", place.mnt_id),
+            ));
         }
         left = later;
     }
@@ -307,7 +316,10 @@ fn group(plan: &Plan, shared: bool, master: Option<usize>, members: Vec<usize>) 
     let widest = widest.unwrap_or(provider);
     let from_outside = !matches!(plan.providers[widest].origin, Origin::New(_) | Origin::Device(..));
     if let Some(odd) = members.iter().find(|at| plan.entry(**at).root_dev != first.root_dev) {
-        return Err(Error::bad_image("mountpoints", format!("mounts {} and {} share no file system", first.mnt_id, plan.entry(*odd).mnt_id)));
+        return Err(Error::bad_image(
+            "mountpoints",
+            format!("mounts {} and {} share no file system", first.mnt_id, plan.entry(*odd).mnt_id),
+        ));
     }
     let is_master_outside = master.is_none() && first.master_id() != 0;
     if is_master_outside && !from_outside {

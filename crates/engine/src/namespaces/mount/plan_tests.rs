@@ -25,7 +25,10 @@ fn what_is_hidden_is_attached_before_what_hides_it() {
     .unwrap();
     assert_eq!(ids(&plan), [10, 12, 11, 13, 15, 14]);
     let at = |id| plan.places.iter().find(|place| plan.entries[place.entry].mnt_id == id).unwrap();
-    assert_eq!((at(12).at.as_slice(), at(13).at.as_slice(), at(15).at.as_slice()), (&b"a/b/c"[..], &b"b"[..], &b""[..]));
+    assert_eq!(
+        (at(12).at.as_slice(), at(13).at.as_slice(), at(15).at.as_slice()),
+        (&b"a/b/c"[..], &b"b"[..], &b""[..])
+    );
     assert_eq!((at(14).provider, at(14).below.as_slice()), (at(10).provider, &b"v"[..]));
     assert_eq!(plan.providers[at(10).provider].origin, Origin::Root);
     assert_eq!(at(15).parent.map(|parent| plan.entry(parent).mnt_id), Some(11));

@@ -62,7 +62,8 @@ pub fn tops(proc: BorrowedFd<'_>, devs: &BTreeSet<u32>) -> Result<BTreeMap<u32, 
 /// One mount for each part of these file systems that is not shown by another.
 fn widest<'m>(mounts: &'m [MountInfo], devs: &BTreeSet<u32>) -> Vec<(u32, &'m MountInfo)> {
     let mut chosen: Vec<(u32, &MountInfo)> = Vec::new();
-    let there = |mount: &&MountInfo| devs.contains(&kernel_dev(mount.dev)) && !paths::of(&mount.root).ends_with(DELETED);
+    let there =
+        |mount: &&MountInfo| devs.contains(&kernel_dev(mount.dev)) && !paths::of(&mount.root).ends_with(DELETED);
     let mut all: Vec<&MountInfo> = mounts.iter().filter(there).collect();
     all.sort_by_key(|mount| (paths::depth(paths::of(&mount.root)), !is_reachable(mount)));
     for mount in all {
@@ -78,7 +79,8 @@ fn widest<'m>(mounts: &'m [MountInfo], devs: &BTreeSet<u32>) -> Vec<(u32, &'m Mo
 }
 
 fn at(mount: &MountInfo) -> Option<OwnedFd> {
-    let open = rustix::fs::open(&mount.mount_point, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let open =
+        rustix::fs::open(&mount.mount_point, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?;
     (mount::id_of(open.as_fd()) == Ok(mount.id) && mount::is_top(&open)).then_some(open)
 }
 

@@ -26,8 +26,12 @@ const FLAGS: &[(&[u8], u64)] = &[
 pub const NOSYMFOLLOW: u64 = 256;
 
 /// The same of a superblock; what else it has are its options.
-const SUPER_FLAGS: &[(&[u8], u64)] =
-    &[(b"ro", libc::MS_RDONLY), (b"sync", libc::MS_SYNCHRONOUS), (b"dirsync", libc::MS_DIRSYNC), (b"mand", libc::MS_MANDLOCK)];
+const SUPER_FLAGS: &[(&[u8], u64)] = &[
+    (b"ro", libc::MS_RDONLY),
+    (b"sync", libc::MS_SYNCHRONOUS),
+    (b"dirsync", libc::MS_DIRSYNC),
+    (b"mand", libc::MS_MANDLOCK),
+];
 
 fn flag_of(table: &[(&[u8], u64)], word: &[u8]) -> Option<u64> {
     table.iter().find(|(name, _)| *name == word).map(|(_, flag)| *flag)
