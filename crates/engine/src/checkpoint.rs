@@ -2,6 +2,7 @@
 
 use crate::attributes::{credentials, leader};
 use crate::caller::{Event, ToldToLock};
+use crate::cgroups::{Membership, Thawed};
 use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
@@ -65,7 +66,10 @@ fn checkpoint_here(
     cryonaut_kernel::heap::fault_in();
     credentials::last_capability();
     let freezing = Instant::now();
-    let mut frozen = Frozen::freeze(pid, options.timeout)?;
+    let closed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten();
+    let mut frozen = Frozen::freeze(pid, options.timeout, closed.as_ref())?;
+    // Before the tree is let go it is in its freezer again.
+    let thawed = closed;
     let stood_still = Instant::now();
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
         process.ids = Some(sharing.ids(process)?);
@@ -88,7 +92,8 @@ fn checkpoint_here(
         ..CheckpointReport::default()
     };
     let owned = Owned::find(&frozen.processes, &own)?;
-    let about = About { own, owned: &owned, network: network.as_ref() };
+    let cgroups = Membership::find(&mut frozen.processes, (&own, &owned), &options.cgroups)?;
+    let about = About { own, owned: &owned, cgroups: &cgroups, network: network.as_ref() };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
@@ -103,7 +108,7 @@ fn checkpoint_here(
         Afterwards::LeaveRunning => {
             network.map_or(Ok(()), NetworkLock::lift)?;
             told.unlock()?;
-            ((), report.end_us) = timed(|| frozen.release())?;
+            ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
             (remains, report.commit_us) = timed(commit)?;
         }
@@ -112,18 +117,21 @@ fn checkpoint_here(
             frozen.stop()?;
             network.map_or(Ok(()), NetworkLock::lift)?;
             told.unlock()?;
-            ((), report.end_us) = timed(|| frozen.release())?;
+            ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
             (remains, report.commit_us) = timed(commit)?;
+            told.keep();
+            if let Some(thawed) = thawed {
+                thawed.end();
+            }
             if let Some(outer) = inner::outer() {
                 drop(remains);
                 report.frozen_us = micros(stood_still.elapsed());
                 return outer.end_tree(frozen, &connections, network, report);
             }
             let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
-            told.keep();
             // Who is told to end is no longer frozen.
             report.frozen_us = micros(stood_still.elapsed());
             ((), report.end_us) = timed(|| frozen.kill())?;
@@ -138,6 +146,15 @@ fn checkpoint_here(
     drop(remains);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Lets the tree go on, in the freezer in which it was.
+fn release(frozen: Frozen, thawed: Option<Thawed>) -> Result<()> {
+    let Some(thawed) = thawed else { return frozen.release() };
+    let settled = thawed.close()?;
+    frozen.release()?;
+    settled.wait();
+    Ok(())
 }
 
 /// Tells the caller of a network namespace that the tree has for itself.

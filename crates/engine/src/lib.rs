@@ -5,6 +5,7 @@
 mod arch;
 mod attributes;
 mod caller;
+mod cgroups;
 mod checkpoint;
 mod dump;
 mod error;
@@ -24,6 +25,7 @@ mod sharing;
 mod tcp_policy;
 
 pub use caller::{Answer, Event, Hook, Moment, Progress};
+pub use cgroups::{CgroupMode, CgroupOptions, CgroupProperties};
 pub use checkpoint::checkpoint;
 pub use error::{Error, Object, Result};
 pub use options::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions};

@@ -1,5 +1,6 @@
 //! What a caller may ask of a checkpoint and of a restore.
 
+use crate::cgroups::CgroupOptions;
 use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ pub struct CheckpointOptions {
     pub orphan_terminals: bool,
     /// Wait until the image is on stable storage.
     pub sync: bool,
+    /// What is done about cgroups.
+    pub cgroups: CgroupOptions,
     /// What the caller does at certain moments.
     pub hook: Hook,
     /// How far the memory is.
@@ -83,6 +86,7 @@ impl Default for CheckpointOptions {
             ext_unix_sockets: false,
             orphan_terminals: false,
             sync: false,
+            cgroups: CgroupOptions::default(),
             hook: Hook::default(),
             progress: Progress::default(),
         }
@@ -114,6 +118,8 @@ pub struct RestoreOptions {
     pub network_lock: LockMethod,
     /// A directory that is the root of the tree's file system.
     pub root: Option<PathBuf>,
+    /// What is done about cgroups.
+    pub cgroups: CgroupOptions,
     /// What the caller does at certain moments.
     pub hook: Hook,
     /// How far the memory is.

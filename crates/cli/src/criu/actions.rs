@@ -6,7 +6,7 @@ use super::stats;
 use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, bail};
-use cryonaut_engine::{Afterwards, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
+use cryonaut_engine::{Afterwards, CgroupOptions, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,8 +19,8 @@ use std::time::Duration;
 pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
-    note_cgroups(settings.manage_cgroups.as_deref())?;
     let mut options = CheckpointOptions {
+        cgroups: cgroups(&settings, place),
         afterwards: match (settings.leave_running, settings.leave_stopped) {
             (true, _) => Afterwards::LeaveRunning,
             (_, true) => Afterwards::LeaveStopped,
@@ -64,8 +64,8 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
 /// Those of the engine. Nothing of the tree is left.
 pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     place.check()?;
-    note_cgroups(settings.manage_cgroups.as_deref())?;
     let options = RestoreOptions {
+        cgroups: cgroups(&settings, place),
         shell_job: settings.shell_job,
         leave_stopped: settings.leave_stopped,
         sibling: settings.sibling,
@@ -112,16 +112,10 @@ pub fn check(feature: Option<&str>) -> Result<()> {
     }
 }
 
-/// Cgroups are neither recorded nor made yet: whoever asks for more than that is told.
-fn note_cgroups(mode: Option<&str>) -> Result<()> {
-    match mode {
-        None | Some("none" | "ignore" | "soft") => {}
-        Some(mode @ ("props" | "full" | "strict")) => {
-            tracing::warn!("--manage-cgroups={mode}: cgroups are not in this build, tasks stay in those of the caller");
-        }
-        Some(other) => bail!("--manage-cgroups: there is no mode '{other}'"),
-    }
-    Ok(())
+/// A yard is looked for from the working directory, as CRIU does, which goes there.
+fn cgroups(settings: &Settings, place: &Place) -> CgroupOptions {
+    let yard = settings.cgroups.yard.as_ref().map(|yard| place.work.join(yard));
+    CgroupOptions { yard, ..settings.cgroups.clone() }
 }
 
 /// As long as a caller can mean by it; 0 is no limit.

@@ -1,6 +1,7 @@
 //! The program as `criu`: CRIU's command line, exit statuses, logs and files around it, and its RPC.
 
 mod actions;
+mod cgroup_props;
 mod config;
 mod log;
 mod place;

@@ -1,10 +1,11 @@
 //! The command line and the configuration files, put together: what a call of `criu` asks for.
 
-use super::config;
 use super::table::{self, Spec, Takes};
-use cryonaut_engine::LockMethod;
+use super::{cgroup_props, config};
+use cryonaut_engine::{CgroupMode, CgroupOptions, LockMethod};
 use lexopt::{Arg, ValueExt};
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything asked for. What was given more than once holds the last; lists hold all.
@@ -47,7 +48,7 @@ pub struct Settings {
     /// Where the service listens.
     pub address: Option<OsString>,
     pub daemon: bool,
-    pub manage_cgroups: Option<String>,
+    pub cgroups: CgroupOptions,
     pub feature: Option<String>,
     /// Options that this build cannot honour, each with what it lacks. Said after the log is open, not before.
     pub refused: Vec<String>,
@@ -173,7 +174,7 @@ impl Settings {
     fn switch(&mut self, name: &str, is_on: bool) {
         match name {
             "verbosity" => self.verbosity = Some(self.verbosity.unwrap_or(DEFAULT_VERBOSITY).saturating_add(1)),
-            "manage-cgroups" => self.manage_cgroups = Some("soft".into()),
+            "manage-cgroups" => self.cgroups.mode = if is_on { CgroupMode::Soft } else { CgroupMode::Ignore },
             "version" => self.version = is_on,
             "help" => self.help = is_on,
             "display-stats" => self.display_stats = is_on,
@@ -196,6 +197,12 @@ impl Settings {
             // The others change nothing here; the table says why.
             _ => {}
         }
+    }
+
+    fn add_cgroup_properties(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let more = cgroup_props::parse(text).map_err(|problem| format!("--{name}: {problem}"))?;
+        self.cgroups.properties.extend(more);
+        Ok(())
     }
 
     fn set(&mut self, name: &str, value: OsString) -> Result<(), String> {
@@ -249,13 +256,47 @@ impl Settings {
             "status-fd" => self.status_fd = Some(format!("/proc/self/fd/{}", number(name, &value)?).into()),
             "root" => self.root = Some(value.into()),
             "address" => self.address = Some(value),
-            "manage-cgroups" => self.manage_cgroups = Some(text(name, &value)?),
+            "manage-cgroups" => self.cgroups.mode = cgroup_mode(&text(name, &value)?)?,
+            "cgroup-root" => self.cgroups.roots.push(cgroup_root(&text(name, &value)?)?),
+            "cgroup-yard" => self.cgroups.yard = Some(value.into()),
+            "cgroup-dump-controller" => self.cgroups.controllers.push(text(name, &value)?),
+            "cgroup-props" => self.add_cgroup_properties(name, &text(name, &value)?)?,
+            "cgroup-props-file" => {
+                let text = fs::read_to_string(&value).map_err(|e| format!("--{name}: {}: {e}", value.display()))?;
+                self.add_cgroup_properties(name, &text)?;
+            }
+            "freeze-cgroup" => self.cgroups.freezer = Some(value.into()),
             "feature" => self.feature = Some(text(name, &value)?),
             // The others change nothing here; the table says why.
             _ => {}
         }
         Ok(())
     }
+}
+
+/// The name of a mode.
+fn cgroup_mode(given: &str) -> Result<CgroupMode, String> {
+    Ok(match given {
+        "ignore" => CgroupMode::Ignore,
+        "none" => CgroupMode::None,
+        "props" => CgroupMode::Properties,
+        "soft" => CgroupMode::Soft,
+        "full" => CgroupMode::Full,
+        "strict" => CgroupMode::Strict,
+        other => return Err(format!("--manage-cgroups: there is no mode '{other}'")),
+    })
+}
+
+/// `[CONTROLLER:]PATH`; that of version 2 has an empty name.
+fn cgroup_root(given: &str) -> Result<(Option<String>, String), String> {
+    let (controller, path) = match given.split_once(':') {
+        Some((controller, path)) if !controller.starts_with('/') => (Some(controller.to_owned()), path),
+        _ => (None, given),
+    };
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        return Err(format!("--cgroup-root: '{given}' is not of the form [CONTROLLER:]/PATH"));
+    }
+    Ok((controller, path.to_owned()))
 }
 
 /// Kinds of resources that may be outside of the tree; the engine's rooms say what each means.

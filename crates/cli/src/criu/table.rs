@@ -45,7 +45,6 @@ const LAZY: &str = "memory on demand";
 const SERVER: &str = "memory over the network";
 const MOUNTS: &str = "mount namespaces";
 const NETWORK: &str = "network namespaces";
-const CGROUPS: &str = "cgroups";
 const SECURITY: &str = "security modules";
 const STREAM: &str = "streamed images";
 const CHECKS: &str = "choosing how files and processors are compared";
@@ -85,6 +84,12 @@ pub const OPTIONS: &[Spec] = &[
     here("address", None, Value),
     here("daemon", None, Nothing),
     here("manage-cgroups", None, Maybe),
+    here("freeze-cgroup", None, Value),
+    here("cgroup-root", None, Value),
+    here("cgroup-props", None, Value),
+    here("cgroup-props-file", None, Value),
+    here("cgroup-dump-controller", None, Value),
+    here("cgroup-yard", None, Value),
     // The kernel is asked for the file behind a watch, so there is no search that could be forced or hinted.
     here("force-irmap", None, Nothing),
     here("irmap-scan-path", None, Value),
@@ -130,12 +135,6 @@ pub const OPTIONS: &[Spec] = &[
     later("skip-mnt", Value, MOUNTS),
     // Another way to the same mounts.
     here("mntns-compat-mode", None, Nothing),
-    later("freeze-cgroup", Value, CGROUPS),
-    later("cgroup-root", Value, CGROUPS),
-    later("cgroup-props", Value, CGROUPS),
-    later("cgroup-props-file", Value, CGROUPS),
-    later("cgroup-dump-controller", Value, CGROUPS),
-    later("cgroup-yard", Value, CGROUPS),
     later("lsm-profile", Value, SECURITY),
     later("lsm-mount-context", Value, SECURITY),
     later("stream", Nothing, STREAM),

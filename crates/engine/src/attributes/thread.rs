@@ -161,7 +161,7 @@ pub fn record(thread: &Thread, facts: Facts, told: Told) -> Result<(CoreEntry, e
         comm: Some(facts.comm),
         blk_sigset_extended: None,
         rseq_entry: thread.rseq.map(rseq::record),
-        cg_set: None,
+        cg_set: thread.cg_set,
     };
     let core = CoreEntry {
         mtype: arch::MARCH as i32,

@@ -12,6 +12,7 @@ mod threads;
 
 use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, leader, overruns, signals, task, thread};
+use crate::cgroups::Membership;
 use crate::files::socket::Held;
 use crate::files::socket::packet;
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
@@ -91,6 +92,8 @@ pub struct About<'a> {
     pub own: TaskKobjIdsEntry,
     /// The namespaces that we do not share.
     pub owned: &'a Owned,
+    /// The cgroups that are not ours.
+    pub cgroups: &'a Membership,
     /// How its connections are locked.
     pub network: Option<&'a NetworkLock>,
 }
@@ -129,14 +132,11 @@ pub fn dump(
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let (processes, owned) = (&mut frozen.processes, about.owned);
-    let pages_ids = PagesIds::default();
-    let ids = pages_ids.clone();
-    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new(), pages_ids: ids };
+    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new() };
     namespaces::dump(&mut dumping)?;
     let mount_ids = dumping.mount_ids;
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
-    cx.pages_ids = pages_ids;
     cx.janitor = janitor;
     cx.speakers = speakers;
     cx.tell_mount_ids(mount_ids);
@@ -172,6 +172,7 @@ pub fn dump(
     cpu_timers::write(images, &gathered.timer_owners)?;
     overruns::write(images, &gathered.overruns)?;
     io_uring::write_names(images, &gathered.rings)?;
+    about.cgroups.write(images, &options.cgroups)?;
     images.write_one(ImageKind::Seccomp, None, gathered.filters.record())?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
@@ -189,7 +190,7 @@ fn inventory(about: About<'_>) -> InventoryEntry {
         fdinfo_per_id: Some(true),
         root_ids: Some(about.own),
         ns_per_id: Some(true),
-        root_cg_set: None,
+        root_cg_set: about.cgroups.root(),
         lsmtype: Some(0),
         dump_uptime: Some(uptime_ticks()),
         ..InventoryEntry::default()

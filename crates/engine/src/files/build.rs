@@ -23,6 +23,8 @@ pub struct Build<'a> {
     pub options: &'a RestoreOptions,
     /// Namespaces of the tree that are there already.
     pub namespaces: Owned,
+    /// The cgroups of the tree.
+    pub cgroups: crate::cgroups::Restoring,
     /// The root process of the tree; 0 before that is known.
     pub root_pid: i32,
     /// The mounts of the tree, where it has namespaces of its own for them.
@@ -52,6 +54,7 @@ impl<'a> Build<'a> {
             images,
             options,
             namespaces: Owned::default(),
+            cgroups: Default::default(),
             root_pid: 0,
             mounts: Mounts::default(),
             records,

@@ -9,6 +9,7 @@ mod calls;
 
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, rseq, thread};
+use crate::cgroups::Thawed;
 use crate::namespaces::inner;
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
@@ -45,6 +46,8 @@ pub struct Thread {
     pub stopped: Stopped,
     /// Its registers, signal mask and extended state.
     pub context: Context,
+    /// The number of its set of cgroups, once that has been found out.
+    pub cg_set: Option<u32>,
     /// Its rseq area, if it has one.
     pub rseq: Option<Rseq>,
     /// The call that it slept in, should only a restart block continue it.
@@ -164,6 +167,8 @@ pub struct Frozen {
     pub processes: Vec<Process>,
     /// Process and thread, in the order in which they were taken.
     seized: Vec<(i32, i32)>,
+    /// Threads that are held, but have not come to a stop when their process is looked into; in which calls they slept.
+    ahead: BTreeMap<i32, Option<Restart>>,
     doors: DoorMaps,
     verdict: Option<Verdict>,
 }
@@ -176,10 +181,20 @@ pub fn prepare(root: i32) {
 
 impl Frozen {
     /// Freezes `root` and everything below it. Waits at most `limit` for each
-    /// thread.
-    pub fn freeze(root: i32, limit: Duration) -> Result<Frozen> {
-        let mut frozen =
-            Frozen { processes: Vec::new(), seized: Vec::new(), doors: DoorMaps::default(), verdict: None };
+    /// thread. A closed freezer in which the tree stands is opened as soon as
+    /// all of it is held.
+    pub fn freeze(root: i32, limit: Duration, freezer: Option<&Thawed>) -> Result<Frozen> {
+        let mut frozen = Frozen {
+            processes: Vec::new(),
+            seized: Vec::new(),
+            ahead: BTreeMap::new(),
+            doors: DoorMaps::default(),
+            verdict: None,
+        };
+        if let Some(freezer) = freezer {
+            frozen.hold_standing(root)?;
+            freezer.open()?;
+        }
         let mut held = vec![frozen.take(root, 0, limit)?];
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.
@@ -203,6 +218,27 @@ impl Frozen {
         frozen.processes.sort_by_key(|p| p.pid);
         frozen.order();
         Ok(frozen)
+    }
+
+    /// Begins to hold a tree that stands in a freezer, where nobody comes to a stop.
+    fn hold_standing(&mut self, root: i32) -> Result<()> {
+        let mut pids = vec![root];
+        while let Some(pid) = pids.pop() {
+            let Ok(task) = Task::open(pid_of(pid)?) else { continue };
+            for tid in task.tids()? {
+                let number = tid.as_raw_nonzero().get();
+                let call = task.thread(tid).syscall().ok();
+                let asleep = restart::asleep(&task, number, call);
+                if stops::seize(number, stops::VISIT).map_err(|e| explain_seize(pid, number, &task, e))? {
+                    self.seized.push((pid, number));
+                    self.ahead.insert(number, asleep);
+                }
+                pids.extend(
+                    task.children(tid).unwrap_or_default().into_iter().map(|child| child.as_raw_nonzero().get()),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Holds all threads of one process.
@@ -261,6 +297,11 @@ impl Frozen {
         let mut taken = Vec::new();
         let known: BTreeSet<i32> = held.iter().map(|known| known.tid).collect();
         let new: Vec<i32> = tids.iter().copied().filter(|tid| !known.contains(tid)).collect();
+        if !self.ahead.is_empty() {
+            let ahead: Vec<_> = new.iter().filter_map(|tid| self.ahead.remove_entry(tid)).collect();
+            taken.extend(ahead);
+        }
+        let new: Vec<i32> = new.into_iter().filter(|tid| !taken.iter().any(|(held, _)| held == tid)).collect();
         for (tid, call) in new.chunks(CALLS_AT_ONCE).flat_map(|some| calls_of(task, some, seen.as_ref())) {
             let call = match call {
                 Some(call) => Some(call),
@@ -516,7 +557,7 @@ impl Thread {
         }
         let asleep = asleep.or_else(|| restart::just_begun(tid, &context.regs));
         let rseq = rseq::leave_section(tid, &mut context)?;
-        Ok(Thread { tid, stopped, context, rseq, asleep })
+        Ok(Thread { tid, stopped, context, cg_set: None, rseq, asleep })
     }
 }
 

@@ -4,19 +4,19 @@
 //! Which namespaces there are, the ids of processes tell (`sharing.rs`): those that the inventory names are the
 //! surroundings' ([`Arranged`] says who makes which at a restore, as data).
 
+mod cgroup;
 pub mod inner;
-mod ipc;
 mod mount;
 pub mod pid;
 mod uts;
 
 pub use mount::{Built as Mounts, root_of as mount_root};
 
-use crate::files::PagesIds;
+use crate::cgroups::Restoring;
 use crate::freeze::Process;
 use crate::lineage::{Birth, Lineage, Step};
 use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
-use cryonaut_image::records::TaskKobjIdsEntry;
+use cryonaut_image::records::{CoreEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
@@ -59,9 +59,9 @@ pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
     Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
     Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
-    Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: Some(ipc::HALVES) },
+    Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: None },
     Kind { kind: Namespace::Uts, name: "uts", id: |ids| ids.uts_ns_id, halves: Some(uts::HALVES) },
-    Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: None },
+    Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: Some(cgroup::HALVES) },
     // Last: file systems belong to the other namespaces of who makes them.
     Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: Some(mount::HALVES) },
     Kind { kind: Namespace::Time, name: "time", id: |ids| ids.time_ns_id, halves: None },
@@ -94,12 +94,9 @@ impl Own {
     }
 }
 
-/// Something that is there as long as it is kept.
-pub type Kept = Box<dyn std::any::Any + Send + Sync>;
-
 /// All namespaces of the tree; at a restore, those that are there already.
 #[derive(Debug, Default)]
-pub struct Owned(Vec<Own>, Vec<Kept>);
+pub struct Owned(Vec<Own>);
 
 impl Owned {
     /// Of a frozen tree; `surroundings` are our own.
@@ -169,8 +166,6 @@ pub struct Dumping<'a> {
     pub owned: &'a Owned,
     /// The mounts that have been written down, by their ids.
     pub mount_ids: BTreeSet<i32>,
-    /// Numbers for files of pages.
-    pub pages_ids: PagesIds,
 }
 
 /// Writes down all namespaces of the tree.
@@ -193,14 +188,16 @@ pub struct Building<'a> {
     pub options: &'a RestoreOptions,
     /// The process that was born into the namespace.
     pub hand: &'a mut Hand,
+    /// Its record.
+    pub core: &'a CoreEntry,
+    /// The cgroups of the tree.
+    pub cgroups: &'a mut Restoring,
     /// Gives files to it.
     pub service: &'a Service,
     /// Namespaces of the tree that are there already, of the same process among them.
     pub owned: &'a Owned,
     /// Mounts of the tree that are there already.
     pub mounts: &'a mut Mounts,
-    /// What has to be there until the tree is complete.
-    pub keep: &'a mut Vec<Kept>,
 }
 
 /// Which processes are born with which namespaces, and which enter one that another has been born with: kind, as index
@@ -296,11 +293,10 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
         let task = Task::open(crate::freeze::pid_of(pid)?)?;
         let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
         let hand = &mut *cx.hand;
-        let mut keep = Vec::new();
         let (images, options, service, mounts) = (cx.images, cx.options, cx.service, &mut *cx.mounts);
-        let mut building = Building { images, options, hand, service, owned, mounts, keep: &mut keep };
+        let (core, cgroups) = (cx.core, &mut *cx.cgroups);
+        let mut building = Building { images, options, hand, core, cgroups, service, owned, mounts };
         (halves.build)(&mut building, &own)?;
-        owned.1.append(&mut keep);
         if !halves.at_birth {
             own.file = namespace::open(&task, kind.kind)?;
         }
@@ -318,6 +314,10 @@ pub struct Birthplace<'a> {
     pub options: &'a RestoreOptions,
     /// The process.
     pub hand: &'a mut Hand,
+    /// Its record.
+    pub core: &'a CoreEntry,
+    /// The cgroups of the tree.
+    pub cgroups: &'a mut Restoring,
     /// Gives files to it.
     pub service: &'a Service,
     /// Mounts of the tree that are there already.

@@ -3,6 +3,7 @@
 //! existed only for the others' sake.
 
 use super::{Nursery, Scratches};
+use crate::cgroups::Restoring;
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
@@ -75,14 +76,19 @@ pub fn create_all(
             }
         }
     }
+    for (pid, process) in plan.processes.iter().filter(|(_, process)| !process.is_zombie()) {
+        build.cgroups.move_process(*pid, &process.core)?;
+    }
     groups(nursery, plan, scratches)
 }
 
 /// Sees to it that a newborn process is in its namespaces, and that there is in them what is to be.
 fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
+    // Helpers have no record, and no namespaces of their own.
+    let Some(process) = plan.processes.get(&pid) else { return Ok(()) };
     let hand = nursery.hand(pid)?;
-    let (images, options, mounts) = (build.images, build.options, &mut build.mounts);
-    let mut cx = Birthplace { images, options, hand, service, mounts };
+    let Build { images, options, mounts, cgroups, .. } = build;
+    let mut cx = Birthplace { images, options, hand, core: &process.core, cgroups, service, mounts };
     namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
 }
 
@@ -221,7 +227,7 @@ pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
 }
 
 /// Creates the threads of a process but for its leader.
-pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
+pub fn create_threads(hand: &mut Hand, process: &ProcessPlan, cgroups: &mut Restoring) -> Result<()> {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -230,6 +236,7 @@ pub fn create_threads(hand: &mut Hand, process: &ProcessPlan) -> Result<()> {
         | libc::CLONE_SYSVSEM;
     let mut args = [0u64; 11];
     args[FLAGS] = flags as u64;
-    let others = process.cores().filter(|(tid, _)| *tid != process.pid());
-    Ok(hand.clone_all(&others.map(|(tid, _)| (args, tid)).collect::<Vec<_>>())?)
+    let others = || process.cores().filter(|(tid, _)| *tid != process.pid());
+    hand.clone_all(&others().map(|(tid, _)| (args, tid)).collect::<Vec<_>>())?;
+    others().try_for_each(|(tid, core)| cgroups.move_thread(tid, core, &process.core))
 }

@@ -10,6 +10,7 @@ mod resume;
 use resume::Own;
 
 use crate::attributes::{leader, limits, signals, task, timers};
+use crate::cgroups::Restoring;
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{AddressSpaces, PAGE, Shape};
@@ -68,15 +69,20 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let scratches = Scratches::find(&plan)?;
     let verdict = Verdict::inherited(scratches.base)?;
     let service = Service::new(service_number(&plan)?)?;
-    let seed = Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service };
+    // What is made goes again after those who might be in it.
+    let (cgroups, made) = Restoring::prepare(&images, &options.cgroups)?;
+    let seed = Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service, cgroups };
     if !plan.namespaces.has_own_pids(plan.root) {
-        return seed.grow(options);
+        let report = seed.grow(options)?;
+        made.keep();
+        return Ok(report);
     }
     let nursery = Cradle::of_init(&plan, options, &scratches)?;
     let report = inner::run(&nursery.tree, Some(plan.free_pid()), &options.hook, |outer| {
         seed.grow(&RestoreOptions { hook: outer.hook(), ..options.clone() })
     })?;
     let root_pid = nursery.leave();
+    made.keep();
     Ok(RestoreReport { root_pid, ..report })
 }
 
@@ -125,17 +131,19 @@ struct Seed<'a> {
     scratches: &'a Scratches<'a>,
     verdict: Verdict,
     service: Service,
+    cgroups: Restoring,
 }
 
 impl Seed<'_> {
     /// Builds the tree and lets it run.
     fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
-        let Seed { begun, images, plan, scratches, verdict, mut service } = self;
+        let Seed { begun, images, plan, scratches, verdict, mut service, cgroups } = self;
         // Peers must not be answered before everything is as it was.
         let network = lock_network(images, plan, options)?;
         let mut nursery = Nursery::default();
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
+        build.cgroups = cgroups;
         let mut spaces = AddressSpaces::read(images, plan, scratches)?;
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
@@ -156,7 +164,7 @@ impl Seed<'_> {
         let own = Own::read()?;
         let mut threads = 0;
         for process in plan.by_birth().filter(|p| !p.is_zombie()) {
-            finish_process(&mut nursery, plan, process, &service, &own)?;
+            finish_process(&mut nursery, plan, process, &service, &own, &mut build.cgroups)?;
             let rings = io_uring::Start { images, records: &plan.files, built: build.built(), places: &places };
             io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
             threads += 1 + process.threads.len();
@@ -323,6 +331,7 @@ fn finish_process(
     process: &ProcessPlan,
     service: &Service,
     own: &Own,
+    cgroups: &mut Restoring,
 ) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
     hand.hush(signals_in_use(process))?;
@@ -332,7 +341,7 @@ fn finish_process(
             limits::build(hand, rlimits)?;
         }
     }
-    births::create_threads(hand, process)?;
+    births::create_threads(hand, process, cgroups)?;
     leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus))?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
         timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;
