@@ -62,7 +62,7 @@ fn checkpoint_here(
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(surroundings);
     parallel::get_ready();
-    socket::get_ready(pid);
+    let has_sockets = socket::get_ready(pid);
     cryonaut_kernel::heap::fault_in();
     credentials::last_capability();
     let freezing = Instant::now();
@@ -79,7 +79,7 @@ fn checkpoint_here(
     let extended = with_answers(&frozen, options)?;
     let options = extended.as_ref().unwrap_or(options);
     // Before anything is asked of a socket; it is let go before the tree is.
-    let mut network = lock_network(&frozen, options)?;
+    let mut network = lock_network(&frozen, options, has_sockets)?;
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
@@ -93,7 +93,7 @@ fn checkpoint_here(
     };
     let owned = Owned::find(&frozen.processes, &own)?;
     let cgroups = Membership::find(&mut frozen.processes, (&own, &owned), &options.cgroups)?;
-    let about = About { own, owned: &owned, cgroups: &cgroups, network: network.as_ref() };
+    let about = About { own, owned: &owned, cgroups: &cgroups, network: network.as_ref(), has_sockets };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
@@ -180,12 +180,13 @@ fn with_answers(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<C
 }
 
 /// The network lock, if connections are to be carried and there are any.
-fn lock_network(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<NetworkLock>> {
+fn lock_network(frozen: &Frozen, options: &CheckpointOptions, has_sockets: bool) -> Result<Option<NetworkLock>> {
     if !options.tcp.may_keep() {
         return Ok(None);
     }
     let living = frozen.processes.iter().filter(|p| !p.is_zombie());
-    let mut peers = Peers::of_tree(living.map(|p| (p.pid, p.speaker())), !options.skip_in_flight)?;
+    let living = living.map(|p| (p.pid, p.speaker()));
+    let mut peers = Peers::of_tree(living, !options.skip_in_flight, has_sockets)?;
     peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
     NetworkLock::set(options.network_lock, &peers)
 }

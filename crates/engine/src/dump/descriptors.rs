@@ -5,12 +5,14 @@
 use super::{Files, lock};
 use crate::attributes::task;
 use crate::files::HeldFile;
+use crate::files::socket::Alike;
 use crate::freeze::{Process, pid_of};
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::pidfd;
 use rustix::process::PidfdGetfdFlags;
+use std::os::fd::AsFd;
 
 /// Descriptors of a process that we hold at a time.
 const FILES_AT_ONCE: usize = 64;
@@ -56,10 +58,20 @@ fn write_table(files: Files<'_, '_>, owner: &Owner, id: u32) -> Result<()> {
     let failed = |e| Error::kernel(Object::Process(pid), "duplicate its descriptors", e);
     let pidfd = pidfd::open_thread(pid_of(owner.speaker)?).map_err(failed)?;
     let writer = lock(files).images.entry_file(ImageKind::Fdinfo, u64::from(id))?;
-    for some in task.fds()?.chunks(FILES_AT_ONCE) {
+    let (guard, options, may_look) = {
+        let cx = lock(files);
+        (cx.guard, cx.options, cx.has_sockets)
+    };
+    let look = || Alike::of(task, owner.speaker, pidfd.as_fd(), (guard, &options.tcp));
+    let alike = if may_look { look() } else { None };
+    let all = match &alike {
+        Some(alike) => alike.descriptors().to_vec(),
+        None => task.fds()?,
+    };
+    for some in all.chunks(FILES_AT_ONCE) {
         let hold = |fd: i32| {
             let file = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).map_err(failed)?;
-            HeldFile::read(task, pid, fd, file)
+            HeldFile::read(task, pid, fd, file, alike.as_ref())
         };
         // Not while others wait for their turn.
         let held = parallel::map(some.to_vec(), hold).into_iter().collect::<Result<Vec<_>>>()?;

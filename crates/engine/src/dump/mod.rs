@@ -96,6 +96,8 @@ pub struct About<'a> {
     pub cgroups: &'a Membership,
     /// How its connections are locked.
     pub network: Option<&'a NetworkLock>,
+    /// Whether sockets were met before.
+    pub has_sockets: bool,
 }
 
 /// Makes the files that every image has, and those of its root, before anybody
@@ -152,6 +154,7 @@ pub fn dump(
         };
         cx.tell_mounts(&process.task, root);
     }
+    cx.has_sockets = about.has_sockets;
     cx.guard = about.network.and_then(NetworkLock::guard);
     cx.locked = about.network.map(NetworkLock::ends);
     let pages_ids = cx.pages_ids.clone();

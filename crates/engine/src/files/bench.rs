@@ -39,7 +39,7 @@ impl Bench {
         self.with(|cx| {
             let one = |f: &BorrowedFd<'_>| {
                 let own = f.try_clone_to_owned().unwrap();
-                Ok(cx.descriptor(&task, pid, super::HeldFile::read(&task, pid, f.as_raw_fd(), own)?)?.id)
+                Ok(cx.descriptor(&task, pid, super::HeldFile::read(&task, pid, f.as_raw_fd(), own, None)?)?.id)
             };
             files.iter().map(one).collect()
         })

@@ -4,6 +4,7 @@
 use super::KINDS;
 use super::ghost::NewLinks;
 use super::regular_path;
+use super::socket::{Alike, Asked};
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::namespaces::Owned;
@@ -69,7 +70,7 @@ pub struct OpenFile<'a> {
     /// The process's directory in /proc.
     pub task: &'a proc::Task,
     /// What a socket has answered already.
-    pub asked: super::socket::Asked,
+    pub asked: Asked,
     /// The Unix socket to which it is on its way in a message, by inode number: the process that has it is ourselves.
     pub carrier: Option<u32>,
 }
@@ -121,7 +122,7 @@ impl OpenFile<'_> {
     pub fn owner(&self) -> Result<FownEntry> {
         let failed = |errno| Error::kernel(self.object(), "read its signal owner", errno);
         // An O_PATH descriptor has no owner, and fcntl refuses to tell.
-        if self.flags() & libc::O_PATH as u32 != 0 {
+        if self.flags() & libc::O_PATH as u32 != 0 || self.asked.seen().is_some_and(|seen| !seen.may_have_owner()) {
             return Ok(FownEntry::default());
         }
         let owner = fcntl::getown_ex(self.file).map_err(failed)?;
@@ -152,21 +153,25 @@ pub struct HeldFile {
     file: OwnedFd,
     stat: Stat,
     info: FdInfo,
-    asked: super::socket::Asked,
+    asked: Asked,
 }
 
 impl HeldFile {
-    /// Reads about `fd` of a process; `file` is our own descriptor of the same.
-    pub fn read(task: &proc::Task, pid: i32, fd: i32, file: OwnedFd) -> Result<HeldFile> {
-        let info = task.fdinfo(fd)?;
+    /// Reads about `fd` of a process; `file` is our own descriptor of the same. `alike`: what was seen of the process.
+    pub fn read(task: &proc::Task, pid: i32, fd: i32, file: OwnedFd, alike: Option<&Alike>) -> Result<HeldFile> {
         let stat = rustix::fs::fstat(&file)
             .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
-        let asked = if is_socket(&stat, &info) { super::socket::Asked::of(file.as_fd()) } else { Default::default() };
+        if let Some((info, asked)) = alike.and_then(|alike| alike.answers(fd)) {
+            return Ok(HeldFile { fd, file, stat, info, asked });
+        }
+        let info = task.fdinfo(fd)?;
+        let glance = || alike.and_then(|alike| alike.glance(fd));
+        let asked = if is_socket(&stat, &info) { Asked::of(file.as_fd(), glance()) } else { Asked::default() };
         Ok(HeldFile { fd, file, stat, info, asked })
     }
 
     /// What it has answered, if it is a socket.
-    pub(super) fn asked(&self) -> &super::socket::Asked {
+    pub(super) fn asked(&self) -> &Asked {
         &self.asked
     }
 
@@ -201,6 +206,8 @@ pub struct Collect<'a> {
     pub locked: Option<&'a HashSet<(SocketAddr, SocketAddr)>>,
     /// The namespaces that we do not share with the tree.
     pub namespaces: Option<&'a Owned>,
+    /// Whether sockets were met before, and what looks at many of them was got ready.
+    pub has_sockets: bool,
     /// By whose id the kernel is asked about a process, where that is not its own.
     pub speakers: BTreeMap<i32, i32>,
     next_id: u32,
@@ -247,6 +254,7 @@ impl<'a> Collect<'a> {
             guard: None,
             locked: None,
             namespaces: None,
+            has_sockets: false,
             speakers: BTreeMap::new(),
             next_id: 1,
             pages_ids: PagesIds::default(),
@@ -353,7 +361,7 @@ impl<'a> Collect<'a> {
     /// of all processes are known: it may be one of them.
     pub(super) fn on_its_way(&mut self, file: OwnedFd, carrier: u32) -> Result<u32> {
         let (task, pid) = (proc::Task::current()?, rustix::process::getpid().as_raw_nonzero().get());
-        let HeldFile { fd, file, stat, info, asked } = HeldFile::read(&task, pid, file.as_raw_fd(), file)?;
+        let HeldFile { fd, file, stat, info, asked } = HeldFile::read(&task, pid, file.as_raw_fd(), file, None)?;
         let (link, carrier) = (OsString::new(), Some(carrier));
         let known = self.next_id;
         let (speaker, own) = (pid, file.as_fd());

@@ -37,7 +37,9 @@ impl Carried {
         for file in files {
             let file = file.as_fd();
             let twin = file.try_clone_to_owned().unwrap();
-            ids.push(cx.descriptor(&task, pids[0], super::HeldFile::read(&task, pids[0], file.as_raw_fd(), twin)?)?.id);
+            ids.push(
+                cx.descriptor(&task, pids[0], super::HeldFile::read(&task, pids[0], file.as_raw_fd(), twin, None)?)?.id,
+            );
         }
         cx.finish()?;
         dump.write_one(ImageKind::Inventory, None, &InventoryEntry::default()).unwrap();

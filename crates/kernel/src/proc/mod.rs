@@ -239,6 +239,28 @@ impl Task {
         self.numbers("fd")
     }
 
+    /// How many descriptors are open (`proc_fd_getattr`, Linux 6.2); 0 on kernels before.
+    pub fn fd_count(&self) -> Result<u64> {
+        let stat = rustix::fs::statat(&*self.dir, &*self.name("fd"), AtFlags::empty())
+            .map_err(|errno| self.io("stat", "fd", errno))?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    /// The first descriptor that is as wanted. The kernel makes the name of each that is looked at: no more are than need
+    /// be, some twenty at a time.
+    pub fn find_fd(&self, mut is_wanted: impl FnMut(RawFd) -> bool) -> Result<Option<RawFd>> {
+        let dir = self.open_file("fd", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut room = [MaybeUninit::<u8>::uninit(); 512];
+        let mut entries = RawDir::new(dir, &mut room);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|errno| self.io("list", "fd", errno))?;
+            if let Some(fd) = text::dec::<RawFd>(entry.file_name().to_bytes()).filter(|fd| is_wanted(*fd)) {
+                return Ok(Some(fd));
+            }
+        }
+        Ok(None)
+    }
+
     /// Pids of the children that one of its threads has created and that still live (zombies too). For all
     /// children of a process, ask all its threads. Exact only while those children are stopped
     /// (proc_pid_task_children(5)).
@@ -287,6 +309,10 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
         assert!(task.fds().unwrap().contains(&fd));
+        assert_eq!(task.find_fd(|one| one == fd).unwrap(), Some(fd));
+        assert_eq!(task.find_fd(|_| false).unwrap(), None);
+        let count = task.fd_count().unwrap();
+        assert!(count == 0 || count >= 4);
         assert_eq!(task.link(&format!("fd/{fd}")).unwrap(), PathBuf::from("/dev/null"));
     }
 

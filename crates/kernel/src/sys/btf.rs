@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 const PATH: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
+const KIND_POINTER: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_FUNC: u32 = 12;
@@ -196,6 +197,14 @@ impl Btf {
         (member.size > 0).then_some((member.bits, member.size))
     }
 
+    /// Whether a field of a structure is the address of something.
+    #[must_use]
+    pub fn is_pointer(&self, structure: &str, name: &str) -> bool {
+        let member = self.find(KIND_STRUCT, structure).and_then(|id| self.member(id, name, DEPTH));
+        let record = member.and_then(|member| self.record(*self.types.get((member.kind as usize).checked_sub(1)?)?));
+        record.is_some_and(|record| record.kind == KIND_POINTER)
+    }
+
     /// Where a field begins in a field, named or not by its type, of a structure.
     #[must_use]
     pub fn inner_field(&self, structure: &str, outer: &str, name: &str) -> Option<u32> {
@@ -250,6 +259,7 @@ mod tests {
         assert_eq!(btf.field("list_head", "prev"), Some(8));
         assert_eq!(btf.field("list_head", "other"), None);
         assert!(btf.field("file", "private_data").is_some());
+        assert!(btf.is_pointer("file", "private_data") && !btf.is_pointer("file", "f_flags"));
         assert!(btf.field("io_ring_ctx", "flags").is_some());
         assert_eq!(btf.bit_field("tcp_options_received", "snd_wscale").map(|(_, size)| size), Some(4));
         assert_eq!(btf.field("tcp_options_received", "snd_wscale"), None);

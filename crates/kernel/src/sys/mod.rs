@@ -36,6 +36,7 @@ pub mod shmem;
 pub mod signal;
 pub mod sock_diag;
 pub mod socket;
+pub mod socket_glance;
 pub mod socket_inside;
 pub mod sysv;
 pub mod tcp_inside;

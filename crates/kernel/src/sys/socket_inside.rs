@@ -3,6 +3,7 @@
 
 use super::bpf_iter::{self, Field, Insn, load32, load64, read, store_zero, store64, tell};
 use super::bpf_memory;
+use super::socket_glance::Glance;
 use super::unix_memory::Reader;
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -142,24 +143,33 @@ pub fn of(sockets: &[(BorrowedFd<'_>, bool)]) -> Result<Vec<Inside>, Errno> {
     let reader = Reader::new()?;
     let words = bpf_iter::run_for_files(program()?, reader.own)?;
     let told: HashMap<i32, &[u64]> = words.chunks_exact(WORDS).map(|words| (words[0] as i32, words)).collect();
-    let one = |(socket, tcp): &(BorrowedFd<'_>, bool)| {
-        let Some([_, policy, other, group, urgent, acknowledged, mark, keys]) = told.get(&socket.as_raw_fd()) else {
-            return Ok(Inside::default());
-        };
-        let mut inside = Inside { policies: *policy != 0 || *other != 0, ..Inside::default() };
-        inside.chooser = if *group == 0 { None } else { reader.chooser(*group)? };
-        if *tcp {
-            let ahead = (*mark as u32).wrapping_sub(*acknowledged as u32);
-            inside.urgent = *urgent != 0;
-            inside.urgent_sent = Some(ahead).filter(|ahead| (*ahead as i32) > 0);
-            inside.keys = if *keys == 0 { Vec::new() } else { reader.keys(*keys)? };
-        }
-        Ok(inside)
+    let one = |(socket, tcp): &(BorrowedFd<'_>, bool)| match told.get(&socket.as_raw_fd()) {
+        Some([_, words @ ..]) => words.first_chunk().map_or(Err(Errno::BADMSG), |words| reader.inside(words, *tcp)),
+        _ => Ok(Inside::default()),
     };
     sockets.iter().map(one).collect()
 }
 
+/// The same of one that was seen among all of its process, and whether it is one of TCP.
+pub fn seen(glance: &Glance, tcp: bool) -> Result<Inside, Errno> {
+    Reader::new()?.inside(&glance.inside(), tcp)
+}
+
 impl Reader {
+    /// What the words about a socket say, and what they lead to.
+    fn inside(&self, words: &[u64; WORDS - 1], tcp: bool) -> Result<Inside, Errno> {
+        let [policy, other, group, urgent, acknowledged, mark, keys] = *words;
+        let mut inside = Inside { policies: policy != 0 || other != 0, ..Inside::default() };
+        inside.chooser = if group == 0 { None } else { self.chooser(group)? };
+        if tcp {
+            let ahead = (mark as u32).wrapping_sub(acknowledged as u32);
+            inside.urgent = urgent != 0;
+            inside.urgent_sent = Some(ahead).filter(|ahead| (*ahead as i32) > 0);
+            inside.keys = if keys == 0 { Vec::new() } else { self.keys(keys)? };
+        }
+        Ok(inside)
+    }
+
     /// What chooses among a group (struct sock_reuseport).
     fn chooser(&self, group: u64) -> Result<Option<Chooser>, Errno> {
         let program = self.value(group, "sock_reuseport", "prog", 8)?;

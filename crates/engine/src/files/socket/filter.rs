@@ -7,10 +7,15 @@ use libc::sock_filter;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
-/// Reads the filter; empty if there is none.
+/// Reads the filter; empty if there is none. EACCES for one of eBPF.
+pub fn read(socket: BorrowedFd<'_>) -> std::result::Result<Vec<u64>, Errno> {
+    Ok(socket::get_filter(socket)?.iter().map(number).collect())
+}
+
+/// The same, which nobody has asked for yet.
 pub fn collect(socket: BorrowedFd<'_>, object: &Object) -> Result<Vec<u64>> {
-    match socket::get_filter(socket) {
-        Ok(filter) => Ok(filter.iter().map(number).collect()),
+    match read(socket) {
+        Ok(filter) => Ok(filter),
         Err(Errno::ACCESS) => Err(Error::unsupported(
             object.clone(),
             "it has a filter of eBPF, which the kernel does not tell",

@@ -3,7 +3,7 @@
 //! What all families have in common is here: the options of `SOL_SOCKET`
 //! ([`options`]), filters ([`filter`]), tables of what a number or a string of
 //! bytes says ([`settings`]), what CRIU's records have no place for ([`beside`]),
-//! what is asked ahead ([`asked`]). Each family is a kind of open file with a folder of its own:
+//! what is asked ahead ([`asked`]), of many at once ([`alike`]). Each family is a kind of open file with a folder of its own:
 //! [`inet`] for IPv4 and IPv6, [`unix`] for Unix sockets, [`netlink`] for what
 //! speaks with the kernel, [`packet`] for what sees the frames of network
 //! devices. One that has none is refused by name ([`refusal`]).
@@ -11,6 +11,7 @@
 //! Everything is asked of our own duplicate of the socket. A checkpoint without
 //! sockets asks nothing here.
 
+mod alike;
 mod asked;
 mod beside;
 mod filter;
@@ -21,6 +22,7 @@ pub mod packet;
 mod settings;
 mod unix;
 
+pub use alike::Alike;
 pub use asked::Asked;
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peer, Peers, get_ready, look_inside, take_apart};
@@ -102,22 +104,24 @@ const AF_SMC: i32 = 43;
 /// What a user can do about most of them.
 const CLOSE: &str = "let the program close it before the checkpoint";
 
+/// The cookie of its network namespace.
+fn network_of(socket: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
+    let bytes = socket::get_bytes(socket, libc::SOL_SOCKET, so::NETNS_COOKIE, 8)?;
+    Ok(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
+}
+
 /// A socket with a namespace of its own belongs to a network that is not ours.
 fn refuse_other_network(known: &mut Known, file: &OpenFile<'_>) -> Result<()> {
-    let cookie = |socket: BorrowedFd<'_>| {
-        let bytes = socket::get_bytes(socket, libc::SOL_SOCKET, so::NETNS_COOKIE, 8)?;
-        Ok(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
-    };
     let failed = |e| Error::kernel(file.object(), "ask for its network namespace", e);
     let own = match known.network {
         Some(own) => own,
         None => {
             let ours =
-                Sort::of(file.file).and_then(Sort::make).and_then(|ours| cookie(ours.as_fd())).map_err(failed)?;
+                Sort::of(file.file).and_then(Sort::make).and_then(|ours| network_of(ours.as_fd())).map_err(failed)?;
             *known.network.insert(ours)
         }
     };
-    if cookie(file.file).map_err(failed)? != own {
+    if file.asked.network().map_or_else(|| network_of(file.file), Ok).map_err(failed)? != own {
         let reason = "it belongs to another network namespace than this program's, which cannot be carried yet";
         return Err(Error::unsupported(file.object(), reason, CLOSE));
     }

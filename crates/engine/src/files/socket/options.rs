@@ -21,8 +21,10 @@ const BUF_LOCK: u32 = 3;
 
 /// Reads them. Keepalive's times are TCP's, and filters are [`super::filter`]'s.
 pub fn collect(file: &OpenFile<'_>) -> Result<SkOptsEntry> {
-    let asked = file.asked.options.clone();
-    asked.map_or_else(|| read(file.file), Ok).map_err(|e| Error::kernel(file.object(), "read its options", e))
+    file.asked
+        .options()
+        .map_or_else(|| read(file.file), Ok)
+        .map_err(|e| Error::kernel(file.object(), "read its options", e))
 }
 
 /// Asks for them.

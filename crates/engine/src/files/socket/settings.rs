@@ -308,6 +308,12 @@ pub static PACKET: &[Setting] = &[
 pub static RECEIVERS: &[Setting] = &[number("so_incoming_cpu", SOL_SOCKET, so::INCOMING_CPU)];
 
 impl Setting {
+    /// Its level and number.
+    #[cfg(test)]
+    pub fn number(&self) -> (i32, i32) {
+        (self.level, self.option)
+    }
+
     /// What it says.
     fn get(&self, socket: impl AsFd) -> std::result::Result<Value, Errno> {
         if self.most == 0 {
@@ -337,7 +343,7 @@ impl Setting {
 }
 
 /// What a socket says to a table of options, one answer behind the other.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answers {
     bytes: Vec<u8>,
     /// Where each ends; `None` for an option that it does not have.

@@ -8,7 +8,8 @@ use crate::tcp_policy::TcpPolicy;
 use cryonaut_image::records::TcpStreamEntry;
 use cryonaut_kernel::guard::{Guard, MOST_IN_REPAIR};
 use cryonaut_kernel::sys::socket;
-use cryonaut_kernel::sys::tcp_repair::{self, Queue};
+use cryonaut_kernel::sys::socket_glance::{AtRest, Glance};
+use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
 use libc::SOL_SOCKET;
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
@@ -93,22 +94,17 @@ pub fn take_apart(cx: &mut Collect<'_>, files: &[HeldFile]) {
     if !cx.options.tcp.may_keep() {
         return;
     }
-    let kept = |socket| {
-        let peer = address::peer(socket);
-        peer.is_ok_and(|peer| peer.is_some_and(|peer| cx.options.tcp.of(peer) == TcpPolicy::Keep))
-    };
     let mut chosen = Vec::new();
     for file in files {
         let asked = file.asked();
-        let (Some(told), Some(options)) = (&asked.tcp, &asked.options) else { continue };
-        let state = told.info.state;
-        if is_connected(state)
-            && is_small(file.socket())
-            && !cx.sockets.inside.get(&file.inode()).is_some_and(|inside| inside.urgent)
-            && kept(file.socket())
-            && cx.sockets.apart.insert(file.inode())
-        {
-            let whole = Whole { socket: file.socket(), reuse: options.reuseaddr == Some(true), state, unread: None };
+        let (Some(state), Some(reuse)) = (asked.state(), asked.reuses()) else { continue };
+        if !is_connected(state) || !is_kept(cx, file) {
+            continue;
+        }
+        if let Some(taken) = asked.seen_at_rest().and_then(|seen| at_rest(file.socket(), seen)) {
+            asked.taken.set(Some(Box::new(taken)));
+        } else if is_small(file.socket()) && !is_urgent(cx, file) && cx.sockets.apart.insert(file.inode()) {
+            let whole = Whole { socket: file.socket(), reuse, state, unread: None };
             chosen.push((whole, &asked.taken));
         }
     }
@@ -118,6 +114,70 @@ pub fn take_apart(cx: &mut Collect<'_>, files: &[HeldFile]) {
         for ((_, place), taken) in some.iter().zip(all) {
             place.set(taken.ok().map(Box::new));
         }
+    }
+}
+
+fn is_kept(cx: &Collect<'_>, file: &HeldFile) -> bool {
+    let peer = match file.asked().seen() {
+        Some(seen) => Ok(Some(seen.ends().1)),
+        None => address::peer(file.socket()),
+    };
+    peer.is_ok_and(|peer| peer.is_some_and(|peer| cx.options.tcp.of(peer) == TcpPolicy::Keep))
+}
+
+fn is_urgent(cx: &Collect<'_>, file: &HeldFile) -> bool {
+    match file.asked().glance() {
+        Some(glance) => glance.has_urgent(),
+        None => cx.sockets.inside.get(&file.inode()).is_some_and(|inside| inside.urgent),
+    }
+}
+
+/// Takes some apart, each with its state and what it has answered; `None` if that fails of any.
+pub fn take_some<'s>(
+    guard: &Guard,
+    sockets: impl Iterator<Item = (BorrowedFd<'s>, u32, bool)>,
+) -> Option<Vec<TakenApart>> {
+    let whole = |(socket, state, reuse)| Whole { socket, reuse, state, unread: None };
+    take(Some(guard), &sockets.map(whole).collect::<Vec<_>>()).ok()?.into_iter().collect::<Result<_, _>>().ok()
+}
+
+/// What a connection is that has nothing in its queues, as was seen; repair mode is not needed for it.
+pub fn at_rest(socket: BorrowedFd<'_>, seen: &Glance) -> Option<TakenApart> {
+    let AtRest { received, written, window, agreed } = seen.at_rest()?;
+    let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+    let (snd_wscale, rcv_wscale) = agreed.scales.unwrap_or_default();
+    let stream = TcpStreamEntry {
+        inq_seq: received,
+        outq_seq: written,
+        opt_mask: bit(agreed.timestamps, opt::TIMESTAMPS)
+            | bit(agreed.sack, opt::SACK)
+            | bit(agreed.scales.is_some(), opt::WSCALE),
+        snd_wscale,
+        rcv_wscale: Some(rcv_wscale),
+        mss_clamp: agreed.mss,
+        timestamp: Some(tcp_repair::timestamp(socket).ok()?),
+        unsq_len: Some(0),
+        ..with_window(TcpStreamEntry::default(), &window)
+    };
+    Some(TakenApart { stream, data: Vec::new() })
+}
+
+fn with_window(stream: TcpStreamEntry, window: &Window) -> TcpStreamEntry {
+    TcpStreamEntry {
+        snd_wl1: Some(window.snd_wl1),
+        snd_wnd: Some(window.snd_wnd),
+        max_window: Some(window.max_window),
+        rcv_wnd: Some(window.rcv_wnd),
+        rcv_wup: Some(window.rcv_wup),
+        ..stream
+    }
+}
+
+impl TakenApart {
+    /// Whether it is the same, at another time.
+    pub fn is_like(&self, other: &TakenApart) -> bool {
+        let then = |stream: &TcpStreamEntry| TcpStreamEntry { timestamp: None, ..stream.clone() };
+        then(&self.stream) == then(&other.stream) && self.data == other.data
     }
 }
 
@@ -164,12 +224,7 @@ fn read(
         mss_clamp: tcp_repair::agreed_mss(socket)?,
         timestamp: Some(tcp_repair::timestamp(socket)?),
         unsq_len: Some(not_sent.min(outstanding)),
-        snd_wl1: Some(window.snd_wl1),
-        snd_wnd: Some(window.snd_wnd),
-        max_window: Some(window.max_window),
-        rcv_wnd: Some(window.rcv_wnd),
-        rcv_wup: Some(window.rcv_wup),
-        ..TcpStreamEntry::default()
+        ..with_window(TcpStreamEntry::default(), &window)
     };
     Ok((stream, data))
 }

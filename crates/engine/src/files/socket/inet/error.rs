@@ -16,7 +16,8 @@ use std::os::fd::BorrowedFd;
 
 /// The error that waits, or 0. Refused is what cannot be told, and messages in the queue of errors.
 pub fn waiting(file: &OpenFile<'_>) -> Result<i32> {
-    if !ready(file.file).contains(PollFlags::ERR) {
+    let none = file.asked.seen().map(|seen| !seen.has_error());
+    if none.unwrap_or_else(|| !ready(file.file).contains(PollFlags::ERR)) {
         return Ok(0);
     }
     let refuse = |reason: String| Err(Error::unsupported(file.object(), reason, CLOSE));

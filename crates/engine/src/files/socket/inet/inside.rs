@@ -3,14 +3,14 @@
 //! ([`socket_inside`]), of all sockets of a process at once; a kernel without BTF tells nothing.
 
 use super::super::beside::Extra;
-use super::super::{CLOSE, Sort, filter, object};
+use super::super::{CLOSE, Sort, alike, filter, object};
 use super::sort_of;
 use crate::files::{Collect, HeldFile, OpenFile};
 use crate::{Error, Result, parallel};
 use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::socket;
 use cryonaut_kernel::sys::socket_inside::{self, Chooser, Inside, Key};
+use cryonaut_kernel::sys::{socket, socket_glance};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -31,20 +31,26 @@ fn sort(sort: Option<Sort>) -> Option<bool> {
     Some(sort.protocol == libc::IPPROTO_TCP)
 }
 
-/// If a process has a socket, another thread gets ready what takes longest, while nobody stands still.
-pub fn get_ready(pid: i32) {
+/// If a process has a socket, another thread gets ready what takes longest, while nobody stands still. Whether it has.
+pub fn get_ready(pid: i32) -> bool {
     let task = crate::freeze::pid_of(pid).ok().and_then(|pid| Task::open(pid).ok());
-    let Some(task) = task else { return };
-    if task.fds().unwrap_or_default().into_iter().any(|fd| super::peers::inode_of_socket(&task, fd).is_some()) {
-        parallel::aside(socket_inside::prepare);
+    let Some(task) = task else { return false };
+    let many = task.fd_count().unwrap_or(0) >= alike::MANY;
+    let found = task.find_fd(|fd| super::peers::inode_of_socket(&task, fd).is_some());
+    let found = found.is_ok_and(|found| found.is_some());
+    if found {
+        parallel::aside(if many { socket_glance::prepare } else { socket_inside::prepare });
     }
+    found
 }
 
 /// Looks into some sockets, for when their turn has come.
 pub fn look(cx: &mut Collect<'_>, files: &[HeldFile]) {
     // Only those of TCP are known by now.
-    let which = |file: &&HeldFile| file.is_socket() && !cx.sockets.inside.contains_key(&file.inode());
-    let sort_of = |file: &HeldFile| file.asked().sort.or_else(|| Sort::of(file.socket()).ok());
+    let which = |file: &&HeldFile| {
+        file.is_socket() && file.asked().glance().is_none() && !cx.sockets.inside.contains_key(&file.inode())
+    };
+    let sort_of = |file: &HeldFile| file.asked().sort(file.socket()).ok();
     let sockets: Vec<(&HeldFile, bool)> =
         files.iter().filter(which).filter_map(|file| Some((file, sort(sort_of(file))?))).collect();
     if sockets.is_empty() {
@@ -62,8 +68,13 @@ pub fn of(cx: &mut Collect<'_>, file: &OpenFile<'_>, of: Sort) -> Result<Option<
     if let Some(known) = cx.sockets.inside.get(&file.stat.st_ino) {
         return Ok(Some(known.clone()));
     }
-    match socket_inside::of(&[(file.file, sort(Some(of)).unwrap_or(false))]) {
-        Ok(mut one) => Ok(one.pop()),
+    let tcp = sort(Some(of)).unwrap_or(false);
+    let told = match file.asked.glance() {
+        Some(glance) => socket_inside::seen(glance, tcp).map(Some),
+        None => socket_inside::of(&[(file.file, tcp)]).map(|mut one| one.pop()),
+    };
+    match told {
+        Ok(inside) => Ok(inside),
         Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => Ok(None),
         Err(errno) => Err(Error::kernel(file.object(), "look at what no option tells of it", errno)),
     }

@@ -26,8 +26,8 @@ mod unread_packets;
 mod urgent;
 mod waiting;
 
-pub use apart::{TakenApart, take_apart};
-pub use connection::{Connection, Held};
+pub use apart::{TakenApart, at_rest, take_apart, take_some};
+pub use connection::{Connection, Held, is_connected};
 pub use ended::Ended;
 pub use inside::{Signing, get_ready, look as look_inside};
 pub use multicast::{Candidate, Membership};
@@ -104,7 +104,10 @@ impl FileKind for Inet {
             opts: options::collect(file)?,
             ..InetSkEntry::default()
         };
-        record.opts.so_filter = filter::collect(file.file, &file.object())?;
+        record.opts.so_filter = match file.asked.filter() {
+            Some(filter) => filter,
+            None => filter::collect(file.file, &file.object())?,
+        };
         let mut extra = Extra { owner: owner_of(file), mode: mode_of(file), ..Extra::default() };
         collect_ip(&mut record, sort, file)?;
         collect_addresses(&mut record, file)?;
@@ -266,6 +269,12 @@ pub(super) fn refuse_error(file: &OpenFile<'_>) -> Result<()> {
     ))
 }
 
+/// Both ends of a connection, its own first; those of IPv4 as such, also of a socket of IPv6.
+pub fn ends_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+    Some((canonical(address::local(socket).ok()?), canonical(address::peer(socket).ok()??)))
+}
+
 /// What poll(2) tells of it now.
 pub(super) fn ready(socket: BorrowedFd<'_>) -> PollFlags {
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP | PollFlags::PRI;
@@ -294,13 +303,20 @@ pub(super) fn build_inode(socket: BorrowedFd<'_>, extra: &Extra) -> std::result:
 }
 
 /// What the record has of the internet protocol's options.
-fn collect_ip(record: &mut InetSkEntry, sort: Sort, file: &OpenFile<'_>) -> Result<()> {
-    let get = |level, option| socket::get_int(file.file, level, option);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ip {
+    v6only: Option<bool>,
+    options: IpOptsEntry,
+}
+
+/// Asks for them, but for those of raw sockets.
+pub fn read_ip(socket: BorrowedFd<'_>, sort: Sort) -> std::result::Result<Ip, Errno> {
+    let get = |level, option| socket::get_int(socket, level, option);
     let on = |level, option| get(level, option).is_ok_and(|value| value != 0).then_some(true);
     let mut ip = IpOptsEntry::default();
+    let mut v6only = None;
     if sort.family == libc::AF_INET6 {
-        let v6only = get(IPPROTO_IPV6, libc::IPV6_V6ONLY);
-        record.v6only = Some(v6only.map_err(|e| Error::kernel(file.object(), "ask for IPV6_V6ONLY", e))? != 0);
+        v6only = Some(get(IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0);
         ip.freebind = on(IPPROTO_IPV6, libc::IPV6_FREEBIND);
     } else {
         ip.freebind = on(IPPROTO_IP, libc::IP_FREEBIND);
@@ -308,6 +324,13 @@ fn collect_ip(record: &mut InetSkEntry, sort: Sort, file: &OpenFile<'_>) -> Resu
         ip.tos = get(IPPROTO_IP, libc::IP_TOS).ok().filter(|tos| *tos != 0).map(|tos| tos as u32);
         ip.ttl = get(IPPROTO_IP, libc::IP_TTL).ok().map(|ttl| ttl as u32);
     }
+    Ok(Ip { v6only, options: ip })
+}
+
+fn collect_ip(record: &mut InetSkEntry, sort: Sort, file: &OpenFile<'_>) -> Result<()> {
+    let asked = file.asked.ip().map_or_else(|| read_ip(file.file, sort), Ok);
+    let Ip { v6only, options: mut ip } = asked.map_err(|e| Error::kernel(file.object(), "ask for IPV6_V6ONLY", e))?;
+    record.v6only = v6only;
     if sort.kind == libc::SOCK_RAW {
         ip.raw = Some(raw::options(file.file));
     }

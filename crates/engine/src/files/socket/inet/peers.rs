@@ -1,8 +1,9 @@
 //! The connections of a tree, by their ends: what the network lock is set for, and what an error lists.
 
 use super::super::Sort;
+use super::super::alike::MANY;
 use super::tcp::state_of;
-use super::{address, connection, state, waiting};
+use super::{address, connection, ends_of, state, waiting};
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
@@ -10,6 +11,7 @@ use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::pidfd;
 use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
+use cryonaut_kernel::sys::socket_glance::{self, Glance};
 use libc::IPPROTO_TCP;
 use rustix::process::PidfdGetfdFlags;
 use std::collections::{HashMap, HashSet};
@@ -56,14 +58,18 @@ pub struct Peers(pub Vec<Peer>);
 impl Peers {
     /// Looks at every descriptor of these processes, each with its [speaker](crate::freeze::Process::speaker); nothing
     /// is observed but whether there are connections. Those `in_flight` are ones that are not established yet, or wait to
-    /// be accepted.
-    pub fn of_tree(processes: impl Iterator<Item = (i32, i32)>, in_flight: bool) -> Result<Peers> {
+    /// be accepted. Processes that have much open are looked at as a whole if they are `expected` to have sockets.
+    pub fn of_tree(processes: impl Iterator<Item = (i32, i32)>, in_flight: bool, expected: bool) -> Result<Peers> {
         let mut peers = Vec::new();
         let mut told = None;
         for (pid, tid) in processes {
             let failed = |e| Error::kernel(Object::Process(pid), "look for its connections", e);
             // A zombie has no descriptors.
             let Ok(task) = Task::open(pid_of(tid)?) else { continue };
+            if expected && let Some(found) = at_a_glance(&task, (pid, tid), in_flight, &mut told) {
+                peers.extend(found);
+                continue;
+            }
             let sockets = task.fds().unwrap_or_default().into_iter();
             let sockets: Vec<(i32, u32)> = sockets.filter_map(|fd| Some((fd, inode_of_socket(&task, fd)?))).collect();
             if sockets.is_empty() {
@@ -116,6 +122,51 @@ impl Peers {
         }
         Ok(Peers(peers))
     }
+}
+
+/// The connections of a process that has much open, as one look shows them; `None` where that is not worth it, or where
+/// the first of them says something else of itself.
+fn at_a_glance(
+    task: &Task,
+    (pid, tid): (i32, i32),
+    in_flight: bool,
+    told: &mut Option<Option<Sockets>>,
+) -> Option<Vec<Peer>> {
+    if task.fd_count().unwrap_or(0) < MANY {
+        return None;
+    }
+    let all = socket_glance::of_process(tid);
+    let all = all.inspect_err(|e| tracing::debug!("sockets of {pid} are looked at one by one: {e}")).ok()?;
+    let is_tcp = |one: &&(i32, Glance)| one.1.sort().2 == IPPROTO_TCP;
+    let sockets: Vec<(i32, Glance)> = all.sockets.into_iter().collect();
+    let is_connected = |one: &&(i32, Glance)| is_tcp(one) && connection::is_connected(one.1.state());
+    if let Some((fd, first)) = sockets.iter().find(is_connected) {
+        let process = pidfd::open_thread(pid_of(tid).ok()?).ok()?;
+        let file = rustix::process::pidfd_getfd(&process, *fd, PidfdGetfdFlags::empty()).ok()?;
+        if ends_of(file.as_fd()) != Some(first.ends()) {
+            tracing::debug!(
+                "sockets of {pid} are looked at one by one: what this kernel has of them is not understood"
+            );
+            return None;
+        }
+    }
+    let mut peers = Vec::new();
+    for (fd, socket) in sockets.iter().filter(is_tcp) {
+        let stage = match socket.state() {
+            state::LISTEN if in_flight && socket.backlog() > 0 => {
+                // Who waits there has no descriptor.
+                let all = told.get_or_insert_with(|| Sockets::of_network(in_flight)).as_ref()?;
+                peers.extend(all.of(u32::try_from(socket.inode()).ok()?, (pid, *fd)));
+                continue;
+            }
+            state::SYN_SENT if in_flight => Stage::UnderWay,
+            connected if connection::is_connected(connected) => Stage::Connected,
+            _ => continue,
+        };
+        let (own, peer) = socket.ends();
+        peers.push(Peer { pid, fd: *fd, stage, own, peer });
+    }
+    Some(peers)
 }
 
 /// States in which somebody else may have heard of it.

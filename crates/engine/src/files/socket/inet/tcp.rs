@@ -25,7 +25,7 @@ const ULP_NAME_MAX: usize = 16;
 const TCP_AO_INFO: i32 = 40;
 
 /// What TCP alone tells of a socket.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Told {
     /// In which state it is.
     pub info: Info,
@@ -52,7 +52,7 @@ impl Told {
 }
 
 /// What of `struct tcp_info` is of interest.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Info {
     /// `TCP_ESTABLISHED` and so on.
     pub state: u32,
@@ -104,7 +104,7 @@ pub fn collect(
     extra: &mut Extra,
     (error, inside): (i32, Option<&Inside>),
 ) -> Result<()> {
-    let told = file.asked.tcp.clone().map_or_else(|| Told::of(file.file), Ok);
+    let told = file.asked.tcp().map_or_else(|| Told::of(file.file), Ok);
     let told = told.map_err(|e| Error::kernel(file.object(), "ask for its state and TCP's options", e))?;
     refuse_layers(file, &told)?;
     let info = told.info;
@@ -253,7 +253,7 @@ fn collect_connection(
 pub fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     const SHOWN: usize = 20;
     let tree = cx.pids.iter().map(|pid| (*pid, cx.speaker(*pid)));
-    let mut peers = Peers::of_tree(tree, !cx.options.skip_in_flight).unwrap_or_default().0;
+    let mut peers = Peers::of_tree(tree, !cx.options.skip_in_flight, cx.has_sockets).unwrap_or_default().0;
     peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse);
     let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
     if peers.len() > SHOWN {

@@ -166,7 +166,7 @@ fn hindrance(record: &InetSkEntry, one: &Waiting) -> Option<&'static str> {
 /// Names who waits.
 fn refuse(cx: &Collect<'_>, file: &OpenFile<'_>, count: u32, reason: &str) -> Error {
     const SHOWN: usize = 20;
-    let own = Peers::of_tree([(file.pid, cx.speaker(file.pid))].into_iter(), true).unwrap_or_default();
+    let own = Peers::of_tree([(file.pid, cx.speaker(file.pid))].into_iter(), true, cx.has_sockets).unwrap_or_default();
     let mut waiting: Vec<String> = own.waiting_at(file.fd).take(SHOWN).map(|peer| peer.to_string()).collect();
     if count as usize > waiting.len() {
         waiting.push(format!("{} more", count as usize - waiting.len()));
