@@ -125,10 +125,14 @@ fn is_kept(cx: &Collect<'_>, file: &HeldFile) -> bool {
     peer.is_ok_and(|peer| peer.is_some_and(|peer| cx.options.tcp.of(peer) == TcpPolicy::Keep))
 }
 
+/// Whether who takes it apart has to look for marks.
 fn is_urgent(cx: &Collect<'_>, file: &HeldFile) -> bool {
     match file.asked().glance() {
         Some(glance) => glance.has_urgent(),
-        None => cx.sockets.inside.get(&file.inode()).is_some_and(|inside| inside.urgent),
+        None => {
+            let inside = cx.sockets.inside.get(&file.inode());
+            inside.is_some_and(|inside| inside.urgent || inside.urgent_sent.is_some())
+        }
     }
 }
 
@@ -176,7 +180,7 @@ fn with_window(stream: TcpStreamEntry, window: &Window) -> TcpStreamEntry {
 impl TakenApart {
     /// Whether it is the same, at another time.
     pub fn is_like(&self, other: &TakenApart) -> bool {
-        let then = |stream: &TcpStreamEntry| TcpStreamEntry { timestamp: None, ..stream.clone() };
+        let then = |stream: &TcpStreamEntry| TcpStreamEntry { timestamp: None, ..*stream };
         then(&self.stream) == then(&other.stream) && self.data == other.data
     }
 }
