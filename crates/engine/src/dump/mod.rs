@@ -134,11 +134,14 @@ pub fn dump(
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let (processes, owned) = (&mut frozen.processes, about.owned);
-    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new() };
+    let pages_ids = PagesIds::default();
+    let ids = pages_ids.clone();
+    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new(), pages_ids: ids };
     namespaces::dump(&mut dumping)?;
     let mount_ids = dumping.mount_ids;
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
+    cx.pages_ids = pages_ids;
     cx.janitor = janitor;
     cx.speakers = speakers;
     cx.tell_mount_ids(mount_ids);

@@ -2,10 +2,10 @@
 //! memory: their data, not their holes, as `pagemap-shmem-N.img` and the pages
 //! file that it names.
 
-use super::Collect;
-use crate::memory::{PAGE, PageWriter};
+use super::{Collect, PagesIds};
+use crate::memory::{PAGE, PageCount, PageWriter};
 use crate::{Error, Object, Result};
-use cryonaut_image::{ImageDir, ImageKind, Pagemap};
+use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
@@ -24,8 +24,22 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 /// `page` is the size in bytes of the file's pages. Huge ones do not say where
 /// their holes are: what is zero is a hole there.
 pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
-    let pages_id = cx.pages_ids.new_id();
-    let mut out = PageWriter::new(cx.images, ImageKind::ShmemPagemap, id, pages_id)?;
+    let count = write_out((cx.images, &cx.pages_ids), id, file, size, page, object)?;
+    cx.shared_pages.add(count);
+    Ok(())
+}
+
+/// The same for who does not look for files.
+pub fn write_out(
+    (images, pages_ids): (&DumpDir, &PagesIds),
+    id: u64,
+    file: &File,
+    size: u64,
+    page: u64,
+    object: &Object,
+) -> Result<PageCount> {
+    let pages_id = pages_ids.new_id();
+    let mut out = PageWriter::new(images, ImageKind::ShmemPagemap, id, pages_id)?;
     let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;
     while let Some((data, hole)) = next_data(file, at, size, object)? {
@@ -42,8 +56,7 @@ pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, o
         }
         at = end;
     }
-    cx.shared_pages.add(out.finish()?);
-    Ok(())
+    out.finish()
 }
 
 /// The next stretch of data at or behind `at`.

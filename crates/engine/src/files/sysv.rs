@@ -13,8 +13,10 @@ use super::{Build, Collect, shared_pages};
 use crate::memory::PAGE;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
-use cryonaut_image::records::VmaEntry;
+use cryonaut_image::records::{TaskKobjIdsEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
+use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED, Status};
 use cryonaut_puppet::Batch;
 use rustix::fs::FallocateFlags;
@@ -22,6 +24,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 const NAME: &str = "sysv-memory";
@@ -30,6 +33,9 @@ const SHMID_BIT: u64 = 1 << 31;
 /// SHM_RDONLY and SHM_EXEC of shmat(2).
 const READ_ONLY: u32 = 0o10000;
 const EXECUTABLE: u32 = 0o100000;
+
+const PART: &str = "a part of a segment of System V memory cannot be mapped again";
+const WHOLE: &str = "let the program map it whole";
 
 /// What a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +67,30 @@ pub fn is_mapping(vma: &Vma) -> bool {
 }
 
 /// Writes down a mapping, and its segment the first time.
-pub fn collect(cx: &mut Collect<'_>, object: Object, of: &FlaggedVma, record: &mut VmaEntry) -> Result<()> {
+pub fn collect(
+    cx: &mut Collect<'_>,
+    ids: &TaskKobjIdsEntry,
+    object: Object,
+    of: &FlaggedVma,
+    record: &mut VmaEntry,
+) -> Result<()> {
     let no = |reason: &str, remedy| Err(Error::unsupported(object.clone(), reason, remedy));
     if of.flags.contains(VmFlags::HUGETLB) {
         return no("System V shared memory of huge pages cannot be carried yet", "do without SHM_HUGETLB");
     }
     let id = of.vma.inode as i32;
+    record.shmid = id as u64;
+    record.fdflags = Some(if of.flags.contains(VmFlags::MAYWRITE) { libc::O_RDWR } else { libc::O_RDONLY } as u32);
+    let len = of.vma.end - of.vma.start;
+    let is_whole = |size: u64| of.vma.offset == 0 && len == size.next_multiple_of(PAGE);
+    if let Some(own) = cx.namespaces.and_then(|all| all.of(ids, Namespace::Ipc)) {
+        // Written down with all that is in its namespace.
+        let there = within(&[own.file.as_fd()], || sysv::status(id)).and_then(|told| told);
+        return match there.map_err(|e| Error::kernel(object.clone(), "ask about its segment", e))? {
+            there if is_whole(there.size) => Ok(()),
+            _ => no(PART, WHOLE),
+        };
+    }
     let segment = match cx.sysv.get_mut(&id) {
         Some((segment, seen, _)) => {
             *seen += 1;
@@ -78,12 +102,7 @@ pub fn collect(cx: &mut Collect<'_>, object: Object, of: &FlaggedVma, record: &m
             segment
         }
     };
-    if of.vma.offset != 0 || of.vma.end - of.vma.start != segment.size.next_multiple_of(PAGE) {
-        return no("a part of a segment of System V memory cannot be mapped again", "let the program map it whole");
-    }
-    record.shmid = id as u64;
-    record.fdflags = Some(if of.flags.contains(VmFlags::MAYWRITE) { libc::O_RDWR } else { libc::O_RDONLY } as u32);
-    Ok(())
+    if is_whole(segment.size) { Ok(()) } else { no(PART, WHOLE) }
 }
 
 fn write(cx: &mut Collect<'_>, id: i32, object: &Object) -> Result<Segment> {
@@ -214,9 +233,12 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
 }
 
 /// Puts into a batch that a process maps a segment at its place; whatever stands there is in the way.
-pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry) -> Result<()> {
-    let images = files.images;
-    files.sysv.prepare(images, vma.shmid as i32)?;
+/// `in_own` says that it is in an ipc namespace of the tree's own, where all segments are made before.
+pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry, in_own: bool) -> Result<()> {
+    if !in_own {
+        let images = files.images;
+        files.sysv.prepare(images, vma.shmid as i32)?;
+    }
     let writable = vma.fdflags.unwrap_or(libc::O_RDWR as u32) & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     let mut flags = if writable { 0 } else { READ_ONLY };
     let mut gets = (libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }) as u32;

@@ -7,7 +7,9 @@ use super::{SharedBuild, aio, inherit::Inheritance, vdso};
 use crate::files::{Build, io_uring, sysv};
 use crate::{Error, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
+use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::HashMap;
@@ -216,9 +218,15 @@ fn is_mapped_here(vma: &VmaEntry) -> bool {
 }
 
 fn map_segments(hand: &mut Hand, files: &mut Build<'_>, segments: &[&VmaEntry]) -> Result<()> {
+    if segments.is_empty() {
+        return Ok(());
+    }
     let mut b = Batch::new();
+    // Those of an ipc namespace of the tree's own are there already.
+    let theirs = Task::open(crate::freeze::pid_of(hand.pid())?)?.namespace(Namespace::Ipc)?;
+    let in_own = theirs != Task::current()?.namespace(Namespace::Ipc)?;
     for vma in segments {
-        sysv::map(files, &mut b, vma)?;
+        sysv::map(files, &mut b, vma, in_own)?;
         spill(hand, &mut b)?;
     }
     Ok(hand.run(&mut b)?)

@@ -125,7 +125,8 @@ pub fn find_files(
             continue;
         }
         if entry.status & status::SYSVIPC != 0 {
-            sysv::collect(cx, object(process, &of.vma), of, entry)?;
+            let ids = process.ids.unwrap_or_default();
+            sysv::collect(cx, &ids, object(process, &of.vma), of, entry)?;
             continue;
         }
         // A shared mapping that may be written, be it only after mprotect(2), needs its file open for writing.

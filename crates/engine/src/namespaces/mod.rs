@@ -6,6 +6,7 @@
 
 mod cgroup;
 pub mod inner;
+mod ipc;
 mod mount;
 pub mod pid;
 mod uts;
@@ -13,6 +14,7 @@ mod uts;
 pub use mount::{Built as Mounts, root_of as mount_root};
 
 use crate::cgroups::Restoring;
+use crate::files::PagesIds;
 use crate::freeze::Process;
 use crate::lineage::{Birth, Lineage, Step};
 use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
@@ -59,7 +61,7 @@ pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
     Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
     Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
-    Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: None },
+    Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: Some(ipc::HALVES) },
     Kind { kind: Namespace::Uts, name: "uts", id: |ids| ids.uts_ns_id, halves: Some(uts::HALVES) },
     Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: Some(cgroup::HALVES) },
     // Last: file systems belong to the other namespaces of who makes them.
@@ -94,9 +96,12 @@ impl Own {
     }
 }
 
+/// Something that is there as long as it is kept.
+pub type Kept = Box<dyn std::any::Any + Send + Sync>;
+
 /// All namespaces of the tree; at a restore, those that are there already.
 #[derive(Debug, Default)]
-pub struct Owned(Vec<Own>);
+pub struct Owned(Vec<Own>, Vec<Kept>);
 
 impl Owned {
     /// Of a frozen tree; `surroundings` are our own.
@@ -166,6 +171,8 @@ pub struct Dumping<'a> {
     pub owned: &'a Owned,
     /// The mounts that have been written down, by their ids.
     pub mount_ids: BTreeSet<i32>,
+    /// Numbers for files of pages.
+    pub pages_ids: PagesIds,
 }
 
 /// Writes down all namespaces of the tree.
@@ -198,6 +205,8 @@ pub struct Building<'a> {
     pub owned: &'a Owned,
     /// Mounts of the tree that are there already.
     pub mounts: &'a mut Mounts,
+    /// What has to be there until the tree is complete.
+    pub keep: &'a mut Vec<Kept>,
 }
 
 /// Which processes are born with which namespaces, and which enter one that another has been born with: kind, as index
@@ -293,10 +302,12 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
         let task = Task::open(crate::freeze::pid_of(pid)?)?;
         let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
         let hand = &mut *cx.hand;
+        let mut keep = Vec::new();
         let (images, options, service, mounts) = (cx.images, cx.options, cx.service, &mut *cx.mounts);
         let (core, cgroups) = (cx.core, &mut *cx.cgroups);
-        let mut building = Building { images, options, hand, core, cgroups, service, owned, mounts };
+        let mut building = Building { images, options, hand, core, cgroups, service, owned, mounts, keep: &mut keep };
         (halves.build)(&mut building, &own)?;
+        owned.1.append(&mut keep);
         if !halves.at_birth {
             own.file = namespace::open(&task, kind.kind)?;
         }

@@ -51,6 +51,11 @@ pub fn status(id: i32) -> Result<Status, Errno> {
 /// Makes a segment with this id. EEXIST if its key is another's, EBUSY if its id is. Needs CAP_CHECKPOINT_RESTORE.
 pub fn create(id: i32, key: i32, size: u64, mode: u32) -> Result<(), Errno> {
     std::fs::write(NEXT_ID, id.to_string()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    make(id, key, size, mode)
+}
+
+/// The same when its id was chosen before ([`super::sysv_queues::choose_id`]).
+pub fn make(id: i32, key: i32, size: u64, mode: u32) -> Result<(), Errno> {
     let size = usize::try_from(size).map_err(|_| Errno::NOMEM)?;
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32;
     // SAFETY: shmget takes numbers alone.
@@ -92,6 +97,8 @@ pub struct Attached {
 
 // SAFETY: the mapping is the process's, not a thread's; nothing is read or written through the address.
 unsafe impl Send for Attached {}
+// SAFETY: as above.
+unsafe impl Sync for Attached {}
 
 impl Attached {
     /// Attaches a segment of so many bytes.
