@@ -8,7 +8,7 @@ use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::namespaces::{self, Owned, inner, pid};
-use crate::network_lock::{self, NetworkLock};
+use crate::network_lock::{self, NetworkLock, NetworkLocks};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
@@ -21,9 +21,12 @@ use cryonaut_kernel::guard::Undertaker;
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::stat::State;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::kcmp::{self, Shared};
+use cryonaut_kernel::sys::namespace::visit_network;
 use rustix::process::PidfdFlags;
 use std::ffi::CString;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Instant;
@@ -79,7 +82,8 @@ fn checkpoint_here(
     let extended = with_answers(&frozen, options)?;
     let options = extended.as_ref().unwrap_or(options);
     // Before anything is asked of a socket; it is let go before the tree is.
-    let mut network = lock_network(&frozen, options, has_sockets)?;
+    let owned = Owned::find(&frozen.processes, &own)?;
+    let mut network = lock_network(&frozen, &owned, options, has_sockets)?;
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
@@ -91,9 +95,8 @@ fn checkpoint_here(
         enter_us: micros(entering.elapsed()),
         ..CheckpointReport::default()
     };
-    let owned = Owned::find(&frozen.processes, &own)?;
     let cgroups = Membership::find(&mut frozen.processes, (&own, &owned), &options.cgroups)?;
-    let about = About { own, owned: &owned, cgroups: &cgroups, network: network.as_ref(), has_sockets };
+    let about = About { own, owned: &owned, cgroups: &cgroups, network: &network, has_sockets };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
@@ -106,7 +109,7 @@ fn checkpoint_here(
     let remains;
     match options.afterwards {
         Afterwards::LeaveRunning => {
-            network.map_or(Ok(()), NetworkLock::lift)?;
+            network.lift()?;
             told.unlock()?;
             ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
@@ -115,7 +118,7 @@ fn checkpoint_here(
         Afterwards::LeaveStopped => {
             (remains, report.commit_us) = timed(commit)?;
             frozen.stop()?;
-            network.map_or(Ok(()), NetworkLock::lift)?;
+            network.lift()?;
             told.unlock()?;
             ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
@@ -131,16 +134,14 @@ fn checkpoint_here(
                 report.frozen_us = micros(stood_still.elapsed());
                 return outer.end_tree(frozen, &connections, network, report);
             }
-            let undertaker = network.as_mut().map(|network| undertaker(pid, network, &connections)).transpose()?;
+            let undertakers = undertakers(pid, &mut network, &connections)?;
             // Who is told to end is no longer frozen.
             report.frozen_us = micros(stood_still.elapsed());
             ((), report.end_us) = timed(|| frozen.kill())?;
             // We hold the last descriptors of them.
             connections.silence();
-            drop(undertaker);
-            if let Some(network) = network {
-                network.keep();
-            }
+            drop(undertakers);
+            network.keep();
         }
     }
     drop(remains);
@@ -179,20 +180,38 @@ fn with_answers(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<C
     }))
 }
 
-/// The network lock, if connections are to be carried and there are any.
-fn lock_network(frozen: &Frozen, options: &CheckpointOptions, has_sockets: bool) -> Result<Option<NetworkLock>> {
-    if !options.tcp.may_keep() {
-        return Ok(None);
+/// The network locks: for connections in our network namespace, if they are to be carried and there are any; and for
+/// every network namespace of the tree's.
+fn lock_network(
+    frozen: &Frozen,
+    owned: &Owned,
+    options: &CheckpointOptions,
+    has_sockets: bool,
+) -> Result<NetworkLocks> {
+    let mut locks = NetworkLocks::default();
+    let peers = || -> Result<Peers> {
+        if !options.tcp.may_keep() {
+            return Ok(Peers::default());
+        }
+        let living = frozen.processes.iter().filter(|p| !p.is_zombie());
+        let living = living.map(|p| (p.pid, p.speaker()));
+        let mut peers = Peers::of_tree(living, !options.skip_in_flight, has_sockets)?;
+        peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
+        Ok(peers)
+    };
+    locks.add(NetworkLock::set(options.network_lock, &peers()?)?);
+    for own in owned.iter().filter(|own| own.kind.kind == Namespace::Net) {
+        let there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
+        let peers = peers()?;
+        drop(there);
+        let lock = NetworkLock::set_there(options.network_lock, own, locks.run_id(), &peers)?;
+        locks.add(lock);
     }
-    let living = frozen.processes.iter().filter(|p| !p.is_zombie());
-    let living = living.map(|p| (p.pid, p.speaker()));
-    let mut peers = Peers::of_tree(living, !options.skip_in_flight, has_sockets)?;
-    peers.0.retain(|one| options.tcp.of(one.peer) == TcpPolicy::Keep);
-    NetworkLock::set(options.network_lock, &peers)
+    Ok(locks)
 }
 
 /// Who sees to it that no peer hears of the end of the tree, should we be killed in it.
-fn undertaker(root: i32, network: &mut NetworkLock, connections: &Held) -> Result<Undertaker> {
+fn undertakers(root: i32, network: &mut NetworkLocks, connections: &Held) -> Result<Vec<Undertaker>> {
     let root = rustix::process::pidfd_open(pid_of(root)?, PidfdFlags::empty())
         .map_err(|e| Error::kernel(Object::Process(root), "watch it", e))?;
     network.see_to_the_end(&root, connections)

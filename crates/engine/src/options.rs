@@ -56,6 +56,8 @@ pub struct CheckpointOptions {
     /// of a Unix socket be outside of the tree; `mnt[MOUNTPOINT]:NAME`, `mnt[]:ms` and `dev[MAJOR/MINOR]:NAME` are of
     /// mounts.
     pub external: Vec<String>,
+    /// Network namespaces of the tree come back empty, for the caller to fill (`--empty-ns net`).
+    pub empty_network: bool,
     /// Peers of Unix sockets may be outside of the tree (`--ext-unix-sk`).
     pub ext_unix_sockets: bool,
     /// The masters of terminals may be outside of the tree (`--orphan-pts-master`).
@@ -83,6 +85,7 @@ impl Default for CheckpointOptions {
             network_lock: LockMethod::Nftables,
             timeout: Duration::from_secs(10),
             external: Vec::new(),
+            empty_network: false,
             ext_unix_sockets: false,
             orphan_terminals: false,
             sync: false,
@@ -110,6 +113,10 @@ pub struct RestoreOptions {
     /// Terminals whose masters were outside of the tree are made anew, and their masters given to the caller
     /// ([`crate::Moment::OrphanPtsMaster`]).
     pub orphan_terminals: bool,
+    /// Network namespaces come back empty, for the caller to fill (`--empty-ns net`).
+    pub empty_network: bool,
+    /// Namespaces that the root enters instead of its own (`--join-ns`): kind (`net`), and a path or a pid.
+    pub join: Vec<(String, String)>,
     /// Restore file locks.
     pub file_locks: bool,
     /// Connections of TCP that are not to be kept come back as ones that have ended.

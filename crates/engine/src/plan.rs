@@ -172,7 +172,7 @@ impl Plan {
             }
         }
         let files: Vec<FileEntry> = images.read_all(ImageKind::Files, None)?;
-        let files = files.into_iter().map(|f| (f.id, f)).collect();
+        let files = by_id(files);
         let seccomp = images.read_optional(ImageKind::Seccomp, None)?.unwrap_or_default();
         let kin = processes.iter().map(|(pid, p)| (*pid, p.kin())).collect();
         let lineage =
@@ -226,6 +226,13 @@ impl Plan {
         self.lineage.steps.iter().filter_map(born)
     }
 
+    /// The network namespaces of processes, by pid.
+    #[must_use]
+    pub fn networks(&self) -> BTreeMap<i32, u32> {
+        let network = |process: &ProcessPlan| process.ids.as_ref()?.net_ns_id;
+        self.processes.iter().filter_map(|(pid, process)| Some((*pid, network(process)?))).collect()
+    }
+
     /// From whose memory each process is born, in the order of birth: its
     /// creator's, or if that has none of its own in the image, its creator's
     /// creator's. Shared memory is its owner's, who alone is born into it.
@@ -243,6 +250,18 @@ impl Plan {
         }
         order
     }
+}
+
+/// Files by their ids. One of a tun device has two records, of which the first says how it was opened.
+fn by_id(files: Vec<FileEntry>) -> BTreeMap<u32, FileEntry> {
+    let mut all: BTreeMap<u32, FileEntry> = BTreeMap::new();
+    for mut file in files {
+        if file.tunf.is_some() {
+            file.reg = all.remove(&file.id).and_then(|opened| opened.reg);
+        }
+        all.insert(file.id, file);
+    }
+    all
 }
 
 fn bad(file: &str, problem: &str) -> Error {

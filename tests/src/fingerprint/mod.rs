@@ -13,6 +13,7 @@ mod identity;
 mod inet;
 mod memory;
 mod mounts;
+mod network;
 mod process;
 pub mod rules;
 mod sockets;

@@ -138,6 +138,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
         taking.put_result(&object, format!("ns.{name}"), link.map(|path| path.display().to_string()));
     }
     mounts::take(taking, &object, &task);
+    super::network::take(taking, &object, &task);
     take_auxv(taking, &object, &task);
     take_stat(taking, &object, &task);
     take_lines(taking, &object, &task, "status");

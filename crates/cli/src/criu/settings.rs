@@ -39,6 +39,9 @@ pub struct Settings {
     pub timeout: Option<u64>,
     pub inherit_fds: Vec<(i32, String)>,
     pub external: Vec<String>,
+    pub empty_network: bool,
+    /// Namespaces of others that the tree's root enters: kind, and a path or pid.
+    pub join: Vec<(String, String)>,
     pub ext_unix_sockets: bool,
     pub orphan_terminals: bool,
     pub scripts: Vec<OsString>,
@@ -243,6 +246,25 @@ impl Settings {
                     self.external.push(format!("mnt[{key}]:{value}"));
                 }
             },
+            "empty-ns" => match text(name, &value)?.as_str() {
+                "net" | "network" => self.empty_network = true,
+                other => return Err(format!("--empty-ns: '{other}' is not net, the only kind that may be empty")),
+            },
+            "veth-pair" => {
+                let pair = text(name, &value)?;
+                let (inside, outside) =
+                    pair.split_once('=').ok_or_else(|| format!("--veth-pair: '{pair}' is not IN=OUT[@BRIDGE]"))?;
+                self.external.push(format!("veth[{inside}]:{outside}"));
+            }
+            "join-ns" => {
+                let joined = text(name, &value)?;
+                let (kind, place) =
+                    joined.split_once(':').ok_or_else(|| format!("--join-ns: '{joined}' is not KIND:PATH"))?;
+                match kind {
+                    "net" => self.join.push((kind.into(), place.into())),
+                    _ => self.refused.push(format!("--join-ns {joined}: this build joins net namespaces alone")),
+                }
+            }
             // These alone, whereas all are meant without a list.
             "ext-unix-sk" => {
                 for inode in text(name, &value)?.split(',') {

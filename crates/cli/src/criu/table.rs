@@ -44,7 +44,6 @@ const INCREMENTAL: &str = "incremental images";
 const LAZY: &str = "memory on demand";
 const SERVER: &str = "memory over the network";
 const MOUNTS: &str = "mount namespaces";
-const NETWORK: &str = "network namespaces";
 const SECURITY: &str = "security modules";
 const STREAM: &str = "streamed images";
 const CHECKS: &str = "choosing how files and processors are compared";
@@ -122,10 +121,11 @@ pub const OPTIONS: &[Spec] = &[
     later("tls-cert", Value, SERVER),
     later("tls-key", Value, SERVER),
     later("tls-no-cn-verify", Nothing, SERVER),
-    later_short("join-ns", 'J', Value, "joining namespaces"),
-    later("empty-ns", Value, NETWORK),
-    later("veth-pair", Value, NETWORK),
-    later("weak-sysctls", Nothing, NETWORK),
+    here("join-ns", Some('J'), Value),
+    here("empty-ns", None, Value),
+    here("veth-pair", None, Value),
+    // A setting that cannot be made is warned of in any case.
+    here("weak-sysctls", None, Nothing),
     here("ext-mount-map", None, Value),
     later_short("mnt", 'M', Value, MOUNTS),
     here("enable-external-sharing", None, Nothing),

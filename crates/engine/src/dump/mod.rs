@@ -14,12 +14,12 @@ use crate::attributes::clocks::Clocks;
 use crate::attributes::{cpu_timers, extras, leader, overruns, signals, task, thread};
 use crate::cgroups::Membership;
 use crate::files::socket::Held;
-use crate::files::socket::packet;
+use crate::files::socket::{Networks, packet};
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::namespaces::{self, Dumping, Owned};
-use crate::network_lock::NetworkLock;
+use crate::network_lock::NetworkLocks;
 use crate::parallel;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
@@ -95,7 +95,7 @@ pub struct About<'a> {
     /// The cgroups that are not ours.
     pub cgroups: &'a Membership,
     /// How its connections are locked.
-    pub network: Option<&'a NetworkLock>,
+    pub network: &'a NetworkLocks,
     /// Whether sockets were met before.
     pub has_sockets: bool,
 }
@@ -142,6 +142,10 @@ pub fn dump(
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
     cx.pages_ids = pages_ids;
+    let ids = frozen.processes.iter().filter_map(|p| p.ids).chain([about.own]);
+    cx.surroundings = Some(about.own);
+    let free = ids.map(|ids| namespaces::highest(&ids)).max().unwrap_or(0) + 1;
+    cx.set_networks(Networks::new(about.owned, about.own.net_ns_id, free));
     cx.janitor = janitor;
     cx.speakers = speakers;
     cx.tell_mount_ids(mount_ids);
@@ -158,8 +162,8 @@ pub fn dump(
         cx.tell_mounts(&process.task, root);
     }
     cx.has_sockets = about.has_sockets;
-    cx.guard = about.network.and_then(NetworkLock::guard);
-    cx.locked = about.network.map(NetworkLock::ends);
+    cx.guard = about.network.guard();
+    cx.locked = about.network.ends();
     let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
     let tree = Tree {
@@ -201,9 +205,7 @@ fn inventory(about: About<'_>) -> InventoryEntry {
         dump_uptime: Some(uptime_ticks()),
         ..InventoryEntry::default()
     };
-    if let Some(network) = about.network {
-        network.tell(&mut inventory);
-    }
+    about.network.tell(&mut inventory);
     inventory
 }
 

@@ -8,6 +8,7 @@ use crate::namespaces::{Mounts, Owned};
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::FileEntry;
+use cryonaut_kernel::sys::namespace::{NetworkVisit, visit_network};
 use cryonaut_puppet::{Batch, Hand};
 use rustix::fs::OFlags;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
@@ -41,6 +42,8 @@ pub struct Build<'a> {
     /// Segments of System V memory.
     pub(super) sysv: super::sysv::Segments,
     sockets: Option<super::socket::Beside>,
+    /// Network namespaces, when they are filled.
+    pub networks: crate::namespaces::net::Networks,
     /// Unix sockets that are made and not complete.
     pub(super) unix: Option<super::socket::UnixMaking<'a>>,
     /// Connections of TCP that do not speak yet, by file id.
@@ -65,6 +68,7 @@ impl<'a> Build<'a> {
             ghosts: Default::default(),
             sysv: Default::default(),
             sockets: None,
+            networks: Default::default(),
             unix: None,
             connections: BTreeMap::new(),
         }
@@ -108,11 +112,31 @@ impl<'a> Build<'a> {
                 return Err(Error::bad_image("files.img", format!("file {id:#x} needs itself to be built")));
             }
             self.underway.push(id);
-            let file = Self::kind(entry)?.build(self, entry)?;
+            let there = self.visit_network(entry)?;
+            let file = Self::kind(entry)?.build(self, entry);
+            drop(there);
+            let file = file?;
             self.underway.pop();
             self.built.insert(id, file);
         }
         Ok(self.built[&id].as_fd())
+    }
+
+    /// Goes where a socket is to be made, if that is not where we are.
+    pub fn visit_network(&self, entry: &FileEntry) -> Result<Option<NetworkVisit>> {
+        let network = match &entry.tunf {
+            Some(tun) => tun.ns_id,
+            None if super::socket::is_record(entry) => super::socket::recorded_network(entry),
+            None => return Ok(None),
+        };
+        self.visit(network)
+    }
+
+    /// Goes to a network namespace of the image, if that is not where we are.
+    pub(super) fn visit(&self, network: Option<u32>) -> Result<Option<NetworkVisit>> {
+        let Some(there) = self.networks.of(&self.namespaces, network) else { return Ok(None) };
+        let failed = |e| Error::kernel(Object::Other("the network namespace of a socket".into()), "enter it", e);
+        visit_network(there).map(Some).map_err(failed)
     }
 
     /// The file with this id opened once more, for a mapping that asks for
@@ -155,7 +179,7 @@ impl<'a> Build<'a> {
     }
 
     /// For a record without what its type calls for.
-    pub(super) fn lacks(entry: &FileEntry, kind: &str) -> Error {
+    pub(crate) fn lacks(entry: &FileEntry, kind: &str) -> Error {
         Error::bad_image("files.img", format!("file {:#x} is said to be {kind} and has no record of one", entry.id))
     }
 
@@ -180,6 +204,7 @@ impl<'a> Build<'a> {
     pub fn release_connections(&self) -> Result<()> {
         for (id, connection) in &self.connections {
             if let Some(file) = self.built.get(id) {
+                let _there = self.visit_network(self.record(*id)?)?;
                 connection.release(file.as_fd())?;
             }
         }

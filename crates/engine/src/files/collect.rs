@@ -1,21 +1,21 @@
 //! Reading open files: what a kind is given, and how descriptors that share
 //! one open file description are found.
 
-use super::KINDS;
 use super::ghost::NewLinks;
-use super::regular_path;
 use super::socket::{Alike, Asked};
+use super::{FileKind, KINDS, regular_path};
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
-use crate::namespaces::Owned;
+use crate::namespaces::{Kind, Owned};
 use crate::{CheckpointOptions, Error, Object, Result};
-use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, UnixSkEntry};
+use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry, UnixSkEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
-use cryonaut_kernel::sys::{kcmp, pidfd, unix_waiting};
+use cryonaut_kernel::sys::{kcmp, namespace, pidfd, unix_waiting};
 use rustix::fs::{FileType, Stat};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -113,7 +113,7 @@ impl OpenFile<'_> {
 
     /// For a file that turned out not to be of the kind that recognised it.
     #[must_use]
-    pub(super) fn unexpected(&self, kind: &str) -> Error {
+    pub(crate) fn unexpected(&self, kind: &str) -> Error {
         Error::unsupported(self.object(), format!("looked like {kind} and is none"), "")
     }
 
@@ -233,6 +233,10 @@ pub struct Collect<'a> {
     pub(super) sysv: super::sysv::Known,
     /// What is known of sockets.
     pub(super) sockets: super::socket::Known,
+    /// The ids of namespaces that are not the tree's.
+    pub surroundings: Option<TaskKobjIdsEntry>,
+    /// Network namespaces.
+    pub(super) networks: super::socket::Networks<'a>,
 }
 
 #[derive(Debug)]
@@ -268,6 +272,8 @@ impl<'a> Collect<'a> {
             locks: Default::default(),
             sysv: Default::default(),
             sockets: Default::default(),
+            surroundings: None,
+            networks: Default::default(),
         }
     }
 
@@ -311,6 +317,11 @@ impl<'a> Collect<'a> {
         super::socket::sort_unix(&mut late);
         for entry in late {
             self.images.append(ImageKind::Files, None, &entry, None)?;
+        }
+        if let Some(owned) = self.namespaces {
+            for own in self.networks.found() {
+                crate::namespaces::net::dump_found(self.images, self.options, own, owned)?;
+            }
         }
         self.sockets.write(self.images)
     }
@@ -425,8 +436,50 @@ impl<'a> Collect<'a> {
         Ok(None)
     }
 
+    /// Writes a file down; a socket in its own network namespace.
+    fn collect_there(&mut self, kind: &dyn FileKind, open: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
+        if !open.is_socket() {
+            return kind.collect(self, open, id);
+        }
+        let network = self.networks.of_socket(open)?;
+        let visit = self.networks.visit(&mut self.sockets, network)?;
+        let collected = kind.collect(self, open, id);
+        self.networks.leave(&mut self.sockets, network, visit);
+        let mut entry = collected?;
+        if self.networks.has_others() {
+            super::socket::tell_network(&mut entry, network.or(self.networks.own()));
+        }
+        Ok(entry)
+    }
+
+    /// The network namespace of a file of a tun device, by its number; `None` if all are in ours.
+    pub fn network_of(&mut self, open: &OpenFile<'_>) -> Result<Option<u32>> {
+        let network = self.networks.of_file(open)?;
+        Ok(network.or(self.networks.own().filter(|_| self.networks.has_others())))
+    }
+
+    /// The number of the namespace that an open file is; `None` if it is neither one of the tree's nor ours.
+    pub fn namespace_of(&mut self, kind: &Kind, open: &OpenFile<'_>) -> Result<Option<u32>> {
+        let failed = |e| Error::kernel(open.object(), "compare it with those of the tree", e);
+        for own in self.namespaces.into_iter().flat_map(Owned::iter).filter(|own| own.kind.kind == kind.kind) {
+            if namespace::inode(own.file.as_fd()).map_err(failed)? == open.stat.st_ino {
+                return Ok(Some(own.id));
+            }
+        }
+        let ours = proc::Task::current()?.namespace(kind.kind)?;
+        if ours == Some(open.stat.st_ino) {
+            return Ok(self.surroundings.and_then(|ids| (kind.id)(&ids)));
+        }
+        if kind.kind == Namespace::Net { self.networks.of_opened(open).map(Some) } else { Ok(None) }
+    }
+
+    /// Tells of the network namespaces of the tree.
+    pub fn set_networks(&mut self, networks: super::socket::Networks<'a>) {
+        self.networks = networks;
+    }
+
     fn collect_new(&mut self, open: &OpenFile<'_>) -> Result<(u32, FdTypes)> {
-        let Some(kind) = KINDS.iter().find(|k| k.recognises(open)) else {
+        let Some(kind) = KINDS.iter().copied().find(|k| k.recognises(open)) else {
             let unknown = || {
                 let reason = "this kind of file cannot be carried";
                 Error::unsupported(open.object(), reason, "close it before the checkpoint")
@@ -434,7 +487,7 @@ impl<'a> Collect<'a> {
             return Err(super::socket::refusal(open).unwrap_or_else(unknown));
         };
         let id = self.new_id();
-        let entry = kind.collect(self, open, id)?;
+        let entry = self.collect_there(kind, open, id)?;
         let fd_type = kind.fd_type();
         match fd_type {
             FdTypes::Unixsk => self.late.push(entry),

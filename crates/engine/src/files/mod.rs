@@ -120,6 +120,8 @@ pub static KINDS: &[&dyn FileKind] = &[
     &socket::Unix,
     &socket::Netlink,
     &socket::Packet,
+    &crate::namespaces::file::NamespaceFile,
+    &crate::namespaces::net::tun::TunFile,
     &regular::Regular,
 ];
 

@@ -203,6 +203,11 @@ pub fn collect_mapped(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, vma: &V
     Ok(used)
 }
 
+/// The record of a file that has nothing but its path and how it is open: another kind knows the rest.
+pub fn plain_record(file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
+    Ok(entry(id, file.flags(), (file.link_bytes().to_vec(), -1), &file.stat, 0, file.owner()?))
+}
+
 /// The record of a file; its contents too where no path leads to it.
 fn record(cx: &mut Collect<'_>, subject: &Subject<'_>, id: u32, pos: u64, fown: FownEntry) -> Result<FileEntry> {
     if is_device(&subject.stat) && !is_path_only(subject.flags) {

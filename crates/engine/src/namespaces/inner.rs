@@ -8,7 +8,7 @@
 use crate::caller::{Answer, Event};
 use crate::files::socket::Held;
 use crate::freeze::Frozen;
-use crate::network_lock::{self, Handed, NetworkLock};
+use crate::network_lock::{self, Handed, NetworkLock, NetworkLocks};
 use crate::report::CheckpointReport;
 use crate::{Error, Hook, Moment, Object, Result, parallel};
 use cryonaut_kernel::proc::Task;
@@ -173,7 +173,7 @@ impl Outer {
         &self,
         mut frozen: Frozen,
         connections: &Held,
-        mut network: Option<NetworkLock>,
+        mut network: NetworkLocks,
         report: CheckpointReport,
     ) -> Result<CheckpointReport> {
         let failed =
@@ -184,10 +184,8 @@ impl Outer {
                 self.ask(&Said::Connections(silently), &files).map_err(failed)?;
             }
         }
-        self.ask(&Said::Lock(network.as_ref().map(NetworkLock::hand_over)), &[]).map_err(failed)?;
-        if let Some(network) = &mut network {
-            network.dismiss_guard();
-        }
+        self.ask(&Said::Lock(network.hand_over()), &[]).map_err(failed)?;
+        network.dismiss_guards();
         frozen.condemn();
         // No answer but the end.
         let problem = self.ask(&Said::Condemned(Box::new(report)), &[]).err();

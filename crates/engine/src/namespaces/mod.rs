@@ -5,9 +5,11 @@
 //! surroundings' ([`Arranged`] says who makes which at a restore, as data).
 
 mod cgroup;
+pub mod file;
 pub mod inner;
 mod ipc;
 mod mount;
+pub mod net;
 pub mod pid;
 mod uts;
 
@@ -60,7 +62,7 @@ pub struct Halves {
 pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
     Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
-    Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: None },
+    Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: Some(net::HALVES) },
     Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: Some(ipc::HALVES) },
     Kind { kind: Namespace::Uts, name: "uts", id: |ids| ids.uts_ns_id, halves: Some(uts::HALVES) },
     Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: Some(cgroup::HALVES) },
@@ -83,6 +85,13 @@ pub struct Own {
 }
 
 impl Own {
+    /// One that is held open; its kind is one of [`KINDS`].
+    #[must_use]
+    pub fn new(kind: Namespace, id: u32, pid: i32, file: OwnedFd) -> Own {
+        let kind = KINDS.iter().find(|known| known.kind == kind).unwrap_or(&KINDS[0]);
+        Own { kind, id, pid, file }
+    }
+
     /// For messages.
     #[must_use]
     pub fn object(&self) -> Object {
@@ -120,6 +129,11 @@ impl Owned {
         Ok(owned)
     }
 
+    /// Takes in one that no process was born with.
+    pub fn add(&mut self, own: Own) {
+        self.0.push(own);
+    }
+
     /// All of them, in the order of [`KINDS`].
     pub fn iter(&self) -> impl Iterator<Item = &Own> {
         self.0.iter()
@@ -143,6 +157,11 @@ impl Owned {
     pub fn files_of(&self, ids: &TaskKobjIdsEntry, kinds: &[Namespace]) -> Vec<BorrowedFd<'_>> {
         kinds.iter().filter_map(|kind| self.of(ids, *kind)).map(|own| own.file.as_fd()).collect()
     }
+}
+
+/// The highest number among the ids of a process's namespaces.
+pub fn highest(ids: &TaskKobjIdsEntry) -> u32 {
+    KINDS.iter().filter_map(|kind| (kind.id)(ids)).max().unwrap_or(0)
 }
 
 /// Refuses what cannot be carried.
@@ -266,6 +285,12 @@ impl Arranged {
             }
         }
         Ok(())
+    }
+
+    /// The ids of the surroundings.
+    #[must_use]
+    pub fn surroundings(&self) -> &TaskKobjIdsEntry {
+        &self.surroundings
     }
 
     /// The flags of clone3(2) with which a process is born (linux/sched.h).

@@ -18,10 +18,12 @@ mod iptables;
 mod nftables;
 
 use crate::files::socket::{Held, Peers};
+use crate::namespaces::Own;
 use crate::options::LockMethod;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::InventoryEntry;
 use cryonaut_kernel::guard::{Guard, LastWill, Undertaker};
+use cryonaut_kernel::sys::namespace::{NetworkVisit, visit_network};
 use cryonaut_kernel::sys::nf_tables;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -29,7 +31,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -55,6 +57,73 @@ pub struct NetworkLock {
     by: Means,
     /// Of the connections concerned.
     ends: HashSet<(SocketAddr, SocketAddr)>,
+    /// The network namespace whose packets are dropped, all of them; `None` for connections in ours.
+    place: Option<OwnedFd>,
+}
+
+/// Those of a tree: for the connections in our own network namespace, and for each that is the tree's.
+#[derive(Debug, Default)]
+pub struct NetworkLocks {
+    locks: Vec<NetworkLock>,
+    ends: HashSet<(SocketAddr, SocketAddr)>,
+}
+
+impl NetworkLocks {
+    /// Takes one in.
+    pub fn add(&mut self, lock: Option<NetworkLock>) {
+        let Some(lock) = lock else { return };
+        self.ends.extend(lock.ends.iter().copied());
+        self.locks.push(lock);
+    }
+
+    /// The id by which others of the same image are named.
+    pub fn run_id(&self) -> Option<&str> {
+        self.locks.iter().map(|lock| lock.run_id.as_str()).find(|id| !id.is_empty())
+    }
+
+    /// The ends of the connections concerned; `None` if nothing is locked.
+    pub fn ends(&self) -> Option<&HashSet<(SocketAddr, SocketAddr)>> {
+        (!self.locks.is_empty()).then_some(&self.ends)
+    }
+
+    /// Who is to know of every socket that is in repair mode.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.locks.iter().find_map(|lock| lock.guard.as_ref())
+    }
+
+    /// For the moments in which the tree of `root` is ended: [`NetworkLock::see_to_the_end`] of each.
+    pub fn see_to_the_end(&mut self, root: &OwnedFd, held: &Held) -> Result<Vec<Undertaker>> {
+        self.locks.iter_mut().map(|lock| lock.see_to_the_end(root, held)).collect()
+    }
+
+    /// For another process that sees to the end of the tree, with this one gone: the lock in our network namespace. Those
+    /// of the tree's stay where they are; if there are connections in one, the other still guards these.
+    pub fn hand_over(&self) -> Option<Handed> {
+        let ours = self.locks.iter().find(|lock| lock.place.is_none()).map(NetworkLock::hand_over);
+        let nothing = || Handed { run_id: String::new(), note: PathBuf::new(), nothing: true, iptables: false };
+        ours.or_else(|| (!self.ends.is_empty()).then(nothing))
+    }
+
+    /// Another process sees to them now.
+    pub fn dismiss_guards(&mut self) {
+        self.locks.iter_mut().for_each(NetworkLock::dismiss_guard);
+    }
+
+    /// Tells an image how its connections are locked.
+    pub fn tell(&self, inventory: &mut InventoryEntry) {
+        self.locks.iter().for_each(|lock| lock.tell(inventory));
+    }
+
+    /// Packets pass again.
+    pub fn lift(self) -> Result<()> {
+        let lifted: Vec<Result<()>> = self.locks.into_iter().map(NetworkLock::lift).collect();
+        lifted.into_iter().collect()
+    }
+
+    /// They stay, with the image.
+    pub fn keep(self) {
+        self.locks.into_iter().for_each(NetworkLock::keep);
+    }
 }
 
 /// A lock as one process tells another of it.
@@ -97,6 +166,45 @@ impl NetworkLock {
         NetworkLock::begin(run_id, Some(Setting::Anew), method, peers).map(Some)
     }
 
+    /// Sets one for a network namespace of the tree's, of which all packets are dropped; the connections there are `peers`.
+    /// `run_id`: that of the image, under which it may be set already. Without connections it does without where it cannot
+    /// be set.
+    pub fn set_there(
+        method: LockMethod,
+        own: &Own,
+        run_id: Option<&str>,
+        peers: &Peers,
+    ) -> Result<Option<NetworkLock>> {
+        if method == LockMethod::Skip {
+            return if peers.0.is_empty() { Ok(None) } else { NetworkLock::without(peers).map(Some) };
+        }
+        let run_id = match run_id {
+            Some(id) => id.to_owned(),
+            None => new_id().map_err(|e| failed("make an id for it", e))?,
+        };
+        let set = || -> Result<NetworkLock> {
+            let place = own.file.try_clone().map_err(|e| failed("set it", crate::error::errno_of(&e)))?;
+            let _there = visit_network(place.as_fd()).map_err(own.failed("enter it"))?;
+            let there = nf_tables::has_table(&nftables::table(&run_id)).map_err(|e| failed("look for it", e))?;
+            let (by, ends, note) = (Means::Nftables, peers.ends(), PathBuf::new());
+            let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by, ends, place: None };
+            if !there {
+                lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
+                nftables::everything(&lock.run_id).send().map_err(|e| failed("set it", e))?;
+                lock.ours = true;
+            }
+            lock.place = Some(place);
+            Ok(lock)
+        };
+        match set() {
+            Err(e) if peers.0.is_empty() => {
+                tracing::warn!("packets of {} are not held back: {e}", own.object());
+                Ok(None)
+            }
+            set => set.map(Some),
+        }
+    }
+
     /// Sets that of an image again while its connections are put together: it
     /// may be another host, or another time.
     pub fn set_again(inventory: &InventoryEntry, peers: &Peers) -> Result<Option<NetworkLock>> {
@@ -127,7 +235,7 @@ impl NetworkLock {
         };
         write().map_err(|e| failed("make a note of it", crate::error::errno_of(&e)))?;
         let ends = peers.ends();
-        let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by: Means::Nothing, ends };
+        let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by: Means::Nothing, ends, place: None };
         lock.by = match method {
             LockMethod::Iptables => Means::Iptables(iptables::Scripts::new(&lock.note, peers)),
             _ => Means::Nftables,
@@ -151,7 +259,7 @@ impl NetworkLock {
         let guard = Guard::hire(&LastWill::Nothing).map_err(|e| failed("make a guard of connections", e))?;
         let (run_id, note) = (String::new(), PathBuf::new());
         let ends = peers.ends();
-        Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), by: Means::Nothing, ends })
+        Ok(NetworkLock { run_id, note, ours: false, guard: Some(guard), by: Means::Nothing, ends, place: None })
     }
 
     /// How a guard lifts it.
@@ -163,19 +271,10 @@ impl NetworkLock {
         }
     }
 
-    /// The ends of the connections concerned.
-    pub fn ends(&self) -> &HashSet<(SocketAddr, SocketAddr)> {
-        &self.ends
-    }
-
-    /// Who is to know of every socket that is in repair mode.
-    pub fn guard(&self) -> Option<&Guard> {
-        self.guard.as_ref()
-    }
-
     /// For the moments in which the tree of `root` is ended, whose connections
     /// we hold: another guard, who knows that it may be the end.
     pub fn see_to_the_end(&mut self, root: &OwnedFd, held: &Held) -> Result<Undertaker> {
+        let _there = self.visit()?;
         let note = CString::new(self.note.as_os_str().as_encoded_bytes()).unwrap_or_default();
         let undertaker = Undertaker::hire(root, &held.numbers(), &note, &self.will());
         let undertaker = undertaker.map_err(|e| failed("make a guard of connections", e))?;
@@ -207,7 +306,7 @@ impl NetworkLock {
             _ => Means::Nftables,
         };
         let Handed { run_id, note, .. } = handed;
-        NetworkLock { run_id, note, ours: false, guard: None, by, ends: HashSet::new() }
+        NetworkLock { run_id, note, ours: false, guard: None, by, ends: HashSet::new(), place: None }
     }
 
     /// Tells an image how its connections are locked.
@@ -227,7 +326,13 @@ impl NetworkLock {
         self.take_away()
     }
 
+    fn visit(&self) -> Result<Option<NetworkVisit>> {
+        let visit = self.place.as_ref().map(|place| visit_network(place.as_fd())).transpose();
+        visit.map_err(|e| failed("enter its network namespace", e))
+    }
+
     fn take_away(&self) -> Result<()> {
+        let _there = self.visit()?;
         match &self.by {
             Means::Nothing => Ok(()),
             Means::Nftables => match nftables::no_rules(&self.run_id).send() {
@@ -328,7 +433,7 @@ fn failed(action: &str, errno: Errno) -> Error {
 }
 
 /// Whether it can be part of a name and of a script: letters, digits, dashes.
-fn is_id(id: &str) -> bool {
+pub fn is_id(id: &str) -> bool {
     id.len() >= ID_IN_NAME && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 

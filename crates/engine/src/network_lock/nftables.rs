@@ -16,6 +16,17 @@ pub fn no_rules(run_id: &str) -> Ready {
     Transaction::default().delete_table(&table(run_id)).finish()
 }
 
+/// A table that drops everything but our own, in the place of any of that name: for a network namespace of the tree's.
+pub fn everything(run_id: &str) -> Ready {
+    let table = &table(run_id);
+    let mut all = Transaction::default().add_table(table).delete_table(table).add_table(table);
+    for (chain, hook) in [("output", Hook::Output), ("input", Hook::Input)] {
+        all = all.add_chain(table, chain, hook).add_rule(table, chain, &[Step::IfMark(MARK), Step::Accept]);
+        all = all.add_rule(table, chain, &[Step::Drop]);
+    }
+    all.finish()
+}
+
 /// The whole table, in the place of any of that name.
 pub fn rules(run_id: &str, peers: &Peers) -> Ready {
     let table = &table(run_id);

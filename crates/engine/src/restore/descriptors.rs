@@ -10,7 +10,7 @@ use cryonaut_image::records::{FdinfoEntry, FownEntry};
 use cryonaut_kernel::sys::fcntl::{self, Owner, OwnerKind};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Descriptors that are given in one go.
@@ -44,7 +44,8 @@ pub fn install_all(
         let record = plan.files.get(&entry.id);
         record.and_then(|r| Some(kind_of(r)?.round(r))).unwrap_or(Round::First)
     };
-    build.begin(&mut Actors::new(&mut nursery.hands, service))?;
+    let networks: BTreeMap<i32, u32> = plan.networks();
+    build.begin(&mut Actors::new(&mut nursery.hands, service, networks.clone()))?;
     for round in [Round::First, Round::Watchers, Round::Last] {
         for (pid, table) in &tables {
             let now: Vec<_> = table.iter().copied().filter(|entry| round_of(entry) == round).collect();
@@ -53,7 +54,7 @@ pub fn install_all(
             }
         }
     }
-    build.complete(&mut Actors::new(&mut nursery.hands, service))?;
+    build.complete(&mut Actors::new(&mut nursery.hands, service, networks))?;
     Ok(places)
 }
 

@@ -15,11 +15,14 @@ use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
-use crate::network_lock::{self, NetworkLock};
+use crate::namespaces::net;
+use crate::network_lock::{self, NetworkLock, NetworkLocks};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
 use crate::{Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
+use cryonaut_image::records::InetSkEntry;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Hand, Verdict, scratch, spawn, stops};
@@ -139,7 +142,7 @@ impl Seed<'_> {
     fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
         let Seed { begun, images, plan, scratches, verdict, mut service, cgroups } = self;
         // Peers must not be answered before everything is as it was.
-        let network = lock_network(images, plan, options)?;
+        let mut network = lock_network(images, plan, options)?;
         let mut nursery = Nursery::default();
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
@@ -147,6 +150,7 @@ impl Seed<'_> {
         let mut spaces = AddressSpaces::read(images, plan, scratches)?;
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
+        fill_networks(&mut nursery, plan, &service, &mut build, &mut network)?;
         options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
 
         for process in plan.processes.values() {
@@ -175,7 +179,7 @@ impl Seed<'_> {
         options.hook.call(Moment::PreResume, plan.root)?;
         let mut links = None;
         let at_last = || {
-            network.map_or(Ok(()), NetworkLock::lift)?;
+            network.lift()?;
             build.release_connections()?;
             // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
             links = Some(build.finish());
@@ -197,15 +201,43 @@ impl Seed<'_> {
     }
 }
 
-/// The network lock, if there are connections to put together.
-fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<Option<NetworkLock>> {
-    if options.network_lock == LockMethod::Skip {
-        return Ok(None);
+/// Fills network namespaces, now that all are there. Nothing passes in them until the tree is complete.
+fn fill_networks(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    service: &Service,
+    build: &mut Build<'_>,
+    locks: &mut NetworkLocks,
+) -> Result<()> {
+    let inventory = build.images.inventory()?;
+    for own in build.namespaces.iter().filter(|own| own.kind.kind == Namespace::Net) {
+        let here = |record: &&InetSkEntry| record.ns_id == Some(own.id);
+        let records = plan.files.values().filter_map(|entry| entry.isk.as_ref()).filter(here);
+        let peers = Peers::of_records(build.images, records)?;
+        let run_id = locks.run_id().map(str::to_owned).or_else(|| inventory.dump_criu_run_id.clone());
+        let run_id = run_id.filter(|id| network_lock::is_id(id));
+        locks.add(NetworkLock::set_there(build.options.network_lock, own, run_id.as_deref(), &peers)?);
     }
-    let records = plan.files.values().filter_map(|entry| entry.isk.as_ref());
+    let surroundings = plan.namespaces.surroundings().net_ns_id;
+    let (images, options) = (build.images, build.options);
+    let hand = (nursery.hand(plan.root)?, service);
+    build.networks = net::fill(images, options, &mut build.namespaces, surroundings, hand)?;
+    Ok(())
+}
+
+/// The network lock, if there are connections to put together.
+fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<NetworkLocks> {
+    let mut locks = NetworkLocks::default();
+    if options.network_lock == LockMethod::Skip {
+        return Ok(locks);
+    }
+    let ours = plan.namespaces.surroundings().net_ns_id;
+    let here = |record: &&InetSkEntry| record.ns_id.is_none_or(|id| Some(id) == ours);
+    let records = plan.files.values().filter_map(|entry| entry.isk.as_ref()).filter(here);
     let mut peers = Peers::of_records(images, records)?;
     peers.0.retain(|one| options.tcp.of(one.peer).keeps_record());
-    NetworkLock::set_again(&images.inventory()?, &peers)
+    locks.add(NetworkLock::set_again(&images.inventory()?, &peers)?);
+    Ok(locks)
 }
 
 /// What can be known to fail before anything is made.
@@ -317,6 +349,7 @@ fn settle(
         if let Some(owner) = kind.owner(entry) {
             descriptors::set_owner(file, *id, owner)?;
         }
+        let _there = build.visit_network(entry)?;
         kind.settle(&mut settle, entry, file)?;
     }
     crate::files::signals::enable(&mut settle)?;

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod bpf_iter;
 pub mod bpf_memory;
 pub mod btf;
+pub mod conversation;
 pub mod creds;
 mod direct_map;
 pub mod epoll;
@@ -48,12 +49,14 @@ pub mod thread_cgroups;
 pub mod thread_state;
 pub mod timerfd;
 pub mod tty;
+pub mod tun;
 pub mod unix_diag;
 pub mod unix_memory;
 pub mod unix_message;
 pub mod unix_name;
 pub mod unix_waiting;
 pub mod wait;
+pub mod xtables;
 
 use rustix::io::Errno;
 

@@ -1,6 +1,7 @@
 //! Acting inside of other namespaces: setns(2) by a thread that ends with what it did there.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -65,12 +66,39 @@ pub(crate) fn enter(namespace: BorrowedFd<'_>, kind: i32) -> Result<(), Errno> {
     check(unsafe { libc::setns(namespace.as_raw_fd(), kind) }).map(drop)
 }
 
+/// While this is there, the calling thread is in another network namespace: what it asks of netlink, the sockets that it
+/// makes and `/proc/thread-self/net` are of that one. For many short visits, for which a thread each would take long.
+#[derive(Debug)]
+pub struct NetworkVisit {
+    home: OwnedFd,
+    /// Of the thread that has begun it.
+    _here: PhantomData<*const ()>,
+}
+
+/// The calling thread goes to another network namespace. Needs CAP_SYS_ADMIN there.
+pub fn visit_network(network: BorrowedFd<'_>) -> Result<NetworkVisit, Errno> {
+    let home = rustix::fs::open(OWN_NETWORK, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    enter(network, libc::CLONE_NEWNET)?;
+    Ok(NetworkVisit { home, _here: PhantomData })
+}
+
+/// The network namespace of the calling thread.
+pub const OWN_NETWORK: &str = "/proc/thread-self/ns/net";
+
+impl Drop for NetworkVisit {
+    fn drop(&mut self) {
+        if let Err(errno) = enter(self.home.as_fd(), libc::CLONE_NEWNET) {
+            // Everything that this thread does later would be done in a network that is another's.
+            panic!("a thread cannot go back to its network namespace: {errno}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::process::{CloneFlags, Spawn, spawn_idle};
     use crate::sys::wait::{Who, wait};
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_thread_acts_in_namespaces_of_another_process() {
@@ -86,6 +114,20 @@ mod tests {
         });
         assert_eq!(name.unwrap(), c"within".to_owned());
         assert_eq!(rustix::system::uname().nodename().to_owned(), before);
+        rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
+        wait(Who::One(child.pid)).unwrap();
+    }
+
+    #[test]
+    fn a_thread_comes_back_from_a_visit() {
+        let Ok(child) = spawn_idle(&Spawn { flags: CloneFlags::NEWNET, ..Spawn::default() }) else { return };
+        let other = open(&Task::open(child.pid).unwrap(), Namespace::Net).unwrap();
+        let here = || std::fs::read_link(OWN_NETWORK).unwrap();
+        let before = here();
+        let visit = visit_network(other.as_fd()).unwrap();
+        assert_ne!(here(), before);
+        drop(visit);
+        assert_eq!(here(), before);
         rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
         wait(Who::One(child.pid)).unwrap();
     }

@@ -3,7 +3,7 @@
 //! rustix has a typed function for many of them; whoever reads and sets all that there are goes through tables.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use super::check;
 use super::socket_inside::Key;
@@ -183,6 +183,16 @@ const SIOCOUTQNSD: Opcode = 0x894b;
 pub fn not_sent(socket: impl AsFd) -> Result<i32, Errno> {
     // SAFETY: SIOCOUTQNSD writes one int.
     unsafe { ioctl(socket, Getter::<SIOCOUTQNSD, i32>::new()) }
+}
+
+const SIOCGSKNS: Opcode = 0x894c;
+
+/// `SIOCGSKNS`: opens the network namespace of a socket, or of a file of /dev/net/tun. EPERM without CAP_NET_ADMIN there.
+pub fn network_of(socket: impl AsFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: SIOCGSKNS takes nothing and answers with a new descriptor.
+    let fd = check(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS.into()) })?;
+    // SAFETY: the kernel has just made it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

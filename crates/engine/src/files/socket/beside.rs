@@ -97,28 +97,35 @@ impl Beside {
     }
 }
 
-/// What collecting has learned so far.
+/// What was learned of one network namespace.
 #[derive(Debug, Default)]
-pub struct Known {
-    beside: BTreeMap<u32, Extra>,
+pub struct OfNetwork {
     /// What the options of new sockets are, by what is made and where each table begins.
     fresh: HashMap<(Sort, usize), Answers>,
-    /// The cookie of our own network namespace.
-    pub(super) network: Option<u64>,
     /// Groups of multicast of all network devices, once they were asked for.
     pub(super) groups: Option<Vec<Candidate>>,
-    /// Connections that were written down.
-    pub(super) held: Held,
-    /// Connections that were taken apart, by inode number.
-    pub(super) apart: HashSet<u64>,
-    /// What no option tells of sockets, by inode number.
-    pub(super) inside: HashMap<u64, Inside>,
     /// What sock_diag has told, by family and protocol.
     pub(super) told: HashMap<(i32, i32), Vec<InetSocket>>,
     /// What sock_diag has told of netlink sockets, once it was asked.
     pub(super) netlink: Option<Vec<NetlinkSocket>>,
     /// The same of packet sockets.
     pub(super) packet: Option<Vec<PacketSocket>>,
+    /// Whether it was asked about Unix sockets.
+    pub(super) unix: bool,
+}
+
+/// What collecting has learned so far.
+#[derive(Debug, Default)]
+pub struct Known {
+    beside: BTreeMap<u32, Extra>,
+    /// What is known of the network namespace in which sockets are looked at.
+    pub(super) here: OfNetwork,
+    /// Connections that were written down.
+    pub(super) held: Held,
+    /// Connections that were taken apart, by inode number.
+    pub(super) apart: HashSet<u64>,
+    /// What no option tells of sockets, by inode number.
+    pub(super) inside: HashMap<u64, Inside>,
     /// What is known of Unix sockets.
     pub(super) unix: super::unix::Known,
 }
@@ -143,7 +150,8 @@ impl Known {
 
     /// What a table's options are in a new socket; nothing where none can be made.
     pub(super) fn fresh(&mut self, sort: Sort, table: &'static [Setting]) -> &Answers {
-        self.fresh
+        self.here
+            .fresh
             .entry((sort, table.as_ptr().addr()))
             .or_insert_with(|| sort.make().map(|new| Answers::of(new.as_fd(), table)).unwrap_or_default())
     }

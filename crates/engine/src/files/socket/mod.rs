@@ -17,6 +17,7 @@ mod beside;
 mod filter;
 mod inet;
 mod netlink;
+mod network;
 mod options;
 pub mod packet;
 mod settings;
@@ -27,6 +28,7 @@ pub use asked::Asked;
 pub use beside::{Beside, Known};
 pub use inet::{Connection, Held, Inet, Peer, Peers, get_ready, look_inside, take_apart};
 pub use netlink::Netlink;
+pub use network::{Networks, is_record, recorded as recorded_network, tell as tell_network};
 pub use packet::Packet;
 pub use unix::{
     Actors, Making as UnixMaking, Unix, complete as complete_unix, finish as finish_unix, make_all as make_unix,
@@ -34,11 +36,11 @@ pub use unix::{
 };
 
 use super::OpenFile;
-use crate::{Error, Object, Result};
+use crate::{Error, Object};
 use cryonaut_kernel::sys::socket::{self, so};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What a socket is: what it was made with (socket(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,24 +110,6 @@ const CLOSE: &str = "let the program close it before the checkpoint";
 fn network_of(socket: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
     let bytes = socket::get_bytes(socket, libc::SOL_SOCKET, so::NETNS_COOKIE, 8)?;
     Ok(u64::from_ne_bytes(bytes.try_into().unwrap_or_default()))
-}
-
-/// A socket with a namespace of its own belongs to a network that is not ours.
-fn refuse_other_network(known: &mut Known, file: &OpenFile<'_>) -> Result<()> {
-    let failed = |e| Error::kernel(file.object(), "ask for its network namespace", e);
-    let own = match known.network {
-        Some(own) => own,
-        None => {
-            let ours =
-                Sort::of(file.file).and_then(Sort::make).and_then(|ours| network_of(ours.as_fd())).map_err(failed)?;
-            *known.network.insert(ours)
-        }
-    };
-    if file.asked.network().map_or_else(|| network_of(file.file), Ok).map_err(failed)? != own {
-        let reason = "it belongs to another network namespace than this program's, which cannot be carried yet";
-        return Err(Error::unsupported(file.object(), reason, CLOSE));
-    }
-    Ok(())
 }
 
 /// For messages at the restore.

@@ -99,7 +99,7 @@ fn collect_shutdown(cx: &mut Collect<'_>, file: &OpenFile<'_>, sort: Sort, recor
     if record.src_port == 0 {
         return Ok(());
     }
-    let told = match cx.sockets.told.entry((sort.family, sort.protocol)) {
+    let told = match cx.sockets.here.told.entry((sort.family, sort.protocol)) {
         std::collections::hash_map::Entry::Occupied(told) => told.into_mut(),
         std::collections::hash_map::Entry::Vacant(room) => {
             room.insert(match sock_diag::inet(sort.family as u8, sort.protocol as u8) {

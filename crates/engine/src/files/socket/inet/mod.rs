@@ -38,7 +38,7 @@ pub use urgent::Urgent;
 
 use super::beside::{Beside, Extra};
 use super::settings::{self, Setting, When};
-use super::{CLOSE, Sort, cannot_set, filter, object, options, refuse_other_network};
+use super::{CLOSE, Sort, cannot_set, filter, object, options};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
 use crate::{Error, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
@@ -90,7 +90,6 @@ impl FileKind for Inet {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |e| Error::kernel(file.object(), "ask what it is", e);
         let sort = file.asked.sort(file.file).map_err(failed)?;
-        refuse_other_network(&mut cx.sockets, file)?;
         let error = error::waiting(file)?;
         let mut record = InetSkEntry {
             id,

@@ -50,17 +50,17 @@ pub struct Membership {
 
 /// Asks a socket about every group that there is.
 pub fn collect(known: &mut Known, file: &OpenFile<'_>, v6: bool, extra: &mut Extra) -> Result<()> {
-    if known.groups.is_none() {
+    if known.here.groups.is_none() {
         let read = |name: &str| match std::fs::read_to_string(name) {
             // A kernel without IPv6.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             text => text.map_err(|e| Error::kernel(Object::Path(name.into()), "read it", crate::error::errno_of(&e))),
         };
-        let mut all = of_ipv4(&read("/proc/net/igmp")?);
-        all.extend(of_ipv6(&read("/proc/net/igmp6")?));
-        known.groups = Some(all);
+        let mut all = of_ipv4(&read("/proc/thread-self/net/igmp")?);
+        all.extend(of_ipv6(&read("/proc/thread-self/net/igmp6")?));
+        known.here.groups = Some(all);
     }
-    for candidate in known.groups.iter().flatten().filter(|candidate| v6 || candidate.group.is_ipv4()) {
+    for candidate in known.here.groups.iter().flatten().filter(|candidate| v6 || candidate.group.is_ipv4()) {
         let asked = ask(file.file, candidate);
         let asked = asked.map_err(|e| Error::kernel(file.object(), format!("ask about {}", candidate.group), e))?;
         extra.groups.extend(asked);

@@ -37,10 +37,10 @@ pub fn collect(file: &OpenFile<'_>, sort: Sort, record: &mut InetSkEntry) -> Res
         record.set_shutdown(if ready.contains(PollFlags::HUP) { SkShutdown::Both } else { SkShutdown::Read });
     }
     let list = match (sort.kind == libc::SOCK_RAW, sort.family == libc::AF_INET6) {
-        (true, false) => "/proc/net/raw",
-        (true, true) => "/proc/net/raw6",
-        (false, false) => "/proc/net/icmp",
-        (false, true) => "/proc/net/icmp6",
+        (true, false) => "/proc/thread-self/net/raw",
+        (true, true) => "/proc/thread-self/net/raw6",
+        (false, false) => "/proc/thread-self/net/icmp",
+        (false, true) => "/proc/thread-self/net/icmp6",
     };
     let text = std::fs::read_to_string(list)
         .map_err(|e| Error::kernel(Object::Path(list.into()), "read it", crate::error::errno_of(&e)))?;

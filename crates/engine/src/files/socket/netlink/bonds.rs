@@ -28,8 +28,8 @@ pub fn refuse(file: &OpenFile<'_>, record: &NetlinkSkEntry) -> Result<()> {
 
 fn of_netfilter(file: &OpenFile<'_>, port: u32) -> Result<Option<String>> {
     for (list, what) in [
-        ("/proc/net/netfilter/nfnetlink_queue", "it decides about the packets of queue"),
-        ("/proc/net/netfilter/nfnetlink_log", "it gets the packets of the log group"),
+        ("/proc/thread-self/net/netfilter/nfnetlink_queue", "it decides about the packets of queue"),
+        ("/proc/thread-self/net/netfilter/nfnetlink_log", "it gets the packets of the log group"),
     ] {
         match std::fs::read_to_string(list) {
             Ok(text) => {

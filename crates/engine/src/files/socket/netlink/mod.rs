@@ -13,7 +13,7 @@ mod bonds;
 use super::beside::Extra;
 use super::inet::{build_inode, mode_of, owner_of, ready, refuse_error};
 use super::settings::{self, Setting, When};
-use super::{Sort, cannot_set, filter, object, options, refuse_other_network};
+use super::{Sort, cannot_set, filter, object, options};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
 use crate::{Error, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, NetlinkSkEntry};
@@ -62,9 +62,8 @@ impl FileKind for Netlink {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |what: &'static str| move |e| Error::kernel(file.object(), what, e);
         let sort = file.asked.sort(file.file).map_err(failed("ask what it is"))?;
-        refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
-        let told = told(&mut cx.sockets.netlink, file)?;
+        let told = told(&mut cx.sockets.here.netlink, file)?;
         refuse_unread(file, told)?;
         let own = rustix::net::getsockname(file.file).and_then(SocketAddrNetlink::try_from);
         let peer = rustix::net::getpeername(file.file).and_then(|peer| peer.ok_or(Errno::NOTCONN)?.try_into());

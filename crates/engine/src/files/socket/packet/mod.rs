@@ -16,7 +16,7 @@ pub use ring::{Rings, is_mapping, mapped};
 use super::beside::Extra;
 use super::inet::{build_inode, mode_of, owner_of, ready, refuse_error};
 use super::settings::{self, Setting, When};
-use super::{CLOSE, Sort, cannot_set, filter, object, options, refuse_other_network};
+use super::{CLOSE, Sort, cannot_set, filter, object, options};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
 use crate::{Error, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, PacketMclist, PacketSockEntry};
@@ -59,9 +59,8 @@ impl FileKind for Packet {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |what: &'static str| move |e| Error::kernel(file.object(), what, e);
         let sort = file.asked.sort(file.file).map_err(failed("ask what it is"))?;
-        refuse_other_network(&mut cx.sockets, file)?;
         refuse_error(file)?;
-        let told = told(&mut cx.sockets.packet, file)?;
+        let told = told(&mut cx.sockets.here.packet, file)?;
         let get = |option| socket::get_int(file.file, SOL_PACKET, option);
         let on = |option| get(option).is_ok_and(|value| value != 0);
         let mut record = PacketSockEntry {
@@ -192,7 +191,7 @@ fn protocol(file: &OpenFile<'_>, sort: Sort) -> std::result::Result<u16, Errno> 
     if sort.kind != SOCK_PACKET {
         return packet::address(file.file).map(|address| address.protocol);
     }
-    let text = std::fs::read_to_string("/proc/net/packet").map_err(|e| crate::error::errno_of(&e))?;
+    let text = std::fs::read_to_string("/proc/thread-self/net/packet").map_err(|e| crate::error::errno_of(&e))?;
     text.lines().find_map(|line| protocol_in(line, file.stat.st_ino)).map(u16::to_be).ok_or(Errno::NOENT)
 }
 

@@ -77,6 +77,8 @@ impl Maker {
 #[derive(Debug)]
 pub struct Actors<'a> {
     hands: Option<(&'a mut BTreeMap<i32, Hand>, &'a Service)>,
+    /// The network namespaces of processes, in which they make sockets.
+    networks: BTreeMap<i32, u32>,
 }
 
 /// Where to connect to: a `sockaddr_un`, whose name may be relative to a directory.
@@ -97,13 +99,13 @@ impl Target {
 
 impl<'a> Actors<'a> {
     /// The processes of the tree, and ourselves.
-    pub fn new(hands: &'a mut BTreeMap<i32, Hand>, service: &'a Service) -> Actors<'a> {
-        Actors { hands: Some((hands, service)) }
+    pub fn new(hands: &'a mut BTreeMap<i32, Hand>, service: &'a Service, networks: BTreeMap<i32, u32>) -> Actors<'a> {
+        Actors { hands: Some((hands, service)), networks }
     }
 
     /// Ourselves, and those that we make.
     pub fn none() -> Actors<'a> {
-        Actors { hands: None }
+        Actors { hands: None, networks: BTreeMap::new() }
     }
 
     fn hand(&mut self, maker: &Maker) -> Option<(&mut Hand, &'a Service)> {
@@ -118,7 +120,9 @@ impl<'a> Actors<'a> {
             let kind = SocketType::from_raw(record.r#type);
             return socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).map_err(failed());
         };
-        let Some((hand, _)) = self.hand(maker) else {
+        // Who has left the network namespace where it had made the pair does not make it there again.
+        let is_there = record.ns_id.is_none_or(|network| self.networks.get(&maker.pid).is_none_or(|is| *is == network));
+        let Some((hand, _)) = self.hand(maker).filter(|_| is_there) else {
             return acting::pair(&maker.ids(), record.r#type as i32).map_err(failed());
         };
         let mut b = begin(maker);

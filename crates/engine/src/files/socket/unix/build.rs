@@ -28,6 +28,7 @@ pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<Vec<(u32, Owne
         making.take_given(cx, record)?;
     }
     for record in &records {
+        let _there = cx.visit(record.ns_id)?;
         making.make(actors, record)?;
     }
     for record in &records {

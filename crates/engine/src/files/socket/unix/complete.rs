@@ -43,10 +43,12 @@ pub fn all(cx: &mut Build<'_>, actors: &mut Actors<'_>) -> Result<()> {
         cx.file(*id)?;
     }
     for record in &records {
+        let _there = cx.visit(record.ns_id)?;
         making.fill(cx.built(), record)?;
     }
     making.connect_all(cx.built(), &records)?;
     for record in &records {
+        let _there = cx.visit(record.ns_id)?;
         making.admit(actors, cx.built(), record)?;
     }
     making.reset(cx.built())?;

@@ -22,7 +22,7 @@ pub use queue::{binary, hexadecimal};
 use super::beside::Extra;
 use super::inet::{mode_of, owner_of, ready, refuse_error};
 use super::settings::{self, Setting};
-use super::{CLOSE, filter, options, refuse_other_network};
+use super::{CLOSE, filter, options};
 use crate::files::{Build, Collect, FileKind, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
@@ -78,9 +78,8 @@ impl FileKind for Unix {
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let sort = file.asked.sort(file.file).map_err(|e| Error::kernel(file.object(), "ask what it is", e))?;
-        refuse_other_network(&mut cx.sockets, file)?;
         let inode = file.stat.st_ino as u32;
-        let told = told(&mut cx.sockets.unix, file, inode)?.clone();
+        let told = told(&mut cx.sockets, file, inode)?.clone();
         let reset = is_reset(file, &told);
         if !reset {
             refuse_error(file)?;
@@ -146,21 +145,19 @@ fn object(record: &UnixSkEntry) -> Object {
     Object::File(record.id, format!("Unix socket {}", name::shown(&record.name)))
 }
 
-fn told<'k>(known: &'k mut Known, file: &OpenFile<'_>, inode: u32) -> Result<&'k UnixSocket> {
-    let told = match &mut known.told {
-        Some(told) => told,
-        unasked => {
-            let all = unix_diag::all().map_err(|errno| Error::Kernel {
-                object: file.object(),
-                action: "ask sock_diag about Unix sockets".into(),
-                errno,
-                remedy: "the kernel needs CONFIG_UNIX_DIAG (module unix_diag)",
-            })?;
-            let (unaccepted, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|socket| socket.inode == 0);
-            known.unaccepted = unaccepted;
-            unasked.insert(all.into_iter().map(|socket| (socket.inode, socket)).collect())
-        }
-    };
+fn told<'k>(known: &'k mut super::Known, file: &OpenFile<'_>, inode: u32) -> Result<&'k UnixSocket> {
+    let told = known.unix.told.get_or_insert_default();
+    if !std::mem::replace(&mut known.here.unix, true) {
+        let all = unix_diag::all().map_err(|errno| Error::Kernel {
+            object: file.object(),
+            action: "ask sock_diag about Unix sockets".into(),
+            errno,
+            remedy: "the kernel needs CONFIG_UNIX_DIAG (module unix_diag)",
+        })?;
+        let (unaccepted, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|socket| socket.inode == 0);
+        known.unix.unaccepted.extend(unaccepted);
+        told.extend(all.into_iter().map(|socket| (socket.inode, socket)));
+    }
     told.get(&inode).ok_or_else(|| Error::unsupported(file.object(), "sock_diag does not know it", CLOSE))
 }
 

@@ -1,0 +1,99 @@
+//! Namespaces that a process has open (`/proc/PID/ns/KIND`): each is one of the tree's, or of the surroundings.
+
+use super::{KINDS, Kind};
+use crate::files::{Build, Collect, FileKind, OpenFile};
+use crate::{Error, Object, Result};
+use cryonaut_image::records::{FdTypes, FileEntry, NsFileEntry};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::namespace;
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// An open namespace.
+#[derive(Debug)]
+pub struct NamespaceFile;
+
+/// The kind of which a link such as `net:[4026531840]` is.
+fn kind_of(link: &[u8]) -> Option<&'static Kind> {
+    let text = std::str::from_utf8(link).ok()?;
+    let (name, number) = text.split_once(":[")?;
+    let number = number.strip_suffix(']')?;
+    let kind = match name {
+        "net" => Namespace::Net,
+        "uts" => Namespace::Uts,
+        "ipc" => Namespace::Ipc,
+        "pid" => Namespace::Pid,
+        "mnt" => Namespace::Mnt,
+        "user" => Namespace::User,
+        "cgroup" => Namespace::Cgroup,
+        "time" => Namespace::Time,
+        _ => return None,
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| KINDS.iter().find(|known| known.kind == kind)).flatten()
+}
+
+impl FileKind for NamespaceFile {
+    fn name(&self) -> &'static str {
+        "a namespace"
+    }
+
+    fn fd_type(&self) -> FdTypes {
+        FdTypes::Ns
+    }
+
+    fn recognises(&self, file: &OpenFile<'_>) -> bool {
+        kind_of(file.link_bytes()).is_some()
+    }
+
+    fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
+        let kind = kind_of(file.link_bytes()).ok_or_else(|| file.unexpected("a namespace"))?;
+        let number = match cx.namespace_of(kind, file)? {
+            Some(number) => number,
+            None => {
+                let reason =
+                    format!("it is a {} namespace in which no process of the tree is, nor this program", kind.name);
+                let remedy = "close it before the checkpoint";
+                return Err(Error::unsupported(file.object(), reason, remedy));
+            }
+        };
+        let record =
+            NsFileEntry { id, ns_id: number, ns_cflag: namespace::flag(kind.kind) as u32, flags: file.flags() };
+        Ok(FileEntry { r#type: FdTypes::Ns.into(), id, nsf: Some(record), ..FileEntry::default() })
+    }
+
+    fn build(&self, cx: &mut Build<'_>, entry: &FileEntry) -> Result<OwnedFd> {
+        let record = entry.nsf.as_ref().ok_or_else(|| Build::lacks(entry, self.name()))?;
+        let kind = KINDS.iter().find(|kind| namespace::flag(kind.kind) as u32 == record.ns_cflag);
+        let kind = kind
+            .ok_or_else(|| Error::bad_image("files.img", format!("file {:#x} is of no kind of namespace", entry.id)))?;
+        let object = || Object::File(entry.id, format!("{} namespace {}", kind.name, record.ns_id));
+        let flags = OFlags::from_bits_retain(record.flags) & OFlags::NONBLOCK | OFlags::RDONLY | OFlags::CLOEXEC;
+        match cx.namespaces.get(kind.kind, record.ns_id) {
+            // Opened once more: an open file of its own.
+            Some(own) => {
+                rustix::fs::open(format!("/proc/thread-self/fd/{}", own.file.as_raw_fd()), flags, Mode::empty())
+                    .map_err(|e| Error::kernel(object(), "open it", e))
+            }
+            None => Ok(namespace::open(&Task::current()?, kind.kind)?),
+        }
+    }
+
+    /// Those of a process are made when it is born.
+    fn needs_processes(&self, _entry: &FileEntry) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_told_by_the_link() {
+        let name = |link: &[u8]| kind_of(link).map(|kind| kind.name);
+        assert_eq!((name(b"net:[4026531840]"), name(b"mnt:[1]")), (Some("network"), Some("mount")));
+        assert_eq!((name(b"pipe:[12]"), name(b"net:[x]"), name(b"/net:[1]")), (None, None, None));
+    }
+}
