@@ -107,6 +107,18 @@ fn text(task: &Task, name: &str) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&bytes).replace('\0', "\\0"))
 }
 
+/// The link of a namespace: our own as it is, others, which are made anew, by who is in the same.
+fn namespace(taking: &mut Taking, name: &str, link: &str) -> String {
+    let ours = std::fs::read_link(format!("/proc/self/ns/{name}"));
+    let inode = link.split_once(":[").and_then(|(_, rest)| rest.strip_suffix(']')?.parse().ok());
+    match inode {
+        Some(inode) if ours.is_ok_and(|ours| ours.as_os_str() != link) => {
+            format!("{name}:[{}]", taking.identities.name(inode))
+        }
+        _ => link.to_owned(),
+    }
+}
+
 /// The thread by whose id the kernel tells of a process: its first, or if that has ended before others, another.
 pub(crate) fn speaker(pid: Pid) -> Pid {
     let Ok(task) = Task::open(pid) else { return pid };
@@ -134,8 +146,9 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
         taking.put_result(&object, *name, link.map(|path| path.display().to_string()));
     }
     for name in NAMESPACES {
-        let link = task.link(&format!("ns/{name}")).map_err(errno);
-        taking.put_result(&object, format!("ns.{name}"), link.map(|path| path.display().to_string()));
+        let link = task.link(&format!("ns/{name}")).map_err(errno).map(|path| path.display().to_string());
+        let told = link.map(|link| namespace(taking, name, &link));
+        taking.put_result(&object, format!("ns.{name}"), told);
     }
     mounts::take(taking, &object, &task);
     super::network::take(taking, &object, &task);

@@ -18,7 +18,7 @@ use crate::files::socket::{Networks, packet};
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
 use crate::freeze::{Frozen, Process, Thread};
 use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
-use crate::namespaces::{self, Dumping, Owned};
+use crate::namespaces::{self, Contents, Dumping, Owned};
 use crate::network_lock::NetworkLocks;
 use crate::parallel;
 use crate::questions::{self, Questions};
@@ -135,10 +135,10 @@ pub fn dump(
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let (processes, owned) = (&mut frozen.processes, about.owned);
     let pages_ids = PagesIds::default();
-    let ids = pages_ids.clone();
-    let mut dumping = Dumping { images, options, processes, owned, mount_ids: BTreeSet::new(), pages_ids: ids };
+    let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
+    let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids };
     namespaces::dump(&mut dumping)?;
-    let mount_ids = dumping.mount_ids;
+    let (mount_ids, contents) = (dumping.mount_ids, dumping.contents);
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
     cx.pages_ids = pages_ids;
@@ -148,19 +148,17 @@ pub fn dump(
     cx.set_networks(Networks::new(about.owned, about.own.net_ns_id, free));
     cx.janitor = janitor;
     cx.speakers = speakers;
-    cx.tell_mount_ids(mount_ids);
     let mut roots: BTreeMap<u32, Arc<OwnedFd>> = BTreeMap::new();
+    for own in about.owned.iter().filter(|own| own.kind.kind == Namespace::Mnt) {
+        roots.insert(own.id, Arc::new(namespaces::mount_root(own)?));
+    }
     for process in &frozen.processes {
         let Some(ids) = process.ids else { continue };
-        let root = match about.owned.of(&ids, Namespace::Mnt) {
-            None => None,
-            Some(own) => Some(match roots.get(&own.id) {
-                Some(root) => root.clone(),
-                None => roots.entry(own.id).or_insert(Arc::new(namespaces::mount_root(own)?)).clone(),
-            }),
-        };
-        cx.tell_mounts(&process.task, root);
+        let own = about.owned.of(&ids, Namespace::Mnt);
+        cx.tell_mounts(&process.task, own.and_then(|own| roots.get(&own.id)).cloned());
     }
+    let known = mount_ids.into_iter().filter_map(|(id, number)| Some((id, roots.get(&number)?.clone())));
+    cx.tell_mount_ids(known.collect());
     cx.has_sockets = about.has_sockets;
     cx.guard = about.network.guard();
     cx.locked = about.network.ends();
@@ -177,6 +175,7 @@ pub fn dump(
         files_ahead: false,
     };
     let gathered = tree.write_all(frozen, report)?;
+    contents.write(images)?;
     gathered.memory.write(images)?;
     extras::write(images, &gathered.threads)?;
     cpu_timers::write(images, &gathered.timer_owners)?;

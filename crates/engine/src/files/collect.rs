@@ -288,13 +288,13 @@ impl<'a> Collect<'a> {
         self.regular.mounts.tell(task, root.map_or(regular_path::Seen::Ours, regular_path::Seen::Below));
     }
 
-    /// Whether a process sees other file systems than we do.
-    pub(super) fn sees_other_mounts(&mut self, task: &proc::Task) -> bool {
-        self.regular.mounts.are_others(task)
+    /// The mount of an open file, if it is one of the tree's own namespaces; else -1.
+    pub(super) fn mount_of(&self, file: BorrowedFd<'_>) -> std::result::Result<i32, rustix::io::Errno> {
+        self.regular.mounts.id_of(file)
     }
 
-    /// Takes note of the mounts of the tree's own namespaces, by their ids.
-    pub fn tell_mount_ids(&mut self, ids: std::collections::BTreeSet<i32>) {
+    /// Takes note of the mounts of the tree's own namespaces, by their ids, with the root of the namespace of each.
+    pub fn tell_mount_ids(&mut self, ids: BTreeMap<i32, Arc<OwnedFd>>) {
         self.regular.mounts.of_tree = ids;
     }
 

@@ -217,8 +217,8 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
     let shown = String::from_utf8_lossy(directory).into_owned();
     let failed = |e| Error::kernel(subject.object.clone(), format!("make a temporary link in {shown}"), e);
     let at = if directory.is_empty() { b"/" } else { directory };
-    let parent =
-        cx.regular.mounts.open_as_seen_by(subject.task, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let parent = cx.regular.mounts.open_as_seen(subject, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let is_ours = cx.regular.mounts.id_of(subject.file) == Ok(-1);
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
     for attempt in 0..64u32 {
         let base = format!("link_remap.{}", linked + attempt * 1000);
@@ -230,7 +230,7 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
         // Before it is there: whenever we are killed, it goes. If another makes this name in the same moment, we end
         // without having been killed.
         // Whoever removes it sees our file systems.
-        if !cx.regular.mounts.are_others(subject.task) {
+        if is_ours {
             note(cx, &parent, &base);
         }
         rustix::fs::linkat(CWD, &*source, &parent, &*base, AtFlags::SYMLINK_FOLLOW).map_err(failed)?;

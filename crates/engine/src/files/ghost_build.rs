@@ -11,6 +11,8 @@ use super::regular_path::{object_of, pid_in, reopen, way_in_root};
 use crate::{Error, Result};
 use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
+use cryonaut_kernel::sys::handle::{name_to_handle_at, open_by_handle_at};
+use cryonaut_kernel::sys::mount;
 use cryonaut_kernel::sys::process::{Child, Spawn, spawn_idle};
 use cryonaut_kernel::sys::wait::{Who, wait};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -99,7 +101,24 @@ pub(in crate::files) fn source(cx: &mut Build<'_>, reg: &RegFileEntry) -> Result
         };
         cx.ghosts.made.insert(key, made);
     }
-    cx.ghosts.made[&key].try_clone().map(Some).map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
+    let made = &cx.ghosts.made[&key];
+    if let Some(other) = through_its_mount(cx, reg, made) {
+        return Ok(Some(other));
+    }
+    made.try_clone().map(Some).map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))
+}
+
+/// The same file through the mount of this record, if it was made through another: the file system may find it by its
+/// handle, as those in memory do.
+fn through_its_mount(cx: &Build<'_>, reg: &RegFileEntry, made: &OwnedFd) -> Option<OwnedFd> {
+    let view = cx.mounts.view(reg.mnt_id, &reg.name).filter(|view| view.on_one_mount)?;
+    if mount::id_of(view.root) == mount::id_of(made.as_fd()) {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::openat(view.root, c".", flags, Mode::empty()).ok()?;
+    let (handle, _) = name_to_handle_at(made.as_fd(), c"", AtFlags::EMPTY_PATH).ok()?;
+    open_by_handle_at(&top, &handle, OFlags::PATH | OFlags::CLOEXEC).ok()
 }
 
 /// If a record stands for a file of a process that has ended: makes a process

@@ -136,7 +136,7 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
         return Ok(used);
     }
     // Most paths lead to it: then nothing has to be opened.
-    if !is_device(&stat) && mount < 0 && cx.regular.mounts.lead_to(task, link, &stat) {
+    if !is_device(&stat) && mount < 0 && regular_path::Mounts::lead_to(link, &stat) {
         let id = cx.new_id();
         let entry = entry(id, flags, (link.to_vec(), -1), &stat, 0, FownEntry::default());
         return note(cx, key, &entry, id);

@@ -9,7 +9,7 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::mount;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, Stat};
 use rustix::io::Errno;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -74,7 +74,7 @@ fn is_procfs(subject: &Subject<'_>) -> bool {
 }
 
 fn where_leads(mounts: &mut Mounts, subject: &Subject<'_>) -> Result<Leads> {
-    match mounts.stat_as_seen_by(subject.task, subject.link) {
+    match mounts.stat_as_seen(subject) {
         // /proc may give its files other inodes whenever it likes, but not those of a process: another inode there is
         // another process.
         Ok(found)
@@ -115,8 +115,8 @@ pub(super) struct Mounts {
     ours: Option<u64>,
     /// By the directory in /proc.
     known: HashMap<String, Seen>,
-    /// The mounts of the tree's own namespaces.
-    pub(super) of_tree: BTreeSet<i32>,
+    /// The mounts of the tree's own namespaces, with the root of the namespace of each.
+    pub(super) of_tree: BTreeMap<i32, Arc<OwnedFd>>,
 }
 
 impl Mounts {
@@ -125,9 +125,10 @@ impl Mounts {
         self.known.insert(task.path().to_owned(), seen);
     }
 
-    /// Whether a path that the kernel showed us for a file of the process leads to that very file.
-    pub(super) fn lead_to(&mut self, task: &Task, path: &[u8], stat: &Stat) -> bool {
-        self.stat_as_seen_by(task, path).is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
+    /// Whether a path that the kernel showed us for a file leads to that very file in our own mount namespace.
+    pub(super) fn lead_to(path: &[u8], stat: &Stat) -> bool {
+        let found = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+        found.is_ok_and(|found| (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino))
     }
 
     fn seen_by(&mut self, task: &Task) -> std::result::Result<Seen, Errno> {
@@ -154,13 +155,31 @@ impl Mounts {
         matches!(self.seen_by(task), Ok(Seen::Below(_)))
     }
 
-    /// The mount of a file below a process's directory in /proc; -1 if the process sees our file systems.
+    /// Where the path of a file leads that the kernel showed us: it begins at the root of the namespace of its mount.
+    fn seen_of(&mut self, subject: &Subject<'_>) -> std::result::Result<Seen, Errno> {
+        if self.of_tree.is_empty() {
+            return self.seen_by(subject.task);
+        }
+        let id = mount::id_of(subject.file)?;
+        Ok(self.of_tree.get(&id).map_or(Seen::Ours, |root| Seen::Below(root.clone())))
+    }
+
+    /// The mount of a file below a process's directory in /proc; -1 if its path is one of ours.
     pub(super) fn id_at(&mut self, task: &Task, link: &str) -> std::result::Result<i32, Errno> {
-        if !self.are_others(task) {
+        if self.of_tree.is_empty() {
             return Ok(-1);
         }
         let link = CString::new(link).map_err(|_| Errno::INVAL)?;
-        mount::id_at(task.dir(), &link, AtFlags::empty())
+        let id = mount::id_at(task.dir(), &link, AtFlags::empty())?;
+        Ok(if self.of_tree.contains_key(&id) || self.are_others(task) { id } else { -1 })
+    }
+
+    /// The mount of an open file, if it is one of the tree's own namespaces; else -1.
+    pub(super) fn id_of(&self, file: BorrowedFd<'_>) -> std::result::Result<i32, Errno> {
+        if self.of_tree.is_empty() {
+            return Ok(-1);
+        }
+        mount::id_of(file).map(|id| if self.of_tree.contains_key(&id) { id } else { -1 })
     }
 
     /// A number for the file systems that a process sees: 0 for ours.
@@ -171,75 +190,59 @@ impl Mounts {
         }
     }
 
-    /// Opens a path that the kernel showed us for a file of the process, without
-    /// following a link at its end. Such a path begins at our root, or if the
-    /// process is in another mount namespace, at the root of that.
-    pub(super) fn open_as_seen_by(
+    /// Opens a path that the kernel showed us for a file, or one above it, without following a link at its end.
+    pub(super) fn open_as_seen(
         &mut self,
-        task: &Task,
+        subject: &Subject<'_>,
         path: &[u8],
         flags: OFlags,
     ) -> std::result::Result<OwnedFd, Errno> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match self.seen_by(task)? {
+        match self.seen_of(subject)? {
             Seen::Ours => rustix::fs::openat(CWD, path, flags, Mode::empty()),
             Seen::Below(root) => rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT),
         }
     }
 
-    /// `fstat` of what would be opened.
-    fn stat_as_seen_by(&mut self, task: &Task, path: &[u8]) -> std::result::Result<Stat, Errno> {
-        if matches!(self.seen_by(task)?, Seen::Ours) {
+    /// `fstat` of what the path of a file leads to.
+    fn stat_as_seen(&mut self, subject: &Subject<'_>) -> std::result::Result<Stat, Errno> {
+        if matches!(self.seen_of(subject)?, Seen::Ours) {
             // One call instead of three.
-            return rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+            return rustix::fs::statat(CWD, subject.link, AtFlags::SYMLINK_NOFOLLOW);
         }
-        self.open_as_seen_by(task, path, OFlags::PATH).and_then(rustix::fs::fstat)
+        self.open_as_seen(subject, subject.link, OFlags::PATH).and_then(rustix::fs::fstat)
     }
 
     /// What to record for the mount of a file of the process: its id, or -1 if the path is one of ours.
     ///
     /// A file of a mount that stands nowhere in the tree's namespaces is one from outside, if we see it by its path.
     pub(super) fn recorded_id(&mut self, subject: &Subject<'_>) -> Result<i32> {
-        if !self.are_others(subject.task) {
-            return Ok(-1);
-        }
-        let id = mount::id_of(subject.file);
-        let id = id.map_err(|e| Error::kernel(subject.object.clone(), "ask for its mount", e))?;
-        self.check_id(subject, id)
-    }
-
-    /// Whether a file is on a mount outside of the namespace that the process is in.
-    fn is_outside(&mut self, subject: &Subject<'_>) -> bool {
-        self.are_others(subject.task) && mount::id_of(subject.file).is_ok_and(|id| !self.of_tree.contains(&id))
-    }
-
-    /// The same for a mount whose id is known.
-    fn check_id(&self, subject: &Subject<'_>, id: i32) -> Result<i32> {
-        if self.of_tree.contains(&id) {
+        let failed = |e| Error::kernel(subject.object.clone(), "ask for its mount", e);
+        let id = self.id_of(subject.file).map_err(failed)?;
+        if id >= 0 || !self.are_others(subject.task) || Self::lead_to(subject.link, &subject.stat) {
             return Ok(id);
-        }
-        let same = |found: &Stat| (found.st_dev, found.st_ino) == (subject.stat.st_dev, subject.stat.st_ino);
-        if rustix::fs::statat(CWD, subject.link, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| same(&found)) {
-            return Ok(-1);
         }
         Err(Error::unsupported(
             subject.object.clone(),
-            format!("its mount {id} stands neither in the mount namespaces of the tree nor in ours"),
+            "its mount stands neither in the mount namespaces of the tree nor in ours",
             "let the program close it before the checkpoint",
         ))
     }
 
+    /// Whether a file of a process that sees other file systems than we do is one of ours.
+    fn is_outside(&mut self, subject: &Subject<'_>) -> bool {
+        self.are_others(subject.task) && self.id_of(subject.file) == Ok(-1)
+    }
+
     /// Whether a file is hidden where its path leads, by something that is mounted over it.
     fn hides(&mut self, subject: &Subject<'_>) -> bool {
-        let is_there = subject.stat.st_nlink != 0 && !subject.link.ends_with(DELETED);
-        if !is_there || !self.are_others(subject.task) {
+        let Ok(own @ 0..) = self.id_of(subject.file) else { return false };
+        if subject.stat.st_nlink == 0 || subject.link.ends_with(DELETED) || is_procfs(subject) {
             return false;
         }
-        let Ok(own) = mount::id_of(subject.file) else { return false };
-        let found = self.open_as_seen_by(subject.task, subject.link, OFlags::PATH);
-        match found {
-            Ok(found) => self.of_tree.contains(&own) && mount::id_of(found.as_fd()).is_ok_and(|id| id != own),
-            Err(errno) => self.of_tree.contains(&own) && matches!(errno, Errno::NOENT | Errno::NOTDIR),
+        match self.open_as_seen(subject, subject.link, OFlags::PATH) {
+            Ok(found) => mount::id_of(found.as_fd()).is_ok_and(|id| id != own),
+            Err(errno) => matches!(errno, Errno::NOENT | Errno::NOTDIR),
         }
     }
 }

@@ -13,7 +13,7 @@ pub mod net;
 pub mod pid;
 mod uts;
 
-pub use mount::{Built as Mounts, root_of as mount_root};
+pub use mount::{Built as Mounts, Contents, root_of as mount_root};
 
 use crate::cgroups::Restoring;
 use crate::files::PagesIds;
@@ -188,10 +188,12 @@ pub struct Dumping<'a> {
     pub processes: &'a mut [Process],
     /// All namespaces of the tree.
     pub owned: &'a Owned,
-    /// The mounts that have been written down, by their ids.
-    pub mount_ids: BTreeSet<i32>,
+    /// The mounts that have been written down, by their ids, with the numbers of their namespaces.
+    pub mount_ids: BTreeMap<i32, u32>,
     /// Numbers for files of pages.
     pub pages_ids: PagesIds,
+    /// What remains to be written of mount namespaces.
+    pub contents: Contents,
 }
 
 /// Writes down all namespaces of the tree.

@@ -120,6 +120,9 @@ pub(super) fn open_master(
 /// Opens masters until one has the wanted number: the kernel gives the lowest
 /// that is free. `None` if it is taken.
 fn reach(cx: &mut Build<'_>, path: &RegFileEntry, object: &Object, wanted: Option<u32>) -> Result<Option<OwnedFd>> {
+    if let Some(made) = wanted.and_then(|wanted| cx.mounts.take_terminal(path.mnt_id, wanted)) {
+        return Ok(Some(made));
+    }
     let mut below = Vec::new();
     loop {
         let master = regular_path::open_recorded(cx, path)?;
@@ -228,14 +231,18 @@ fn through_master(
     peer.map(Some).map_err(|e| Error::kernel(object(file, info), "open it through its master", e))
 }
 
+/// Where a new terminal comes from that is to be in the place of a file: of the same devpts, if that is of a mount namespace
+/// of the tree.
+pub(super) fn ptmx(cx: &Build<'_>, file: &TtyFileEntry) -> Result<RegFileEntry> {
+    let own = cx.mounts.ptmx(path_of(cx, file)?.mnt_id);
+    let (name, mnt_id) = own.unwrap_or((b"/dev/ptmx".to_vec(), -1));
+    Ok(RegFileEntry { name, flags: OFlags::RDWR.bits(), mnt_id: Some(mnt_id), ..RegFileEntry::default() })
+}
+
 /// A slave whose master is gone: that of a pty that is closed again at once.
 fn hung_up(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
     let failed = |e| Error::kernel(object(file, info), "make a terminal that is hung up", e);
-    // Of the same devpts, if it is of a mount namespace of the tree.
-    let mnt_id = path_of(cx, file)?.mnt_id;
-    let name = cx.mounts.view(mnt_id, b"/").and(cx.mounts.mountpoint(mnt_id));
-    let name = name.map_or(b"/dev/ptmx".to_vec(), |devpts| [devpts, b"/ptmx"].concat());
-    let path = RegFileEntry { name, flags: OFlags::RDWR.bits(), mnt_id, ..RegFileEntry::default() };
+    let path = ptmx(cx, file)?;
     let master = open_master(cx, &path, object(file, info), None)?;
     tty::set_pty_locked(&master, false).map_err(failed)?;
     tty::open_peer(&master, open_flags(file)).map_err(failed)

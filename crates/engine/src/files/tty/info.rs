@@ -10,7 +10,6 @@ use cryonaut_image::records::{
 use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::fdinfo::Details;
-use cryonaut_kernel::sys::mount;
 use cryonaut_kernel::sys::tty::{self, Termios, Termios2};
 use rustix::fs::{major, minor};
 use rustix::io::Errno;
@@ -258,10 +257,7 @@ pub(super) fn collect_path(cx: &mut Collect<'_>, file: &OpenFile<'_>) -> Result<
     // The name of a pty that is hung up is gone, and is not needed.
     let name = file.link_bytes();
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    let mnt_id = match cx.sees_other_mounts(file.task) {
-        true => mount::id_of(file.file).map_err(|e| Error::kernel(file.object(), "ask for its mount", e))?,
-        false => -1,
-    };
+    let mnt_id = cx.mount_of(file.file).map_err(|e| Error::kernel(file.object(), "ask for its mount", e))?;
     let reg = RegFileEntry {
         id,
         flags: file.flags(),

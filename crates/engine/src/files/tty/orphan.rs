@@ -5,9 +5,8 @@ use super::super::{Build, apply_status_flags};
 use super::{build, data, info};
 use crate::caller::Event;
 use crate::{Error, Moment, RestoreOptions, Result};
-use cryonaut_image::records::{RegFileEntry, TtyFileEntry, TtyInfoEntry};
+use cryonaut_image::records::{TtyFileEntry, TtyInfoEntry};
 use cryonaut_kernel::sys::tty;
-use rustix::fs::OFlags;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Whether such terminals are made. The caller's own takes their place instead where the tree is a job of his and he
@@ -29,7 +28,7 @@ pub(super) fn slave(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry
 
 fn make(cx: &mut Build<'_>, file: &TtyFileEntry, info: &TtyInfoEntry) -> Result<OwnedFd> {
     let failed = |action: &'static str| move |e| Error::kernel(build::object(file, info), action, e);
-    let path = RegFileEntry { name: b"/dev/ptmx".to_vec(), flags: OFlags::RDWR.bits(), ..RegFileEntry::default() };
+    let path = build::ptmx(cx, file)?;
     let master = build::open_master(cx, &path, build::object(file, info), info.pty.map(|pty| pty.index))?;
     tty::set_pty_locked(&master, false).map_err(failed("unlock it"))?;
     data::fill_orphan(cx.images, master.as_fd(), info)?;

@@ -20,6 +20,7 @@ use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::mount::{self, Change, IdMap, Propagation};
 use cryonaut_kernel::sys::namespace::{self, within};
 use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
+use cryonaut_kernel::sys::tty;
 use cryonaut_kernel::sys::wait::{Who, wait};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use std::collections::BTreeMap;
@@ -381,12 +382,44 @@ impl Yard<'_> {
 
     /// Clones a mount from its provider, with its flags but for those that would keep us from making files.
     fn clone_place(&mut self, place: usize) -> std::result::Result<(), Failed> {
+        self.make_terminal(place).map_err(at(place, "make the terminal that it shows"))?;
         let planned = &self.built.plan.places[place];
         let Some(provider) = self.stock.get(&planned.provider) else { return Ok(()) };
         let clone = mount::clone_at(provider.as_fd(), &planned.below).map_err(at(place, "find what it shows"))?;
         self.set_flags(place, &clone).map_err(at(place, "give it its flags"))?;
         self.built.places[place] = Some(clone);
         Ok(())
+    }
+
+    /// If a mount shows a terminal (as /dev/console of a container does): makes that, for the name goes with its master.
+    fn make_terminal(&mut self, place: usize) -> std::result::Result<(), Errno> {
+        let planned = &self.built.plan.places[place];
+        let (entry, provider) = (self.built.plan.entry(place), planned.provider);
+        let is_devpts = type_of(entry).is_some_and(|fs| fs.name == b"devpts") && entry.ext_key.is_none();
+        let number = std::str::from_utf8(&planned.below).ok().and_then(|name| name.parse::<u32>().ok());
+        let (true, Some(number), Some(stock)) = (is_devpts, number, self.stock.get(&provider)) else { return Ok(()) };
+        if self.built.terminals.iter().any(|(of, known, _)| (*of, *known) == (provider, number)) {
+            return Ok(());
+        }
+        // Through the mount by which the tree has it, if that is there already: its path is shown to programs.
+        let mut others = self.built.plan.places.iter().zip(&self.built.places);
+        let whole = others.find(|(other, mount)| {
+            other.provider == provider && other.namespace == self.this && other.below.is_empty() && mount.is_some()
+        });
+        let devpts = whole.and_then(|(_, mount)| mount.as_ref()).unwrap_or(stock);
+        let mut below = Vec::new();
+        loop {
+            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let master = rustix::fs::openat(devpts, c"ptmx", flags, Mode::empty())?;
+            match tty::pty_number(&master)? {
+                lower if lower < number => below.push(master),
+                same if same == number => {
+                    self.built.terminals.push((provider, number, master));
+                    return Ok(());
+                }
+                _ => return Err(Errno::BUSY),
+            }
+        }
     }
 
     fn set_flags(&self, place: usize, mount: &OwnedFd) -> std::result::Result<(), Errno> {

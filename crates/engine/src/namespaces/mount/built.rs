@@ -27,6 +27,8 @@ pub struct Built {
     pub(super) places: Vec<Option<OwnedFd>>,
     /// By namespace: it itself, and its root.
     pub(super) namespaces: Vec<Option<(OwnedFd, OwnedFd)>>,
+    /// Masters of terminals whose names are mounted somewhere, and so have to be there before: by provider and number.
+    pub(super) terminals: Vec<(usize, u32, OwnedFd)>,
     by_id: BTreeMap<u32, usize>,
 }
 
@@ -87,11 +89,24 @@ impl Built {
         }
     }
 
-    /// Where a mount, by its recorded id, stands in its namespace.
+    /// Where new terminals come from that are of the file system (devpts) of a mount, by its recorded id: the path, and the
+    /// mount of that.
     #[must_use]
-    pub fn mountpoint(&self, mnt_id: Option<i32>) -> Option<&[u8]> {
+    pub fn ptmx(&self, mnt_id: Option<i32>) -> Option<(Vec<u8>, i32)> {
+        let place = &self.plan.places[self.by_id.get(&mnt_id?.cast_unsigned()).copied()?];
+        let whole = |other: &&super::plan::Place| {
+            (other.namespace, other.provider) == (place.namespace, place.provider) && other.below.is_empty()
+        };
+        let entry = &self.plan.entries[self.plan.places.iter().find(whole)?.entry];
+        Some((paths::join(&entry.mountpoint, b"ptmx"), entry.mnt_id.cast_signed()))
+    }
+
+    /// The master of the terminal with this number in the file system of a mount, if it had to be made before.
+    pub fn take_terminal(&mut self, mnt_id: Option<i32>, number: u32) -> Option<OwnedFd> {
         let place = self.by_id.get(&mnt_id?.cast_unsigned()).copied()?;
-        Some(&self.plan.entry(place).mountpoint)
+        let provider = self.plan.places[place].provider;
+        let at = self.terminals.iter().position(|(of, known, _)| (*of, *known) == (provider, number))?;
+        Some(self.terminals.swap_remove(at).2)
     }
 
     /// The root of the namespace, by index.

@@ -18,9 +18,9 @@ mod table;
 pub use built::Built;
 
 use super::{Dumping, Halves, Own};
-use crate::{Error, Result};
-use cryonaut_image::ImageKind;
+use crate::{Error, Object, Result};
 use cryonaut_image::records::MntEntry;
+use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::mountinfo::{self, MountInfo};
@@ -79,7 +79,10 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     let mut tables: Vec<(u32, Vec<MntEntry>)> = Vec::new();
     for own in &all {
         let told = read(cx, own, &ours)?;
-        let entries = table::record_all(&told.mounts, &ours, &externals)?;
+        let mut entries = table::record_all(&told.mounts, &ours, &externals)?;
+        if let Some((_, first)) = tables.first() {
+            table::forget_namesakes(&mut entries, first);
+        }
         let seen = told.mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/");
         let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
         let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");
@@ -88,15 +91,38 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         for entry in &entries {
             cx.images.append(ImageKind::Mnts, u64::from(own.id), entry, None)?;
         }
-        cx.mount_ids.extend(entries.iter().map(|entry| entry.mnt_id.cast_signed()));
+        cx.mount_ids.extend(entries.iter().map(|entry| (entry.mnt_id.cast_signed(), own.id)));
         tables.push((own.id, entries));
     }
     let plan = Plan::of(tables, None)?;
     refuse_outsiders(&plan, &ours)?;
     for (index, own) in all.iter().enumerate() {
-        write_contents(cx, own, &plan, index)?;
+        let within = view_of(cx, own).into_iter().map(|file| rustix::io::fcntl_dupfd_cloexec(file, 0));
+        let within = within.collect::<std::result::Result<_, _>>().map_err(own.failed("duplicate its file"))?;
+        cx.contents.of.push((own.object(), within, held(&plan, index)));
     }
     Ok(())
+}
+
+/// What is in file systems in memory. It is written when all files have been: they may have got temporary names there.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// By namespace: what it is, the namespaces in which to look, and the file systems.
+    of: Vec<(Object, Vec<OwnedFd>, BTreeSet<u32>)>,
+}
+
+impl Contents {
+    /// Writes it.
+    pub fn write(self, images: &DumpDir) -> Result<()> {
+        for (object, files, devs) in self.of.into_iter().filter(|(.., devs)| !devs.is_empty()) {
+            let me = Task::current()?;
+            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            let shown = within(&files, || reveal::tops(me.dir().as_fd(), &devs)).and_then(|shown| shown);
+            let shown = shown.map_err(|e| Error::kernel(object, "see what its file systems in memory hold", e))?;
+            shown.into_iter().try_for_each(|(dev, tops)| contents::write(images, dev, &tops))?;
+        }
+        Ok(())
+    }
 }
 
 /// The root of a mount namespace.
@@ -173,18 +199,11 @@ fn refuse_outsiders(plan: &Plan, ours: &[MountInfo]) -> Result<()> {
     }
 }
 
-/// Writes down what file systems in memory hold that come from this namespace.
-fn write_contents(cx: &Dumping<'_>, own: &Own, plan: &Plan, index: usize) -> Result<()> {
-    let ours = |provider: &&plan::Provider| {
+/// The file systems in memory that come from this namespace.
+fn held(plan: &Plan, index: usize) -> BTreeSet<u32> {
+    let is_held = |provider: &&plan::Provider| {
         let Origin::New(entry) = provider.origin else { return false };
         provider.with == index && plan::type_of(&plan.entries[entry]).is_some_and(|fs| fs.making == Making::Filled)
     };
-    let devs: BTreeSet<u32> = plan.providers.iter().filter(ours).map(|provider| provider.dev).collect();
-    if devs.is_empty() {
-        return Ok(());
-    }
-    let me = Task::current()?;
-    let shown = within(&view_of(cx, own), || reveal::tops(me.dir().as_fd(), &devs));
-    let shown = shown.and_then(|shown| shown).map_err(own.failed("see what its file systems in memory hold"))?;
-    shown.into_iter().try_for_each(|(dev, tops)| contents::write(cx.images, dev, &tops))
+    plan.providers.iter().filter(is_held).map(|provider| provider.dev).collect()
 }

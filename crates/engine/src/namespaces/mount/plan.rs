@@ -205,7 +205,8 @@ impl Sources {
                 Some(found) => found,
                 None => {
                     let makes = type_of(entry).filter(|known| known.making != Making::Never);
-                    if makes.is_none() || entry.fstype == NAMED || !entry.root.starts_with(b"/") {
+                    let leaves = entry.root.split(|byte| *byte == b'/').any(|part| part == b"..");
+                    if makes.is_none() || entry.fstype == NAMED || !entry.root.starts_with(b"/") || leaves {
                         return Err(strange(entry));
                     }
                     let top = b"/".to_vec();
@@ -240,7 +241,8 @@ fn outside(entry: &MntEntry, key: &str, externals: Option<&Externals>) -> Result
             let name = source.strip_prefix("dev[").and_then(|name| name.strip_suffix(']')).unwrap_or(&source);
             externals.device(name).map(|path| path.as_bytes().to_vec())
         }
-        key => externals.value(key.as_bytes()).map(|path| path.as_bytes().to_vec()),
+        // From our root on, also without a slash in front.
+        key => externals.value(key.as_bytes()).map(|path| paths::join(b"/", path.trim_start_matches('/').as_bytes())),
     };
     found.ok_or_else(|| {
         Error::unsupported(

@@ -105,6 +105,18 @@ pub fn record_all(mounts: &[MountInfo], ours: &[MountInfo], externals: &External
     Ok(entries.into_iter().map(|(_, entry)| entry).collect())
 }
 
+/// Mountpoints that the caller names are those of the `first` namespace of the tree: in others, what stands there is from
+/// outside only if it is the same.
+pub fn forget_namesakes(entries: &mut [MntEntry], first: &[MntEntry]) {
+    for entry in entries {
+        let named = entry.ext_key.as_deref().is_some_and(|key| key != FOUND_OUT && key != DEVICE);
+        let same = |one: &MntEntry| (&one.ext_key, one.root_dev) == (&entry.ext_key, entry.root_dev);
+        if named && !first.iter().any(same) {
+            (entry.ext_key, entry.internal_sharing) = (None, None);
+        }
+    }
+}
+
 /// Whether it is the root of its namespace.
 pub fn is_root(entry: &MntEntry) -> bool {
     entry.mountpoint == b"/"

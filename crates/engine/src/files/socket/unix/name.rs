@@ -45,7 +45,7 @@ pub fn address(name: &[u8]) -> std::result::Result<SocketAddrUnix, Errno> {
 }
 
 /// Writes down the name, and of a file who may use it and where it is.
-pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry) -> Result<()> {
+pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, told: &UnixSocket, record: &mut UnixSkEntry) -> Result<()> {
     record.name = told.name.clone();
     if !is_path(&told.name) {
         return Ok(());
@@ -54,9 +54,7 @@ pub fn collect(cx: &mut Collect<'_>, file: &OpenFile<'_>, told: &UnixSocket, rec
     let bound = unix_name::file_of(file.file).map_err(failed)?;
     let stat = rustix::fs::fstat(&bound).map_err(failed)?;
     record.file_perms = Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
-    if cx.sees_other_mounts(file.task) {
-        record.mnt_id = Some(cryonaut_kernel::sys::mount::id_of(bound.as_fd()).map_err(failed)?);
-    }
+    record.mnt_id = Some(cx.mount_of(bound.as_fd()).map_err(failed)?).filter(|id| *id >= 0);
     let is_deleted = stat.st_nlink == 0;
     if is_deleted {
         record.deleted = Some(true);
