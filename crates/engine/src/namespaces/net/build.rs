@@ -4,7 +4,7 @@
 use super::contents::{Contents, messages};
 use super::link_build::{self, Peer};
 use super::sysctl::Tuner;
-use super::table::{ADDRESSES, NEIGHBOURS, NEXT_HOPS, ROUTES, RULES, is_made_for_address};
+use super::table::{ADDRESSES, NEIGHBOURS, NEXT_HOPS, ROUTES, RULES, is_made_for_address, is_tentative};
 use super::talk::{failed, object};
 use super::{External, link, netfilter};
 use crate::namespaces::Own;
@@ -218,7 +218,9 @@ fn tables(one: &Unfilled<'_>, tuner: &mut Tuner) -> Result<()> {
     // The kernel puts the newest of IPv6 first.
     let newest_first = addresses.iter().position(|a| i32::from(a.body()[0]) == V6).unwrap_or(addresses.len());
     addresses[newest_first..].reverse();
-    ADDRESSES.set(&mut talk, id, &[V4, V6], &addresses)?;
+    // Those that are still looked for at others follow, when that is done again.
+    let settled: Vec<Message> = addresses.iter().filter(|address| !is_tentative(address)).cloned().collect();
+    ADDRESSES.set(&mut talk, id, &[V4, V6], &settled)?;
     if let Some(beside) = &contents.beside {
         NEXT_HOPS.set(&mut talk, id, &[libc::AF_UNSPEC], &messages(&beside.next_hops))?;
     }

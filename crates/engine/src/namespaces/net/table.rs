@@ -173,10 +173,18 @@ const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
 const FOREVER: u32 = u32::MAX;
 
-/// Without what duplicate address detection says, and times on the clock of the kernel.
+/// Bit of an address that nobody may use yet: whether others have it is still asked (IFA_F_TENTATIVE).
+const TENTATIVE: u8 = 0x40;
+
+/// Whether an address is still looked for at others.
+pub fn is_tentative(address: &Message) -> bool {
+    address.body()[2] & TENTATIVE != 0
+}
+
+/// Without what has come of duplicate address detection, and times on the clock of the kernel.
 fn clean_address(entry: &Message) -> Option<Message> {
-    /// DADFAILED, TENTATIVE, STABLE_PRIVACY, PERMANENT: the kernel's own.
-    const OWN: u32 = 0x08 | 0x40 | 0x800 | 0x80;
+    /// DADFAILED, STABLE_PRIVACY, PERMANENT: the kernel's own.
+    const OWN: u32 = 0x08 | 0x800 | 0x80;
     let mut clean = with(entry, ADDRESSES.fixed, |kind, value| match kind {
         IFA_FLAGS => Some((number(value)? & !OWN).to_ne_bytes().to_vec()),
         // struct ifa_cacheinfo: preferred, valid; then when it was made and changed.
@@ -192,7 +200,12 @@ fn same_address(one: &Message, other: &Message) -> bool {
     let of = |entry: &Message| {
         let ends = |value: &[u8]| value.get(4..8).and_then(number) != Some(FOREVER);
         let ends = entry.attribute(ADDRESSES.fixed, IFA_CACHEINFO).is_some_and(ends);
-        let without = with(entry, ADDRESSES.fixed, |kind, value| (kind != IFA_CACHEINFO).then(|| value.to_vec()));
+        let mut without = with(entry, ADDRESSES.fixed, |kind, value| match kind {
+            IFA_CACHEINFO => None,
+            IFA_FLAGS => Some((number(value)? & !u32::from(TENTATIVE)).to_ne_bytes().to_vec()),
+            _ => Some(value.to_vec()),
+        });
+        without.body_mut()[2] &= !TENTATIVE;
         (without, ends)
     };
     of(one) == of(other)
