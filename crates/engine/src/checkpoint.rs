@@ -141,6 +141,7 @@ fn checkpoint_here(
             // We hold the last descriptors of them.
             connections.silence();
             drop(undertakers);
+            connections.close();
             network.keep();
         }
     }

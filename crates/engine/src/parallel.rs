@@ -31,6 +31,7 @@ fn pool() -> Option<&'static ThreadPool> {
         // Not asked for twice: cgroups have a say, and the answer takes a dozen system calls.
         let processors = available_parallelism().map_or(1, |n| n.get().min(MOST));
         let threads = ThreadPoolBuilder::new().num_threads(processors).thread_name(|n| format!("engine {n}"));
+        let threads = threads.start_handler(|_| cryonaut_kernel::heap::reserve());
         if processors > 1 { threads.build().ok() } else { None }
     };
     POOLS[usize::from(IS_COPY.load(Ordering::Relaxed))].get_or_init(begin).as_ref()

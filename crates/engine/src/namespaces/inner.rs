@@ -368,6 +368,7 @@ impl End {
         // We hold the last descriptors of them.
         self.held.silence();
         drop(self.undertaker);
+        self.held.close();
         if let Some(network) = self.network {
             network.keep();
         }

@@ -17,7 +17,7 @@ use super::packet::{self, Segment};
 use super::urgent::Urgent;
 use super::{address, error, ready, sort_of, state, zone_of};
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpStreamEntry};
 use cryonaut_kernel::sys::socket_inside::Inside;
@@ -36,6 +36,8 @@ const MIN_MSS: u32 = 88;
 const MAX_MSS: u32 = 32767;
 /// Bytes that are given to a queue in one go: one buffer of the kernel's.
 const CHUNK: usize = 32 << 10;
+/// Connections are ended by one thread if they are fewer.
+const WORTH_THREADS: usize = 64;
 /// What a queue takes besides its data, generously.
 const OVERHEAD: usize = 256 << 10;
 
@@ -401,6 +403,14 @@ impl Connection {
     }
 }
 
+/// Does it with each, those of many by several threads.
+fn some_at_a_time<T: Send>(sockets: impl ExactSizeIterator<Item = T>, end: impl Fn(T) + Sync + Send) {
+    if sockets.len() < WORTH_THREADS {
+        return sockets.for_each(end);
+    }
+    parallel::map(sockets.collect(), end);
+}
+
 /// Connections of the tree that was frozen, held so that the peers hear
 /// nothing when their processes end.
 #[derive(Debug, Default)]
@@ -440,11 +450,11 @@ impl Held {
 
     /// Their processes have ended: they go without a word, and those that are to be broken off with it.
     pub fn silence(&self) {
-        for socket in &self.carried {
+        some_at_a_time(self.carried.iter(), |socket| {
             if let Err(e) = tcp_repair::begin(socket) {
                 tracing::warn!("a connection of TCP ends with a word to its peer: {e}");
             }
-        }
+        });
         // To close one that lingers no time at all is to reset it (socket(7), tcp_close).
         let at_once = [1u32.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
         for socket in &self.broken_off {
@@ -452,5 +462,10 @@ impl Held {
                 tracing::warn!("a connection of TCP ends without a reset: {e}");
             }
         }
+    }
+
+    /// Closes them: what the kernel has to do for the last descriptor of a connection takes its time.
+    pub fn close(self) {
+        some_at_a_time(self.carried.into_iter().chain(self.broken_off).collect::<Vec<_>>().into_iter(), drop);
     }
 }
