@@ -40,6 +40,7 @@ pub(super) struct Layout {
 /// What is read beside the options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Name {
+    Network,
     Inode,
     Locks,
     Flags,
@@ -182,6 +183,7 @@ const PARTS: &[(Name, Of, Wanted)] = &[
     (Name::Locks, Of::Inode, ("inode", "i_flctx", 8)),
     (Name::Flags, Of::File, ("file", "f_flags", 4)),
     (Name::Owner, Of::File, ("file", "f_owner", 8)),
+    (Name::Network, Of::Socket, ("sock_common", "skc_net", 8)),
     (Name::Family, Of::Socket, ("sock_common", "skc_family", 2)),
     (Name::Type, Of::Socket, ("sock", "sk_type", 2)),
     (Name::Protocol, Of::Socket, ("sock", "sk_protocol", 2)),

@@ -120,6 +120,12 @@ impl Glance {
         (self.get(Name::Family) as i32, self.get(Name::Type) as i32, self.get(Name::Protocol) as i32)
     }
 
+    /// In which network namespace it is: the same number for sockets of one. It means nothing else.
+    #[must_use]
+    pub fn network(&self) -> u64 {
+        self.get(Name::Network)
+    }
+
     /// `TCP_ESTABLISHED` (1) to `TCP_CLOSE` (7), `TCP_LISTEN` (10) and so on.
     #[must_use]
     pub fn state(&self) -> u32 {

@@ -16,7 +16,7 @@ use libc::IPPROTO_TCP;
 use rustix::process::PidfdGetfdFlags;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// What there is between the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +138,9 @@ fn at_a_glance(
     let all = socket_glance::of_process(tid);
     let all = all.inspect_err(|e| tracing::debug!("sockets of {pid} are looked at one by one: {e}")).ok()?;
     let is_tcp = |one: &&(i32, Glance)| one.1.sort().2 == IPPROTO_TCP;
-    let sockets: Vec<(i32, Glance)> = all.sockets.into_iter().collect();
+    // Those of other network namespaces are looked for there.
+    let here = network_here()?;
+    let sockets: Vec<(i32, Glance)> = all.sockets.into_iter().filter(|(_, socket)| socket.network() == here).collect();
     let is_connected = |one: &&(i32, Glance)| is_tcp(one) && connection::is_connected(one.1.state());
     if let Some((fd, first)) = sockets.iter().find(is_connected) {
         let process = pidfd::open_thread(pid_of(tid).ok()?).ok()?;
@@ -167,6 +169,13 @@ fn at_a_glance(
         peers.push(Peer { pid, fd: *fd, stage, own, peer });
     }
     Some(peers)
+}
+
+/// The network namespace that we are in, as a new socket of ours has it.
+fn network_here() -> Option<u64> {
+    let new = Sort { family: libc::AF_INET, kind: libc::SOCK_STREAM, protocol: 0 }.make().ok()?;
+    let own = socket_glance::of_process(rustix::process::getpid().as_raw_nonzero().get()).ok()?;
+    own.sockets.get(&new.as_raw_fd()).map(Glance::network)
 }
 
 /// States in which somebody else may have heard of it.
