@@ -5,6 +5,7 @@ set -euo pipefail
 declare -A package_of=(
     [gcc]=gcc [make]=make [python3]=python3 [crit]=criu [redis-server]=redis-server [nginx]=nginx-light [sshd]=openssh-server [ssh]=openssh-client [node]=nodejs
     [java]=openjdk-17-jdk-headless [javac]=openjdk-17-jdk-headless [sqlite3]=sqlite3 [vim]=vim [less]=less [bash]=bash [script]=bsdutils [setsid]=util-linux
+    [runc]=runc [podman]=podman [conmon]=conmon [busybox]=busybox-static
     [nft]=nftables [iptables-restore]=iptables [ip]=iproute2
 )
 missing=()
@@ -14,6 +15,7 @@ done
 # Debian's own python runs Debian's crit, whatever python comes first in PATH.
 /usr/bin/python3 -c 'import google.protobuf' 2>/dev/null || missing+=(python3-protobuf)
 compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(postgresql)
+[ -e /usr/lib/podman/netavark ] || missing+=(netavark)
 [ -e /usr/include/linux/bpf.h ] || missing+=(linux-libc-dev)
 [ ${#missing[@]} -gt 0 ] || exit 0
 

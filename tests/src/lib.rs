@@ -10,6 +10,7 @@
 
 mod catalogue;
 mod command;
+pub mod containers;
 mod engine;
 mod family;
 pub mod fingerprint;

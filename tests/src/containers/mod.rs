@@ -1,0 +1,161 @@
+//! Containers of real runtimes, which find our program under the name `criu`: run as a user would, checkpointed by the
+//! runtime's own command, restored by it, and asked to go on.
+//!
+//! Nothing of the host's own containers is touched: each test has its storage, its state and its images in a directory
+//! of its own.
+
+mod podman;
+mod runc;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tempfile::TempDir;
+
+use crate::command::tail;
+
+/// Nothing here takes that long.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What a container counts into.
+const COUNT: &str = "state/count";
+/// Counts in its own memory, so that a number is said twice or left out if that is not carried.
+const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i >>/state/count; sleep 0.02; done";
+
+/// One test.
+type Body = fn(&Host) -> Result<(), Failed>;
+
+/// `containers::RUNTIME::NAME`, with `program` in the place of criu. The whole `main` of a test program.
+pub fn suite(program: &Path) -> ExitCode {
+    let all = [("runc", runc::TESTS), ("podman", podman::TESTS)];
+    let all = all.into_iter().flat_map(|(runtime, tests)| tests.iter().map(move |test| (runtime, test)));
+    let trial = |(runtime, (name, body)): (&str, &'static (&str, Body))| {
+        let program = program.to_owned();
+        Trial::test(format!("containers::{runtime}::{name}"), move || body(&Host::new(&program, name)?))
+    };
+    libtest_mimic::run(&Arguments::from_args(), all.map(trial).collect()).exit_code()
+}
+
+/// Where the containers of one test live.
+#[derive(Debug)]
+struct Host {
+    scratch: TempDir,
+    /// Where runtimes look for programs: ours comes first.
+    path: OsString,
+    /// No other test has it.
+    name: String,
+}
+
+impl Host {
+    fn new(program: &Path, name: &str) -> Result<Host, Failed> {
+        // Runtimes keep sockets below it, whose names may not be long.
+        let scratch = TempDir::with_prefix("cryonaut-ctr-")?;
+        let programs = scratch.path().join("bin");
+        fs::create_dir(&programs)?;
+        symlink(program, programs.join("criu"))?;
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", programs.display()).into();
+        let own = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Host { scratch, path, name: format!("{name}-{}", own.rsplit('-').next().unwrap_or_default()) })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Runs a program to its end; what it has said. Its errors, and the ends of the logs in `logs`, are told if it fails.
+    fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S], logs: &[PathBuf]) -> Result<String, Failed> {
+        let errors = self.at("errors");
+        let said = self.at("said");
+        let mut child = Command::new(program)
+            .args(arguments)
+            .current_dir(self.scratch.path())
+            .env_clear()
+            .env("PATH", &self.path)
+            .env("HOME", self.scratch.path())
+            .env("CONTAINERS_CONF", self.at("containers.conf"))
+            .env("TMPDIR", env::temp_dir())
+            .stdin(Stdio::null())
+            .stdout(File::create(&said)?)
+            .stderr(File::create(&errors)?)
+            .spawn()
+            .map_err(|e| format!("{program}: {e}; scripts/test-deps.sh installs it"))?;
+        let deadline = Instant::now() + LIMIT;
+        let what = loop {
+            match child.try_wait()? {
+                Some(status) if status.success() => return Ok(fs::read_to_string(&said)?.trim_end().to_owned()),
+                Some(status) => break status.to_string(),
+                None if Instant::now() < deadline => sleep(Duration::from_millis(2)),
+                None => {
+                    child.kill()?;
+                    child.wait()?;
+                    break "it does not end".to_owned();
+                }
+            }
+        };
+        let arguments: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();
+        let logs: String = logs.iter().map(|log| format!("{}:\n{}", log.display(), tail(log, 20))).collect();
+        Err(format!("{program} {}: {what}\n{}{logs}", arguments.join(" "), tail(&errors, 20)).into())
+    }
+
+    /// The least that a program can live in: busybox under all of its names.
+    fn root_file_system(&self) -> Result<PathBuf, Failed> {
+        let root = self.at("rootfs");
+        for directory in ["bin", "proc", "sys", "dev", "tmp", "etc", "root", "run", "var", "state"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        // Whoever the container's user is.
+        rustix::fs::chmod(root.join("state"), rustix::fs::Mode::from_raw_mode(0o777))?;
+        fs::copy("/bin/busybox", root.join("bin/busybox")).map_err(|e| format!("busybox (busybox-static): {e}"))?;
+        for name in self.run("/bin/busybox", &["--list"], &[])?.lines().filter(|name| *name != "busybox") {
+            symlink("busybox", root.join("bin").join(name))?;
+        }
+        Ok(root)
+    }
+}
+
+/// How far a container has counted.
+#[derive(Debug)]
+struct Count(PathBuf);
+
+impl Count {
+    /// How many numbers there are: fails unless they are those from 1 on, one after the other.
+    fn so_far(&self) -> Result<usize, Failed> {
+        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for (at, line) in whole.lines().enumerate() {
+            if line != (at + 1).to_string() {
+                return Err(format!("line {} of the count says '{line}'", at + 1).into());
+            }
+        }
+        Ok(whole.lines().count())
+    }
+
+    /// Waits until it has counted on by `more`.
+    fn goes_on(&self, more: usize) -> Result<(), Failed> {
+        let wanted = self.so_far()? + more;
+        let deadline = Instant::now() + LIMIT;
+        while self.so_far()? < wanted {
+            if Instant::now() > deadline {
+                return Err(format!("it counts to {} and stays there", self.so_far()?).into());
+            }
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Fails if it counts on.
+    fn stands_still(&self) -> Result<(), Failed> {
+        let before = self.so_far()?;
+        sleep(Duration::from_millis(100));
+        match self.so_far()? == before {
+            true => Ok(()),
+            false => Err("it counts on, and should not be there any more".into()),
+        }
+    }
+}
