@@ -77,6 +77,9 @@ pub struct CgroupOptions {
     pub properties: Vec<CgroupProperties>,
     /// The directory of a freezer in which the tree may stand already (`--freeze-cgroup`).
     pub freezer: Option<PathBuf>,
+    /// At a restore, in whose cgroups we are to be while we build. A runtime puts us into those of the container, whose
+    /// limits are not made for two.
+    pub beside: Option<i32>,
 }
 
 /// Which properties of a controller are kept.

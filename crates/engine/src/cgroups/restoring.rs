@@ -4,6 +4,7 @@ use super::directories::{self, Made};
 use super::hierarchy::{Hierarchies, described};
 use super::{CgroupMode, CgroupOptions, is_within, trimmed};
 use crate::error::errno_of;
+use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{CgControllerEntry, CgMemberEntry, CgroupEntry, CoreEntry};
 use cryonaut_image::{ImageDir, ImageKind};
@@ -52,7 +53,30 @@ impl Restoring {
             let members = set.ctls.iter().map(|member| place(member, &tops)).collect::<Result<_>>()?;
             restoring.sets.insert(set.id, members);
         }
+        if let Some(caller) = options.beside {
+            restoring.go_beside(caller, &tops)?;
+        }
         Ok((restoring, made))
+    }
+
+    /// Goes ourselves to where another process is, in the hierarchies where the tree has its places anyhow.
+    fn go_beside(&mut self, caller: i32, tops: &Tops) -> Result<()> {
+        // It has called and waits for us; if it does not, nobody has.
+        let Ok(task) = Task::open(pid_of(caller)?) else { return Ok(()) };
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        for one in task.cgroups()? {
+            let name = String::from_utf8_lossy(&one.controllers).into_owned();
+            let path = one.path.to_string_lossy().into_owned();
+            if !tops.contains_key(&name) || self.ours.get(&name) == Some(&path) {
+                continue;
+            }
+            let there = Member { name: name.clone(), path: path.clone(), prefix: 0 };
+            match self.enter(&there, &path, own, false) {
+                Ok(()) => drop(self.ours.insert(name, path)),
+                Err(e) => tracing::debug!("the limits of the tree hold for its restore as well: {e}"),
+            }
+        }
+        Ok(())
     }
 
     /// Makes the recorded directories; tells where the top of each is now, by hierarchy: (recorded, here).

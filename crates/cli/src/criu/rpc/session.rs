@@ -197,6 +197,9 @@ impl Call {
                 return Err(Error::from(Errno::SRCH).context(format!("process {pid}: cannot be dumped")));
             }
         }
+        if kind == CriuReqType::Restore {
+            settings.cgroups.beside = Some(peer.pid());
+        }
         if let Some(number) = opts.status_fd.filter(|number| *number >= 0) {
             settings.status_fd = Some(peer.file(number));
         }

@@ -56,6 +56,11 @@ impl Peer {
         Ok(Peer { socket, pid })
     }
 
+    /// Its process, as we see it.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// A file that the peer has open, by its number there, as a path.
     pub fn file(&self, number: i32) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{number}", self.pid))
