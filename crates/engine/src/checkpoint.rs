@@ -70,9 +70,9 @@ fn checkpoint_here(
     credentials::last_capability();
     let freezing = Instant::now();
     let closed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten();
-    let mut frozen = Frozen::freeze(pid, options.timeout, closed.as_ref())?;
-    // Before the tree is let go it is in its freezer again.
+    // The freezer closes behind the tree, whose hands could not go home in it.
     let thawed = closed;
+    let mut frozen = Frozen::freeze(pid, options.timeout, thawed.as_ref())?;
     let stood_still = Instant::now();
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
         process.ids = Some(sharing.ids(process)?);
@@ -153,9 +153,8 @@ fn checkpoint_here(
 /// Lets the tree go on, in the freezer in which it was.
 fn release(frozen: Frozen, thawed: Option<Thawed>) -> Result<()> {
     let Some(thawed) = thawed else { return frozen.release() };
-    let settled = thawed.close()?;
     frozen.release()?;
-    settled.wait();
+    thawed.close()?.wait();
     Ok(())
 }
 

@@ -25,7 +25,7 @@ const MANNERS: [Manner; 2] = [
 ];
 
 /// A freezer in which the tree stood, and out of which it has been let while threads were held by ptrace. When this is
-/// dropped, it is closed again, before the threads are let go.
+/// dropped, it is closed again: behind the threads, whose hands could not go home in it.
 #[derive(Debug)]
 pub struct Thawed {
     dir: PathBuf,
@@ -57,7 +57,7 @@ impl Thawed {
         self.write(self.manner.thaw, "open the freezer")
     }
 
-    /// Closes it again; those who are held by ptrace go in when they are let go.
+    /// Closes it again, behind the tree.
     ///
     /// # Errors
     /// When the kernel does not let us.
