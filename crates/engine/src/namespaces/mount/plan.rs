@@ -125,7 +125,7 @@ impl Plan {
     }
 
     /// Puts the mounts of a namespace into their order: parents first; of those upon the same, what lies deeper first, for
-    /// the others may hide it.
+    /// the others may hide it; overlays last. Ids tell no order: the kernel gives those again that were given back.
     fn arrange(&mut self, owner: &[usize], namespace: usize) -> Result<()> {
         let all: Vec<usize> = (0..self.entries.len()).filter(|at| owner[*at] == namespace).collect();
         let by_id: BTreeMap<u32, usize> = all.iter().map(|at| (self.entries[*at].mnt_id, *at)).collect();
@@ -143,9 +143,17 @@ impl Plan {
         let [root] = roots[..] else {
             return Err(bad(format!("it has {} mounts that stand upon none", roots.len())));
         };
-        let depth = |at: &usize| paths::depth(&self.entries[*at].mountpoint);
+        let place = |at: &usize| &self.entries[*at].mountpoint[..];
         for list in children.values_mut() {
-            list.sort_by_key(|at| (std::cmp::Reverse(depth(at)), self.entries[*at].mnt_id));
+            // An overlay comes after others, which may show its layers, but for those that hide it.
+            let hides = |one: &usize, other: &usize| {
+                place(one) != place(other) && paths::below(place(one), place(other)).is_some()
+            };
+            let layers = |at: &usize| type_of(&self.entries[*at]).is_some_and(|fs| fs.making == Making::Layers);
+            let late: BTreeSet<usize> =
+                list.iter().copied().filter(|at| layers(at) && !list.iter().any(|other| hides(at, other))).collect();
+            let depth = |at: &usize| std::cmp::Reverse(paths::depth(place(at)));
+            list.sort_by_key(|at| (late.contains(at), depth(at), self.entries[*at].mnt_id));
         }
         let mut open = vec![(root, None)];
         let mut placed = 0;

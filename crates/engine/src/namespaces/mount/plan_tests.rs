@@ -35,6 +35,17 @@ fn what_is_hidden_is_attached_before_what_hides_it() {
 }
 
 #[test]
+fn layers_are_there_before_an_overlay_of_them() {
+    let plan = plan(
+        "10 1 8:1 / / rw - ext4 d rw\n11 10 0:5 / /merged rw - overlay o rw,lowerdir=/layers/l\n\
+        12 10 0:6 / /layers rw - tmpfs t rw\n13 10 0:7 / /a/b rw - overlay o rw,lowerdir=/layers/m\n\
+        14 10 0:8 / /a rw - tmpfs t rw\n",
+    )
+    .unwrap();
+    assert_eq!(ids(&plan), [10, 13, 12, 14, 11]);
+}
+
+#[test]
 fn one_file_system_has_one_provider() {
     let plan = plan(
         "10 1 8:1 / / rw - ext4 d rw\n11 10 0:5 /sub /a rw - tmpfs t rw\n12 10 0:5 / /b rw - tmpfs t rw\n\
