@@ -3,6 +3,7 @@
 
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::features::{self, Answer, CAPABILITIES, Id, Need, Report};
+use cryonaut_kernel::sys::nf_tables;
 use serde::Serialize;
 use std::path::Path;
 
@@ -105,24 +106,13 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         "apparmor_stacking" => file_contains("/sys/kernel/security/apparmor/features/domain/stack", "yes"),
         "autofs" => file_contains("/proc/filesystems", "\tautofs\n"),
         "has_ipt_legacy" => Path::new("/usr/sbin/iptables-legacy-save").exists(),
-        // Changes of memory, memory on demand, asynchronous input and output, sockets, devices of the network and the
-        // RPC: not here yet, whatever the kernel can.
-        "mem_dirty_track"
-        | "uffd"
-        | "uffd-noncoop"
-        | "aio_remap"
-        | "tcp_half_closed"
-        | "network_lock_nftables"
-        | "nftables"
-        | "ipv6_freebind"
-        | "tun"
-        | "tun_ns"
-        | "link_nsid"
-        | "net_diag_raw"
-        | "newifindex"
-        | "sk_unix_file"
-        | "sockopt_buf_lock"
-        | "pidfd_store" => return CriuAnswer::NotInThisBuild,
+        "nftables" | "network_lock_nftables" => nf_tables::has_table("cryonaut").is_ok(),
+        "tun" | "tun_ns" => file_contains("/proc/misc", " tun\n"),
+        // In every kernel that this program runs on.
+        "aio_remap" | "tcp_half_closed" | "ipv6_freebind" | "link_nsid" | "net_diag_raw" | "newifindex"
+        | "sk_unix_file" | "sockopt_buf_lock" => true,
+        // Changes of memory, memory on demand and a store of pidfds: not here yet, whatever the kernel can.
+        "mem_dirty_track" | "uffd" | "uffd-noncoop" | "pidfd_store" => return CriuAnswer::NotInThisBuild,
         _ => return CriuAnswer::Unknown,
     };
     if answer { CriuAnswer::Present } else { CriuAnswer::Absent }
