@@ -2,7 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
-use crate::namespaces::Arranged;
+use crate::namespaces::{Arranged, time};
 use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
@@ -181,10 +181,13 @@ impl Plan {
         lineage.check_inborn(inborn).map_err(|e| bad(&format!("ids-{}.img", e.pid), &format!("it {}", e.what)))?;
         let spaces = SharedSpaces::find(&processes, &lineage);
         check_same_memory(&processes, &spaces)?;
-        let namespaces = Arranged::arrange(&lineage, |pid| match pid {
+        let mut namespaces = Arranged::arrange(&lineage, |pid| match pid {
             0 => inventory.root_ids,
             pid => processes.get(&pid)?.ids,
         });
+        if time::would_go_back(images)? {
+            namespaces.keep_clocks(root);
+        }
         Ok(Plan {
             processes,
             root,

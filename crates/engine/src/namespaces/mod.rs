@@ -11,6 +11,7 @@ mod ipc;
 mod mount;
 pub mod net;
 pub mod pid;
+pub mod time;
 mod uts;
 
 pub use mount::{Built as Mounts, Contents, root_of as mount_root};
@@ -68,7 +69,7 @@ pub static KINDS: [Kind; 8] = [
     Kind { kind: Namespace::Cgroup, name: "cgroup", id: |ids| ids.cgroup_ns_id, halves: Some(cgroup::HALVES) },
     // Last: file systems belong to the other namespaces of who makes them.
     Kind { kind: Namespace::Mnt, name: "mount", id: |ids| ids.mnt_ns_id, halves: Some(mount::HALVES) },
-    Kind { kind: Namespace::Time, name: "time", id: |ids| ids.time_ns_id, halves: None },
+    Kind { kind: Namespace::Time, name: "time", id: |ids| ids.time_ns_id, halves: Some(time::HALVES) },
 ];
 
 /// A namespace of the tree, held open.
@@ -167,7 +168,7 @@ pub fn highest(ids: &TaskKobjIdsEntry) -> u32 {
 /// Refuses what cannot be carried.
 pub fn refuse(pid: i32, ids: &TaskKobjIdsEntry, surroundings: &TaskKobjIdsEntry) -> Result<()> {
     let foreign = |kind: &&Kind| (kind.id)(ids) != (kind.id)(surroundings);
-    match KINDS.iter().filter(foreign).find(|kind| kind.halves.is_none() && kind.kind != Namespace::Time) {
+    match KINDS.iter().filter(foreign).find(|kind| kind.halves.is_none()) {
         None => Ok(()),
         Some(kind) => Err(Error::unsupported(
             Object::Process(pid),
@@ -268,6 +269,15 @@ impl Arranged {
         self.made.iter().flat_map(move |(pid, made)| made.iter().filter(of_kind).map(|(_, id)| (*pid, *id)))
     }
 
+    /// Gives a process, and who is born of it, clocks that go on from where those of the surroundings were.
+    pub fn keep_clocks(&mut self, root: i32) {
+        let at = KINDS.iter().position(|kind| kind.kind == Namespace::Time);
+        let made = self.made.entry(root).or_default();
+        if let Some(at) = at.filter(|at| made.iter().all(|(kind, _)| kind != at)) {
+            made.push((at, time::SURROUNDINGS));
+        }
+    }
+
     /// Whether a process begins a pid namespace.
     #[must_use]
     pub fn has_own_pids(&self, pid: i32) -> bool {
@@ -278,7 +288,7 @@ impl Arranged {
     pub fn refuse(&self) -> Result<()> {
         for (pid, (at, _)) in self.made.iter().flat_map(|(pid, list)| list.iter().map(move |one| (pid, one))) {
             let kind = &KINDS[*at];
-            if kind.halves.is_none() && kind.kind != Namespace::Time {
+            if kind.halves.is_none() {
                 return Err(Error::unsupported(
                     Object::Process(*pid),
                     format!("it is to have a {} namespace of its own", kind.name),
