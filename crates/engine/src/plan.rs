@@ -2,7 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
-use crate::namespaces::{Arranged, time};
+use crate::namespaces::{Arranged, pid, time};
 use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
@@ -98,6 +98,8 @@ pub struct Plan {
     pub spaces: SharedSpaces,
     /// Who is born with which namespaces.
     pub namespaces: Arranged,
+    /// Numbers in deeper pid namespaces.
+    pub numbers: pid::Numbers,
 }
 
 /// Which processes share an address space. Of those that do, the first to be
@@ -200,6 +202,7 @@ impl Plan {
             lineage,
             spaces,
             namespaces,
+            numbers: pid::Numbers::read(images)?,
         })
     }
 

@@ -120,11 +120,11 @@ const CLONE_ARGS_SET_TID: usize = 8;
 const BIRTHS_AT_ONCE: usize = 128;
 
 /// Adds to a batch the birth of one.
-fn clone_call(b: &mut Batch, args: &[u64; 11], set_tid: i32) -> Call {
-    let tid = b.bytes(&set_tid.to_le_bytes());
+fn clone_call(b: &mut Batch, args: &[u64; 11], set_tid: &[i32]) -> Call {
+    let tid = b.bytes(&set_tid.iter().flat_map(|tid| tid.to_le_bytes()).collect::<Vec<_>>());
     let mut args = *args;
     args[0] |= libc::CLONE_PTRACE as u64;
-    args[CLONE_ARGS_SET_TID + 1] = 1;
+    args[CLONE_ARGS_SET_TID + 1] = set_tid.len() as u64;
     let bytes: Vec<u8> = args.iter().flat_map(|w| w.to_le_bytes()).collect();
     let data = b.bytes(&bytes);
     b.point(data.at(8 * CLONE_ARGS_SET_TID), tid);
@@ -133,23 +133,24 @@ fn clone_call(b: &mut Batch, args: &[u64; 11], set_tid: i32) -> Call {
 
 impl Hand {
     /// Creates processes or threads by `clone3` in this one, each from the
-    /// arguments (struct clone_args) and under the id that `births` names, and
-    /// waits until they stand still. They are held as this one is, by
+    /// arguments (struct clone_args) and under the ids that `births` names, one for
+    /// each pid namespace that it is in, ours the last of them, and waits until they stand still. They are held as this one is, by
     /// CLONE_PTRACE: unlike PTRACE_O_TRACECLONE and its kin, it does not stop
     /// their creator each time.
-    pub fn clone_all(&mut self, births: &[([u64; 11], i32)]) -> Result<()> {
+    pub fn clone_all(&mut self, births: &[([u64; 11], Vec<i32>)]) -> Result<()> {
+        let ours = |tids: &[i32]| tids.last().copied().unwrap_or_default();
         for births in births.chunks(BIRTHS_AT_ONCE) {
             let mut b = Batch::new();
-            let calls: Vec<Call> = births.iter().map(|(args, tid)| clone_call(&mut b, args, *tid)).collect();
+            let calls: Vec<Call> = births.iter().map(|(args, tids)| clone_call(&mut b, args, tids)).collect();
             self.run(&mut b).map_err(|e| match e {
                 Error::Call { errno, .. } => {
                     let failed = births.iter().zip(&calls).find(|(_, call)| b.result(**call).is_err());
-                    Error::Birth { pid: failed.map_or(0, |((_, tid), _)| *tid), errno }
+                    Error::Birth { pid: failed.map_or(0, |((_, tids), _)| ours(tids)), errno }
                 }
                 other => other,
             })?;
-            for (_, tid) in births {
-                stops::wait_newborn(*tid)?;
+            for (_, tids) in births {
+                stops::wait_newborn(ours(tids))?;
             }
         }
         Ok(())

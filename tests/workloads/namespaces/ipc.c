@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 loses queues of POSIX, and does not remove what was removed
 /* An ipc namespace of its own: memory (mapped, unmapped, removed), messages, semaphores and queues of POSIX, limits. */
 #include <mqueue.h>
 #include <sched.h>

@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 does not carry time namespaces within the tree
 /* Clocks of its own, in which a child is: they go on from where they were. */
 #include <sched.h>
 

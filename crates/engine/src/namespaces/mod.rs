@@ -12,6 +12,7 @@ mod mount;
 pub mod net;
 pub mod pid;
 pub mod time;
+mod user;
 mod uts;
 
 pub use mount::{Built as Mounts, Contents, root_of as mount_root};
@@ -61,7 +62,7 @@ pub struct Halves {
 
 /// All kinds, in the order in which they are written and built.
 pub static KINDS: [Kind; 8] = [
-    Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: None },
+    Kind { kind: Namespace::User, name: "user", id: |ids| ids.user_ns_id, halves: Some(user::HALVES) },
     Kind { kind: Namespace::Pid, name: "pid", id: |ids| ids.pid_ns_id, halves: Some(pid::HALVES) },
     Kind { kind: Namespace::Net, name: "network", id: |ids| ids.net_ns_id, halves: Some(net::HALVES) },
     Kind { kind: Namespace::Ipc, name: "ipc", id: |ids| ids.ipc_ns_id, halves: Some(ipc::HALVES) },
@@ -269,6 +270,13 @@ impl Arranged {
         self.made.iter().flat_map(move |(pid, made)| made.iter().filter(of_kind).map(|(_, id)| (*pid, *id)))
     }
 
+    /// The pid namespace that is there before this process is born into it, which is not its creator's.
+    #[must_use]
+    pub fn joins_pids(&self, pid: i32) -> Option<u32> {
+        let joined = self.joined.get(&pid).into_iter().flatten();
+        joined.copied().find(|(at, _)| KINDS[*at].kind == Namespace::Pid).map(|(_, id)| id)
+    }
+
     /// Gives a process, and who is born of it, clocks that go on from where those of the surroundings were.
     pub fn keep_clocks(&mut self, root: i32) {
         let at = KINDS.iter().position(|kind| kind.kind == Namespace::Time);
@@ -320,7 +328,8 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
     let pid = cx.hand.pid();
     for &(at, id) in arranged.joined.get(&pid).into_iter().flatten() {
         let kind = &KINDS[at];
-        if kind.halves.is_none() {
+        // Nobody enters a pid namespace but by birth: see `joins_pids`.
+        if kind.halves.is_none() || kind.kind == Namespace::Pid {
             continue;
         }
         if (kind.id)(&arranged.surroundings) == Some(id) {

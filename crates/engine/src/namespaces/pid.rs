@@ -1,14 +1,24 @@
 //! Pid namespaces (pid_namespaces(7)): there is nothing in them but the numbers, for which the engine itself moves in
 //! ([`inner`](super::inner)).
+//!
+//! Processes in deeper ones have a number in the tree's as well, by which everything here knows them. Those that they
+//! have deeper down are in `cryonaut-pids.json`, and are asked for at their birth; so is it in which namespace the
+//! children of a process are, if not in its own (unshare(2)): whoever is to create somebody there enters it before.
 
 use super::inner::{INIT, Tree};
 use super::{Building, Dumping, Halves, Own};
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
+use cryonaut_image::ImageDir;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
+use cryonaut_puppet::Hand;
+use cryonaut_puppet::passing::Service;
 use rustix::process::PidfdFlags;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub const HALVES: Halves = Halves { dump, build, at_birth: true };
 
@@ -34,8 +44,92 @@ pub fn elsewhere(pid: i32) -> Result<Option<Tree>> {
     Ok(Some(Tree { pid, pidfd, namespace: file }))
 }
 
-fn dump(_: &mut Dumping<'_>, _: &Own) -> Result<()> {
-    Ok(())
+/// What is told of numbers.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Numbers {
+    /// By thread: its numbers in deeper and deeper namespaces, below the tree's.
+    deeper: BTreeMap<i32, Vec<i32>>,
+    /// By process: the number of the namespace of its children, if that is another than its own.
+    children: BTreeMap<i32, u32>,
+}
+
+const NAME: &str = "pids";
+
+impl Numbers {
+    /// Of an image.
+    pub fn read(images: &ImageDir) -> Result<Numbers> {
+        Ok(images.read_json(NAME)?.unwrap_or_default())
+    }
+
+    /// All numbers of a thread, that of the deepest namespace first: as clone3(2) wants them.
+    #[must_use]
+    pub fn of(&self, tid: i32) -> Vec<i32> {
+        let deeper = self.deeper.get(&tid).into_iter().flatten().rev();
+        deeper.copied().chain([tid]).collect()
+    }
+
+    /// The number of a thread in its own namespace, by which those in there call it.
+    #[must_use]
+    pub fn innermost(&self, tid: i32) -> i32 {
+        self.deeper.get(&tid).and_then(|deeper| deeper.last()).copied().unwrap_or(tid)
+    }
+
+    /// Processes whose children are in another namespace, with its number.
+    pub fn children(&self) -> impl Iterator<Item = (i32, u32)> {
+        self.children.iter().map(|(pid, id)| (*pid, *id))
+    }
+}
+
+/// Once for all of them.
+fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
+    let is_pid = |own: &&Own| own.kind.kind == Namespace::Pid;
+    if cx.owned.iter().find(is_pid).is_some_and(|first| first.id != own.id) {
+        return Ok(());
+    }
+    let mut numbers = Numbers::default();
+    for process in cx.processes.iter() {
+        if process.status.ns_pid.len() > 1 {
+            numbers.deeper.insert(process.pid, process.status.ns_pid[1..].to_vec());
+            for thread in process.threads.iter().filter(|thread| thread.tid != process.pid) {
+                let told = process.task.thread(pid_of(thread.tid)?).status()?.ns_pid;
+                numbers.deeper.insert(thread.tid, told.get(1..).unwrap_or_default().to_vec());
+            }
+        }
+        let Some(ids) = process.ids.filter(|_| !process.is_zombie()) else { continue };
+        let of_children = process.task.namespace(Namespace::PidForChildren)?;
+        if of_children == process.task.namespace(Namespace::Pid)? {
+            continue;
+        }
+        let mut known = cx.owned.iter().filter(is_pid);
+        let inode = |own: &Own| namespace::inode(own.file.as_fd()).ok();
+        match known.find(|own| of_children.is_some() && inode(own) == of_children) {
+            Some(of) => drop(numbers.children.insert(process.pid, of.id)),
+            None => return Err(children_elsewhere(process.pid, ids.pid_ns_id)),
+        }
+    }
+    if numbers.deeper.is_empty() && numbers.children.is_empty() {
+        return Ok(());
+    }
+    Ok(cx.images.write_json(NAME, &numbers)?)
+}
+
+fn children_elsewhere(pid: i32, own: Option<u32>) -> Error {
+    tracing::debug!("process {pid} is in pid namespace {own:?}");
+    Error::unsupported(
+        Object::Process(pid),
+        "its children are to be in a pid namespace that nobody of the tree is in",
+        "let it create a child there first",
+    )
+}
+
+/// From now on, children of a process are born into this pid namespace.
+pub fn enter_for_children(hand: &mut Hand, service: &Service, namespace: BorrowedFd<'_>) -> Result<()> {
+    super::join(hand, service, Namespace::Pid, namespace)
+}
+
+/// The pid namespace that a process is in.
+pub fn of_process(pid: i32) -> Result<OwnedFd> {
+    Ok(namespace::open(&Task::open(pid_of(pid)?)?, Namespace::Pid)?)
 }
 
 fn build(_: &mut Building<'_>, _: &Own) -> Result<()> {

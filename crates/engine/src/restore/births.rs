@@ -7,13 +7,15 @@ use crate::cgroups::Restoring;
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
-use crate::namespaces::{self, Birthplace, inner};
+use crate::namespaces::{self, Birthplace, Own, inner, pid};
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Moment, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Hand, spawn, stops};
 use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Index of `flags` and `exit_signal` among the words of struct clone_args.
 const FLAGS: usize = 0;
@@ -64,8 +66,16 @@ pub fn create_all(
                     births.push((next, sharing_flags(plan, next)));
                     steps.next();
                 }
-                create(nursery, first.creator, &births, scratches)?;
-                births.iter().try_for_each(|(birth, _)| settle_in(nursery, birth.pid, plan, service, build))?;
+                let pids_of = |birth: &Birth| plan.namespaces.joins_pids(birth.pid);
+                for births in births.chunk_by(|(one, _), (next, _)| pids_of(one) == pids_of(next)) {
+                    let joined = pids_of(&births[0].0).and_then(|id| build.namespaces.get(Namespace::Pid, id));
+                    let back = joined.map(|own| step_aside(nursery, first.creator, service, own)).transpose()?;
+                    create(nursery, plan, first.creator, births, scratches)?;
+                    if let Some(back) = back {
+                        pid::enter_for_children(nursery.hand(first.creator)?, service, back.as_fd())?;
+                    }
+                    births.iter().try_for_each(|(birth, _)| settle_in(nursery, birth.pid, plan, service, build))?;
+                }
             }
             Step::NewSession(pid) => {
                 let mut b = Batch::new();
@@ -90,6 +100,28 @@ fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, bu
     let Build { images, options, mounts, cgroups, .. } = build;
     let mut cx = Birthplace { images, options, hand, core: &process.core, cgroups, service, mounts };
     namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
+}
+
+/// Has the children of a process be born into a pid namespace; gives the one that it is in itself.
+fn step_aside(nursery: &mut Nursery, creator: i32, service: &Service, own: &Own) -> Result<OwnedFd> {
+    let back = pid::of_process(creator)?;
+    pid::enter_for_children(nursery.hand(creator)?, service, own.file.as_fd())?;
+    Ok(back)
+}
+
+/// Leaves each process with the pid namespace for its children that it had. It has no further threads after that.
+pub fn leave_children_elsewhere(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    service: &Service,
+    build: &Build<'_>,
+) -> Result<()> {
+    for (creator, id) in plan.numbers.children() {
+        if let Some(own) = build.namespaces.get(Namespace::Pid, id) {
+            step_aside(nursery, creator, service, own)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the child shares with its creator from birth, and what not.
@@ -117,13 +149,19 @@ fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
 }
 
 /// Creates what one process creates, with these flags each.
-fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], scratches: &Scratches<'_>) -> Result<()> {
+fn create(
+    nursery: &mut Nursery,
+    plan: &Plan,
+    creator: i32,
+    births: &[(Birth, u64)],
+    scratches: &Scratches<'_>,
+) -> Result<()> {
     let args = |&(birth, flags): &(Birth, u64)| {
         let mut args = [0u64; 11];
         args[FLAGS] = flags;
         // A sibling's parent is told by the signal of its creator's own birth.
         args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
-        (args, birth.pid)
+        (args, plan.numbers.of(birth.pid))
     };
     let hand = nursery.hand(creator)?;
     // They run on the stack of their own scratch mapping: until then they stand still.
@@ -140,11 +178,11 @@ fn create(nursery: &mut Nursery, creator: i32, births: &[(Birth, u64)], scratche
 fn groups(nursery: &mut Nursery, plan: &Plan, scratches: &Scratches<'_>) -> Result<()> {
     for &(group, member) in &plan.lineage.leaderless {
         let stand_in = Birth { pid: group, creator: member, sibling: false, helper: true };
-        create(nursery, member, &[(stand_in, 0)], scratches)?;
-        set_group(nursery, group, group)?;
+        create(nursery, plan, member, &[(stand_in, 0)], scratches)?;
+        set_group(nursery, plan, group, group)?;
     }
     for &(pid, group) in &plan.lineage.groups {
-        set_group(nursery, pid, group)?;
+        set_group(nursery, plan, pid, group)?;
     }
     for &(helper, parent) in &plan.lineage.leaderless {
         end(nursery, helper, None, Some(parent))?;
@@ -152,9 +190,9 @@ fn groups(nursery: &mut Nursery, plan: &Plan, scratches: &Scratches<'_>) -> Resu
     Ok(())
 }
 
-fn set_group(nursery: &mut Nursery, pid: i32, group: i32) -> Result<()> {
+fn set_group(nursery: &mut Nursery, plan: &Plan, pid: i32, group: i32) -> Result<()> {
     let mut b = Batch::new();
-    b.call(libc::SYS_setpgid, [Arg::Val(0), group.into()]);
+    b.call(libc::SYS_setpgid, [Arg::Val(0), plan.numbers.innermost(group).into()]);
     Ok(nursery.hand(pid)?.run(&mut b)?)
 }
 
@@ -227,7 +265,7 @@ pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
 }
 
 /// Creates the threads of a process but for its leader.
-pub fn create_threads(hand: &mut Hand, process: &ProcessPlan, cgroups: &mut Restoring) -> Result<()> {
+pub fn create_threads(hand: &mut Hand, plan: &Plan, process: &ProcessPlan, cgroups: &mut Restoring) -> Result<()> {
     let flags = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -237,6 +275,6 @@ pub fn create_threads(hand: &mut Hand, process: &ProcessPlan, cgroups: &mut Rest
     let mut args = [0u64; 11];
     args[FLAGS] = flags as u64;
     let others = || process.cores().filter(|(tid, _)| *tid != process.pid());
-    hand.clone_all(&others().map(|(tid, _)| (args, tid)).collect::<Vec<_>>())?;
+    hand.clone_all(&others().map(|(tid, _)| (args, plan.numbers.of(tid))).collect::<Vec<_>>())?;
     others().try_for_each(|(tid, core)| cgroups.move_thread(tid, core, &process.core))
 }

@@ -173,6 +173,7 @@ impl Seed<'_> {
             io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
             threads += 1 + process.threads.len();
         }
+        births::leave_children_elsewhere(&mut nursery, plan, &service, &build)?;
         let pages_restored = spaces.pages_filled();
         drop(spaces);
         options.hook.call(Moment::PostRestore, plan.root)?;
@@ -374,7 +375,7 @@ fn finish_process(
             limits::build(hand, rlimits)?;
         }
     }
-    births::create_threads(hand, process, cgroups)?;
+    births::create_threads(hand, plan, process, cgroups)?;
     leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus))?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
         timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;

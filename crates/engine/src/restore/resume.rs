@@ -176,6 +176,7 @@ impl Ready<'_> {
 /// timers of the process are with it.
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
+    let inside = |tid: i32| plan.numbers.innermost(tid);
     let timers = Timers::prepare(hand, process, plan)?;
     let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let filters = common_filters(hand, process, plan)?;
@@ -185,7 +186,11 @@ fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) ->
         suspend_seccomp(*tid, core)?;
         let mut b = Batch::new();
         thread::build(&mut b, core, plan.extras.get(tid));
-        let queue = signals::build_queue(Queue::Own { pid, tid: *tid }, own_signals(core), &timers.comebacks)?;
+        let queue = signals::build_queue(
+            Queue::Own { pid: inside(pid), tid: inside(*tid) },
+            own_signals(core),
+            &timers.comebacks,
+        )?;
         // Whom no signal waits for does it all at once, if that is not too much.
         let mut whole = b.clone();
         last_calls(&mut whole, core, process, plan, own, filters)?;
@@ -264,6 +269,7 @@ fn first_thread(
     filters: usize,
 ) -> Result<()> {
     let (pid, first, core) = (process.pid(), process.first, &process.core);
+    let inside = |tid: i32| plan.numbers.innermost(tid);
     let tc =
         core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
     let mut b = Batch::new();
@@ -271,10 +277,16 @@ fn first_thread(
     thread::build(&mut b, core, plan.extras.get(&first));
     hand.run(&mut b)?;
     births::forget_sigchld_in(hand)?;
-    for mut b in signals::build_queue(Queue::Shared { pid, sender: first }, tc.signals_s.as_ref(), &posix.comebacks)? {
+    for mut b in signals::build_queue(
+        Queue::Shared { pid: inside(pid), sender: inside(first) },
+        tc.signals_s.as_ref(),
+        &posix.comebacks,
+    )? {
         hand.run(&mut b)?;
     }
-    for mut b in signals::build_queue(Queue::Own { pid, tid: first }, own_signals(core), &posix.comebacks)? {
+    for mut b in
+        signals::build_queue(Queue::Own { pid: inside(pid), tid: inside(first) }, own_signals(core), &posix.comebacks)?
+    {
         hand.run(&mut b)?;
     }
     let mut b = Batch::new();
