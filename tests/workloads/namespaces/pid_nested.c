@@ -1,4 +1,4 @@
-// peer: no, CRIU 4.2 does not carry pid namespaces within the tree
+// refused: pid namespace within that of the tree
 /* Pid namespaces within the tree: an init with a child, a child beside it, and one deeper still; all keep their numbers. */
 #include <sched.h>
 

@@ -82,6 +82,14 @@ impl Numbers {
 
 /// Once for all of them.
 fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
+    let of_root = cx.processes.first().and_then(|root| root.ids).and_then(|ids| ids.pid_ns_id);
+    if Some(own.id) != of_root {
+        return Err(Error::unsupported(
+            Object::Process(own.pid),
+            "it has a pid namespace within that of the tree, which cannot be carried yet",
+            "",
+        ));
+    }
     let is_pid = |own: &&Own| own.kind.kind == Namespace::Pid;
     if cx.owned.iter().find(is_pid).is_some_and(|first| first.id != own.id) {
         return Ok(());

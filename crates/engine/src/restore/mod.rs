@@ -48,7 +48,8 @@ impl Drop for Nursery {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        for pid in others() {
+        // The init of a deeper pid namespace does not end before the others there.
+        for pid in others().rev() {
             stops::reap_process(*pid);
         }
     }
