@@ -1,4 +1,6 @@
 // peer: no, CRIU 4.2 does not carry time namespaces within the tree
+// differs: process timens_offsets, the clocks go on from where they were, whatever those of the host did meanwhile
+// differs: process ns.time_for_children, of who has made a namespace for its next child alone only the child has it again
 /* Clocks of its own, in which a child is: they go on from where they were. */
 #include <sched.h>
 

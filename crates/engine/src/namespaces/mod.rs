@@ -224,8 +224,6 @@ pub struct Building<'a> {
     pub cgroups: &'a mut Restoring,
     /// Gives files to it.
     pub service: &'a Service,
-    /// Namespaces of the tree that are there already, of the same process among them.
-    pub owned: &'a Owned,
     /// Mounts of the tree that are there already.
     pub mounts: &'a mut Mounts,
     /// What has to be there until the tree is complete.
@@ -351,7 +349,7 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
         let mut keep = Vec::new();
         let (images, options, service, mounts) = (cx.images, cx.options, cx.service, &mut *cx.mounts);
         let (core, cgroups) = (cx.core, &mut *cx.cgroups);
-        let mut building = Building { images, options, hand, core, cgroups, service, owned, mounts, keep: &mut keep };
+        let mut building = Building { images, options, hand, core, cgroups, service, mounts, keep: &mut keep };
         (halves.build)(&mut building, &own)?;
         owned.1.append(&mut keep);
         if !halves.at_birth {
