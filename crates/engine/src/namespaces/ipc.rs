@@ -156,8 +156,11 @@ fn hold(own: &Own, one: Described) -> Result<(Described, File)> {
     Ok((one, File::from(file.map_err(failed)?)))
 }
 
+/// A queue, its limit and its messages: type and text of each.
+type Messages = (Described, u64, Vec<(i64, Vec<u8>)>);
+
 /// A queue with its limit and what is in it.
-fn read_queue(own: &Own, one: Described) -> Result<(Described, u64, Vec<(i64, Vec<u8>)>)> {
+fn read_queue(own: &Own, one: Described) -> Result<Messages> {
     let failed = |e| Error::kernel(object(own, "queue of messages", one.id), "read it", e);
     let limit = queues::queue_limit(one.id).map_err(failed)?;
     let all = queues::messages(one.id, one.size as usize).map_err(failed)?;

@@ -305,9 +305,8 @@ fn settle(
     let way = way_to(file);
     for (name, value) in attributes {
         let name = CString::new(name.as_slice()).map_err(|_| Errno::INVAL)?;
-        match rustix::fs::setxattr(&way, name.as_c_str(), value, XattrFlags::empty()) {
-            Err(errno) => tracing::warn!("cannot set the attribute {name:?} of a file: {errno}"),
-            Ok(()) => {}
+        if let Err(errno) = rustix::fs::setxattr(&way, name.as_c_str(), value, XattrFlags::empty()) {
+            tracing::warn!("cannot set the attribute {name:?} of a file: {errno}");
         }
     }
     rustix::fs::chmod(&way, mode)?;
