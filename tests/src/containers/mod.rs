@@ -124,29 +124,42 @@ impl Host {
 struct Count(PathBuf);
 
 impl Count {
-    /// How many numbers there are: fails unless they are those from 1 on, one after the other.
-    fn so_far(&self) -> Result<usize, Failed> {
+    /// The numbers, as they are.
+    fn numbers(&self) -> Result<Vec<usize>, Failed> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        for (at, line) in whole.lines().enumerate() {
-            if line != (at + 1).to_string() {
-                return Err(format!("line {} of the count says '{line}'", at + 1).into());
-            }
+        let number = |line: &str| line.parse().map_err(|_| format!("the count says '{line}'").into());
+        whole.lines().map(number).collect()
+    }
+
+    /// How many numbers there are: fails unless they are those from 1 on, one after the other.
+    fn so_far(&self) -> Result<usize, Failed> {
+        let numbers = self.numbers()?;
+        match numbers.iter().enumerate().find(|(at, number)| at + 1 != **number) {
+            None => Ok(numbers.len()),
+            Some((at, number)) => Err(format!("line {} of the count says {number}", at + 1).into()),
         }
-        Ok(whole.lines().count())
+    }
+
+    /// The numbers, once there are so many.
+    fn wait_for(&self, many: usize) -> Result<Vec<usize>, Failed> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let numbers = self.numbers()?;
+            if numbers.len() >= many {
+                return Ok(numbers);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("it counts {} times and no more", numbers.len()).into());
+            }
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits until it has counted on by `more`.
     fn goes_on(&self, more: usize) -> Result<(), Failed> {
-        let wanted = self.so_far()? + more;
-        let deadline = Instant::now() + LIMIT;
-        while self.so_far()? < wanted {
-            if Instant::now() > deadline {
-                return Err(format!("it counts to {} and stays there", self.so_far()?).into());
-            }
-            sleep(Duration::from_millis(5));
-        }
-        Ok(())
+        self.wait_for(self.so_far()? + more)?;
+        self.so_far().map(drop)
     }
 
     /// Fails if it counts on.

@@ -91,14 +91,7 @@ fn exported(host: &Host) -> Result<(), Failed> {
     fs::write(&podman.count.0, "")?;
     podman.podman(&["container", "restore", "--import", &archive, "--name", "copy"])?;
     podman.podman(&["exec", "copy", "true"])?;
-    let deadline = std::time::Instant::now() + super::LIMIT;
-    while fs::read_to_string(&podman.count.0)?.lines().count() < 3 {
-        if std::time::Instant::now() > deadline {
-            return Err("the copy does not count".into());
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    Ok(())
+    podman.count.wait_for(3).map(drop)
 }
 
 fn bridge(host: &Host) -> Result<(), Failed> {

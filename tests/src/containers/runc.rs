@@ -95,18 +95,13 @@ fn leave_running(host: &Host) -> Result<(), Failed> {
     container.count.goes_on(5)?;
     container.runc(&["delete", "--force", &host.name])?;
     // Back to where the image was made.
-    let numbers = fs::read_to_string(&container.count.0)?;
+    let before = container.count.so_far()?;
     container.restore(&[])?;
-    let more = || fs::read_to_string(&container.count.0).map(|now| now.lines().count());
-    let before = numbers.lines().count();
-    while more()? < before + 3 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    let now = fs::read_to_string(&container.count.0)?;
-    let of = |at: usize| now.lines().nth(at).and_then(|line| line.parse::<usize>().ok()).unwrap_or_default();
-    match of(before) <= before && of(before) > 1 && of(before + 1) == of(before) + 1 {
+    let now = container.count.wait_for(before + 3)?;
+    let (first, second) = (now[before], now[before + 1]);
+    match first > 1 && first <= before && second == first + 1 {
         true => Ok(()),
-        false => Err(format!("it counts on with {} after {before}", of(before)).into()),
+        false => Err(format!("it counts on with {first} and {second} after {before}").into()),
     }
 }
 

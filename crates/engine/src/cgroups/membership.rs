@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 /// One cgroup of a set: hierarchy, path, and how much of the path is above the top of the task's cgroup namespace.
-type Member = (String, String, u32);
+pub(super) type Member = (String, String, u32);
 
 /// What is known of the cgroups of a tree.
 #[derive(Debug, Default)]
@@ -195,7 +195,7 @@ fn add_prefixes(
 }
 
 /// The cgroups of a task, sorted by hierarchy.
-fn read(task: &Task) -> Result<Vec<Member>> {
+pub(super) fn read(task: &Task) -> Result<Vec<Member>> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
     let mut set: Vec<Member> =

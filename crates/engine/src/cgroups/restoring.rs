@@ -2,7 +2,7 @@
 
 use super::directories::{self, Made};
 use super::hierarchy::{Hierarchies, described};
-use super::{CgroupMode, CgroupOptions, is_within, trimmed};
+use super::{CgroupMode, CgroupOptions, is_within, membership, trimmed};
 use crate::error::errno_of;
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
@@ -44,10 +44,7 @@ impl Restoring {
         let Some(record) = images.read_all_optional::<CgroupEntry>(ImageKind::Cgroup, None)?.pop() else {
             return Ok((restoring, made));
         };
-        let ours = Task::current()?.cgroups()?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        restoring.ours =
-            ours.into_iter().map(|one| (text(&one.controllers), one.path.to_string_lossy().into_owned())).collect();
+        restoring.ours = membership::read(&Task::current()?)?.into_iter().map(|(name, path, _)| (name, path)).collect();
         let tops = restoring.make(record.controllers, &mut made)?;
         for set in &record.sets {
             let members = set.ctls.iter().map(|member| place(member, &tops)).collect::<Result<_>>()?;
@@ -64,15 +61,13 @@ impl Restoring {
         // It has called and waits for us; if it does not, nobody has.
         let Ok(task) = Task::open(pid_of(caller)?) else { return Ok(()) };
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        for one in task.cgroups()? {
-            let name = String::from_utf8_lossy(&one.controllers).into_owned();
-            let path = one.path.to_string_lossy().into_owned();
+        for (name, path, prefix) in membership::read(&task)? {
             if !tops.contains_key(&name) || self.ours.get(&name) == Some(&path) {
                 continue;
             }
-            let there = Member { name: name.clone(), path: path.clone(), prefix: 0 };
+            let there = Member { name, path: path.clone(), prefix: prefix as usize };
             match self.enter(&there, &path, own, false) {
-                Ok(()) => drop(self.ours.insert(name, path)),
+                Ok(()) => drop(self.ours.insert(there.name, path)),
                 Err(e) => tracing::debug!("the limits of the tree hold for its restore as well: {e}"),
             }
         }

@@ -209,14 +209,14 @@ pub fn dump(cx: &mut Dumping<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What the second half is given.
+/// A newborn process, and what it is given: so is the second half.
 #[derive(Debug)]
 pub struct Building<'a> {
     /// The image.
     pub images: &'a ImageDir,
     /// What the user asked for.
     pub options: &'a RestoreOptions,
-    /// The process that was born into the namespace.
+    /// The process.
     pub hand: &'a mut Hand,
     /// Its record.
     pub core: &'a CoreEntry,
@@ -227,7 +227,7 @@ pub struct Building<'a> {
     /// Mounts of the tree that are there already.
     pub mounts: &'a mut Mounts,
     /// What has to be there until the tree is complete.
-    pub keep: &'a mut Vec<Kept>,
+    pub keep: Vec<Kept>,
 }
 
 /// Which processes are born with which namespaces, and which enter one that another has been born with: kind, as index
@@ -322,7 +322,7 @@ impl Arranged {
 
 /// What is there when a process has been born: it enters the namespaces that are there already, and fills those that it
 /// was born with.
-pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned) -> Result<()> {
+pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) -> Result<()> {
     let pid = cx.hand.pid();
     for &(at, id) in arranged.joined.get(&pid).into_iter().flatten() {
         let kind = &KINDS[at];
@@ -345,38 +345,14 @@ pub fn settle_in(cx: &mut Birthplace<'_>, arranged: &Arranged, owned: &mut Owned
         let Some(halves) = kind.halves else { continue };
         let task = Task::open(crate::freeze::pid_of(pid)?)?;
         let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
-        let hand = &mut *cx.hand;
-        let mut keep = Vec::new();
-        let (images, options, service, mounts) = (cx.images, cx.options, cx.service, &mut *cx.mounts);
-        let (core, cgroups) = (cx.core, &mut *cx.cgroups);
-        let mut building = Building { images, options, hand, core, cgroups, service, mounts, keep: &mut keep };
-        (halves.build)(&mut building, &own)?;
-        owned.1.append(&mut keep);
+        (halves.build)(cx, &own)?;
+        owned.1.append(&mut cx.keep);
         if !halves.at_birth {
             own.file = namespace::open(&task, kind.kind)?;
         }
         owned.0.push(own);
     }
     Ok(())
-}
-
-/// A newborn process, and what it is given.
-#[derive(Debug)]
-pub struct Birthplace<'a> {
-    /// The image.
-    pub images: &'a ImageDir,
-    /// What the user asked for.
-    pub options: &'a RestoreOptions,
-    /// The process.
-    pub hand: &'a mut Hand,
-    /// Its record.
-    pub core: &'a CoreEntry,
-    /// The cgroups of the tree.
-    pub cgroups: &'a mut Restoring,
-    /// Gives files to it.
-    pub service: &'a Service,
-    /// Mounts of the tree that are there already.
-    pub mounts: &'a mut Mounts,
 }
 
 /// Has a process enter a namespace that is there.

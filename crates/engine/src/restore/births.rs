@@ -7,7 +7,7 @@ use crate::cgroups::Restoring;
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
-use crate::namespaces::{self, Birthplace, Own, inner, pid};
+use crate::namespaces::{self, Building, Own, inner, pid};
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Moment, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
@@ -98,7 +98,8 @@ fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, bu
     let Some(process) = plan.processes.get(&pid) else { return Ok(()) };
     let hand = nursery.hand(pid)?;
     let Build { images, options, mounts, cgroups, .. } = build;
-    let mut cx = Birthplace { images, options, hand, core: &process.core, cgroups, service, mounts };
+    let core = &process.core;
+    let mut cx = Building { images, options, hand, core, cgroups, service, mounts, keep: Vec::new() };
     namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
 }
 
