@@ -69,9 +69,8 @@ fn checkpoint_here(
     cryonaut_kernel::heap::fault_in();
     credentials::last_capability();
     let freezing = Instant::now();
-    let closed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten();
-    // The freezer closes behind the tree, whose hands could not go home in it.
-    let thawed = closed;
+    // Before the tree, so that it closes behind it: hands could not go home in it.
+    let thawed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten();
     let mut frozen = Frozen::freeze(pid, options.timeout, thawed.as_ref())?;
     let stood_still = Instant::now();
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {

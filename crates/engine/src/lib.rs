@@ -11,6 +11,7 @@ mod dump;
 mod error;
 pub mod files;
 pub mod freeze;
+mod hexadecimal;
 mod lineage;
 mod memory;
 mod namespaces;

@@ -1,6 +1,7 @@
 //! Memory that the kernel shares with a program, as it stands in our records:
 //! the lines that are not zero, in hexadecimal, by offset.
 
+use crate::hexadecimal;
 use std::collections::BTreeMap;
 
 /// Bytes that are left out together when they are zero.
@@ -13,7 +14,7 @@ pub type Lines = BTreeMap<usize, String>;
 pub fn of(bytes: &[u8]) -> Lines {
     let mut out = Lines::new();
     for (index, line) in bytes.chunks(LINE).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0)) {
-        let hex: String = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = hexadecimal::encode(line);
         let at = index * LINE;
         match out.last_entry() {
             Some(mut last) if last.key() + last.get().len() / 2 == at => last.get_mut().push_str(&hex),

@@ -446,7 +446,7 @@ fn new_id() -> std::result::Result<String, Errno> {
     }
     random[6] = random[6] & 0xf | 0x40;
     random[8] = random[8] & 0x3f | 0x80;
-    let hex = random.map(|byte| format!("{byte:02x}")).concat();
+    let hex = crate::hexadecimal::encode(&random);
     Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 

@@ -8,7 +8,7 @@
 use super::beside::{Extra, Known};
 use super::{Sort, cannot_set};
 use crate::files::OpenFile;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, hexadecimal};
 use cryonaut_kernel::sys::packet::opt;
 use cryonaut_kernel::sys::socket::{self, so};
 use rustix::io::Errno;
@@ -326,7 +326,7 @@ impl Setting {
     fn value(&self, told: &[u8]) -> Value {
         match told.first_chunk().filter(|_| self.most == 0) {
             Some(number) => Value::Number(i32::from_ne_bytes(*number)),
-            None => Value::Bytes(told.iter().map(|byte| format!("{byte:02x}")).collect()),
+            None => Value::Bytes(hexadecimal::encode(told)),
         }
     }
 
@@ -334,9 +334,8 @@ impl Setting {
         match value {
             Value::Number(number) => socket::set_int(socket, self.level, self.option, *number),
             Value::Bytes(text) => {
-                let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-                let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
-                socket::set_bytes(socket, self.level, self.option, &bytes.ok_or(Errno::INVAL)?)
+                let bytes = hexadecimal::decode(text).ok_or(Errno::INVAL)?;
+                socket::set_bytes(socket, self.level, self.option, &bytes)
             }
         }
     }

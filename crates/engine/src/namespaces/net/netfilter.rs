@@ -4,7 +4,8 @@
 //! CRIU's images have the text of nft(8) and of iptables-save(8), which those programs write and read. Ours have what the
 //! kernel has said (`cryonaut-network-ID.json`), so that nothing has to understand it.
 
-use super::talk::{Kept, bytes_of, digits, failed, object};
+use super::talk::{Kept, failed, object};
+use crate::hexadecimal;
 use crate::{Error, Result};
 use cryonaut_kernel::sys::conversation::{APPEND, CREATE, Conversation, Message, NESTED, Refusal, TYPE, text, within};
 use cryonaut_kernel::sys::xtables::{self, Family, Table};
@@ -72,7 +73,7 @@ pub fn read(id: u32) -> Result<Firewall> {
         let all = all.map_err(|e| failed(object(id), "read its tables of iptables", e.into()))?;
         let one = |table: Table| {
             let Table { name, hooks, count, entries } = table;
-            Older { name, hooks, count, entries: digits(&entries) }
+            Older { name, hooks, count, entries: hexadecimal::encode(&entries) }
         };
         Ok(all.into_iter().map(one).collect())
     };
@@ -232,7 +233,7 @@ impl Firewall {
             for table in tables {
                 let bad =
                     || Error::bad_image(format!("cryonaut-network-{id}.json"), "entries of iptables are no digits");
-                let entries = bytes_of(&table.entries).ok_or_else(bad)?;
+                let entries = hexadecimal::decode(&table.entries).ok_or_else(bad)?;
                 let whole = Table { name: table.name.clone(), hooks: table.hooks, count: table.count, entries };
                 let action = format!("replace the table {} of iptables ({family:?})", table.name);
                 xtables::replace(family, &whole).map_err(|e| failed(object(id), action, e.into()))?;

@@ -135,7 +135,7 @@ fn address(family: i32, bytes: &[u8]) -> String {
     match (family, <[u8; 4]>::try_from(bytes), <[u8; 16]>::try_from(bytes)) {
         (libc::AF_INET, Ok(v4), _) => std::net::Ipv4Addr::from(v4).to_string(),
         (libc::AF_INET6, _, Ok(v6)) => std::net::Ipv6Addr::from(v6).to_string(),
-        _ => super::talk::digits(bytes),
+        _ => crate::hexadecimal::encode(bytes),
     }
 }
 

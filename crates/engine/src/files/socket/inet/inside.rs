@@ -96,7 +96,7 @@ pub fn collect(file: &OpenFile<'_>, inside: &Inside, extra: &mut Extra) -> Resul
     if inside.keys.iter().any(|key| key.device != 0) {
         return refuse("it has a key of TCP-MD5 for one network device alone");
     }
-    let key = |key: &Key| Signing { peer: key.peer, bits: key.bits, key: super::super::unix::hexadecimal(&key.key) };
+    let key = |key: &Key| Signing { peer: key.peer, bits: key.bits, key: crate::hexadecimal::encode(&key.key) };
     extra.keys = inside.keys.iter().map(key).collect();
     Ok(())
 }
@@ -115,7 +115,7 @@ pub fn build_chooser(socket: BorrowedFd<'_>, record: &InetSkEntry, chooser: &[u6
 pub fn build_keys(socket: BorrowedFd<'_>, record: &InetSkEntry, keys: &[Signing]) -> Result<()> {
     for signing in keys {
         let bad = || Error::bad_image("cryonaut-sockets.json", "a key is no text of digits");
-        let key = super::super::unix::binary(&signing.key).ok_or_else(bad)?;
+        let key = crate::hexadecimal::decode(&signing.key).ok_or_else(bad)?;
         socket::set_md5_key(socket, &Key { peer: signing.peer, bits: signing.bits, device: 0, key })
             .map_err(|e| Error::kernel(object(record.id, sort_of(record)), "set its key (TCP_MD5SIG_EXT)", e))?;
     }

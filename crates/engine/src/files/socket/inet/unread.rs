@@ -7,7 +7,7 @@
 
 use super::{CLOSE, address, object, packet, sort_of};
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Result};
+use crate::{Error, Result, hexadecimal};
 use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::sys::socket::{self, so};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET};
@@ -68,7 +68,7 @@ fn peek_all(socket: BorrowedFd<'_>) -> std::result::Result<Vec<Datagram>, Errno>
             Err(errno) => return Err(errno),
             Ok((_, got, from)) => {
                 let from = from.ok_or(Errno::INVAL).and_then(SocketAddr::try_from)?;
-                let data = buffer[..got].iter().map(|byte| format!("{byte:02x}")).collect();
+                let data = hexadecimal::encode(&buffer[..got]);
                 all.push(Datagram { from, data });
             }
         }
@@ -107,8 +107,7 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Re
     let what = || object(record.id, sort_of(record));
     for datagram in &all {
         let own = own_address(record, &datagram.from)?;
-        let byte = |at: usize| u8::from_str_radix(datagram.data.get(at..at + 2)?, 16).ok();
-        let data: Option<Vec<u8>> = (0..datagram.data.len()).step_by(2).map(byte).collect();
+        let data = hexadecimal::decode(&datagram.data);
         let bad =
             || Error::bad_image(format!("cryonaut-{}.json", name_of(record.id)), "it has a datagram without data");
         let before = in_use(socket);

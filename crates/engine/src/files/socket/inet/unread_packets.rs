@@ -11,7 +11,7 @@
 use super::{object, packet, sort_of, unread};
 use crate::files::socket::Sort;
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Result};
+use crate::{Error, Result, hexadecimal};
 use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::sys::ip_queue::{self, IpPacket};
 use cryonaut_kernel::sys::socket;
@@ -54,7 +54,7 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, sort: Sort, record: &InetS
     if let Some(reason) = all.iter().find_map(|packet| hindrance(packet, sort)) {
         return Err(refused(reason));
     }
-    let all: Vec<String> = all.iter().map(|packet| packet.bytes.iter().map(|b| format!("{b:02x}")).collect()).collect();
+    let all: Vec<String> = all.iter().map(|packet| hexadecimal::encode(&packet.bytes)).collect();
     Ok(cx.images.write_json(&name_of(record.id), &all)?)
 }
 
@@ -129,10 +129,8 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Re
     };
     filter(socket, false).map_err(|e| failed("let it receive its own", e))?;
     for text in &all {
-        let byte = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
-        let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(byte).collect();
         let bad = || Error::bad_image(format!("cryonaut-{}.json", name_of(record.id)), "it has a packet that is none");
-        let bytes = bytes.ok_or_else(bad)?;
+        let bytes = hexadecimal::decode(text).ok_or_else(bad)?;
         let to = whither(&bytes).ok_or_else(bad)?;
         let sent = is_ours(to).and_then(|()| {
             let before = unread::in_use(socket);

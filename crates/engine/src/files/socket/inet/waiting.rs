@@ -8,7 +8,6 @@
 //! last (tcp_timewait_state_process in net/ipv4/tcp_minisocks.c). So one such is made first, in repair mode.
 
 use super::super::beside::Extra;
-use super::super::unix::{binary, hexadecimal};
 use super::super::{Sort, object};
 use super::packet::{self, ACK, FIN, PSH, SYN, Segment};
 use super::peers::Peers;
@@ -16,7 +15,7 @@ use super::tcp::{self, Info};
 use super::{sort_of, state};
 use crate::files::{Collect, OpenFile, Settle};
 use crate::tcp_policy::TcpPolicy;
-use crate::{Error, RestoreOptions, Result};
+use crate::{Error, RestoreOptions, Result, hexadecimal};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::sys::tcp_inside::{self, Waiting};
@@ -193,7 +192,7 @@ impl Guest {
             sack: one.sack,
             timestamp: one.timestamp,
             ended: u32::from(one.state) == state::CLOSE_WAIT,
-            data: hexadecimal(&one.unread.data),
+            data: hexadecimal::encode(&one.unread.data),
         }
     }
 }
@@ -310,7 +309,7 @@ impl Guest {
         }
         let mut at = self.received;
         let bad = || Error::bad_image(format!("cryonaut-{}.json", name_of(record.id, 0)), "it has data that is none");
-        let data = binary(&self.data).ok_or_else(bad)?;
+        let data = hexadecimal::decode(&self.data).ok_or_else(bad)?;
         for some in data.chunks(SEGMENT) {
             self.send(PSH | ACK, at, some).map_err(failed)?;
             at = at.wrapping_add(some.len() as u32);

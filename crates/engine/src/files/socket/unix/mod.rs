@@ -17,7 +17,6 @@ mod waiting;
 pub use acting::{Actors, Maker};
 pub use build::{Making, all as make_all};
 pub use complete::all as complete;
-pub use queue::{binary, hexadecimal};
 
 use super::beside::Extra;
 use super::inet::{mode_of, owner_of, ready, refuse_error};

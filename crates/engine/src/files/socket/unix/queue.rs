@@ -11,7 +11,7 @@
 use super::super::inet::ready;
 use super::{CLOSE, state};
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Result};
+use crate::{Error, Result, hexadecimal};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{ScmEntry, SkPacketEntry, UnixSkEntry};
 use cryonaut_kernel::sys::socket::{self, so};
@@ -49,7 +49,7 @@ impl Beside {
     fn of(message: &Message) -> Beside {
         let noted = message.credentials.filter(|credentials| credentials.pid != 0);
         let credentials = noted.map(|c| (c.pid, c.uid, c.gid));
-        Beside { from: hexadecimal(&message.from), credentials, urgent: message.is_urgent }
+        Beside { from: hexadecimal::encode(&message.from), credentials, urgent: message.is_urgent }
     }
 
     /// Of a message whose sender has no name of interest.
@@ -60,7 +60,7 @@ impl Beside {
 
     /// `sun_path` of the sender's address. `None` if it is not hexadecimal.
     pub fn from(&self) -> Option<Vec<u8>> {
-        binary(&self.from)
+        hexadecimal::decode(&self.from)
     }
 
     /// Whether it was sent out of band.
@@ -72,16 +72,6 @@ impl Beside {
     pub fn credentials(&self) -> Option<Credentials> {
         self.credentials.map(|(pid, uid, gid)| Credentials { pid, uid, gid })
     }
-}
-
-/// Bytes as text.
-pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// And back. `None` for what is not hexadecimal.
-pub fn binary(text: &str) -> Option<Vec<u8>> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
 }
 
 fn name_of(id: u32) -> String {

@@ -5,10 +5,10 @@
 use super::acting::{Actors, Maker};
 use super::build::{Making, failed};
 use super::complete::{Files, rights_of, send_all};
-use super::queue::{self, Beside, Unread};
+use super::queue::{Beside, Unread};
 use super::{Known, is_allowed, name, outside, state};
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, hexadecimal};
 use cryonaut_image::records::UnixSkEntry;
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
 use cryonaut_kernel::sys::unix_message::Credentials;
@@ -105,7 +105,7 @@ impl Guest {
                 None => Err(refused("a descriptor (SCM_RIGHTS) that no process of the tree has any more")),
             };
             let rights = rights.into_iter().map(one).collect::<Result<_>>()?;
-            Ok(Said { data: queue::hexadecimal(&bytes), beside: Beside::by(credentials, is_urgent), rights })
+            Ok(Said { data: hexadecimal::encode(&bytes), beside: Beside::by(credentials, is_urgent), rights })
         };
         let messages = waiting.messages.into_iter().map(said).collect::<Result<_>>()?;
         let Credentials { pid, uid, gid } = waiting.credentials;
@@ -174,7 +174,7 @@ pub fn read(cx: &Build<'_>, records: &BTreeMap<u32, &UnixSkEntry>) -> Result<Gue
 
 /// Of an image that is not ours, what was sent may be anything.
 fn checked(id: u32, guests: Vec<Guest>) -> Result<Vec<Guest>> {
-    if guests.iter().flat_map(|guest| &guest.messages).any(|said| queue::binary(&said.data).is_none()) {
+    if guests.iter().flat_map(|guest| &guest.messages).any(|said| hexadecimal::decode(&said.data).is_none()) {
         return Err(Error::bad_image(
             format!("cryonaut-{}.json", name_of(id)),
             "data of a message are not hexadecimal",
@@ -214,7 +214,7 @@ impl<'r> Making<'r> {
             actors.connect(guest.maker.as_ref(), socket, &to, listener)?;
             for said in guest.messages {
                 // `checked` has seen it.
-                let bytes = queue::binary(&said.data).unwrap_or_default();
+                let bytes = hexadecimal::decode(&said.data).unwrap_or_default();
                 let message = Unread { bytes, beside: said.beside, rights: said.rights };
                 send_all(socket, listener, &message, &rights_of(files, &message))?;
             }
