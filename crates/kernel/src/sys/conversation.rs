@@ -17,10 +17,10 @@ use super::socket::set_int;
 
 /// `struct nlmsghdr`.
 pub const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
+pub(super) const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_CAPPED: u16 = 0x100;
@@ -173,6 +173,11 @@ impl Message {
     /// Adds one that is a number of this host.
     pub fn add_number(&mut self, kind: u16, number: u32) -> &mut Message {
         self.add(kind, &number.to_ne_bytes())
+    }
+
+    /// Adds one that is a number in the order of the network.
+    pub fn add_ordered(&mut self, kind: u16, number: u32) -> &mut Message {
+        self.add(kind, &number.to_be_bytes())
     }
 
     /// Adds one that has attributes.

@@ -10,22 +10,17 @@ use rustix::io::Errno;
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
 
+use super::conversation::{APPEND, CREATE, HEADER, Message, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR};
 use super::socket::set_int;
 
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_CREATE: u16 = 0x400;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET`: IPv4 and IPv6.
 const FAMILY: u8 = 1;
-const NESTED: u16 = 0x8000;
-/// `struct nlmsghdr`, and with it `struct nfgenmsg`.
-const HEADER: usize = 16;
-const WHOLE_HEADER: usize = 20;
+/// The header of a message, and with it `struct nfgenmsg`.
+const WHOLE_HEADER: usize = HEADER + 4;
 /// Bytes of elements in one message: an attribute has at most 64 KiB.
 const ELEMENTS: usize = 60 << 10;
 
@@ -105,14 +100,18 @@ impl Transaction {
     /// Makes a table, or leaves it as it is.
     #[must_use]
     pub fn add_table(mut self, table: &str) -> Self {
-        self.ours(message::NEWTABLE, NLM_F_CREATE, |m| m.text(1, table));
+        self.ours(message::NEWTABLE, CREATE, |m| {
+            m.add_text(1, table);
+        });
         self
     }
 
     /// Takes a table away with all that it has. ENOENT if it is not there.
     #[must_use]
     pub fn delete_table(mut self, table: &str) -> Self {
-        self.ours(message::DELTABLE, 0, |m| m.text(1, table));
+        self.ours(message::DELTABLE, 0, |m| {
+            m.add_text(1, table);
+        });
         self
     }
 
@@ -122,15 +121,17 @@ impl Transaction {
         // Six bits for each of its types.
         let kind = key.iter().fold(0, |kind, data| kind << 6 | *data as u32);
         let room = key.iter().map(|data| data.room()).sum();
-        self.ours(message::NEWSET, NLM_F_CREATE, |m| {
-            m.text(1, table);
-            m.text(2, set);
+        self.ours(message::NEWSET, CREATE, |m| {
+            m.add_text(1, table);
+            m.add_text(2, set);
             // NFT_SET_CONSTANT is only for sets without a name.
-            m.number(3, 0);
-            m.number(4, kind);
-            m.number(5, room);
-            m.nest(9, |m| m.number(1, elements.max(1) as u32));
-            m.number(10, id_of(set));
+            m.add_ordered(3, 0);
+            m.add_ordered(4, kind);
+            m.add_ordered(5, room);
+            m.nest(9, |m| {
+                m.add_ordered(1, elements.max(1) as u32);
+            });
+            m.add_ordered(10, id_of(set));
         });
         self
     }
@@ -146,16 +147,20 @@ impl Transaction {
     ) -> Self {
         let mut elements = elements.peekable();
         while elements.peek().is_some() {
-            self.ours(message::NEWSETELEM, NLM_F_CREATE, |m| {
-                m.text(1, table);
-                m.text(2, set);
-                m.number(4, id_of(set));
+            self.ours(message::NEWSETELEM, CREATE, |m| {
+                m.add_text(1, table);
+                m.add_text(2, set);
+                m.add_ordered(4, id_of(set));
                 m.nest(3, |m| {
-                    let begun = m.0.len();
-                    while m.0.len() - begun < ELEMENTS
+                    let begun = m.bytes().len();
+                    while m.bytes().len() - begun < ELEMENTS
                         && let Some(key) = elements.next()
                     {
-                        m.nest(1, |m| m.nest(1, |m| m.bytes(1, key)));
+                        m.nest(1, |m| {
+                            m.nest(1, |m| {
+                                m.add(1, key);
+                            });
+                        });
                     }
                 });
             });
@@ -166,14 +171,14 @@ impl Transaction {
     /// Makes a chain of the type "filter" with priority 0.
     #[must_use]
     pub fn add_chain(mut self, table: &str, chain: &str, hook: Hook) -> Self {
-        self.ours(message::NEWCHAIN, NLM_F_CREATE, |m| {
-            m.text(1, table);
-            m.text(3, chain);
+        self.ours(message::NEWCHAIN, CREATE, |m| {
+            m.add_text(1, table);
+            m.add_text(3, chain);
             m.nest(4, |m| {
-                m.number(1, hook as u32);
-                m.number(2, 0);
+                m.add_ordered(1, hook as u32);
+                m.add_ordered(2, 0);
             });
-            m.text(7, "filter");
+            m.add_text(7, "filter");
         });
         self
     }
@@ -181,10 +186,9 @@ impl Transaction {
     /// Puts a rule behind the others of a chain.
     #[must_use]
     pub fn add_rule(mut self, table: &str, chain: &str, steps: &[Step<'_>]) -> Self {
-        const NLM_F_APPEND: u16 = 0x800;
-        self.ours(message::NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |m| {
-            m.text(1, table);
-            m.text(2, chain);
+        self.ours(message::NEWRULE, CREATE | APPEND, |m| {
+            m.add_text(1, table);
+            m.add_text(2, chain);
             m.nest(4, |m| steps.iter().for_each(|step| step.write(m)));
         });
         self
@@ -210,18 +214,10 @@ impl Transaction {
     }
 
     fn message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, body: impl FnOnce(&mut Message)) {
-        let begun = self.0.len();
-        let mut message = Message(std::mem::take(&mut self.0));
-        message.0.extend([0; 4]);
-        message.0.extend(kind.to_ne_bytes());
-        message.0.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-        message.0.extend([0; 8]);
-        message.0.extend([family, 0]);
-        message.0.extend(resource.to_be_bytes());
+        let [high, low] = resource.to_be_bytes();
+        let mut message = Message::new(kind, NLM_F_REQUEST | flags, &[family, 0, high, low]);
         body(&mut message);
-        self.0 = message.0;
-        let length = (self.0.len() - begun) as u32;
-        self.0[begun..begun + 4].copy_from_slice(&length.to_ne_bytes());
+        self.0.extend_from_slice(message.bytes());
     }
 }
 
@@ -269,7 +265,9 @@ fn error_in(answer: &[u8]) -> Option<Result<(), Errno>> {
 /// Whether there is a table of this name.
 pub fn has_table(table: &str) -> Result<bool, Errno> {
     let mut question = Transaction(Vec::new());
-    question.ours(message::GETTABLE, 0, |m| m.text(1, table));
+    question.ours(message::GETTABLE, 0, |m| {
+        m.add_text(1, table);
+    });
     let netlink = open()?;
     sendto(&netlink, &question.0, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut buffer = [0u8; 4096];
@@ -283,34 +281,6 @@ pub fn has_table(table: &str) -> Result<bool, Errno> {
 
 fn open() -> Result<std::os::fd::OwnedFd, Errno> {
     socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(NETFILTER))
-}
-
-/// Attributes one after the other: length, number, value, and zeros up to a whole word.
-struct Message(Vec<u8>);
-
-impl Message {
-    fn bytes(&mut self, number: u16, value: &[u8]) {
-        self.0.extend((4 + value.len() as u16).to_ne_bytes());
-        self.0.extend(number.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-    }
-
-    fn text(&mut self, number: u16, text: &str) {
-        self.bytes(number, &[text.as_bytes(), &[0]].concat());
-    }
-
-    fn number(&mut self, number: u16, value: u32) {
-        self.bytes(number, &value.to_be_bytes());
-    }
-
-    fn nest(&mut self, number: u16, inner: impl FnOnce(&mut Message)) {
-        let begun = self.0.len();
-        self.bytes(number | NESTED, &[]);
-        inner(self);
-        let length = (self.0.len() - begun) as u16;
-        self.0[begun..begun + 2].copy_from_slice(&length.to_ne_bytes());
-    }
 }
 
 /// `NFT_REG32_00`: the first of the registers of one word.
@@ -327,15 +297,15 @@ impl Step<'_> {
             Step::IfFamily(family) => equal(rule, META_FAMILY, &[family]),
             Step::IfProtocol(protocol) => equal(rule, META_PROTOCOL, &[protocol]),
             Step::Load { transport, offset, length, register } => expression(rule, "payload", |m| {
-                m.number(1, FIRST_REGISTER + register);
-                m.number(2, 1 + u32::from(transport));
-                m.number(3, offset);
-                m.number(4, length);
+                m.add_ordered(1, FIRST_REGISTER + register);
+                m.add_ordered(2, 1 + u32::from(transport));
+                m.add_ordered(3, offset);
+                m.add_ordered(4, length);
             }),
             Step::IfIn(set) => expression(rule, "lookup", |m| {
-                m.text(1, set);
-                m.number(2, FIRST_REGISTER);
-                m.number(4, id_of(set));
+                m.add_text(1, set);
+                m.add_ordered(2, FIRST_REGISTER);
+                m.add_ordered(4, id_of(set));
             }),
             Step::Drop => verdict(rule, 0),
             Step::Accept => verdict(rule, 1),
@@ -345,27 +315,33 @@ impl Step<'_> {
 
 fn expression(rule: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
     rule.nest(1, |m| {
-        m.text(1, name);
+        m.add_text(1, name);
         m.nest(2, data);
     });
 }
 
 fn equal(rule: &mut Message, key: u32, wanted: &[u8]) {
     expression(rule, "meta", |m| {
-        m.number(1, FIRST_REGISTER);
-        m.number(2, key);
+        m.add_ordered(1, FIRST_REGISTER);
+        m.add_ordered(2, key);
     });
     expression(rule, "cmp", |m| {
-        m.number(1, FIRST_REGISTER);
-        m.number(2, 0);
-        m.nest(3, |m| m.bytes(1, wanted));
+        m.add_ordered(1, FIRST_REGISTER);
+        m.add_ordered(2, 0);
+        m.nest(3, |m| {
+            m.add(1, wanted);
+        });
     });
 }
 
 fn verdict(rule: &mut Message, code: u32) {
     expression(rule, "immediate", |m| {
-        m.number(1, 0);
-        m.nest(2, |m| m.nest(2, |m| m.number(1, code)));
+        m.add_ordered(1, 0);
+        m.nest(2, |m| {
+            m.nest(2, |m| {
+                m.add_ordered(1, code);
+            });
+        });
     });
 }
 
