@@ -38,11 +38,13 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     refuse_ourselves(pid)?;
     network_lock::clear_stale();
     let surroundings = Namespaces::read(&Task::current()?)?;
-    let Some(tree) = pid::elsewhere(pid)? else { return checkpoint_here(pid, dir, options, &surroundings) };
+    let Some(tree) = pid::elsewhere(pid, &options.external)? else {
+        return checkpoint_here(pid, dir, options, &surroundings);
+    };
     let begun = Instant::now();
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
-        checkpoint_here(inner::INIT, dir, &options, &surroundings)
+        checkpoint_here(tree.inside, dir, &options, &surroundings)
     })?;
     Ok(CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report })
 }
@@ -128,7 +130,7 @@ fn checkpoint_here(
             if let Some(thawed) = thawed {
                 thawed.end();
             }
-            if let Some(outer) = inner::outer() {
+            if let Some(outer) = inner::outer().filter(|_| pid == inner::INIT) {
                 drop(remains);
                 report.frozen_us = micros(stood_still.elapsed());
                 return outer.end_tree(frozen, &connections, network, report);

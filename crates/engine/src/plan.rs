@@ -212,15 +212,17 @@ impl Plan {
         self.processes.keys().copied().chain(helpers)
     }
 
-    /// A number that nobody of the tree has, and a good many behind it neither, if there are such.
+    /// A number that nobody of the tree has and that is none of `others`, and a good many behind it neither, if there are
+    /// such.
     #[must_use]
-    pub fn free_pid(&self) -> i32 {
+    pub fn free_pid(&self, others: &[i32]) -> i32 {
         /// Below, no pid is given out a second time (RESERVED_PIDS, kernel/pid.c).
         const LOWEST: i32 = 300;
         /// As many as every kernel has.
         const HIGHEST: i32 = 32768;
         let threads = self.processes.values().flat_map(|p| p.tree.threads.iter().map(|tid| *tid as i32));
-        let mut taken: Vec<i32> = self.pids().chain(threads).chain([LOWEST - 1, HIGHEST]).collect();
+        let mut taken: Vec<i32> =
+            self.pids().chain(threads).chain(others.iter().copied()).chain([LOWEST - 1, HIGHEST]).collect();
         taken.sort_unstable();
         let widest = taken.windows(2).filter(|w| w[0] >= LOWEST - 1 && w[1] <= HIGHEST).max_by_key(|w| w[1] - w[0]);
         widest.map_or(HIGHEST - 1, |w| w[0] + 1)

@@ -16,6 +16,7 @@ use crate::stops::{self, BUILD};
 use crate::{Arg, Batch, Error, Hand, Result, trace};
 use cryonaut_kernel::sys::process::{Child, CloneFlags, Spawn, spawn_idle};
 use rustix::io::Errno;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 const PAGE: u64 = 4096;
@@ -44,17 +45,18 @@ fn unmap_scratch(base: u64) {
 /// of it, in new namespaces as `namespaces` says (`CLONE_NEW*`). With `sibling`, it becomes a child of our parent. Needs
 /// CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) for the choice of the pid.
 pub fn first(pid: i32, sibling: bool, base: u64, namespaces: u64) -> Result<Hand> {
-    conceive(pid, sibling, base, namespaces)?;
+    conceive(pid, sibling, base, namespaces, None)?;
     adopt_first(pid, base)
 }
 
-/// The first half of [`first`]: in a pid namespace of its own, the process has the pid there.
-pub fn conceive(pid: i32, sibling: bool, base: u64, namespaces: u64) -> Result<Child> {
+/// The first half of [`first`]: in a pid namespace of its own, or one that is there (`inside`), the process has the pid
+/// there.
+pub fn conceive(pid: i32, sibling: bool, base: u64, namespaces: u64, inside: Option<BorrowedFd<'_>>) -> Result<Child> {
     map_scratch(base)?;
     let flags =
         CloneFlags::from_bits_truncate(namespaces) | if sibling { CloneFlags::PARENT } else { CloneFlags::empty() };
     let exit_signal = if sibling { 0 } else { libc::SIGCHLD };
-    let born = spawn_idle(&Spawn { flags, exit_signal, set_tid: &[pid], cgroup: None });
+    let born = spawn_idle(&Spawn { flags, exit_signal, set_tid: &[pid], pid_namespace: inside, ..Spawn::default() });
     unmap_scratch(base);
     born.map_err(|errno| Error::Birth { pid, errno })
 }

@@ -261,8 +261,8 @@ impl Settings {
                 let (kind, place) =
                     joined.split_once(':').ok_or_else(|| format!("--join-ns: '{joined}' is not KIND:PATH"))?;
                 match kind {
-                    "net" => self.join.push((kind.into(), place.into())),
-                    _ => self.refused.push(format!("--join-ns {joined}: this build joins net namespaces alone")),
+                    "net" | "ipc" | "uts" | "time" | "cgroup" => self.join.push((kind.into(), place.into())),
+                    _ => self.refused.push(format!("--join-ns {joined}: of this kind none is entered")),
                 }
             }
             // These alone, whereas all are meant without a list.

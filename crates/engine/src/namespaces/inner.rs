@@ -31,11 +31,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// The init of a pid namespace that is not ours, as we see it.
+/// The root of a tree in a pid namespace that is not ours, as we see it: mostly the init of that.
 #[derive(Debug)]
 pub struct Tree {
     /// Its pid here.
     pub pid: i32,
+    /// Its pid there.
+    pub inside: i32,
     /// It itself.
     pub pidfd: OwnedFd,
     /// Its pid namespace.
@@ -43,10 +45,10 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Of a child of ours.
-    pub fn of(pid: Pid, pidfd: OwnedFd) -> Result<Tree> {
+    /// Of a child of ours, which is `inside` there.
+    pub fn of(pid: Pid, pidfd: OwnedFd, inside: i32) -> Result<Tree> {
         let namespace = namespace::open(&Task::open(pid)?, Namespace::Pid)?;
-        Ok(Tree { pid: pid.as_raw_nonzero().get(), pidfd, namespace })
+        Ok(Tree { pid: pid.as_raw_nonzero().get(), inside, pidfd, namespace })
     }
 }
 

@@ -30,6 +30,8 @@ use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -237,13 +239,18 @@ pub struct Arranged {
     surroundings: TaskKobjIdsEntry,
     made: BTreeMap<i32, Vec<(usize, u32)>>,
     joined: BTreeMap<i32, Vec<(usize, u32)>>,
+    root: i32,
 }
 
 impl Arranged {
     /// From the ids of processes; `of` tells those of one that lives, and of the surroundings for 0.
     pub fn arrange(lineage: &Lineage, of: impl Fn(i32) -> Option<TaskKobjIdsEntry>) -> Arranged {
         let surroundings = of(0).unwrap_or_default();
-        let mut arranged = Arranged { surroundings, ..Arranged::default() };
+        let root = lineage.steps.iter().find_map(|step| match step {
+            Step::Create(birth) if birth.creator == 0 => Some(birth.pid),
+            _ => None,
+        });
+        let mut arranged = Arranged { surroundings, root: root.unwrap_or_default(), ..Arranged::default() };
         // Who has no ids (a zombie, a helper) stays where it is born.
         let mut now: BTreeMap<i32, TaskKobjIdsEntry> = BTreeMap::new();
         let mut there: BTreeSet<(usize, u32)> =
@@ -291,7 +298,16 @@ impl Arranged {
     }
 
     /// What can be known to fail before anything is made.
-    pub fn refuse(&self) -> Result<()> {
+    pub fn refuse(&self, options: &RestoreOptions) -> Result<()> {
+        let of_root = self.made.get(&self.root).into_iter().flatten();
+        let of_root: Vec<&str> = of_root.map(|(at, _)| word(KINDS[*at].kind)).collect();
+        if let Some((kind, place)) = options.join.iter().find(|(kind, _)| !of_root.contains(&kind.as_str())) {
+            return Err(Error::unsupported(
+                Object::Process(self.root),
+                format!("it is to enter {place}, and had no {kind} namespace other than that of its surroundings"),
+                "leave --join-ns out",
+            ));
+        }
         for (pid, (at, _)) in self.made.iter().flat_map(|(pid, list)| list.iter().map(move |one| (pid, one))) {
             let kind = &KINDS[*at];
             if kind.halves.is_none() {
@@ -345,6 +361,14 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
         let Some(halves) = kind.halves else { continue };
         let task = Task::open(crate::freeze::pid_of(pid)?)?;
         let mut own = Own { kind, id, pid, file: namespace::open(&task, kind.kind)? };
+        // A network is entered by its own half, which has further reasons to.
+        let given =
+            if pid == arranged.root && kind.kind != Namespace::Net { joined(cx.options, kind.kind)? } else { None };
+        if let Some(given) = given {
+            join(cx.hand, cx.service, kind.kind, given.as_fd())?;
+            owned.0.push(Own { file: given, ..own });
+            continue;
+        }
         (halves.build)(cx, &own)?;
         owned.1.append(&mut cx.keep);
         if !halves.at_birth {
@@ -353,6 +377,34 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
         owned.0.push(own);
     }
     Ok(())
+}
+
+/// How callers call a kind: `net`.
+fn word(kind: Namespace) -> &'static str {
+    kind.link().trim_start_matches("ns/")
+}
+
+/// The namespace that the root is to enter instead of its own (`--join-ns`).
+fn joined(options: &RestoreOptions, kind: Namespace) -> Result<Option<OwnedFd>> {
+    let Some((_, place)) = options.join.iter().find(|(name, _)| name == word(kind)) else { return Ok(None) };
+    let path = if place.parse::<u32>().is_ok() { format!("/proc/{place}/{}", kind.link()) } else { place.clone() };
+    let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    opened.map(Some).map_err(|e| Error::kernel(Object::Path(path), "open it", e))
+}
+
+/// The namespace that the caller gives under a key (`--inherit-fd`).
+fn inherited(options: &RestoreOptions, key: &str, object: impl Fn() -> Object) -> Result<OwnedFd> {
+    let none = || {
+        Error::unsupported(
+            object(),
+            format!("it is the caller's, under the key \"{key}\""),
+            "open one and give it with --inherit-fd fd[N]:KEY",
+        )
+    };
+    let (fd, _) = options.inherit_fds.iter().find(|(_, name)| name == key).ok_or_else(none)?;
+    let failed = |e| Error::kernel(Object::Other(key.to_owned()), format!("take descriptor {fd} in its place"), e);
+    let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
+    rustix::process::pidfd_getfd(&me, *fd, PidfdGetfdFlags::empty()).map_err(failed)
 }
 
 /// Has a process enter a namespace that is there.

@@ -15,7 +15,7 @@ use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
-use crate::namespaces::net;
+use crate::namespaces::{net, pid};
 use crate::network_lock::{self, NetworkLock, NetworkLocks};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
@@ -29,6 +29,7 @@ use cryonaut_puppet::{Hand, Verdict, scratch, spawn, stops};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -69,7 +70,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     network_lock::clear_stale();
     let plan = Plan::read(&images)?;
     options.hook.call(Moment::PreRestore, plan.root)?;
-    refuse(&plan)?;
+    refuse(&plan, options)?;
     let scratches = Scratches::find(&plan)?;
     let verdict = Verdict::inherited(scratches.base)?;
     let service = Service::new(service_number(&plan)?)?;
@@ -81,8 +82,8 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
         made.keep();
         return Ok(report);
     }
-    let nursery = Cradle::of_init(&plan, options, &scratches)?;
-    let report = inner::run(&nursery.tree, Some(plan.free_pid()), &options.hook, |outer| {
+    let nursery = Cradle::of_root(&images, &plan, options, &scratches)?;
+    let report = inner::run(&nursery.tree, Some(nursery.free_pid), &options.hook, |outer| {
         seed.grow(&RestoreOptions { hook: outer.hook(), ..options.clone() })
     })?;
     let root_pid = nursery.leave();
@@ -90,24 +91,33 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     Ok(RestoreReport { root_pid, ..report })
 }
 
-/// The init of a pid namespace, which is killed unless it is left to itself.
+/// The root of a tree in another pid namespace, which is killed unless it is left to itself.
 #[derive(Debug)]
 struct Cradle {
     tree: Tree,
+    /// For the inner.
+    free_pid: i32,
     is_done: bool,
 }
 
 impl Cradle {
-    /// Makes the init of the plan, held by nobody yet.
-    fn of_init(plan: &Plan, options: &RestoreOptions, scratches: &Scratches<'_>) -> Result<Cradle> {
-        if plan.root != INIT {
+    /// Makes the root of the plan, held by nobody yet: the init of a new pid namespace, or another in one of the caller's.
+    fn of_root(images: &ImageDir, plan: &Plan, options: &RestoreOptions, scratches: &Scratches<'_>) -> Result<Cradle> {
+        let id = plan.namespaces.made(Namespace::Pid).find(|(pid, _)| *pid == plan.root).map(|(_, id)| id);
+        let given = id.map(|id| pid::given(images, options, id)).transpose()?.flatten();
+        let mut flags = plan.namespaces.flags(plan.root);
+        let mut others = Vec::new();
+        if let Some(given) = &given {
+            flags &= !(libc::CLONE_NEWPID as u64);
+            others = pid::numbers_in(given.as_fd())?;
+        } else if plan.root != INIT {
             let problem = format!("its root is process {} of a pid namespace, and not its init", plan.root);
             return Err(Error::bad_image("pstree.img", problem));
         }
-        let flags = plan.namespaces.flags(plan.root);
-        let child = spawn::conceive(plan.root, options.sibling, scratches.of(plan.root), flags)?;
-        let tree = Tree::of(child.pid, child.pidfd)?;
-        Ok(Cradle { tree, is_done: false })
+        let inside = given.as_ref().map(AsFd::as_fd);
+        let child = spawn::conceive(plan.root, options.sibling, scratches.of(plan.root), flags, inside)?;
+        let tree = Tree::of(child.pid, child.pidfd, plan.root)?;
+        Ok(Cradle { tree, free_pid: plan.free_pid(&others), is_done: false })
     }
 
     /// It runs. Its pid, as we see it.
@@ -243,7 +253,7 @@ fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Res
 }
 
 /// What can be known to fail before anything is made.
-fn refuse(plan: &Plan) -> Result<()> {
+fn refuse(plan: &Plan, options: &RestoreOptions) -> Result<()> {
     for pid in plan.pids() {
         if !plan.namespaces.has_own_pids(plan.root) && !becomes_free(pid) {
             return Err(Error::Kernel {
@@ -254,7 +264,7 @@ fn refuse(plan: &Plan) -> Result<()> {
             });
         }
     }
-    plan.namespaces.refuse()?;
+    plan.namespaces.refuse(options)?;
     for entry in plan.files.values() {
         Build::kind(entry)?;
     }

@@ -1,11 +1,12 @@
 //! Making processes with chosen pids: clone3(2).
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use bitflags::bitflags;
 use linux_raw_sys::general as uapi;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -46,11 +47,13 @@ pub struct Spawn<'a> {
     pub set_tid: &'a [i32],
     /// The cgroup2 directory it is born into. Linux 5.7.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The pid namespace that it is born into, if that is not the caller's: for [`spawn_idle`].
+    pub pid_namespace: Option<BorrowedFd<'a>>,
 }
 
 impl Default for Spawn<'_> {
     fn default() -> Self {
-        Self { flags: CloneFlags::empty(), exit_signal: libc::SIGCHLD, set_tid: &[], cgroup: None }
+        Self { flags: CloneFlags::empty(), exit_signal: libc::SIGCHLD, set_tid: &[], cgroup: None, pid_namespace: None }
     }
 }
 
@@ -145,7 +148,7 @@ pub fn spawn_inside(
         let _abort = AbortOnUnwind;
         // Only children of whoever enters a pid namespace are in it: so the child is made by a process that has no
         // other business, and is nonetheless ours.
-        let how = Spawn { flags: CloneFlags::PARENT, exit_signal: 0, set_tid, cgroup: None };
+        let how = Spawn { flags: CloneFlags::PARENT, exit_signal: 0, set_tid, ..Spawn::default() };
         let made = super::namespace::enter(pid_namespace, libc::CLONE_NEWPID).and_then(|()| {
             // SAFETY: this process has one thread, so nothing in its memory is held by others.
             unsafe { clone3(&how) }
@@ -185,10 +188,12 @@ fn die_with_parent() -> bool {
 /// and sleeps in pause(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
 pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
     let maker = rustix::process::getpid();
-    let orphaned = !how.flags.intersects(CloneFlags::PARENT | CloneFlags::NEWPID);
+    let elsewhere = how.flags.contains(CloneFlags::NEWPID) || how.pid_namespace.is_some();
+    let orphaned = !elsewhere && !how.flags.contains(CloneFlags::PARENT);
+    let home = how.pid_namespace.map(step_aside).transpose()?;
     // SAFETY: the body makes system calls without libc's help (prctl, rt_sigprocmask, getppid, pause) and neither
     // allocates nor unwinds.
-    unsafe {
+    let born = unsafe {
         spawn(how, || {
             libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
             // The maker may have died before the call above.
@@ -202,7 +207,18 @@ pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
                 libc::syscall(libc::SYS_pause);
             }
         })
+    };
+    if let Some(home) = home {
+        super::namespace::enter(home.as_fd(), libc::CLONE_NEWPID)?;
     }
+    born
+}
+
+/// From now on, children of the calling thread are born into another pid namespace; gives the one that it is in.
+fn step_aside(there: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let own = rustix::fs::open("/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    super::namespace::enter(there, libc::CLONE_NEWPID)?;
+    Ok(own)
 }
 
 /// Makes a child that ends at once with a status such as wait(2) reports (without a core dump); it stays a zombie until

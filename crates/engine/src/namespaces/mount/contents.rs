@@ -6,6 +6,7 @@
 
 use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind};
+use cryonaut_kernel::sys::creds::as_owner;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -175,7 +176,14 @@ pub fn fill(images: &ImageDir, dev: u32, top: BorrowedFd<'_>) -> Result<()> {
     let Some(file) = images.open_raw_optional(ImageKind::TmpfsDev, u64::from(dev))? else {
         return Ok(());
     };
-    unpack(file, top).map_err(|e| Error::kernel(object(dev), "bring back what it held", crate::error::errno_of(&e)))
+    let failed = |errno| Error::kernel(object(dev), "bring back what it held", errno);
+    let stat = rustix::fs::fstat(top).map_err(failed)?;
+    let unpacked = match (stat.st_uid, stat.st_gid) {
+        (0, 0) => unpack(file, top),
+        // The root of its user namespace.
+        owner => as_owner(owner, || unpack(file, top)).map_err(failed)?,
+    };
+    unpacked.map_err(|e| failed(crate::error::errno_of(&e)))
 }
 
 fn unpack(file: impl Read, top: BorrowedFd<'_>) -> io::Result<()> {

@@ -83,6 +83,8 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         if let Some((_, first)) = tables.first() {
             table::forget_namesakes(&mut entries, first);
         }
+        let task = Task::open(crate::freeze::pid_of(own.pid)?)?;
+        table::tell_owners_from_inside(&mut entries, &task.uid_map()?, &task.gid_map()?);
         let seen = told.mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/");
         let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
         let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");

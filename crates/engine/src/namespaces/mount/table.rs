@@ -6,6 +6,7 @@ use super::paths;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::MntEntry;
 use cryonaut_kernel::proc::mountinfo::MountInfo;
+use cryonaut_kernel::proc::values::IdRange;
 
 /// By what a root that has been removed ends in mountinfo.
 pub const DELETED: &[u8] = b"//deleted";
@@ -103,6 +104,22 @@ pub fn record_all(mounts: &[MountInfo], ours: &[MountInfo], externals: &External
         check_options(info, entry)?;
     }
     Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+}
+
+/// Owners in options, which the kernel tells by their ids for us, by those of the tree's user namespace, in which they are
+/// set again.
+pub fn tell_owners_from_inside(entries: &mut [MntEntry], users: &[IdRange], groups: &[IdRange]) {
+    let inside = |word: &[u8]| -> Option<Vec<u8>> {
+        let (key, map) =
+            [("uid=", users), ("gid=", groups)].into_iter().find(|(key, _)| word.starts_with(key.as_bytes()))?;
+        let id: u32 = std::str::from_utf8(&word[key.len()..]).ok()?.parse().ok()?;
+        let range = map.iter().find(|range| id.checked_sub(range.outside).is_some_and(|more| more < range.count))?;
+        Some(format!("{key}{}", range.inside + (id - range.outside)).into_bytes())
+    };
+    for entry in entries {
+        let words = entry.options.split(|byte| *byte == b',').map(|word| inside(word).unwrap_or_else(|| word.to_vec()));
+        entry.options = words.collect::<Vec<_>>().join(&b',');
+    }
 }
 
 /// Mountpoints that the caller names are those of the `first` namespace of the tree: in others, what stands there is from

@@ -18,9 +18,9 @@ mod table;
 mod talk;
 pub mod tun;
 
-use super::{Building, Dumping, Halves, Own, Owned, join};
+use super::{Building, Dumping, Halves, Own, Owned, inherited, join, joined};
 use crate::freeze::Process;
-use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
+use crate::{CheckpointOptions, RestoreOptions, Result};
 use build::Unfilled;
 use contents::Contents;
 use cryonaut_image::records::{CoreEntry, NdType, NetnsEntry, NetnsId, PstreeEntry, TaskKobjIdsEntry, TunLinkEntry};
@@ -30,8 +30,6 @@ use cryonaut_kernel::sys::conversation::{Conversation, Message, number};
 use cryonaut_kernel::sys::namespace::{self, visit_network};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
-use rustix::fs::{Mode, OFlags};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -150,26 +148,14 @@ fn enter(cx: &mut Building<'_>, own: &Own) -> Result<()> {
 
 /// The namespace of the caller's that takes the place of one.
 fn given(images: &ImageDir, options: &RestoreOptions, id: u32) -> Result<Option<OwnedFd>> {
-    if let Some((_, place)) = options.join.iter().find(|(kind, _)| kind == "net")
-        && of_root(images)? == Some(id)
+    if of_root(images)? == Some(id)
+        && let Some(joined) = joined(options, Namespace::Net)?
     {
-        let path = if place.parse::<u32>().is_ok() { format!("/proc/{place}/ns/net") } else { place.clone() };
-        let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        return opened.map(Some).map_err(|e| Error::kernel(Object::Path(path), "open it", e));
+        return Ok(Some(joined));
     }
     let record: NetnsEntry = images.read_one(ImageKind::Netns, u64::from(id))?;
     let Some(key) = record.ext_key else { return Ok(None) };
-    let none = || {
-        Error::unsupported(
-            talk::object(id),
-            format!("it is the caller's, under the key \"{key}\""),
-            "open one and give it with --inherit-fd fd[N]:KEY",
-        )
-    };
-    let (fd, _) = options.inherit_fds.iter().find(|(_, name)| *name == key).ok_or_else(none)?;
-    let failed = |e| Error::kernel(Object::Other(key.clone()), format!("take descriptor {fd} in its place"), e);
-    let me = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).map_err(failed)?;
-    rustix::process::pidfd_getfd(&me, *fd, PidfdGetfdFlags::empty()).map(Some).map_err(failed)
+    inherited(options, &key, || talk::object(id)).map(Some)
 }
 
 /// The network namespace of the root process.
