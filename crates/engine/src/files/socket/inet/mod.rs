@@ -411,8 +411,9 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
         bound = rustix::net::bind(socket, &own);
     }
     match bound {
-        // Of a connection that has ended it is but a memory.
-        Err(Errno::ADDRINUSE | Errno::ADDRNOTAVAIL) if tcp::has_ended(record) => Ok(()),
+        // Of a connection that has ended it is but a memory, whoever has the port now.
+        Err(Errno::ADDRINUSE) if tcp::has_ended(record) => tcp::bind_beside(socket, record, &own),
+        Err(Errno::ADDRNOTAVAIL) if tcp::has_ended(record) => Ok(()),
         Err(Errno::ADDRNOTAVAIL) => bind_freely(socket, record, &own),
         Err(errno) => Err(Error::Kernel {
             object: what(),

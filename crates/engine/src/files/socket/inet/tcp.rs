@@ -11,7 +11,7 @@ use crate::tcp_policy::TcpPolicy;
 use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::records::{InetSkEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::sys::socket_inside::Inside;
-use cryonaut_kernel::sys::{sock_diag, socket};
+use cryonaut_kernel::sys::{sock_diag, socket, tcp_repair};
 use libc::IPPROTO_TCP;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -311,8 +311,43 @@ pub fn clear_port(record: &InetSkEntry) -> bool {
     }
 }
 
+/// Gives a socket an address that others have: none looks for rivals of a socket in repair mode
+/// (`SK_FORCE_REUSE`, net/ipv4/inet_connection_sock.c).
+pub fn bind_beside(socket: BorrowedFd<'_>, record: &InetSkEntry, own: &SocketAddr) -> Result<()> {
+    let bound =
+        tcp_repair::begin(socket).and_then(|()| rustix::net::bind(socket, own).and(tcp_repair::end_silently(socket)));
+    bound.map_err(|e| {
+        Error::kernel(object(record.id, sort_of(record)), format!("bind it beside others to {own} (TCP_REPAIR)"), e)
+    })
+}
+
 /// From now on others can connect.
 pub fn listen(socket: BorrowedFd<'_>, backlog: u32, record: &InetSkEntry) -> Result<()> {
     rustix::net::listen(socket, backlog as i32)
         .map_err(|e| Error::kernel(object(record.id, sort_of(record)), "listen at it", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn an_ended_connection_has_its_address_although_another_program_listens_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let own = listener.local_addr().expect("its address");
+        let record = InetSkEntry {
+            family: libc::AF_INET as u32,
+            r#type: libc::SOCK_STREAM as u32,
+            proto: IPPROTO_TCP as u32,
+            ..Default::default()
+        };
+        let socket = sort_of(&record).make().expect("a socket");
+        assert_eq!(rustix::net::bind(&socket, &own), Err(Errno::ADDRINUSE));
+
+        bind_beside(socket.as_fd(), &record, &own).expect("bind it beside the other");
+
+        assert_eq!(address::local(socket.as_fd()).expect("its address"), own);
+    }
 }
