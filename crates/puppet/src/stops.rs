@@ -43,6 +43,11 @@ pub fn seize(tid: i32, options: Options) -> Result<bool> {
             return Err(Error::Ptrace { tid, op: "attach to", errno });
         }
     }
+    interrupt(tid)
+}
+
+/// Asks a thread to stop. `Ok(false)` if it is gone.
+fn interrupt(tid: i32) -> Result<bool> {
     match trace::interrupt(tid) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH) => Ok(false),
@@ -78,12 +83,16 @@ pub fn wait_stopped(tid: i32, limit: Duration) -> Result<Option<Stopped>> {
             Some(s) => s,
             None => return Ok(None),
         };
-        match status {
+        let give = match status {
             WaitStatus::Event(PtraceEvent::Stop) => return Ok(Some(Stopped::Interrupted)),
             WaitStatus::GroupStop(signal) => return Ok(Some(Stopped::ByJobControl(signal))),
-            WaitStatus::SignalStop(signal) => trace::resume(tid, signal)?,
-            WaitStatus::SyscallStop | WaitStatus::Event(_) | WaitStatus::Continued => trace::resume(tid, 0)?,
+            WaitStatus::SignalStop(signal) => signal,
+            WaitStatus::SyscallStop | WaitStatus::Event(_) | WaitStatus::Continued => 0,
             WaitStatus::Exited(_) | WaitStatus::Killed { .. } => return Ok(None),
+        };
+        // Whatever a thread stops for, the kernel takes as what it was asked for (kernel/signal.c, ptrace_stop).
+        if interrupt(tid)? {
+            trace::resume(tid, give)?;
         }
     }
 }
