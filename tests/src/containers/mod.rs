@@ -4,12 +4,19 @@
 //! Nothing of the host's own containers is touched: each test has its storage, its state and its images in a directory
 //! of its own.
 
+mod exports;
+mod image;
 mod podman;
+mod pods;
+mod programs;
 mod runc;
+mod surroundings;
+mod terminal;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -28,16 +35,30 @@ const COUNT: &str = "state/count";
 /// Counts in its own memory, so that a number is said twice or left out if that is not carried.
 const COUNTER: &str = "i=0; while :; do i=$((i+1)); echo $i >>/state/count; sleep 0.02; done";
 
-/// One test.
-type Body = fn(&Host) -> Result<(), Failed>;
+/// What a test does.
+type Body = Box<dyn Fn(&Host) -> Result<(), Failed> + Send>;
 
-/// `containers::RUNTIME::NAME`, with `program` in the place of criu. The whole `main` of a test program.
+/// One test: its name, and what it does.
+type Test = (&'static str, Body);
+
+/// A test that is a function.
+fn test(name: &'static str, body: fn(&Host) -> Result<(), Failed>) -> Test {
+    (name, Box::new(body))
+}
+
+/// `containers::ROOM::NAME`, with `program` in the place of criu. The whole `main` of a test program.
 pub fn suite(program: &Path) -> ExitCode {
-    let all = [("runc", runc::TESTS), ("podman", podman::TESTS)];
-    let all = all.into_iter().flat_map(|(runtime, tests)| tests.iter().map(move |test| (runtime, test)));
-    let trial = |(runtime, (name, body)): (&str, &'static (&str, Body))| {
+    let rooms = [
+        ("runc", runc::tests()),
+        ("podman", podman::tests()),
+        ("exports", exports::tests()),
+        ("pods", pods::tests()),
+        ("programs", programs::tests()),
+    ];
+    let all = rooms.into_iter().flat_map(|(room, tests)| tests.into_iter().map(move |test| (room, test)));
+    let trial = |(room, (name, body)): (&str, Test)| {
         let program = program.to_owned();
-        Trial::test(format!("containers::{runtime}::{name}"), move || body(&Host::new(&program, name)?))
+        Trial::test(format!("containers::{room}::{name}"), move || body(&Host::new(&program, name)?))
     };
     libtest_mimic::run(&Arguments::from_args(), all.map(trial).collect()).exit_code()
 }
@@ -68,10 +89,26 @@ impl Host {
         self.scratch.path().join(name)
     }
 
-    /// Runs a program to its end; what it has said. Its errors, and the ends of the logs in `logs`, are told if it fails.
-    fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S], logs: &[PathBuf]) -> Result<String, Failed> {
+    /// Runs a program to its end; what it has said. Its errors are told if it fails.
+    fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Result<String, Failed> {
+        self.run_at(None, program, arguments)
+    }
+
+    /// The same with a terminal in the place of its input and outputs.
+    fn run_at<S: AsRef<OsStr>>(
+        &self,
+        terminal: Option<&OwnedFd>,
+        program: &str,
+        arguments: &[S],
+    ) -> Result<String, Failed> {
         let errors = self.at("errors");
         let said = self.at("said");
+        let (mut input, mut outputs) = (Stdio::null(), [File::create(&said)?.into(), File::create(&errors)?.into()]);
+        if let Some(terminal) = terminal {
+            input = terminal.try_clone()?.into();
+            outputs = [terminal.try_clone()?.into(), terminal.try_clone()?.into()];
+        }
+        let [output, error] = outputs;
         let mut child = Command::new(program)
             .args(arguments)
             .current_dir(self.scratch.path())
@@ -80,9 +117,9 @@ impl Host {
             .env("HOME", self.scratch.path())
             .env("CONTAINERS_CONF", self.at("containers.conf"))
             .env("TMPDIR", env::temp_dir())
-            .stdin(Stdio::null())
-            .stdout(File::create(&said)?)
-            .stderr(File::create(&errors)?)
+            .stdin(input)
+            .stdout::<Stdio>(output)
+            .stderr::<Stdio>(error)
             .spawn()
             .map_err(|e| format!("{program}: {e}; scripts/test-deps.sh installs it"))?;
         let deadline = Instant::now() + LIMIT;
@@ -99,24 +136,15 @@ impl Host {
             }
         };
         let arguments: Vec<_> = arguments.iter().map(|a| a.as_ref().to_string_lossy()).collect();
-        let logs: String = logs.iter().map(|log| format!("{}:\n{}", log.display(), tail(log, 20))).collect();
-        Err(format!("{program} {}: {what}\n{}{logs}", arguments.join(" "), tail(&errors, 20)).into())
+        Err(format!("{program} {}: {what}\n{}", arguments.join(" "), tail(&errors, 20)).into())
     }
+}
 
-    /// The least that a program can live in: busybox under all of its names.
-    fn root_file_system(&self) -> Result<PathBuf, Failed> {
-        let root = self.at("rootfs");
-        for directory in ["bin", "proc", "sys", "dev", "tmp", "etc", "root", "run", "var", "state"] {
-            fs::create_dir_all(root.join(directory))?;
-        }
-        // Whoever the container's user is.
-        rustix::fs::chmod(root.join("state"), rustix::fs::Mode::from_raw_mode(0o777))?;
-        fs::copy("/bin/busybox", root.join("bin/busybox")).map_err(|e| format!("busybox (busybox-static): {e}"))?;
-        for name in self.run("/bin/busybox", &["--list"], &[])?.lines().filter(|name| *name != "busybox") {
-            symlink("busybox", root.join("bin").join(name))?;
-        }
-        Ok(root)
-    }
+/// A failure, with the ends of these logs.
+fn with_logs(failure: &Failed, logs: &[PathBuf]) -> Failed {
+    let there = logs.iter().filter(|log| log.exists());
+    let logs: String = there.map(|log| format!("{}:\n{}", log.display(), tail(log, 20))).collect();
+    format!("{}\n{logs}", failure.message().unwrap_or_default()).into()
 }
 
 /// How far a container has counted.

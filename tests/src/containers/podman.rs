@@ -1,112 +1,189 @@
 //! podman over runc, called as its users do.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use libtest_mimic::Failed;
 
-use super::{Body, COUNT, COUNTER, Count, Host};
+use super::surroundings::Surroundings;
+use super::{COUNT, COUNTER, Count, Host, Test, test, with_logs};
 
-pub const TESTS: &[(&str, Body)] = &[("counter", counter), ("exported", exported), ("bridge", bridge)];
+pub(super) fn tests() -> Vec<Test> {
+    let carried = |(name, options): &(&'static str, &'static [&'static str])| -> Test {
+        let options = *options;
+        (*name, Box::new(move |host: &Host| carried_with(host, options)))
+    };
+    OPTIONS.iter().map(carried).chain([test("counter", counter), test("init", init)]).collect()
+}
+
+/// Containers that are carried as they are, by their options; `{}` is a directory of the test's own.
+const OPTIONS: &[(&str, &[&str])] = &[
+    ("bridge", &[]),
+    ("published", &["--publish", "127.0.0.1::80"]),
+    ("host_network", &["--network", "host"]),
+    ("terminal", &["--network", "none", "--tty"]),
+    ("interactive", &["--network", "none", "--interactive", "--tty"]),
+    ("volumes", &["--network", "none", "--volume", "named:/data", "--volume", "{}/state:/read:ro"]),
+    ("shared_mounts", &["--network", "none", "--volume", "{}/state:/a:shared", "--volume", "{}/state:/b:rslave"]),
+    ("tmpfs", &["--network", "none", "--tmpfs", "/memory:size=10m"]),
+    ("read_only", &["--network", "none", "--read-only"]),
+    ("user", &["--network", "none", "--user", "1000"]),
+    ("no_capabilities", &["--network", "none", "--cap-drop", "all", "--security-opt", "no-new-privileges"]),
+    ("limits", &["--network", "none", "--memory", "64m", "--pids-limit", "20"]),
+    ("few_pids", &["--network", "none", "--pids-limit", "3"]),
+    ("hostname", &["--network", "none", "--hostname", "ship"]),
+    ("without_seccomp", &["--network", "none", "--security-opt", "seccomp=unconfined"]),
+    ("user_namespace", &["--network", "none", "--uidmap", "0:100000:5000", "--tmpfs", "/memory"]),
+    ("user_of_a_namespace", &["--network", "none", "--uidmap", "0:100000:5000", "--user", "1000"]),
+    ("privileged", &["--network", "none", "--privileged"]),
+    ("host_pids", &["--network", "none", "--pid", "host"]),
+    ("host_names", &["--network", "none", "--uts", "host"]),
+    ("host_cgroups", &["--network", "none", "--cgroupns", "host"]),
+    ("own_cgroups", &["--network", "none", "--cgroupns", "private"]),
+    ("shared_memory", &["--network", "none", "--shm-size", "10m"]),
+    ("settings", &["--sysctl", "net.ipv4.ip_forward=1", "--sysctl", "kernel.shm_rmid_forced=1"]),
+];
 
 /// Podman with a storage of its own.
 #[derive(Debug)]
-struct Podman<'h> {
-    host: &'h Host,
+pub(super) struct Podman<'h> {
+    pub(super) host: &'h Host,
     /// What the container counts into, on the host.
-    count: Count,
+    pub(super) count: Count,
 }
+
+/// The name of the image of every test.
+pub(super) const IMAGE: &str = "image";
 
 impl<'h> Podman<'h> {
     /// With an image of busybox.
-    fn new(host: &'h Host) -> Result<Self, Failed> {
-        let root = host.root_file_system()?;
+    pub(super) fn new(host: &'h Host) -> Result<Self, Failed> {
+        Self::with(host, &host.root_file_system()?)
+    }
+
+    /// With an image of this root file system.
+    pub(super) fn with(host: &'h Host, root: &Path) -> Result<Self, Failed> {
         // Without CAP_SYS_RESOURCE no limit can be raised to what podman would choose.
         fs::write(
             host.at("containers.conf"),
             "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=10000:10000\"]\n",
         )?;
         let state = host.at("state");
-        fs::create_dir(&state)?;
+        fs::create_dir_all(&state)?;
+        rustix::fs::chmod(&state, rustix::fs::Mode::from_raw_mode(0o777))?;
         let podman = Podman { host, count: Count(host.at(COUNT)) };
         let archive = host.at("root.tar").display().to_string();
-        host.run("tar", &["-C", &root.display().to_string(), "-cf", &archive, "."], &[])?;
-        podman.podman(&["import", "--quiet", &archive, "busybox"])?;
+        host.run("tar", &["-C", &root.display().to_string(), "-cf", &archive, "."])?;
+        podman.import()?;
         Ok(podman)
     }
 
-    fn podman(&self, arguments: &[&str]) -> Result<String, Failed> {
+    /// Brings the image into the storage.
+    pub(super) fn import(&self) -> Result<(), Failed> {
+        self.podman(&["import", "--quiet", &self.host.at("root.tar").display().to_string(), IMAGE]).map(drop)
+    }
+
+    pub(super) fn podman(&self, arguments: &[&str]) -> Result<String, Failed> {
         let at = |name| self.host.at(name).display().to_string();
         let (storage, run, tmp) = (at("storage"), at("run"), at("tmp"));
         let own = ["--root", &storage, "--runroot", &run, "--tmpdir", &tmp];
         let how = ["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"];
-        let logs = self.logs();
-        self.host.run("podman", &[&own[..], &how, arguments].concat(), &logs)
+        let said = self.host.run("podman", &[&own[..], &how, arguments].concat());
+        said.map_err(|failure| with_logs(&failure, &self.logs()))
     }
 
     /// What our program has said in the storage.
-    fn logs(&self) -> Vec<std::path::PathBuf> {
+    fn logs(&self) -> Vec<PathBuf> {
         let containers = fs::read_dir(self.host.at("storage/overlay-containers")).into_iter().flatten().flatten();
-        let logs = containers.flat_map(|c| ["dump.log", "restore.log"].map(|log| c.path().join("userdata").join(log)));
-        logs.filter(|log| log.exists()).collect()
+        containers.flat_map(|c| ["dump.log", "restore.log"].map(|log| c.path().join("userdata").join(log))).collect()
+    }
+
+    /// Starts a container that does this in a shell.
+    pub(super) fn start(&self, name: &str, options: &[&str], script: &str) -> Result<(), Failed> {
+        let volume = format!("{}:/state", self.host.at("state").display());
+        let how = ["run", "--detach", "--name", name, "--volume", &volume];
+        self.podman(&[&how[..], options, &[IMAGE, "sh", "-c", script]].concat()).map(drop)
     }
 
     /// Starts a container that counts.
-    fn run(&self, name: &str, options: &[&str]) -> Result<(), Failed> {
-        let volume = format!("{}:/state", self.host.at("state").display());
-        let how = ["run", "--detach", "--name", name, "--volume", &volume];
-        self.podman(&[&how[..], options, &["busybox", "sh", "-c", COUNTER]].concat())?;
+    pub(super) fn run(&self, name: &str, options: &[&str]) -> Result<(), Failed> {
+        self.start(name, options, COUNTER)?;
         self.count.goes_on(5)
+    }
+
+    pub(super) fn checkpoint(&self, name: &str, options: &[&str]) -> Result<String, Failed> {
+        self.podman(&[&["container", "checkpoint"], options, &[name]].concat())
+    }
+
+    pub(super) fn restore(&self, options: &[&str]) -> Result<String, Failed> {
+        self.podman(&[&["container", "restore"], options].concat())
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Result<(), Failed> {
+        self.podman(&["rm", "--force", "--time", "0", name]).map(drop)
+    }
+
+    /// One fact of a container, by a template of `podman inspect`.
+    pub(super) fn inspect(&self, name: &str, template: &str) -> Result<String, Failed> {
+        self.podman(&["inspect", name, "--format", template])
+    }
+
+    /// The container's init, as this host sees it.
+    pub(super) fn pid(&self, name: &str) -> Result<i32, Failed> {
+        Ok(self.inspect(name, "{{.State.Pid}}")?.parse()?)
+    }
+
+    /// Checkpoints a container that counts and restores it in its place, and sees that everything is as it was.
+    pub(super) fn carry(&self, name: &str) -> Result<(), Failed> {
+        let before = Surroundings::of(self.pid(name)?)?;
+        self.checkpoint(name, &[])?;
+        self.count.stands_still()?;
+        self.restore(&[name])?;
+        self.count.goes_on(5)?;
+        before.same_for(self.pid(name)?)
     }
 }
 
 impl Drop for Podman<'_> {
     fn drop(&mut self) {
+        let _ = self.podman(&["pod", "rm", "--all", "--force", "--time", "0"]);
         let _ = self.podman(&["rm", "--all", "--force", "--time", "0"]);
         let _ = self.podman(&["rmi", "--all", "--force"]);
     }
 }
 
+fn carried_with(host: &Host, options: &[&str]) -> Result<(), Failed> {
+    let podman = Podman::new(host)?;
+    let own = host.at("").display().to_string();
+    let options: Vec<String> = options.iter().map(|option| option.replace("{}", own.trim_end_matches('/'))).collect();
+    podman.run("c", &options.iter().map(String::as_str).collect::<Vec<_>>())?;
+    podman.carry("c")
+}
+
 fn counter(host: &Host) -> Result<(), Failed> {
     let podman = Podman::new(host)?;
     podman.run("c", &["--network", "none"])?;
-    for _ in 0..2 {
-        podman.podman(&["container", "checkpoint", "c"])?;
-        podman.count.stands_still()?;
-        podman.podman(&["container", "restore", "c"])?;
-        podman.count.goes_on(5)?;
-    }
-    Ok(())
+    podman.carry("c")?;
+    // And what was restored can be carried again.
+    podman.carry("c")
 }
 
-fn exported(host: &Host) -> Result<(), Failed> {
+/// Under an init of podman's, with children, and a child of one that has ended and is not waited for.
+fn init(host: &Host) -> Result<(), Failed> {
     let podman = Podman::new(host)?;
-    podman.run("c", &["--network", "none"])?;
-    let archive = host.at("c.tar.zst").display().to_string();
-    podman.podman(&["container", "checkpoint", "--export", &archive, "--compress", "zstd", "c"])?;
-    podman.podman(&["rm", "c"])?;
-    podman.podman(&["container", "restore", "--import", &archive])?;
+    let family = format!("sleep 1000 & sh -c 'sleep 0 & exec sleep 1001' & {COUNTER}");
+    podman.start("c", &["--network", "none", "--init"], &family)?;
     podman.count.goes_on(5)?;
-    podman.podman(&["rm", "--force", "--time", "0", "c"])?;
-    // As another, which begins where the image was made: not where the first has counted to.
-    fs::write(&podman.count.0, "")?;
-    podman.podman(&["container", "restore", "--import", &archive, "--name", "copy"])?;
-    podman.podman(&["exec", "copy", "true"])?;
-    podman.count.wait_for(3).map(drop)
-}
-
-fn bridge(host: &Host) -> Result<(), Failed> {
-    let podman = Podman::new(host)?;
-    podman.run("c", &[])?;
-    let address = |podman: &Podman<'_>| podman.podman(&["exec", "c", "ip", "-o", "-4", "addr", "show", "dev", "eth0"]);
-    let before = address(&podman)?;
-    podman.podman(&["container", "checkpoint", "c"])?;
-    podman.count.stands_still()?;
-    podman.podman(&["container", "restore", "c"])?;
-    podman.count.goes_on(5)?;
-    let after = address(&podman)?;
-    let shown = |text: &str| text.split_whitespace().nth(3).map(str::to_owned);
-    match shown(&before).is_some() && shown(&before) == shown(&after) {
+    let processes = || podman.podman(&["exec", "c", "ps", "-o", "pid,ppid,stat,args"]);
+    let family = |told: String| {
+        let line = |line: &&str| ["sleep 1000", "sleep 1001", "[sleep]"].iter().any(|end| line.trim_end().ends_with(end));
+        told.lines().filter(line).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let before = family(processes()?);
+    podman.carry("c")?;
+    let after = family(processes()?);
+    match before == after && before.len() == 3 {
         true => Ok(()),
-        false => Err(format!("its address was {before}, and is {after}").into()),
+        false => Err(format!("its processes were {before:?}, and are {after:?}").into()),
     }
 }

@@ -115,6 +115,18 @@ impl Fingerprint {
         Self { fields: taking.fields }
     }
 
+    /// Looks at the namespaces of a process, its mounts, network and cgroups: at what is around it, not at itself.
+    pub(crate) fn of_surroundings(pid: Pid) -> Self {
+        let mut taking = Taking::default();
+        process::take_surroundings(&mut taking, pid);
+        Self { fields: taking.fields }
+    }
+
+    /// Every field, and its value.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.fields.iter().map(|(field, value)| (field.name.as_str(), value.as_str()))
+    }
+
     /// The value of a field.
     pub fn get(&self, object: &Object, name: &str) -> Option<&str> {
         self.fields.get(&Field { object: object.clone(), name: name.to_owned() }).map(String::as_str)

@@ -126,6 +126,24 @@ pub(crate) fn speaker(pid: Pid) -> Pid {
     if lives(&pid) { pid } else { threads(&task).into_iter().find(lives).unwrap_or(pid) }
 }
 
+fn take_namespaces(taking: &mut Taking, object: &Object, task: &Task) {
+    for name in NAMESPACES {
+        let link = task.link(&format!("ns/{name}")).map_err(errno).map(|path| path.display().to_string());
+        let told = link.map(|link| namespace(taking, name, &link));
+        taking.put_result(object, format!("ns.{name}"), told);
+    }
+    mounts::take(taking, object, task);
+    super::network::take(taking, object, task);
+}
+
+/// What is around a process: its namespaces and cgroups.
+pub(super) fn take_surroundings(taking: &mut Taking, pid: Pid) {
+    let object = Object::Process(pid.as_raw_nonzero().get());
+    let Ok(task) = Task::open(pid) else { return };
+    taking.put_result(&object, "cgroup", text(&task, "cgroup"));
+    take_namespaces(taking, &object, &task);
+}
+
 /// One process with all its threads.
 pub(super) fn take(taking: &mut Taking, pid: Pid) {
     let object = Object::Process(pid.as_raw_nonzero().get());
@@ -145,13 +163,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
         let link = task.link(name).map_err(errno);
         taking.put_result(&object, *name, link.map(|path| path.display().to_string()));
     }
-    for name in NAMESPACES {
-        let link = task.link(&format!("ns/{name}")).map_err(errno).map(|path| path.display().to_string());
-        let told = link.map(|link| namespace(taking, name, &link));
-        taking.put_result(&object, format!("ns.{name}"), told);
-    }
-    mounts::take(taking, &object, &task);
-    super::network::take(taking, &object, &task);
+    take_namespaces(taking, &object, &task);
     take_auxv(taking, &object, &task);
     take_stat(taking, &object, &task);
     take_lines(taking, &object, &task, "status");

@@ -238,7 +238,7 @@ fn parse_line(line: &[u8]) -> Option<Vma> {
     let shown = text::trim_start(rest);
     let inode = text::dec(inode)?;
     let (path, deleted) = match shown.strip_suffix(DELETED) {
-        Some(path) if inode != 0 => (path, true),
+        Some(path) if inode != 0 || dev != b"00:00" => (path, true),
         _ => (shown, false),
     };
     let path = if path.contains(&b'\\') { unescape_newlines(path) } else { path.to_vec() };
@@ -387,6 +387,7 @@ mod tests {
     const SAMPLE: &[u8] = b"\
 5623bb998000-5623bb99a000 r--p 00001000 fe:00 247030                     /usr/bin/cat
 7f0000000000-7f0000001000 rw-s 00000000 00:01 1024                       /dev/zero (deleted)
+7f0000001000-7f0000002000 rw-s 00000000 00:01 0                          /SYSV0055a191 (deleted)
 7f0000002000-7f0000003000 rwxp 00000000 00:00 0                          [anon:a name]
 7f0000004000-7f0000005000 ---p 00000000 00:00 0 
 7f0000006000-7f0000007000 r-xp 00000000 fe:00 5                          /a\\012b c
@@ -396,16 +397,18 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
     #[test]
     fn reads_every_kind_of_line() {
         let vmas = parse(SAMPLE).unwrap();
-        assert_eq!(vmas.len(), 6);
+        assert_eq!(vmas.len(), 7);
         assert_eq!((vmas[0].start, vmas[0].end, vmas[0].offset), (0x5623bb998000, 0x5623bb99a000, 0x1000));
         assert_eq!((vmas[0].dev, vmas[0].inode), ((0xfe, 0), 247030));
         assert_eq!(vmas[0].perms, Perms::READ);
         assert_eq!((vmas[1].path.as_bytes(), vmas[1].deleted), (&b"/dev/zero"[..], true));
         assert_eq!(vmas[1].perms, Perms::READ | Perms::WRITE | Perms::SHARED);
-        assert_eq!(vmas[2].special(), Some(&b"anon:a name"[..]));
-        assert!(vmas[3].path.is_empty() && vmas[3].perms.is_empty() && !vmas[3].has_file());
-        assert_eq!(vmas[4].path.as_bytes(), b"/a\nb c");
-        assert_eq!(vmas[5].end, 0xffff_ffff_ff60_1000);
+        assert_eq!(vmas[3].special(), Some(&b"anon:a name"[..]));
+        // The first segment of System V memory of an ipc namespace.
+        assert_eq!((vmas[2].path.as_bytes(), vmas[2].deleted), (&b"/SYSV0055a191"[..], true));
+        assert!(vmas[4].path.is_empty() && vmas[4].perms.is_empty() && !vmas[4].has_file());
+        assert_eq!(vmas[5].path.as_bytes(), b"/a\nb c");
+        assert_eq!(vmas[6].end, 0xffff_ffff_ff60_1000);
         assert_eq!(vmas[0].map_files_name(), "map_files/5623bb998000-5623bb99a000");
     }
 

@@ -192,6 +192,25 @@ pub fn attach(talk: &mut Conversation, name: &str, bridge: Option<&str>) -> Resu
     talk.ask(&request).map_err(|e| failed(object(name), "put it where it belongs", e))
 }
 
+/// Every namespace has it from the beginning, under this number.
+const LOOPBACK: u32 = 1;
+
+/// Whether the loopback device of the namespace in which we are is up.
+pub fn loopback_is_up() -> Result<bool> {
+    let failed = |e| failed(object("lo"), "ask about it", e);
+    let mut talk = Conversation::about_routes().map_err(|e| failed(e.into()))?;
+    let told = talk.question(&change(LOOPBACK, 0, 0).retyped(link::GET, 0)).map_err(failed)?;
+    let flags = told.first().and_then(|told| told.body().get(8..12)).and_then(number);
+    Ok(flags.is_some_and(|flags| flags & IFF_UP != 0))
+}
+
+/// Brings it up, with its addresses.
+pub fn bring_loopback_up() -> Result<()> {
+    let failed = |e| failed(object("lo"), "bring it up", e);
+    let mut talk = Conversation::about_routes().map_err(|e| failed(e.into()))?;
+    talk.ask(&change(LOOPBACK, IFF_UP, IFF_UP)).map_err(failed)
+}
+
 /// A request that changes flags of a device.
 pub fn change(index: u32, flags: u32, which: u32) -> Message {
     let mut header = [0; HEADER];

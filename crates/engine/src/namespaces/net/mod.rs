@@ -4,7 +4,7 @@
 //! A process of the tree that is born into a new one only makes it; when all are there they are filled together
 //! ([`fill`]), since a pair of devices may lead from one to another. One that the caller has named (`--external
 //! net[INODE]:KEY`) is entered at the restore by the descriptor of that key (`--inherit-fd`) and not touched; one that is
-//! to come back empty (`--empty-ns net`) is the caller's to fill.
+//! to come back empty (`--empty-ns net`) is the caller's to fill, but its loopback device is up again if it was.
 //!
 //! A namespace may belong to a socket alone: it is recorded when the socket is found ([`dump_found`]).
 
@@ -103,6 +103,12 @@ fn write<'p>(
     let inode = namespace::inode(own.file.as_fd()).map_err(own.failed("identify it"))?;
     let key = external.namespace(inode).map(str::to_owned);
     if key.is_some() || options.empty_network {
+        if key.is_none() {
+            let there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
+            let is_up = link_build::loopback_is_up()?;
+            drop(there);
+            images.write_json(&loopback(own.id), &is_up)?;
+        }
         let record = NetnsEntry { ext_key: key, ..NetnsEntry::default() };
         return Ok(images.write_one(ImageKind::Netns, u64::from(own.id), &record)?);
     }
@@ -113,6 +119,11 @@ fn write<'p>(
     let known = link::Known { id: own.id, settings: &settings, peers: &nsids, tuns: &tuns, external: &devices };
     let record = NetnsEntry { nsids: nsids.clone(), ..NetnsEntry::default() };
     Contents::read(&known, record)?.write(images, own.id)
+}
+
+/// Whether the loopback device of a namespace that comes back empty was up: it alone is there, and no caller minds it.
+fn loopback(id: u32) -> String {
+    format!("loopback-{id}")
 }
 
 /// By which numbers the namespace in which we are knows the others of the tree.
@@ -210,7 +221,14 @@ pub fn fill(
     }
     let mut unfilled = Vec::new();
     for own in owned.iter().filter(|own| own.kind.kind == Namespace::Net) {
-        if options.empty_network || given(images, options, own.id)?.is_some() {
+        if given(images, options, own.id)?.is_some() {
+            continue;
+        }
+        if options.empty_network {
+            if images.read_json::<bool>(&loopback(own.id))?.unwrap_or_default() {
+                let _there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
+                link_build::bring_loopback_up()?;
+            }
             continue;
         }
         if let Some(contents) = Contents::load(images, own.id)? {
