@@ -5,7 +5,7 @@ set -euo pipefail
 declare -A package_of=(
     [gcc]=gcc [make]=make [python3]=python3 [crit]=criu [redis-server]=redis-server [nginx]=nginx-light [sshd]=openssh-server [ssh]=openssh-client [node]=nodejs
     [java]=openjdk-17-jdk-headless [javac]=openjdk-17-jdk-headless [sqlite3]=sqlite3 [vim]=vim [less]=less [bash]=bash [script]=bsdutils [setsid]=util-linux
-    [runc]=runc [podman]=podman [conmon]=conmon [busybox]=busybox-static
+    [catatonit]=catatonit [runc]=runc [podman]=podman [conmon]=conmon [busybox]=busybox-static
     [nft]=nftables [iptables-restore]=iptables [ip]=iproute2
 )
 missing=()

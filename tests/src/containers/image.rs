@@ -44,7 +44,7 @@ impl Host {
         for directory in directories {
             let there = root.join(directory.strip_prefix("/").unwrap_or(directory));
             fs::create_dir_all(there.parent().unwrap_or(&root))?;
-            self.run("cp", &[Path::new("-a"), directory, &there])?;
+            self.run("cp", &[Path::new("-aT"), directory, &there])?;
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?;
         fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;

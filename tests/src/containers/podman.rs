@@ -176,7 +176,8 @@ fn init(host: &Host) -> Result<(), Failed> {
     podman.count.goes_on(5)?;
     let processes = || podman.podman(&["exec", "c", "ps", "-o", "pid,ppid,stat,args"]);
     let family = |told: String| {
-        let line = |line: &&str| ["sleep 1000", "sleep 1001", "[sleep]"].iter().any(|end| line.trim_end().ends_with(end));
+        let line =
+            |line: &&str| ["sleep 1000", "sleep 1001", "[sleep]"].iter().any(|end| line.trim_end().ends_with(end));
         told.lines().filter(line).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
     let before = family(processes()?);
