@@ -182,7 +182,7 @@ fn with_answers(frozen: &Frozen, options: &CheckpointOptions) -> Result<Option<C
 }
 
 /// The network locks: for connections in our network namespace, if they are to be carried and there are any; and for
-/// every network namespace of the tree's.
+/// every network namespace of the tree's with sockets in it.
 fn lock_network(
     frozen: &Frozen,
     owned: &Owned,
@@ -203,9 +203,10 @@ fn lock_network(
     locks.add(NetworkLock::set(options.network_lock, &peers()?)?);
     for own in owned.iter().filter(|own| own.kind.kind == Namespace::Net) {
         let there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
-        let peers = peers()?;
+        let has_sockets = !Task::current_thread()?.inet_sockets().is_ok_and(|sockets| sockets == 0);
+        let peers = if has_sockets { peers()? } else { Peers::default() };
         drop(there);
-        let lock = NetworkLock::set_there(options.network_lock, own, locks.run_id(), &peers)?;
+        let lock = NetworkLock::set_there(options.network_lock, own, locks.run_id(), (&peers, has_sockets))?;
         locks.add(lock);
     }
     Ok(locks)

@@ -212,6 +212,12 @@ impl Plan {
         self.processes.keys().copied().chain(helpers)
     }
 
+    /// How many threads of processes there are to be.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.pids().count() + self.processes.values().map(|process| process.threads.len()).sum::<usize>()
+    }
+
     /// A number that nobody of the tree has and that is none of `others`, and a good many behind it neither, if there are
     /// such.
     #[must_use]

@@ -1,14 +1,20 @@
-//! Hierarchies, reached by mounts without a place.
+//! Hierarchies, reached by the mounts that the host has, or else by mounts without a place.
+//!
+//! One of version 2 that is mounted once more takes the options of that mount, such as `nsdelegate`, and those it had are
+//! gone (kernel/cgroup/cgroup.c, apply_cgroup_root_flags); to change `favordynmods` takes a grace period of RCU as well.
 
 use super::CgroupOptions;
 use crate::{Error, Object, Result};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::mountinfo::MountInfo;
+use rustix::fs::{Mode, OFlags, fstat, major, minor, open};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What marks the name of a hierarchy without controllers.
 const NAMED: &str = "name=";
@@ -29,7 +35,7 @@ impl Hierarchy {
             let place = if name.is_empty() { "unified" } else { name.strip_prefix(NAMED).unwrap_or(name) };
             return Ok(Hierarchy { name: name.into(), top: yard.join(place), _mount: None });
         }
-        let mount = mount(name).map_err(failed)?;
+        let mount = mounted(name).map_or_else(|| mount(name), Ok).map_err(failed)?;
         let top = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         Ok(Hierarchy { name: name.into(), top, _mount: Some(mount) })
     }
@@ -61,6 +67,28 @@ impl Hierarchy {
 /// For messages.
 pub fn described(name: &str) -> String {
     if name.is_empty() { "cgroups of version 2".into() } else { format!("cgroups of {name}") }
+}
+
+/// The top of one where the host has mounted it.
+fn mounted(name: &str) -> Option<OwnedFd> {
+    let mounts = Task::current().ok()?.mountinfo().ok()?;
+    let here = mounts.iter().filter(|mount| mount.root == Path::new("/") && is_of(mount, name));
+    // Another may stand over it.
+    here.filter_map(|mount| {
+        let top = open(&mount.mount_point, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let stat = fstat(&top).ok()?;
+        ((major(stat.st_dev), minor(stat.st_dev)) == mount.dev).then_some(top)
+    })
+    .next()
+}
+
+/// Whether it is a mount of the hierarchy of this name.
+fn is_of(mount: &MountInfo, name: &str) -> bool {
+    if name.is_empty() {
+        return mount.fs_type == b"cgroup2";
+    }
+    let has = |part: &str| mount.super_options.split(|byte| *byte == b',').any(|option| option == part.as_bytes());
+    mount.fs_type == b"cgroup" && name.split(',').all(has)
 }
 
 fn mount(name: &str) -> std::result::Result<OwnedFd, Errno> {

@@ -13,6 +13,9 @@ use cryonaut_puppet::{Batch, Hand};
 use std::collections::BTreeMap;
 use std::fs;
 
+/// Most tasks that a restore has of its own at a time: its processes, their threads, the janitors of what they make.
+const OUR_TASKS: usize = 48;
+
 /// One cgroup of a set, under its path here; how much of it is above a cgroup namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Member {
@@ -35,7 +38,8 @@ pub struct Restoring {
 
 impl Restoring {
     /// Reads what the image says, and makes directories that are missing. They go again unless they are [kept](Made::keep).
-    pub fn prepare(images: &ImageDir, options: &CgroupOptions) -> Result<(Restoring, Made)> {
+    /// So many tasks are to be.
+    pub fn prepare(images: &ImageDir, options: &CgroupOptions, tasks: usize) -> Result<(Restoring, Made)> {
         let mut made = Made::default();
         let mut restoring = Restoring { options: options.clone(), ..Restoring::default() };
         if options.mode == CgroupMode::Ignore {
@@ -51,18 +55,22 @@ impl Restoring {
             restoring.sets.insert(set.id, members);
         }
         if let Some(caller) = options.beside {
-            restoring.go_beside(caller, &tops)?;
+            restoring.go_beside(caller, &tops, tasks)?;
         }
         Ok((restoring, made))
     }
 
-    /// Goes ourselves to where another process is, in the hierarchies where the tree has its places anyhow.
-    fn go_beside(&mut self, caller: i32, tops: &Tops) -> Result<()> {
+    /// Goes ourselves to where another process is, in the hierarchies where the tree has its places anyhow and we would take
+    /// its room: back from there to its place every process has to be moved, which takes a grace period of RCU.
+    fn go_beside(&mut self, caller: i32, tops: &Tops, tasks: usize) -> Result<()> {
         // It has called and waits for us; if it does not, nobody has.
         let Ok(task) = Task::open(pid_of(caller)?) else { return Ok(()) };
         let own = rustix::process::getpid().as_raw_nonzero().get();
         for (name, path, prefix) in membership::read(&task)? {
             if !tops.contains_key(&name) || self.ours.get(&name) == Some(&path) {
+                continue;
+            }
+            if self.has_room(&name, tasks)? {
                 continue;
             }
             let there = Member { name, path: path.clone(), prefix: prefix as usize };
@@ -72,6 +80,16 @@ impl Restoring {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is room for a tree and for us where we are (pids.max).
+    fn has_room(&mut self, name: &str, tasks: usize) -> Result<bool> {
+        let Some(path) = self.ours.get(name) else { return Ok(true) };
+        let directory = self.hierarchies.get(name, &self.options)?.directory(path);
+        let number = |file| fs::read_to_string(directory.join(file)).ok()?.trim().parse::<usize>().ok();
+        // There is no such file where processes are not counted, and no number without a limit.
+        let Some(most) = number("pids.max") else { return Ok(true) };
+        Ok(number("pids.current").unwrap_or(most) + tasks + OUR_TASKS <= most)
     }
 
     /// Makes the recorded directories; tells where the top of each is now, by hierarchy: (recorded, here).

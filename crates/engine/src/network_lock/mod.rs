@@ -168,12 +168,12 @@ impl NetworkLock {
 
     /// Sets one for a network namespace of the tree's, of which all packets are dropped; the connections there are `peers`.
     /// `run_id`: that of the image, under which it may be set already. Without connections it does without where it cannot
-    /// be set.
+    /// be set, and where there are no sockets (`has_sockets`) at all: it takes milliseconds.
     pub fn set_there(
         method: LockMethod,
         own: &Own,
         run_id: Option<&str>,
-        peers: &Peers,
+        (peers, has_sockets): (&Peers, bool),
     ) -> Result<Option<NetworkLock>> {
         if method == LockMethod::Skip {
             return if peers.0.is_empty() { Ok(None) } else { NetworkLock::without(peers).map(Some) };
@@ -182,10 +182,13 @@ impl NetworkLock {
             Some(id) => id.to_owned(),
             None => new_id().map_err(|e| failed("make an id for it", e))?,
         };
-        let set = || -> Result<NetworkLock> {
+        let set = || -> Result<Option<NetworkLock>> {
             let place = own.file.try_clone().map_err(|e| failed("set it", crate::error::errno_of(&e)))?;
             let _there = visit_network(place.as_fd()).map_err(own.failed("enter it"))?;
             let there = nf_tables::has_table(&nftables::table(&run_id)).map_err(|e| failed("look for it", e))?;
+            if !there && !has_sockets {
+                return Ok(None);
+            }
             let (by, ends, note) = (Means::Nftables, peers.ends(), PathBuf::new());
             let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by, ends, place: None };
             if !there {
@@ -194,14 +197,14 @@ impl NetworkLock {
                 lock.ours = true;
             }
             lock.place = Some(place);
-            Ok(lock)
+            Ok(Some(lock))
         };
         match set() {
             Err(e) if peers.0.is_empty() => {
                 tracing::warn!("packets of {} are not held back: {e}", own.object());
                 Ok(None)
             }
-            set => set.map(Some),
+            set => set,
         }
     }
 

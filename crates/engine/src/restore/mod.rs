@@ -75,7 +75,7 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let verdict = Verdict::inherited(scratches.base)?;
     let service = Service::new(service_number(&plan)?)?;
     // What is made goes again after those who might be in it.
-    let (cgroups, made) = Restoring::prepare(&images, &options.cgroups)?;
+    let (cgroups, made) = Restoring::prepare(&images, &options.cgroups, plan.tasks())?;
     let seed = Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service, cgroups };
     if !plan.namespaces.has_own_pids(plan.root) {
         let report = seed.grow(options)?;
@@ -213,7 +213,8 @@ impl Seed<'_> {
     }
 }
 
-/// Fills network namespaces, now that all are there. Nothing passes in them until the tree is complete.
+/// Fills network namespaces, now that all are there. Nothing passes in them until the tree is complete, if it has sockets
+/// there.
 fn fill_networks(
     nursery: &mut Nursery,
     plan: &Plan,
@@ -225,10 +226,11 @@ fn fill_networks(
     for own in build.namespaces.iter().filter(|own| own.kind.kind == Namespace::Net) {
         let here = |record: &&InetSkEntry| record.ns_id == Some(own.id);
         let records = plan.files.values().filter_map(|entry| entry.isk.as_ref()).filter(here);
+        let has_sockets = records.clone().next().is_some();
         let peers = Peers::of_records(build.images, records)?;
         let run_id = locks.run_id().map(str::to_owned).or_else(|| inventory.dump_criu_run_id.clone());
         let run_id = run_id.filter(|id| network_lock::is_id(id));
-        locks.add(NetworkLock::set_there(build.options.network_lock, own, run_id.as_deref(), &peers)?);
+        locks.add(NetworkLock::set_there(build.options.network_lock, own, run_id.as_deref(), (&peers, has_sockets))?);
     }
     let surroundings = plan.namespaces.surroundings().net_ns_id;
     let (images, options) = (build.images, build.options);

@@ -11,6 +11,7 @@ pub mod fdinfo;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
+pub mod sockstat;
 pub mod stat;
 pub mod status;
 mod text;
@@ -114,6 +115,11 @@ impl Task {
     /// Opens the directory of the calling process.
     pub fn current() -> Result<Self> {
         Self::open_path("self")
+    }
+
+    /// The calling thread, which may be in other namespaces than the rest of this process.
+    pub fn current_thread() -> Result<Self> {
+        Self::open_path("thread-self")
     }
 
     fn open_path(name: &str) -> Result<Self> {
