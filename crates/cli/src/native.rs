@@ -1,5 +1,6 @@
 //! `cryonaut checkpoint`, `restore`, `check` and `doctor`.
 
+use crate::container::Container;
 use crate::pidfile::Pidfile;
 use crate::progress::Bar;
 use crate::{doctor, failure, features, root};
@@ -40,11 +41,12 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Checkpoint {
-    /// The root of the tree
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
-    pid: i32,
-    /// Where the image goes; made if it does not exist [default: ./checkpoint-PID]
-    #[arg(short, long, value_name = "DIR")]
+    /// The root of the tree, or a container as podman:NAME or runc:NAME
+    #[arg(value_name = "PID|CONTAINER", value_parser = subject)]
+    subject: Subject,
+    /// Where the image goes; made if it does not exist [default: ./checkpoint-PID]. Of a container of podman it is an
+    /// archive (.tar, .tar.gz, .tar.zst), which `podman container restore --import` takes as well
+    #[arg(short, long, value_name = "DIR|FILE")]
     output: Option<PathBuf>,
     /// Let the tree go on afterwards
     #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
@@ -66,10 +68,30 @@ struct Checkpoint {
     ext_unix_sk: Option<Vec<u32>>,
 }
 
+/// What is to be checkpointed.
+#[derive(Debug, Clone)]
+enum Subject {
+    Tree(i32),
+    Container(Container),
+}
+
+fn subject(text: &str) -> Result<Subject, String> {
+    if let Some(container) = Container::parse(text) {
+        return Ok(Subject::Container(container));
+    }
+    let pid = text.parse().ok().filter(|pid| *pid > 0);
+    pid.map(Subject::Tree).ok_or_else(|| "neither a pid nor podman:NAME or runc:NAME".to_owned())
+}
+
 #[derive(Debug, Args)]
 struct Restore {
-    /// The directory of the image
+    /// The directory of the image, or the container as podman:NAME or runc:NAME, which is then read from --input
+    #[arg(value_name = "DIR|CONTAINER")]
     dir: PathBuf,
+    /// The image of a container [default: as `cryonaut checkpoint` has it]. One of runc comes back into the bundle that is
+    /// the current directory
+    #[arg(short, long, value_name = "DIR|FILE")]
+    input: Option<PathBuf>,
     /// Return as soon as the tree runs, instead of waiting for its root and exiting as it does
     #[arg(short, long)]
     detach: bool,
@@ -110,6 +132,21 @@ struct Shared {
 }
 
 impl Shared {
+    /// The options of a runtime; those that it has not are refused, `others` as well.
+    fn for_runtime(&self, others: &[(bool, &str)]) -> Result<Vec<&'static str>> {
+        let own = [
+            (self.shell_job, "--shell-job"),
+            (self.tcp_close, "--tcp-close"),
+            (!self.tcp.is_empty(), "--tcp"),
+            (self.network_lock != LockMethod::Nftables, "--network-lock"),
+        ];
+        if let Some((_, name)) = own.iter().chain(others).find(|(is_asked, _)| *is_asked) {
+            bail!("{name} is not for containers: their runtimes have no such option");
+        }
+        let asked = [(self.file_locks, "--file-locks"), (self.tcp_established, "--tcp-established")];
+        Ok(asked.into_iter().filter(|(is_asked, _)| *is_asked).map(|(_, name)| name).collect())
+    }
+
     fn tcp_policies(&self) -> TcpPolicies {
         let otherwise = match (self.tcp_established, self.tcp_close) {
             (true, _) => TcpPolicy::Keep,
@@ -164,7 +201,11 @@ fn log_to_stderr() {
 }
 
 fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
-    let dir = asked.output.clone().unwrap_or_else(|| PathBuf::from(format!("checkpoint-{}", asked.pid)));
+    let pid = match &asked.subject {
+        Subject::Tree(pid) => *pid,
+        Subject::Container(container) => return checkpoint_container(asked, container),
+    };
+    let dir = asked.output.clone().unwrap_or_else(|| PathBuf::from(format!("checkpoint-{pid}")));
     let options = CheckpointOptions {
         afterwards: match (asked.leave_running, asked.leave_stopped) {
             (true, _) => Afterwards::LeaveRunning,
@@ -182,7 +223,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         ..CheckpointOptions::default()
     };
     let bar = Bar::follow("checkpoint", options.progress.clone());
-    let report = cryonaut_engine::checkpoint(asked.pid, &dir, &options);
+    let report = cryonaut_engine::checkpoint(pid, &dir, &options);
     drop(bar);
     let report = report?;
     if asked.shared.json {
@@ -200,7 +241,43 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn checkpoint_container(asked: &Checkpoint, container: &Container) -> Result<ExitCode> {
+    let else_asked = [
+        (asked.leave_stopped, "--leave-stopped"),
+        (asked.skip_in_flight, "--skip-in-flight"),
+        (asked.link_remap, "--link-remap"),
+        (asked.ext_unix_sk.is_some(), "--ext-unix-sk"),
+    ];
+    let mut options = asked.shared.for_runtime(&else_asked)?;
+    options.extend(asked.leave_running.then_some("--leave-running"));
+    let image = asked.output.clone().unwrap_or_else(|| container.default_image());
+    container.checkpoint(&image, &options)?;
+    if asked.shared.json {
+        print_json("checkpoint", &json!({ "image": image }))?;
+    } else {
+        println!("{}", image.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn restore_container(asked: &Restore, container: &Container) -> Result<ExitCode> {
+    let else_asked = [(asked.leave_stopped, "--leave-stopped"), (asked.pidfile.is_some(), "--pidfile")];
+    let options = asked.shared.for_runtime(&else_asked)?;
+    let image = asked.input.clone().unwrap_or_else(|| container.default_image());
+    container.restore(&image, &options)?;
+    if asked.shared.json {
+        print_json("restore", &json!({ "image": image }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn restore(asked: &Restore) -> Result<ExitCode> {
+    if let Some(container) = asked.dir.to_str().and_then(Container::parse) {
+        return restore_container(asked, &container);
+    }
+    if asked.input.is_some() {
+        bail!("--input is of containers: name one as podman:NAME or runc:NAME");
+    }
     if !asked.dir.is_dir() {
         bail!("{}: no such directory", asked.dir.display());
     }

@@ -12,6 +12,7 @@ mod programs;
 mod runc;
 mod surroundings;
 mod terminal;
+mod words;
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -54,6 +55,7 @@ pub fn suite(program: &Path) -> ExitCode {
         ("exports", exports::tests()),
         ("pods", pods::tests()),
         ("programs", programs::tests()),
+        ("words", words::tests()),
     ];
     let all = rooms.into_iter().flat_map(|(room, tests)| tests.into_iter().map(move |test| (room, test)));
     let trial = |(room, (name, body)): (&str, Test)| {

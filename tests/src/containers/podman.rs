@@ -83,12 +83,18 @@ impl<'h> Podman<'h> {
         self.podman(&["import", "--quiet", &self.host.at("root.tar").display().to_string(), IMAGE]).map(drop)
     }
 
-    pub(super) fn podman(&self, arguments: &[&str]) -> Result<String, Failed> {
-        let at = |name| self.host.at(name).display().to_string();
-        let (storage, run, tmp) = (at("storage"), at("run"), at("tmp"));
-        let own = ["--root", &storage, "--runroot", &run, "--tmpdir", &tmp];
+    /// Where it has everything, and how it does things.
+    pub(super) fn own_options(&self) -> Vec<String> {
+        let at = |(option, name): (&str, &str)| [option.to_owned(), self.host.at(name).display().to_string()];
+        let places = [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")];
         let how = ["--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"];
-        let said = self.host.run("podman", &[&own[..], &how, arguments].concat());
+        places.into_iter().flat_map(at).chain(how.map(str::to_owned)).collect()
+    }
+
+    pub(super) fn podman(&self, arguments: &[&str]) -> Result<String, Failed> {
+        let own = self.own_options();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        let said = self.host.run("/usr/bin/podman", &[&own, arguments].concat());
         said.map_err(|failure| with_logs(&failure, &self.logs()))
     }
 
