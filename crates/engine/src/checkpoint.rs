@@ -7,7 +7,7 @@ use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
-use crate::namespaces::{self, Owned, inner, pid};
+use crate::namespaces::{self, Owned, inner, pid, user};
 use crate::network_lock::{self, NetworkLock, NetworkLocks};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
@@ -79,6 +79,7 @@ fn checkpoint_here(
         process.ids = Some(sharing.ids(process)?);
     }
     refuse(&frozen, &own, options)?;
+    user::take_note(&frozen.processes, &own)?;
     let told = tell_of_network(&frozen, &own, options)?;
     let extended = with_answers(&frozen, options)?;
     let options = extended.as_ref().unwrap_or(options);

@@ -24,6 +24,7 @@ mod report;
 mod restore;
 mod sharing;
 mod tcp_policy;
+mod users;
 
 pub use caller::{Answer, Event, Hook, Moment, Progress};
 pub use cgroups::{CgroupMode, CgroupOptions, CgroupProperties};

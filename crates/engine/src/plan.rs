@@ -2,7 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
-use crate::namespaces::{Arranged, pid, time};
+use crate::namespaces::{Arranged, pid, time, user};
 use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
@@ -179,6 +179,8 @@ impl Plan {
         let kin = processes.iter().map(|(pid, p)| (*pid, p.kin())).collect();
         let lineage =
             Lineage::arrange(root, &kin).map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
+        let of_root = processes.get(&root).and_then(|process| process.ids.as_ref());
+        user::take_note_of(images, of_root, &inventory.root_ids.unwrap_or_default())?;
         let inborn = |pid: i32| processes.get(&pid)?.ids.as_ref().map(sharing::inborn);
         lineage.check_inborn(inborn).map_err(|e| bad(&format!("ids-{}.img", e.pid), &format!("it {}", e.what)))?;
         let spaces = SharedSpaces::find(&processes, &lineage);

@@ -7,6 +7,7 @@ use super::{FileKind, KINDS, regular_path};
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::namespaces::{Kind, Owned};
+use crate::users;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry, UnixSkEntry};
 use cryonaut_image::{DumpDir, ImageKind};
@@ -129,8 +130,8 @@ impl OpenFile<'_> {
         let mut entry = FownEntry { signum: fcntl::getsig(self.file).map_err(failed)? as u32, ..FownEntry::default() };
         if owner.pid != 0 {
             let (uid, euid) = fcntl::getowner_uids(self.file).map_err(failed)?;
-            entry.uid = uid;
-            entry.euid = euid;
+            entry.uid = users::user_inside(uid);
+            entry.euid = users::user_inside(euid);
             entry.pid_type = match owner.kind {
                 OwnerKind::Thread => PIDTYPE_PID,
                 OwnerKind::Process => PIDTYPE_TGID,

@@ -5,6 +5,7 @@
 
 use super::Collect;
 use super::regular_path::{Subject, pid_in, reopen};
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
     FdTypes, FileEntry, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
@@ -93,9 +94,10 @@ pub(super) fn stand_for_dead(cx: &Collect<'_>, subject: &Subject<'_>, id: u32, n
 fn write(cx: &Collect<'_>, subject: &Subject<'_>, ghost: u32) -> Result<()> {
     let stat = &subject.stat;
     let failed = |action: &'static str| move |e| Error::kernel(subject.object.clone(), action, e);
+    let (uid, gid) = users::inside((stat.st_uid, stat.st_gid));
     let mut entry = GhostFileEntry {
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid,
+        gid,
         mode: stat.st_mode,
         dev: Some(kernel_dev(stat.st_dev)),
         ino: Some(stat.st_ino),

@@ -8,6 +8,7 @@
 
 use super::Build;
 use super::regular_path::{object_of, pid_in, reopen, way_in_root};
+use crate::users;
 use crate::{Error, Result};
 use cryonaut_image::records::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use cryonaut_image::{EntryReader, ImageKind};
@@ -214,7 +215,8 @@ fn make_ghost(cx: &mut Build<'_>, reg: &RegFileEntry, ghost: u32) -> Result<Owne
         let writable = file.try_clone().map_err(|e| kernel_error(reg, "duplicate its descriptor", &e))?;
         fill(&mut reader, &entry, File::from(writable), reg)?;
     }
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    let (uid, gid) = users::outside((entry.uid, entry.gid));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     if FileType::from_raw_mode(entry.mode) != FileType::Symlink {

@@ -11,6 +11,7 @@
 use super::regular_path::reopen;
 use super::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags, shared_pages};
 use crate::memory::PAGE;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
 use cryonaut_image::{ImageDir, ImageKind};
@@ -167,10 +168,11 @@ fn collect_inode(cx: &mut Collect<'_>, file: BorrowedFd<'_>, stat: &Stat, link: 
     let name = name.strip_suffix(SUFFIX).unwrap_or(name);
     // No flags, said aloud, tell a memfd that has the name of shared anonymous memory from that.
     let takes_name = name == ANONYMOUS && link.starts_with(PREFIX);
+    let (uid, gid) = users::inside((stat.st_uid, stat.st_gid));
     let entry = MemfdInodeEntry {
         name: name.to_vec(),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid,
+        gid,
         size: stat.st_size as u64,
         shmid,
         seals: seals.bits(),
@@ -252,7 +254,8 @@ fn build_inode(images: &ImageDir, inode: &MemfdInodeEntry) -> Result<OwnedFd> {
         File::from(if is_anonymous { anonymous(inode.size, page, &object)? } else { create(inode, page, &object)? });
     rustix::fs::ftruncate(&file, inode.size).map_err(failed("set its size"))?;
     shared_pages::read(images, u64::from(inode.shmid), &file, inode.size, page, &object)?;
-    let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
+    let (uid, gid) = users::outside((inode.uid, inode.gid));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(failed("give it its owner"))?;
     if let Some(mode) = inode.mode {
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).map_err(failed("set its mode"))?;

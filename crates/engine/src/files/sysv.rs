@@ -11,6 +11,7 @@
 
 use super::{Build, Collect, shared_pages};
 use crate::memory::PAGE;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::{TaskKobjIdsEntry, VmaEntry};
@@ -54,7 +55,8 @@ impl Segment {
     /// Whether a segment with its id can be the one that was written down. Ids come again, and a removed segment was gone
     /// with its last mapping: what is there under its id is another's, not to be written to, nor to be removed.
     fn is(&self, there: &Status) -> bool {
-        (self.key, self.size, self.owner) == (there.key, there.size, (there.uid, there.gid)) && self.mode & REMOVED == 0
+        (self.key, self.size, users::outside(self.owner)) == (there.key, there.size, (there.uid, there.gid))
+            && self.mode & REMOVED == 0
     }
 }
 
@@ -111,7 +113,7 @@ fn write(cx: &mut Collect<'_>, id: i32, object: &Object) -> Result<Segment> {
     let ours = Attached::new(id, size).map_err(failed("map its segment"))?;
     let file = File::from(ours.file().map_err(failed("open its segment"))?);
     shared_pages::write(cx, SHMID_BIT | id as u64, &file, size, PAGE, object)?;
-    Ok(Segment { key, size, owner: (uid, gid), mode, mappings: attached })
+    Ok(Segment { key, size, owner: users::inside((uid, gid)), mode, mappings: attached })
 }
 
 /// All mappings were seen: those that were not are somebody else's.
@@ -224,7 +226,7 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
         },
     };
     sysv::create(id, key, segment.size, segment.mode).map_err(failed)?;
-    let (uid, gid) = segment.owner;
+    let (uid, gid) = users::outside(segment.owner);
     sysv::set_owner(id, uid, gid, segment.mode).map_err(|errno| {
         // It is in nobody's list yet. Who has removed it meanwhile has done the same.
         let _ = sysv::remove(id);

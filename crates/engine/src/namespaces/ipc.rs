@@ -11,6 +11,7 @@
 use super::{Building, Dumping, Halves, Own};
 use crate::files::shared_pages;
 use crate::memory::PAGE;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{IpcDescEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
@@ -121,6 +122,7 @@ struct PosixQueue {
 
 impl From<Queue> for PosixQueue {
     fn from(Queue { name, mode, owner, most, longest, .. }: Queue) -> Self {
+        let owner = users::inside(owner);
         PosixQueue { name, mode, owner, most_messages: most, longest_message: longest }
     }
 }
@@ -129,7 +131,7 @@ impl PosixQueue {
     fn as_told(&self) -> Queue {
         let PosixQueue { name, mode, owner, most_messages, longest_message } = self;
         let (name, most, longest) = (name.clone(), *most_messages, *longest_message);
-        Queue { name, mode: *mode, owner: *owner, most, longest, messages: 0 }
+        Queue { name, mode: *mode, owner: users::outside(*owner), most, longest, messages: 0 }
     }
 }
 
@@ -138,15 +140,8 @@ fn posix_name(own: &Own) -> String {
 }
 
 fn described(one: &Described) -> IpcDescEntry {
-    IpcDescEntry {
-        key: one.key as u32,
-        uid: one.owner.0,
-        gid: one.owner.1,
-        cuid: one.creator.0,
-        cgid: one.creator.1,
-        mode: one.mode,
-        id: one.id as u32,
-    }
+    let ((uid, gid), (cuid, cgid)) = (users::inside(one.owner), users::inside(one.creator));
+    IpcDescEntry { key: one.key as u32, uid, gid, cuid, cgid, mode: one.mode, id: one.id as u32 }
 }
 
 /// A segment with its memory as a file.
@@ -279,7 +274,7 @@ fn make(
     queues::choose_id(kind, id)?;
     // A removed one has no key any more.
     let key = if desc.mode & REMOVED != 0 { libc::IPC_PRIVATE } else { desc.key as i32 };
-    queues::act_as((desc.cuid, desc.cgid), || how(id, key))?
+    queues::act_as(users::outside((desc.cuid, desc.cgid)), || how(id, key))?
 }
 
 /// Makes a segment; by our mapping of one that is to be removed it is there until the tree has mapped it.
@@ -294,7 +289,8 @@ fn make_memory(cx: &Building<'_>, own: &Own, entry: &IpcShmEntry, data: &[u8]) -
         return Err(Error::unsupported(what, "it is of huge pages, which cannot be carried yet", ""));
     }
     make(desc, Kind::Memory, |_, key| sysv::make(id, key, size, desc.mode)).map_err(failed("make it"))?;
-    sysv::set_owner(id, desc.uid, desc.gid, desc.mode).map_err(failed("give it its owner"))?;
+    let (uid, gid) = users::outside((desc.uid, desc.gid));
+    sysv::set_owner(id, uid, gid, desc.mode).map_err(failed("give it its owner"))?;
     let ours = Attached::new(id, size).map_err(failed("map it"))?;
     let file = File::from(ours.file().map_err(failed("open it"))?);
     if entry.in_pagemaps() {
@@ -323,7 +319,7 @@ fn make_queues(cx: &Building<'_>, own: &Own) -> Result<()> {
             move |e| Error::kernel(what, action, e)
         };
         make(desc, Kind::Messages, |id, key| queues::make_queue(id, key, desc.mode)).map_err(failed("make it"))?;
-        queues::set_queue(id, (desc.uid, desc.gid), desc.mode, entry.qbytes.into())
+        queues::set_queue(id, users::outside((desc.uid, desc.gid)), desc.mode, entry.qbytes.into())
             .map_err(failed("give it its owner and limit"))?;
         for _ in 0..entry.qnum {
             let Some((message, data)) = entries.next_tailed::<IpcMsg>()? else {
@@ -347,5 +343,5 @@ fn make_set(own: &Own, entry: &IpcSemEntry, bytes: &[u8]) -> Result<()> {
         .map_err(failed("make them"))?;
     let values: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|two| u16::from_le_bytes(*two)).collect();
     queues::set_values(id, &values).map_err(failed("give them their values"))?;
-    queues::set_semaphores(id, (desc.uid, desc.gid), desc.mode).map_err(failed("give them their owner"))
+    queues::set_semaphores(id, users::outside((desc.uid, desc.gid)), desc.mode).map_err(failed("give them their owner"))
 }

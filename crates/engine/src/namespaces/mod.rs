@@ -12,7 +12,7 @@ mod mount;
 pub mod net;
 pub mod pid;
 pub mod time;
-mod user;
+pub mod user;
 mod uts;
 
 pub use mount::{Built as Mounts, Contents, root_of as mount_root};

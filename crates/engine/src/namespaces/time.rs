@@ -41,6 +41,14 @@ fn offset(wanted: &Timespec, clock: ClockId) -> i128 {
     i128::from(wanted.tv_sec) * SECOND + i128::from(wanted.tv_nsec) - now
 }
 
+/// How far a clock is ahead of the host's, as `/proc/PID/timens_offsets` tells it.
+fn recorded(told: &str, clock: &str) -> i128 {
+    let mut fields = told.lines().map(str::split_whitespace).filter_map(|mut line| {
+        (line.next() == Some(clock)).then(|| Some((line.next()?.parse::<i128>().ok()?, line.next()?.parse().ok()?)))?
+    });
+    fields.next().map_or(0, |(seconds, nanoseconds): (i128, i128)| seconds * SECOND + nanoseconds)
+}
+
 fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     let record: TimensEntry = match cx.images.read_optional(ImageKind::Timens, u64::from(own.id))? {
         Some(record) => record,
@@ -51,7 +59,13 @@ fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     b.call(libc::SYS_unshare, [CLONE_NEWTIME.into()]);
     cx.hand.run(&mut b)?;
     let task = Task::open(pid_of(own.pid)?)?;
-    let line = |name: &str, ahead: i128| format!("{name} {} {}\n", ahead.div_euclid(SECOND), ahead.rem_euclid(SECOND));
+    // What is written is told from the host's clocks, ours may be ahead of those: so far are those of the new one.
+    let told = task.read("timens_offsets")?;
+    let told = String::from_utf8_lossy(&told);
+    let line = |name: &str, ahead: i128| {
+        let ahead = ahead + recorded(&told, name);
+        format!("{name} {} {}\n", ahead.div_euclid(SECOND), ahead.rem_euclid(SECOND))
+    };
     let file = task.open_file("timens_offsets", OFlags::WRONLY)?;
     // In one call: the second would find clocks that have been read.
     let text = line("monotonic", offset(&record.monotonic, ClockId::Monotonic))
@@ -64,4 +78,17 @@ fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     })?;
     let made = namespace::open(&task, Namespace::TimeForChildren)?;
     super::join(cx.hand, cx.service, Namespace::Time, std::os::fd::AsFd::as_fd(&made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_told_by_clock() {
+        let told = "monotonic     9504000         0\nboottime            -1 999999999\n";
+        assert_eq!(recorded(told, "monotonic"), 9_504_000 * SECOND);
+        assert_eq!(recorded(told, "boottime"), -1);
+        assert_eq!(recorded("", "boottime"), 0);
+    }
 }

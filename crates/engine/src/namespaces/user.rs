@@ -6,16 +6,44 @@
 //! lets only the parent namespace do that.
 
 use super::{Building, Dumping, Halves, Own};
-use crate::freeze::pid_of;
+use crate::freeze::{Process, pid_of};
+use crate::users::{self, Maps};
 use crate::{Error, Object, Result};
-use cryonaut_image::ImageKind;
-use cryonaut_image::records::{UidGidExtent, UsernsEntry};
+use cryonaut_image::records::{TaskKobjIdsEntry, UidGidExtent, UsernsEntry};
+use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::IdRange;
 use cryonaut_puppet::{Arg, Batch};
 use rustix::fs::OFlags;
 
 pub const HALVES: Halves = Halves { dump, build, at_birth: true };
+
+/// Takes note of the users of a frozen tree; its root tells them.
+pub fn take_note(processes: &[Process], surroundings: &TaskKobjIdsEntry) -> Result<()> {
+    let root = processes.first().filter(|root| !root.is_zombie());
+    let has_own = root.and_then(|root| root.ids).is_some_and(|ids| ids.user_ns_id != surroundings.user_ns_id);
+    let maps = match root.filter(|_| has_own) {
+        Some(root) => Some(Maps { users: root.task.uid_map()?, groups: root.task.gid_map()? }),
+        None => None,
+    };
+    users::set(maps);
+    Ok(())
+}
+
+/// The same of an image, from the ids of its root.
+pub fn take_note_of(images: &ImageDir, root: Option<&TaskKobjIdsEntry>, surroundings: &TaskKobjIdsEntry) -> Result<()> {
+    let id = root.and_then(|ids| ids.user_ns_id).filter(|id| Some(*id) != surroundings.user_ns_id);
+    let record: Option<UsernsEntry> = match id {
+        Some(id) => Some(images.read_one(ImageKind::Userns, u64::from(id))?),
+        None => None,
+    };
+    let ranges = |extents: &[UidGidExtent]| {
+        let range = |e: &UidGidExtent| IdRange { inside: e.first, outside: e.lower_first, count: e.count };
+        extents.iter().map(range).collect()
+    };
+    users::set(record.map(|record| Maps { users: ranges(&record.uid_map), groups: ranges(&record.gid_map) }));
+    Ok(())
+}
 
 fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     let Some(process) = cx.processes.iter().find(|process| process.pid == own.pid) else { return Ok(()) };

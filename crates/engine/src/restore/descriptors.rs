@@ -5,6 +5,7 @@ use super::Nursery;
 use crate::files::socket::Actors;
 use crate::files::{Build, Round, kind_of};
 use crate::plan::Plan;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdinfoEntry, FownEntry};
 use cryonaut_kernel::sys::fcntl::{self, Owner, OwnerKind};
@@ -120,7 +121,8 @@ pub fn set_owner(file: BorrowedFd<'_>, id: u32, owner: &FownEntry) -> Result<()>
         _ => OwnerKind::Group,
     };
     let target = Owner { kind, pid: owner.pid as i32 };
-    cryonaut_kernel::sys::creds::with_uids(owner.uid, owner.euid, || fcntl::setown_ex(file, target))
+    let (uid, euid) = (users::user_outside(owner.uid), users::user_outside(owner.euid));
+    cryonaut_kernel::sys::creds::with_uids(uid, euid, || fcntl::setown_ex(file, target))
         .map_err(|e| failed("set who gets its signals", e))
 }
 

@@ -5,6 +5,7 @@ use super::super::{Build, apply_status_flags, regular_path};
 use super::data;
 use super::info::{self, Device};
 use super::orphan;
+use crate::users;
 use crate::{Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{RegFileEntry, TtyFileEntry, TtyInfoEntry, TtyType};
 use cryonaut_kernel::sys::tty;
@@ -149,8 +150,9 @@ fn slave(
         None => return from_caller(cx, file, info),
     };
     let failed = |e| Error::kernel(object(file, info), "set its owner and mode", e);
-    let uid = info.uid.map(Uid::from_raw);
-    rustix::fs::fchown(&slave, uid, info.gid.map(Gid::from_raw)).map_err(failed)?;
+    let (uid, gid) = users::outside((info.uid(), info.gid()));
+    let (uid, gid) = (info.uid.map(|_| Uid::from_raw(uid)), info.gid.map(|_| Gid::from_raw(gid)));
+    rustix::fs::fchown(&slave, uid, gid).map_err(failed)?;
     if let Some(mode) = path_of(cx, file)?.mode {
         rustix::fs::fchmod(&slave, Mode::from_raw_mode(mode & 0o7777)).map_err(failed)?;
     }

@@ -3,6 +3,7 @@
 use super::super::{Collect, OpenFile};
 use super::data;
 use crate::freeze::pid_of;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{
     FdTypes, FileEntry, FownEntry, RegFileEntry, TermiosEntry, TtyInfoEntry, TtyPtyEntry, TtyType, WinsizeEntry,
@@ -175,12 +176,13 @@ fn read(
 ) -> Result<TtyInfoEntry> {
     let failed = |what: &'static str| move |e| Error::kernel(file.object(), format!("ask for its {what}"), e);
     let pty = matches!(device, Device::Master | Device::Slave).then(|| TtyPtyEntry { index: minor(u64::from(behind)) });
+    let (uid, gid) = users::inside((file.stat.st_uid, file.stat.st_gid));
     let mut info = TtyInfoEntry {
         r#type: device.in_image() as i32,
         rdev: file.stat.st_rdev as u32,
         dev: Some(file.stat.st_dev as u32),
-        uid: Some(file.stat.st_uid),
-        gid: Some(file.stat.st_gid),
+        uid: Some(uid),
+        gid: Some(gid),
         pty,
         ..TtyInfoEntry::default()
     };

@@ -201,7 +201,9 @@ fn make_removed(built: &Built, this: usize, stock: &BTreeMap<usize, OwnedFd>) ->
             let path = path.strip_prefix(b"/").unwrap_or(&path);
             rustix::fs::statat(mount, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| (stat.st_mode, 0, 0))
         };
-        let told = built.beside[this].removed.get(&entry.mnt_id).map(|one| (one.mode, one.uid, one.gid));
+        let told = built.beside[this].removed.get(&entry.mnt_id);
+        let told = told.map(|one| (one, crate::users::outside((one.uid, one.gid))));
+        let told = told.map(|(one, (uid, gid))| (one.mode, uid, gid));
         let (mode, uid, gid) = told.or_else(below).unwrap_or((libc::S_IFDIR | 0o755, 0, 0));
         let made = make_one(provider.as_fd(), &place.below, (mode, uid, gid));
         all.push((at, made.map_err(|e| built.failed(at, "make what it shows, which has been removed", e))?));

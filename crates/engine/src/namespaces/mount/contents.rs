@@ -4,6 +4,7 @@
 //! It is read and written through a descriptor of a mount that shows all of it, which stands nowhere or where nothing is
 //! mounted upon it: so what other mounts hide is there as well.
 
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind};
 use cryonaut_kernel::sys::creds::as_owner;
@@ -83,7 +84,13 @@ impl<W: Write> Packing<W> {
             }
             FileType::RegularFile => {
                 let mut open = File::from(reopen(file, OFlags::RDONLY | OFlags::NOATIME | OFlags::NONBLOCK)?);
-                self.archive.append_file(name, &mut open)
+                if !users::are_mapped() {
+                    return self.archive.append_file(name, &mut open);
+                }
+                // That would tell its owner as we see it.
+                header.set_entry_type(EntryType::Regular);
+                header.set_size(stat.st_size.cast_unsigned());
+                self.archive.append_data(&mut header, name, open.take(stat.st_size.cast_unsigned()))
             }
             other => {
                 header.set_entry_type(match other {
@@ -155,8 +162,9 @@ fn sized(ask: impl Fn(&mut [u8]) -> std::result::Result<usize, Errno>) -> io::Re
 fn header_of(stat: &Stat) -> Header {
     let mut header = Header::new_gnu();
     header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(stat.st_uid.into());
-    header.set_gid(stat.st_gid.into());
+    let (uid, gid) = users::inside((stat.st_uid, stat.st_gid));
+    header.set_uid(uid.into());
+    header.set_gid(gid.into());
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header.set_size(0);
     header
@@ -305,7 +313,8 @@ fn settle(
     times: &Timestamps,
     attributes: &[(Vec<u8>, Vec<u8>)],
 ) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(header.uid()? as u32), Gid::from_raw(header.gid()? as u32));
+    let (uid, gid) = users::outside((header.uid()? as u32, header.gid()? as u32));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     rustix::fs::chownat(file, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
     if header.entry_type() == EntryType::Symlink {
         return Ok(rustix::fs::utimensat(file, c"", times, AtFlags::EMPTY_PATH)?);

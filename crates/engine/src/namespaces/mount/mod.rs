@@ -18,6 +18,7 @@ mod table;
 pub use built::Built;
 
 use super::{Dumping, Halves, Own};
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::MntEntry;
 use cryonaut_image::{DumpDir, ImageKind};
@@ -171,7 +172,8 @@ fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
             }
             if removed {
                 let stat = rustix::fs::fstat(&open)?;
-                let told = Removed { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid };
+                let (uid, gid) = users::inside((stat.st_uid, stat.st_gid));
+                let told = Removed { mode: stat.st_mode, uid, gid };
                 let full = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size != 0;
                 beside.removed.insert(mount.id.cast_unsigned(), told);
                 if full {

@@ -3,6 +3,7 @@
 use super::external::{self, DEVICE, Externals, FOUND_OUT};
 use super::filesystem::{self, Making, NAMED, OTHER};
 use super::paths;
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::MntEntry;
 use cryonaut_kernel::proc::mountinfo::MountInfo;
@@ -67,7 +68,7 @@ pub fn record(info: &MountInfo) -> MntEntry {
         match flag_of(SUPER_FLAGS, &word) {
             Some(flag) => sb_flags |= flag,
             None if word == b"rw" || word.is_empty() => {}
-            None => options.push(word),
+            None => options.push(as_inside(word)),
         }
     }
     let (number, name) = match filesystem::by_name(&info.fs_type) {
@@ -92,6 +93,16 @@ pub fn record(info: &MountInfo) -> MntEntry {
         deleted: deleted.then_some(true),
         sb_flags: Some(sb_flags as u32),
         ..MntEntry::default()
+    }
+}
+
+/// An option that names an owner: the kernel shows it as we see it, and is told as the maker of the file system has it.
+fn as_inside(word: Vec<u8>) -> Vec<u8> {
+    let number = |name: &[u8]| std::str::from_utf8(word.strip_prefix(name)?).ok()?.parse::<u32>().ok();
+    match (number(b"uid="), number(b"gid=")) {
+        (Some(user), _) => format!("uid={}", users::user_inside(user)).into_bytes(),
+        (_, Some(group)) => format!("gid={}", users::inside((u32::MAX, group)).1).into_bytes(),
+        _ => word,
     }
 }
 

@@ -40,6 +40,7 @@ use super::beside::{Beside, Extra};
 use super::settings::{self, Setting, When};
 use super::{CLOSE, Sort, cannot_set, filter, object, options};
 use crate::files::{Build, Collect, FileKind, OpenFile, Settle, apply_status_flags};
+use crate::users;
 use crate::{Error, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::sys::socket;
@@ -286,7 +287,7 @@ pub(super) fn ready(socket: BorrowedFd<'_>) -> PollFlags {
 
 pub(super) fn owner_of(file: &OpenFile<'_>) -> Option<(u32, u32)> {
     let owner = (file.stat.st_uid, file.stat.st_gid);
-    (owner != (0, 0)).then_some(owner)
+    (owner != users::outside((0, 0))).then(|| users::inside(owner))
 }
 
 pub(super) fn mode_of(file: &OpenFile<'_>) -> Option<u32> {
@@ -295,7 +296,8 @@ pub(super) fn mode_of(file: &OpenFile<'_>) -> Option<u32> {
 }
 
 pub(super) fn build_inode(socket: BorrowedFd<'_>, extra: &Extra) -> std::result::Result<(), Errno> {
-    if let Some((uid, gid)) = extra.owner {
+    if let Some((uid, gid)) = extra.owner.or_else(|| users::are_mapped().then_some((0, 0))) {
+        let (uid, gid) = users::outside((uid, gid));
         rustix::fs::fchown(socket, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     }
     extra.mode.map_or(Ok(()), |mode| rustix::fs::fchmod(socket, Mode::from_raw_mode(mode)))

@@ -6,6 +6,7 @@
 use super::build::failed;
 use super::object;
 use crate::freeze::pid_of;
+use crate::users;
 use crate::{Error, Result};
 use cryonaut_image::records::UnixSkEntry;
 use cryonaut_kernel::sys::acting::{self, Act, Ids};
@@ -55,11 +56,12 @@ impl Maker {
             Err(Errno::RANGE) => words(libc::SO_PEERGROUPS, MOST_GROUPS)?,
             told => told?,
         };
-        Ok(Some(Maker { pid: pid as i32, uid, gid, groups }))
+        Ok(Some(Maker::new(pid as i32, uid, gid, groups)))
     }
 
     /// Who is told otherwise.
     pub fn new(pid: i32, uid: u32, gid: u32, groups: Vec<u32>) -> Maker {
+        let ((uid, gid), groups) = (users::inside((uid, gid)), users::groups_inside(groups));
         Maker { pid, uid, gid, groups }
     }
 
@@ -69,7 +71,8 @@ impl Maker {
     }
 
     fn ids(&self) -> Ids {
-        Ids { pid: self.pid, uid: self.uid, gid: self.gid, groups: self.groups.clone() }
+        let (uid, gid) = users::outside((self.uid, self.gid));
+        Ids { pid: self.pid, uid, gid, groups: users::groups_outside(self.groups.clone()) }
     }
 }
 

@@ -5,6 +5,7 @@
 use super::acting::Target;
 use super::object;
 use crate::files::{Build, Collect, OpenFile};
+use crate::users;
 use crate::{Error, Result};
 use cryonaut_image::records::{FilePermsEntry, UnixSkEntry};
 use cryonaut_kernel::sys::unix_diag::UnixSocket;
@@ -53,7 +54,8 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, told: &UnixSocket, record:
     let failed = |e| Error::kernel(file.object(), "find the file of its name", e);
     let bound = unix_name::file_of(file.file).map_err(failed)?;
     let stat = rustix::fs::fstat(&bound).map_err(failed)?;
-    record.file_perms = Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
+    let (uid, gid) = users::inside((stat.st_uid, stat.st_gid));
+    record.file_perms = Some(FilePermsEntry { mode: stat.st_mode, uid, gid });
     record.mnt_id = Some(cx.mount_of(bound.as_fd()).map_err(failed)?).filter(|id| *id >= 0);
     let is_deleted = stat.st_nlink == 0;
     if is_deleted {
@@ -239,7 +241,8 @@ pub fn bind_new(socket: BorrowedFd<'_>, record: &UnixSkEntry) -> std::result::Re
     rustix::process::umask(Mode::from_raw_mode(0o777) - mode);
     rustix::net::bind(socket, &address)?;
     let file = unix_name::file_of(socket)?;
-    unix_name::set_owner_and_mode(file.as_fd(), Uid::from_raw(perms.uid), Gid::from_raw(perms.gid), mode)
+    let (uid, gid) = users::outside((perms.uid, perms.gid));
+    unix_name::set_owner_and_mode(file.as_fd(), Uid::from_raw(uid), Gid::from_raw(gid), mode)
 }
 
 /// The file is there still, from before, unless somebody has it now: nobody can use it again.

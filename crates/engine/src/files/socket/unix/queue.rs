@@ -11,6 +11,7 @@
 use super::super::inet::ready;
 use super::{CLOSE, state};
 use crate::files::{Build, Collect, OpenFile};
+use crate::users;
 use crate::{Error, Result, hexadecimal};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{ScmEntry, SkPacketEntry, UnixSkEntry};
@@ -45,16 +46,22 @@ pub struct Beside {
     urgent: bool,
 }
 
+/// As the tree has its users.
+fn of(Credentials { pid, uid, gid }: Credentials) -> (i32, u32, u32) {
+    let (uid, gid) = users::inside((uid, gid));
+    (pid, uid, gid)
+}
+
 impl Beside {
     fn of(message: &Message) -> Beside {
         let noted = message.credentials.filter(|credentials| credentials.pid != 0);
-        let credentials = noted.map(|c| (c.pid, c.uid, c.gid));
+        let credentials = noted.map(of);
         Beside { from: hexadecimal::encode(&message.from), credentials, urgent: message.is_urgent }
     }
 
     /// Of a message whose sender has no name of interest.
     pub fn by(sender: Credentials, urgent: bool) -> Beside {
-        let credentials = (sender.pid != 0).then_some((sender.pid, sender.uid, sender.gid));
+        let credentials = (sender.pid != 0).then(|| of(sender));
         Beside { from: String::new(), credentials, urgent }
     }
 
@@ -70,7 +77,9 @@ impl Beside {
 
     /// Of the sender.
     pub fn credentials(&self) -> Option<Credentials> {
-        self.credentials.map(|(pid, uid, gid)| Credentials { pid, uid, gid })
+        let (pid, uid, gid) = self.credentials?;
+        let (uid, gid) = users::outside((uid, gid));
+        Some(Credentials { pid, uid, gid })
     }
 }
 
