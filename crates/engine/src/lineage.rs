@@ -45,6 +45,10 @@ pub enum Step {
     Create(Birth),
     /// A process becomes the leader of a new session.
     NewSession(i32),
+    /// Orphans below a process come to it (PR_SET_CHILD_SUBREAPER), or no longer.
+    Reaper(i32, bool),
+    /// A helper ends, whose children become orphans; the process that takes its status.
+    End(i32, i32),
 }
 
 impl Step {
@@ -52,7 +56,7 @@ impl Step {
     pub fn creator(&self) -> Option<i32> {
         match self {
             Step::Create(birth) => Some(birth.creator),
-            Step::NewSession(_) => None,
+            Step::NewSession(_) | Step::Reaper(..) | Step::End(..) => None,
         }
     }
 }
@@ -66,6 +70,8 @@ pub struct Lineage {
     pub helpers: Vec<(i32, i32)>,
     /// Groups whose leader is no more, with the member in whose session a helper stands in for it.
     pub leaderless: Vec<(i32, i32)>,
+    /// The number of helpers that orphans are born of: one after the other.
+    pub midwife: Option<i32>,
     /// Who joins which group when all are there, in this order.
     pub groups: Vec<(i32, i32)>,
 }
@@ -89,9 +95,10 @@ impl Lineage {
     /// Finds the order for the tree below `root`.
     pub fn arrange(root: i32, tree: &Tree) -> Result<Lineage, Impossible> {
         check_parents(root, tree)?;
-        let mut planner = Planner { root, tree, lineage: Lineage::default() };
+        let mut planner = Planner { root, tree, lineage: Lineage::default(), orphans: Vec::new() };
         planner.create(root, 0, false);
         planner.children_of(root, tree[&root].session)?;
+        planner.place_orphans()?;
         planner.groups();
         let lineage = planner.lineage;
         lineage.play_through(root, tree)?;
@@ -138,6 +145,8 @@ impl Lineage {
                     }
                     now.insert(pid, (pid, pid));
                 }
+                Step::Reaper(..) => {}
+                Step::End(helper, _) => drop(now.remove(&helper)),
             }
         }
         for (group, member) in &self.leaderless {
@@ -194,6 +203,8 @@ struct Planner<'a> {
     root: i32,
     tree: &'a Tree,
     lineage: Lineage,
+    /// Children of a process in the session of somebody further below.
+    orphans: Vec<(i32, i32, Vec<i32>)>,
 }
 
 impl Planner<'_> {
@@ -254,8 +265,8 @@ impl Planner<'_> {
             }
             Some(leader) if leader.parent == parent => {}
             Some(_) => {
-                let what = format!("is in session {session}, of which its parent was never a member");
-                return Err(impossible(children[0], what));
+                self.orphans.push((parent, session, children.to_vec()));
+                return Ok(());
             }
         }
         for child in children {
@@ -263,6 +274,52 @@ impl Planner<'_> {
             self.children_of(*child, session)?;
         }
         Ok(())
+    }
+
+    /// A daemon's story: a member of the session had a child and ended, and the child came to its parent of now, who is
+    /// further above. So it is born of a helper of the session's leader, who ends.
+    fn place_orphans(&mut self) -> Result<(), Impossible> {
+        while let Some((parent, session, children)) = self.orphans.first().cloned() {
+            let is_founded = |session: i32| self.lineage.steps.contains(&Step::NewSession(session));
+            // One whose leader is among other orphans comes after those.
+            let ready = self
+                .orphans
+                .iter()
+                .position(|(parent, session, _)| is_founded(*session) && self.is_above(*parent, *session));
+            let Some(ready) = ready else {
+                debug_assert!(parent != session);
+                let what = format!("is in session {session}, of which its parent was never a member");
+                return Err(impossible(children[0], what));
+            };
+            let (parent, session, children) = self.orphans.remove(ready);
+            for child in children {
+                let midwife = self.midwife();
+                let birth = Birth { pid: midwife, creator: session, sibling: false, helper: true };
+                self.lineage.steps.extend([Step::Reaper(parent, true), Step::Create(birth)]);
+                self.create(child, midwife, false);
+                self.lineage.steps.extend([Step::End(midwife, session), Step::Reaper(parent, false)]);
+                self.children_of(child, session)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_above(&self, ancestor: i32, mut pid: i32) -> bool {
+        while pid != self.root && pid != ancestor {
+            pid = self.tree[&pid].parent;
+        }
+        pid == ancestor
+    }
+
+    /// A number that means nothing in the tree.
+    fn midwife(&mut self) -> i32 {
+        let means = |number: i32| {
+            let of = |(pid, kin): (&i32, &Kin)| [*pid, kin.group, kin.session].contains(&number);
+            self.tree.iter().any(of)
+        };
+        let number = self.lineage.midwife.or_else(|| (self.root + 1..).find(|number| !means(*number)));
+        self.lineage.midwife = number;
+        number.unwrap_or(self.root)
     }
 
     fn create(&mut self, pid: i32, creator: i32, sibling: bool) {
@@ -353,10 +410,28 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_is_told() {
+    fn an_orphan_of_a_session_further_below_is_born_there() {
         // Its session's leader lives, but is a nephew.
-        let orphan = arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 30, 30), (40, 10, 30, 30)]).unwrap_err();
-        assert_eq!(orphan.pid, 40);
+        let lineage = arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 30, 30), (40, 10, 30, 30)]).unwrap();
+        let helper = Birth { pid: 11, creator: 30, sibling: false, helper: true };
+        let expected = [
+            Step::NewSession(30),
+            Step::Reaper(10, true),
+            Step::Create(helper),
+            Step::Create(Birth { pid: 40, creator: 11, sibling: false, helper: false }),
+            Step::End(11, 30),
+            Step::Reaper(10, false),
+        ];
+        assert!(lineage.steps.ends_with(&expected), "{:?}", lineage.steps);
+        assert_eq!(lineage.midwife, Some(11));
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_told() {
+        // Its session's leader is no relative of its parent's.
+        let orphan =
+            arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 30, 30), (50, 10, 50, 50), (60, 50, 30, 30)]);
+        assert_eq!(orphan.unwrap_err().pid, 60);
         // Its group is of another session.
         let stranger = arrange(&[(10, 1, 10, 10), (20, 10, 20, 20), (40, 10, 20, 10)]).unwrap_err();
         assert_eq!(stranger.pid, 40);

@@ -211,7 +211,7 @@ impl Plan {
     /// The pids that are wanted, those of helpers included.
     pub fn pids(&self) -> impl Iterator<Item = i32> {
         let helpers = self.lineage.helpers.iter().chain(&self.lineage.leaderless).map(|(pid, _)| *pid);
-        self.processes.keys().copied().chain(helpers)
+        self.processes.keys().copied().chain(helpers).chain(self.lineage.midwife)
     }
 
     /// How many threads of processes there are to be.

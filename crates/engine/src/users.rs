@@ -4,7 +4,9 @@
 //!
 //! One run of the engine has one tree, so its maps are kept once for the whole process, as is the place of /proc.
 
+use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::values::IdRange;
+use cryonaut_kernel::sys::creds::FilesOf;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,6 +59,12 @@ pub fn inside(ids: (u32, u32)) -> (u32, u32) {
 #[must_use]
 pub fn outside(ids: (u32, u32)) -> (u32, u32) {
     by(ids, |(user, group), maps| (outwards(user, &maps.users), outwards(group, &maps.groups)))
+}
+
+/// As long as the answer is there, files that this thread makes belong to the tree's root.
+pub fn own_files() -> Result<Option<FilesOf>, Errno> {
+    let (user, group) = outside((0, 0));
+    are_mapped().then(|| FilesOf::new(user, group)).transpose()
 }
 
 /// A user of ours, as the tree has it.

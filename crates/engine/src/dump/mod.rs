@@ -136,9 +136,10 @@ pub fn dump(
     let (processes, owned) = (&mut frozen.processes, about.owned);
     let pages_ids = PagesIds::default();
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
-    let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids };
+    let shared_pages = PageCount::default();
+    let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
     namespaces::dump(&mut dumping)?;
-    let (mount_ids, contents) = (dumping.mount_ids, dumping.contents);
+    let (mount_ids, contents, of_namespaces) = (dumping.mount_ids, dumping.contents, dumping.shared_pages);
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
     cx.pages_ids = pages_ids;
@@ -188,8 +189,8 @@ pub fn dump(
     images.write_one(ImageKind::Inventory, None, &inventory(about))?;
     let mut cx = lock(&files);
     cx.finish()?;
-    report.shared_pages_scanned = cx.shared_pages().scanned;
-    report.shared_pages_written = cx.shared_pages().written;
+    report.shared_pages_scanned = cx.shared_pages().scanned + of_namespaces.scanned;
+    report.shared_pages_written = cx.shared_pages().written + of_namespaces.written;
     Ok((cx.take_links(), cx.take_connections()))
 }
 

@@ -222,6 +222,7 @@ fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u
     let parent = cx.regular.mounts.open_as_seen(subject, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
     let is_ours = cx.regular.mounts.id_of(subject.file) == Ok(-1);
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
+    let _owner = users::own_files().map_err(failed)?;
     for attempt in 0..64u32 {
         let base = format!("link_remap.{}", linked + attempt * 1000);
         match rustix::fs::statat(&parent, &*base, AtFlags::SYMLINK_NOFOLLOW) {

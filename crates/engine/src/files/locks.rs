@@ -7,6 +7,7 @@
 
 use super::regular_path::reopen;
 use super::{Collect, OpenFile, Settle};
+use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::FileLockEntry;
@@ -169,7 +170,21 @@ fn request(cx: &Settle<'_>, batch: &mut Batch, entry: &FileLockEntry) -> Result<
         }
         FL_LEASE => {
             let kind = if is_breaking(entry) { before_break(cx, entry)? } else { kind };
-            Ok(batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)]))
+            // In a user namespace it takes the owner of the file.
+            let owner = match users::are_mapped() {
+                true => Some(rustix::fs::fstat(file_of(cx, entry)?)),
+                false => None,
+            };
+            let owner =
+                owner.transpose().map_err(|e| Error::kernel(object(entry), "ask for the owner of its file", e))?;
+            if let Some(stat) = &owner {
+                batch.call(libc::SYS_setfsuid, [users::user_inside(stat.st_uid).into()]);
+            }
+            let taken = batch.attempt(libc::SYS_fcntl, [fd, Arg::from(libc::F_SETLEASE), Arg::from(kind)]);
+            if owner.is_some() {
+                batch.call(libc::SYS_setfsuid, [Arg::Val(0)]);
+            }
+            Ok(taken)
         }
         FL_POSIX | FL_OFD => {
             let command = if entry.flag == FL_POSIX { libc::F_SETLK } else { libc::F_OFD_SETLK };

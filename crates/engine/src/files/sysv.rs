@@ -19,13 +19,13 @@ use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED, Status};
-use cryonaut_puppet::Batch;
+use cryonaut_puppet::{Arg, Batch, Hand};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 const NAME: &str = "sysv-memory";
@@ -35,7 +35,7 @@ const SHMID_BIT: u64 = 1 << 31;
 const READ_ONLY: u32 = 0o10000;
 const EXECUTABLE: u32 = 0o100000;
 
-const PART: &str = "a part of a segment of System V memory cannot be mapped again";
+const BEYOND: &str = "it reaches beyond the end of its segment of System V memory";
 const WHOLE: &str = "let the program map it whole";
 
 /// What a segment is.
@@ -84,13 +84,13 @@ pub fn collect(
     record.shmid = id as u64;
     record.fdflags = Some(if of.flags.contains(VmFlags::MAYWRITE) { libc::O_RDWR } else { libc::O_RDONLY } as u32);
     let len = of.vma.end - of.vma.start;
-    let is_whole = |size: u64| of.vma.offset == 0 && len == size.next_multiple_of(PAGE);
+    let is_inside = |size: u64| of.vma.offset + len <= size.next_multiple_of(PAGE);
     if let Some(own) = cx.namespaces.and_then(|all| all.of(ids, Namespace::Ipc)) {
         // Written down with all that is in its namespace.
         let there = within(&[own.file.as_fd()], || sysv::status(id)).and_then(|told| told);
         return match there.map_err(|e| Error::kernel(object.clone(), "ask about its segment", e))? {
-            there if is_whole(there.size) => Ok(()),
-            _ => no(PART, WHOLE),
+            there if is_inside(there.size) => Ok(()),
+            _ => no(BEYOND, WHOLE),
         };
     }
     let segment = match cx.sysv.get_mut(&id) {
@@ -104,7 +104,7 @@ pub fn collect(
             segment
         }
     };
-    if is_whole(segment.size) { Ok(()) } else { no(PART, WHOLE) }
+    if is_inside(segment.size) { Ok(()) } else { no(BEYOND, WHOLE) }
 }
 
 fn write(cx: &mut Collect<'_>, id: i32, object: &Object) -> Result<Segment> {
@@ -235,12 +235,24 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
 }
 
 /// Puts into a batch that a process maps a segment at its place; whatever stands there is in the way.
-/// `in_own` says that it is in an ipc namespace of the tree's own, where all segments are made before.
-pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry, in_own: bool) -> Result<()> {
-    if !in_own {
+/// `in_own` is the ipc namespace if that is of the tree's own, where all segments are made before.
+pub fn map(
+    files: &mut Build<'_>,
+    (hand, b): (&mut Hand, &mut Batch),
+    vma: &VmaEntry,
+    in_own: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    let id = vma.shmid as i32;
+    if in_own.is_none() {
         let images = files.images;
-        files.sysv.prepare(images, vma.shmid as i32)?;
+        files.sysv.prepare(images, id)?;
     }
+    let there = match in_own {
+        Some(namespace) => within(&[namespace], || sysv::status(id)).and_then(|told| told),
+        None => sysv::status(id),
+    };
+    let object = || Object::Other(format!("segment {id} of System V memory"));
+    let size = there.map_err(|e| Error::kernel(object(), "ask about it", e))?.size.next_multiple_of(PAGE);
     let writable = vma.fdflags.unwrap_or(libc::O_RDWR as u32) & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     let mut flags = if writable { 0 } else { READ_ONLY };
     let mut gets = (libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }) as u32;
@@ -248,7 +260,24 @@ pub fn map(files: &mut Build<'_>, b: &mut Batch, vma: &VmaEntry, in_own: bool) -
         flags |= EXECUTABLE;
         gets |= libc::PROT_EXEC as u32;
     }
-    b.call(libc::SYS_shmat, [vma.shmid.into(), vma.start.into(), flags.into()]);
+    let len = vma.end - vma.start;
+    if (vma.pgoff, len) == (0, size) {
+        b.call(libc::SYS_shmat, [vma.shmid.into(), vma.start.into(), flags.into()]);
+    } else {
+        // Of a part, the rest would be in the way of what stands beside it.
+        let mut apart = Batch::new();
+        let attached = apart.call(libc::SYS_shmat, [vma.shmid.into(), Arg::Val(0), flags.into()]);
+        hand.run(&mut apart)?;
+        let whole = apart.result(attached).unwrap_or_default();
+        let moves = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let mut apart = Batch::new();
+        apart.call(
+            libc::SYS_mremap,
+            [(whole + vma.pgoff).into(), len.into(), len.into(), moves.into(), vma.start.into()],
+        );
+        apart.call(libc::SYS_munmap, [whole.into(), size.into()]);
+        hand.run(&mut apart)?;
+    }
     if gets != vma.prot {
         b.call(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), vma.prot.into()]);
     }

@@ -10,6 +10,7 @@ use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::namespace;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::HashMap;
@@ -223,10 +224,11 @@ fn map_segments(hand: &mut Hand, files: &mut Build<'_>, segments: &[&VmaEntry]) 
     }
     let mut b = Batch::new();
     // Those of an ipc namespace of the tree's own are there already.
-    let theirs = Task::open(crate::freeze::pid_of(hand.pid())?)?.namespace(Namespace::Ipc)?;
-    let in_own = theirs != Task::current()?.namespace(Namespace::Ipc)?;
+    let task = Task::open(crate::freeze::pid_of(hand.pid())?)?;
+    let is_own = task.namespace(Namespace::Ipc)? != Task::current()?.namespace(Namespace::Ipc)?;
+    let in_own = is_own.then(|| namespace::open(&task, Namespace::Ipc)).transpose()?;
     for vma in segments {
-        sysv::map(files, &mut b, vma, in_own)?;
+        sysv::map(files, (&mut *hand, &mut b), vma, in_own.as_ref().map(AsFd::as_fd))?;
         spill(hand, &mut b)?;
     }
     Ok(hand.run(&mut b)?)

@@ -20,6 +20,7 @@ use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::posix_queues::{self, Queue};
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED};
 use cryonaut_kernel::sys::sysv_queues::{self as queues, Described, Kind};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -76,7 +77,8 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     for (one, pages) in memory {
         let what = object(own, "segment of memory", one.id);
         let size = one.size;
-        shared_pages::write_out((images, &cx.pages_ids), one.id as u64, &pages, size, PAGE, &what)?;
+        let count = shared_pages::write_out((images, &cx.pages_ids), one.id as u64, &pages, size, PAGE, &what)?;
+        cx.shared_pages.add(count);
         let desc = described(&one);
         file.append_tailed(&IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None }, &[])?;
     }
@@ -163,7 +165,12 @@ fn read_queue(own: &Own, one: Described) -> Result<Messages> {
 }
 
 fn read_setting(name: &str) -> std::result::Result<String, Errno> {
-    std::fs::read_to_string(format!("/proc/sys/{name}")).map_err(|e| crate::error::errno_of(&e))
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(format!("/proc/sys/{name}"), flags, rustix::fs::Mode::empty())?;
+    // In one piece: what has no room is lost, not told by the next call.
+    let mut room = [0; 1024];
+    let len = rustix::io::read(&file, &mut room)?;
+    String::from_utf8(room[..len].to_vec()).map_err(|_| Errno::BADMSG)
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> std::result::Result<T, Errno> {

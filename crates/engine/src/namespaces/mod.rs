@@ -21,6 +21,7 @@ use crate::cgroups::Restoring;
 use crate::files::PagesIds;
 use crate::freeze::Process;
 use crate::lineage::{Birth, Lineage, Step};
+use crate::memory::PageCount;
 use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageDir};
@@ -196,6 +197,8 @@ pub struct Dumping<'a> {
     pub mount_ids: BTreeMap<i32, u32>,
     /// Numbers for files of pages.
     pub pages_ids: PagesIds,
+    /// How many pages of shared memory have been written.
+    pub shared_pages: PageCount,
     /// What remains to be written of mount namespaces.
     pub contents: Contents,
 }

@@ -84,6 +84,15 @@ pub fn create_all(
                 hand.run(&mut b)?;
                 tty::give_terminal(build, hand, service, pid)?;
             }
+            Step::Reaper(pid, is_one) => {
+                let mut b = Batch::new();
+                b.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(is_one).into()]);
+                nursery.hand(pid)?.run(&mut b)?;
+            }
+            Step::End(helper, reaper) => {
+                end(nursery, helper, None, Some(reaper))?;
+                forget_sigchld(nursery, reaper)?;
+            }
         }
     }
     for (pid, process) in plan.processes.iter().filter(|(_, process)| !process.is_zombie()) {

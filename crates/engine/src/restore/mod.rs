@@ -19,6 +19,7 @@ use crate::namespaces::{net, pid};
 use crate::network_lock::{self, NetworkLock, NetworkLocks};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
+use crate::users;
 use crate::{Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::InetSkEntry;
@@ -152,6 +153,8 @@ impl Seed<'_> {
     /// Builds the tree and lets it run.
     fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
         let Seed { begun, images, plan, scratches, verdict, mut service, cgroups } = self;
+        let owner = Object::Other("the tree's user namespace".into());
+        let _owner = users::own_files().map_err(|e| Error::kernel(owner, "make files in the name of its root", e))?;
         // Peers must not be answered before everything is as it was.
         let mut network = lock_network(images, plan, options)?;
         let mut nursery = Nursery::default();

@@ -37,6 +37,7 @@ pub use unix::{
 
 use super::OpenFile;
 use crate::{Error, Object};
+use cryonaut_kernel::sys::creds;
 use cryonaut_kernel::sys::socket::{self, so};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -62,10 +63,29 @@ impl Sort {
 
     /// A new one.
     fn make(self) -> std::result::Result<OwnedFd, Errno> {
+        match self.make_as_we_are() {
+            Err(Errno::ACCESS) if self.kind == libc::SOCK_DGRAM => {
+                let group = first_for_pings().ok_or(Errno::ACCESS)?;
+                creds::with_groups(&[group], || self.make_as_we_are())
+            }
+            made => made,
+        }
+    }
+
+    fn make_as_we_are(self) -> std::result::Result<OwnedFd, Errno> {
         let family = AddressFamily::from_raw(self.family as u16);
         let protocol = rustix::net::RawProtocol::new(self.protocol as u32).map(rustix::net::Protocol::from_raw);
         socket_with(family, SocketType::from_raw(self.kind as u32), SocketFlags::CLOEXEC, protocol)
     }
+}
+
+/// A group that may send pings in this thread's network namespace. Ours need not be one, if it belongs to a user
+/// namespace.
+fn first_for_pings() -> Option<u32> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").ok()?;
+    let mut ends = range.split_whitespace().map(|end| end.parse::<u32>().ok());
+    let (first, last) = (ends.next()??, ends.next()??);
+    (first <= last).then_some(first)
 }
 
 /// Whether an open file is a socket, and not just the name of one.
