@@ -430,7 +430,7 @@ mod tests {
     fn what_cannot_be_made_is_told() {
         // Its session's leader is no relative of its parent's.
         let orphan =
-            arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 30, 30), (50, 10, 50, 50), (60, 50, 30, 30)]);
+            arrange(&[(10, 1, 10, 10), (20, 10, 10, 10), (30, 20, 30, 30), (50, 10, 10, 10), (60, 50, 30, 30)]);
         assert_eq!(orphan.unwrap_err().pid, 60);
         // Its group is of another session.
         let stranger = arrange(&[(10, 1, 10, 10), (20, 10, 20, 20), (40, 10, 20, 10)]).unwrap_err();
