@@ -13,6 +13,7 @@ build:
 # Everything; quiet until something fails.
 test:
 	@scripts/test-deps.sh
+	@scripts/newer-runtimes.sh
 	@scripts/test.sh
 
 # Every workload dumped by us and restored by CRIU, and the other way round.
@@ -32,6 +33,7 @@ bench: build
 # is away for a minute, and every workload again and again.
 soak:
 	@scripts/test-deps.sh
+	@scripts/newer-runtimes.sh
 	PROPTEST_CASES=5000 scripts/test.sh
 	CRYONAUT_KILLS=$(or $(KILLS),1000) $(CARGO) test -q -p cryonaut-cli --test kills
 	CRYONAUT_AWAY=60 $(CARGO) test -q -p cryonaut-cli --test programs -- veth

@@ -6,6 +6,7 @@
 
 mod exports;
 mod image;
+pub mod newer;
 mod podman;
 mod pods;
 mod programs;

@@ -309,16 +309,16 @@ fn cgroup_mode(given: &str) -> Result<CgroupMode, String> {
     })
 }
 
-/// `[CONTROLLER:]PATH`; that of version 2 has an empty name.
+/// `[CONTROLLER:]PATH`; that of version 2 has an empty name. LXC tells a path without the slash at its beginning.
 fn cgroup_root(given: &str) -> Result<(Option<String>, String), String> {
     let (controller, path) = match given.split_once(':') {
         Some((controller, path)) if !controller.starts_with('/') => (Some(controller.to_owned()), path),
         _ => (None, given),
     };
-    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+    if path.is_empty() || path.split('/').any(|part| part == "..") {
         return Err(format!("--cgroup-root: '{given}' is not of the form [CONTROLLER:]/PATH"));
     }
-    Ok((controller, path.to_owned()))
+    Ok((controller, format!("/{}", path.trim_start_matches('/'))))
 }
 
 /// Kinds of resources that may be outside of the tree; the engine's rooms say what each means.

@@ -130,7 +130,9 @@ fn lists(line: &mut Line, opts: &CriuOpts) -> Result<(), String> {
     for mount in &opts.ext_mnt {
         line.all("external", &[format!("mnt[{}]:{}", mount.key, mount.val)]);
     }
-    for root in &opts.cg_root {
+    // crun tells one path for all hierarchies, from the first line of its process's: a hierarchy that it does not use may
+    // stand there, in which that is at the top. The tree would leave its own cgroups for the host's.
+    for root in opts.cg_root.iter().filter(|root| root.ctrl.is_some() || root.path != "/") {
         let controller = root.ctrl.as_deref().map(|name| format!("{name}:")).unwrap_or_default();
         line.all("cgroup-root", &[format!("{controller}{}", root.path)]);
     }

@@ -43,6 +43,7 @@ fn everything() -> CriuOpts {
         cg_root: vec![
             CgroupRoot { ctrl: Some("freezer".into()), path: "/a".into() },
             CgroupRoot { ctrl: None, path: "/b".into() },
+            CgroupRoot { ctrl: None, path: "/".into() },
         ],
         rst_sibling: Some(true),
         inherit_fd: vec![InheritFd { key: "pipe:[5]".into(), fd: 1 }],
