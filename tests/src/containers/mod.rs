@@ -6,6 +6,7 @@
 
 mod exports;
 mod image;
+mod kills;
 pub mod newer;
 mod podman;
 mod pods;
@@ -57,6 +58,7 @@ pub fn suite(program: &Path) -> ExitCode {
         ("pods", pods::tests()),
         ("programs", programs::tests()),
         ("words", words::tests()),
+        ("kills", kills::tests()),
     ];
     let all = rooms.into_iter().flat_map(|(room, tests)| tests.into_iter().map(move |test| (room, test)));
     let trial = |(room, (name, body)): (&str, Test)| {
@@ -92,6 +94,15 @@ impl Host {
         self.scratch.path().join(name)
     }
 
+    /// A program as a user of this host would run it.
+    fn command<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.scratch.path()).env_clear();
+        command.env("PATH", &self.path).env("HOME", self.scratch.path()).env("TMPDIR", env::temp_dir());
+        command.env("CONTAINERS_CONF", self.at("containers.conf"));
+        command
+    }
+
     /// Runs a program to its end; what it has said. Its errors are told if it fails.
     fn run<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> Result<String, Failed> {
         self.run_at(None, program, arguments)
@@ -112,14 +123,8 @@ impl Host {
             outputs = [terminal.try_clone()?.into(), terminal.try_clone()?.into()];
         }
         let [output, error] = outputs;
-        let mut child = Command::new(program)
-            .args(arguments)
-            .current_dir(self.scratch.path())
-            .env_clear()
-            .env("PATH", &self.path)
-            .env("HOME", self.scratch.path())
-            .env("CONTAINERS_CONF", self.at("containers.conf"))
-            .env("TMPDIR", env::temp_dir())
+        let mut child = self
+            .command(program, arguments)
             .stdin(input)
             .stdout::<Stdio>(output)
             .stderr::<Stdio>(error)

@@ -34,7 +34,7 @@ pub(super) fn tests() -> Vec<Test> {
 
 /// What of a container is not as it usually is.
 #[derive(Debug, Clone, Copy)]
-struct Bundle {
+pub(super) struct Bundle {
     /// User and group of its program.
     user: u32,
     /// Most processes, 0 for any number.
@@ -48,7 +48,7 @@ struct Bundle {
 }
 
 const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "network"];
-const USUAL: Bundle = Bundle { user: 0, pids: 0, namespaces: &NAMESPACES, terminal: false, script: COUNTER };
+pub(super) const USUAL: Bundle = Bundle { user: 0, pids: 0, namespaces: &NAMESPACES, terminal: false, script: COUNTER };
 const USER_NAMESPACE: Bundle = Bundle { namespaces: &["pid", "ipc", "uts", "mount", "network", "user"], ..USUAL };
 
 /// Containers that are carried without further options.
@@ -72,13 +72,13 @@ const SOCKETS_AND_LOCKS: &[&str] = &["--tcp-established", "--ext-unix-sk", "--fi
 
 /// A container that counts. Dropping it ends it.
 #[derive(Debug)]
-struct Container<'h> {
+pub(super) struct Container<'h> {
     host: &'h Host,
-    count: Count,
+    pub(super) count: Count,
 }
 
 impl<'h> Container<'h> {
-    fn start(host: &'h Host, bundle: Bundle) -> Result<Self, Failed> {
+    pub(super) fn start(host: &'h Host, bundle: Bundle) -> Result<Self, Failed> {
         Self::started(host, bundle, &[], None)
     }
 
@@ -103,7 +103,7 @@ impl<'h> Container<'h> {
         [self.host.at("images/dump.log"), self.host.at("images/restore.log")]
     }
 
-    fn runc(&self, arguments: &[&str]) -> Result<String, Failed> {
+    pub(super) fn runc(&self, arguments: &[&str]) -> Result<String, Failed> {
         self.runc_at(None, arguments)
     }
 
@@ -120,7 +120,7 @@ impl<'h> Container<'h> {
         pid.ok_or_else(|| format!("no pid in {state}").into())
     }
 
-    fn checkpoint(&self, options: &[&str]) -> Result<(), Failed> {
+    pub(super) fn checkpoint(&self, options: &[&str]) -> Result<(), Failed> {
         let images = self.host.at("images").display().to_string();
         let how = ["checkpoint", "--image-path", &images, "--work-path", &images];
         self.runc(&[&how, options, &[&self.host.name]].concat()).map(drop)
