@@ -105,7 +105,7 @@ fn round(host: &Host, who: Who, phase: Phase, pause: Duration) -> Result<(), Fai
         deleted?;
     } else {
         // Cgroups that it had made already; only empty ones can be removed.
-        cgroups_of(host)?.iter().try_for_each(|cgroup| fs::remove_dir(cgroup))?;
+        cgroups_of(host)?.iter().try_for_each(fs::remove_dir)?;
     }
     nothing_is_left(host)
 }
