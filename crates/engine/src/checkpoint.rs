@@ -7,8 +7,9 @@ use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
+use crate::namespaces::net;
 use crate::namespaces::{self, Owned, inner, pid, user};
-use crate::network_lock::{self, NetworkLock, NetworkLocks};
+use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
 use crate::options::Afterwards;
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
@@ -204,10 +205,15 @@ fn lock_network(
     locks.add(NetworkLock::set(options.network_lock, &peers()?)?);
     for own in owned.iter().filter(|own| own.kind.kind == Namespace::Net) {
         let there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
-        let has_sockets = !Task::current_thread()?.inet_sockets().is_ok_and(|sockets| sockets == 0);
-        let peers = if has_sockets { peers()? } else { Peers::default() };
+        let is_empty = Task::current_thread()?.inet_sockets().is_ok_and(|sockets| sockets == 0);
+        let peers = if is_empty { Peers::default() } else { peers()? };
         drop(there);
-        let lock = NetworkLock::set_there(options.network_lock, own, locks.run_id(), (&peers, has_sockets))?;
+        let reach = match is_empty {
+            true => Reach::Nothing,
+            false if net::is_named(&options.external, own)? => Reach::Connections,
+            false => Reach::Everything,
+        };
+        let lock = NetworkLock::set_there(options.network_lock, own, locks.run_id(), (&peers, reach))?;
         locks.add(lock);
     }
     Ok(locks)

@@ -247,7 +247,9 @@ pub fn run<R: Serialize + DeserializeOwned>(
     let child = child.map_err(failed("work inside of its pid namespace"))?;
     let Some((ours, theirs)) = ends else { return Err(failed("work inside of its pid namespace")(Errno::CHILD)) };
     drop(theirs);
-    let outcome = serve(tree, ours, hook);
+    let outcome = serve(tree, ours.as_fd(), hook);
+    // One that is about to end with the tree must not take it for a failure of ours, and lift its locks.
+    let _open = outcome.is_ok().then_some(ours);
     let status = wait(Who::One(child.pid));
     match outcome? {
         Outcome::Done(value) => parse(value),
@@ -315,11 +317,11 @@ struct End {
 }
 
 /// Does what the inner asks for, until it is done.
-fn serve(tree: &Tree, socket: OwnedFd, hook: &Hook) -> Result<Outcome> {
+fn serve(tree: &Tree, socket: BorrowedFd<'_>, hook: &Hook) -> Result<Outcome> {
     let (mut held, mut network, mut undertaker) = (Held::default(), None, None);
     let failed = |errno| Error::kernel(Object::Process(tree.pid), "hear from its pid namespace", errno);
     loop {
-        let (said, files) = receive::<Said>(socket.as_fd()).map_err(failed)?;
+        let (said, files) = receive::<Said>(socket).map_err(failed)?;
         let answer: Answered = match said {
             None => return Ok(Outcome::Died),
             Some(Said::Done(outcome)) => return Ok(Outcome::Done(outcome.map_err(Error::from)?)),
@@ -359,7 +361,7 @@ fn serve(tree: &Tree, socket: OwnedFd, hook: &Hook) -> Result<Outcome> {
                 }
             }
         };
-        send(socket.as_fd(), &answer, &[]).map_err(failed)?;
+        send(socket, &answer, &[]).map_err(failed)?;
     }
 }
 

@@ -144,6 +144,17 @@ enum Means {
     Iptables(iptables::Scripts),
 }
 
+/// Which packets of a network namespace of the tree's are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// All of them, so that nobody who connects meanwhile is refused.
+    Everything,
+    /// Those of the tree's connections: the namespace outlives the tree, and others may be in it.
+    Connections,
+    /// None: it takes milliseconds, and there are no sockets whom it would serve.
+    Nothing,
+}
+
 /// How one is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Setting {
@@ -166,14 +177,13 @@ impl NetworkLock {
         NetworkLock::begin(run_id, Some(Setting::Anew), method, peers).map(Some)
     }
 
-    /// Sets one for a network namespace of the tree's, of which all packets are dropped; the connections there are `peers`.
-    /// `run_id`: that of the image, under which it may be set already. Without connections it does without where it cannot
-    /// be set, and where there are no sockets (`has_sockets`) at all: it takes milliseconds.
+    /// Sets one for a network namespace of the tree's, where `peers` are its connections. `run_id`: that of the image, under
+    /// which it may be set already. Without connections it does without where it cannot be set.
     pub fn set_there(
         method: LockMethod,
         own: &Own,
         run_id: Option<&str>,
-        (peers, has_sockets): (&Peers, bool),
+        (peers, reach): (&Peers, Reach),
     ) -> Result<Option<NetworkLock>> {
         if method == LockMethod::Skip {
             return if peers.0.is_empty() { Ok(None) } else { NetworkLock::without(peers).map(Some) };
@@ -186,14 +196,18 @@ impl NetworkLock {
             let place = own.file.try_clone().map_err(|e| failed("set it", crate::error::errno_of(&e)))?;
             let _there = visit_network(place.as_fd()).map_err(own.failed("enter it"))?;
             let there = nf_tables::has_table(&nftables::table(&run_id)).map_err(|e| failed("look for it", e))?;
-            if !there && !has_sockets {
-                return Ok(None);
-            }
+            let rules = match reach {
+                Reach::Everything => nftables::everything(&run_id),
+                Reach::Connections if !peers.0.is_empty() => nftables::rules(&run_id, peers),
+                _ if !there => return Ok(None),
+                // That of an image, to be lifted.
+                _ => nftables::no_rules(&run_id),
+            };
             let (by, ends, note) = (Means::Nftables, peers.ends(), PathBuf::new());
             let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by, ends, place: None };
             if !there {
                 lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
-                nftables::everything(&lock.run_id).send().map_err(|e| failed("set it", e))?;
+                rules.send().map_err(|e| failed("set it", e))?;
                 lock.ours = true;
             }
             lock.place = Some(place);

@@ -1,4 +1,7 @@
 //! The lock by nftables: a table of its own, named and shaped as CRIU's.
+//!
+//! Whoever closes a netlink socket waits until all that was deleted is gone, for a grace period of RCU
+//! (net/netfilter/nf_tables_api.c, nft_rcv_nl_event). So no table is deleted to make room for one that is not there.
 
 use crate::files::socket::Peers;
 use cryonaut_kernel::sys::nf_tables::{Data, Hook, Ready, Step, Transaction};
@@ -16,10 +19,10 @@ pub fn no_rules(run_id: &str) -> Ready {
     Transaction::default().delete_table(&table(run_id)).finish()
 }
 
-/// A table that drops everything but our own, in the place of any of that name: for a network namespace of the tree's.
+/// A table that drops everything but our own, where there is none of that name: for a network namespace of the tree's.
 pub fn everything(run_id: &str) -> Ready {
     let table = &table(run_id);
-    let mut all = Transaction::default().add_table(table).delete_table(table).add_table(table);
+    let mut all = Transaction::default().add_table(table);
     for (chain, hook) in [("output", Hook::Output), ("input", Hook::Input)] {
         all = all.add_chain(table, chain, hook).add_rule(table, chain, &[Step::IfMark(MARK), Step::Accept]);
         all = all.add_rule(table, chain, &[Step::Drop]);
@@ -27,7 +30,7 @@ pub fn everything(run_id: &str) -> Ready {
     all.finish()
 }
 
-/// The whole table, in the place of any of that name.
+/// The whole table, where there is none of that name.
 pub fn rules(run_id: &str, peers: &Peers) -> Ready {
     let table = &table(run_id);
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -36,7 +39,7 @@ pub fn rules(run_id: &str, peers: &Peers) -> Ready {
         let all = if peer.own.ip().to_canonical().is_ipv4() { &mut v4 } else { &mut v6 };
         all.push([own, other].concat());
     }
-    let mut all = Transaction::default().add_table(table).delete_table(table).add_table(table);
+    let mut all = Transaction::default().add_table(table);
     for (set, address, elements) in [("conns4", Data::V4, &mut v4), ("conns6", Data::V6, &mut v6)] {
         elements.sort_unstable();
         elements.dedup();

@@ -16,7 +16,7 @@ use crate::files::{Build, Settle, io_uring, kind_of};
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
 use crate::namespaces::{net, pid};
-use crate::network_lock::{self, NetworkLock, NetworkLocks};
+use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
 use crate::users;
@@ -229,11 +229,15 @@ fn fill_networks(
     for own in build.namespaces.iter().filter(|own| own.kind.kind == Namespace::Net) {
         let here = |record: &&InetSkEntry| record.ns_id == Some(own.id);
         let records = plan.files.values().filter_map(|entry| entry.isk.as_ref()).filter(here);
-        let has_sockets = records.clone().next().is_some();
+        let reach = match records.clone().next() {
+            None => Reach::Nothing,
+            Some(_) if net::given(build.images, build.options, own.id)?.is_some() => Reach::Connections,
+            Some(_) => Reach::Everything,
+        };
         let peers = Peers::of_records(build.images, records)?;
         let run_id = locks.run_id().map(str::to_owned).or_else(|| inventory.dump_criu_run_id.clone());
         let run_id = run_id.filter(|id| network_lock::is_id(id));
-        locks.add(NetworkLock::set_there(build.options.network_lock, own, run_id.as_deref(), (&peers, has_sockets))?);
+        locks.add(NetworkLock::set_there(build.options.network_lock, own, run_id.as_deref(), (&peers, reach))?);
     }
     let surroundings = plan.namespaces.surroundings().net_ns_id;
     let (images, options) = (build.images, build.options);

@@ -92,6 +92,12 @@ pub fn dump_found(images: &DumpDir, options: &CheckpointOptions, own: &Own, owne
     write(images, options, own, owned, std::iter::empty())
 }
 
+/// Whether the caller has named it (`net[INODE]:KEY`): then it is not the tree's alone.
+pub fn is_named(external: &[String], own: &Own) -> Result<bool> {
+    let inode = namespace::inode(own.file.as_fd()).map_err(own.failed("identify it"))?;
+    Ok(External::of(external).namespace(inode).is_some())
+}
+
 fn write<'p>(
     images: &DumpDir,
     options: &CheckpointOptions,
@@ -158,7 +164,7 @@ fn enter(cx: &mut Building<'_>, own: &Own) -> Result<()> {
 }
 
 /// The namespace of the caller's that takes the place of one.
-fn given(images: &ImageDir, options: &RestoreOptions, id: u32) -> Result<Option<OwnedFd>> {
+pub fn given(images: &ImageDir, options: &RestoreOptions, id: u32) -> Result<Option<OwnedFd>> {
     if of_root(images)? == Some(id)
         && let Some(joined) = joined(options, Namespace::Net)?
     {
