@@ -28,7 +28,8 @@ class Runtimes:
 
     def __init__(self, tool, directory):
         self.name = tool.name
-        self.home = tempfile.mkdtemp(prefix=f"{tool.name}.", dir=directory)
+        # Short, since podman takes no long names.
+        self.home = tempfile.mkdtemp(prefix=tool.name[:2], dir=directory)
         self.log = self.at("calls")
         programs = self.at("programs")
         os.mkdir(programs)

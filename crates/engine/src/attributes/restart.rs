@@ -18,6 +18,8 @@ use cryonaut_kernel::proc::values::Syscall;
 use cryonaut_kernel::sys::restart_block::{self, HIGHEST_CLOCK, Kind, RestartBlock};
 use cryonaut_puppet::{Hand, arch, memory};
 use rustix::thread::CpuSet;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 const FUTEX_WAIT: u64 = 0;
 const FUTEX_COMMAND: u64 = 0x7f;
@@ -153,6 +155,9 @@ fn sleep_with(args: &[u64; 6]) -> i64 {
     if args[0] <= HIGHEST_CLOCK { libc::SYS_clock_nanosleep } else { libc::SYS_nanosleep }
 }
 
+/// For how long it holds how far a processor's clock is from ours.
+const FRESH_NS: u64 = 100_000_000;
+
 /// When a thread last began to be accounted on its processor, by that
 /// processor's clock (`se.exec_start` of /proc/TID/sched, in milliseconds).
 fn exec_start_ns(task: &Task) -> Option<u64> {
@@ -162,9 +167,28 @@ fn exec_start_ns(task: &Task) -> Option<u64> {
     Some(ms.parse::<u64>().ok()? * 1_000_000 + format!("{fraction:0<6}").get(..6)?.parse::<u64>().ok()?)
 }
 
-/// The clock of one processor: our own start of accounting, just after we came
-/// to run there.
+/// The clock of one processor. It goes as fast as CLOCK_MONOTONIC, as far as that is not being corrected (adjtimex(2): 500
+/// us in a second at most), so that what is between them holds for a while: to go there may take milliseconds.
 fn clock_of(cpu: usize) -> Option<u64> {
+    thread_local! {
+        /// By processor: when it was seen, and how far its clock was from CLOCK_MONOTONIC.
+        static SEEN: RefCell<BTreeMap<usize, (u64, i64)>> = const { RefCell::new(BTreeMap::new()) };
+    }
+    let monotonic = || now(libc::CLOCK_MONOTONIC);
+    let seen = SEEN.with_borrow(|seen| seen.get(&cpu).copied());
+    if let Some((at, ahead)) = seen
+        && let Some(now) = monotonic().filter(|now| now.saturating_sub(at) < FRESH_NS)
+    {
+        return now.checked_add_signed(ahead);
+    }
+    let told = look_at_clock_of(cpu)?;
+    let at = monotonic()?;
+    SEEN.with_borrow_mut(|seen| seen.insert(cpu, (at, told.wrapping_sub(at).cast_signed())));
+    Some(told)
+}
+
+/// Our own start of accounting, just after we came to run there.
+fn look_at_clock_of(cpu: usize) -> Option<u64> {
     let own = rustix::thread::sched_getaffinity(None).ok()?;
     let mut one = CpuSet::new();
     one.set(cpu);
