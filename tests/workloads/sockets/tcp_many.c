@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 fails on it by itself here
 // flags: --tcp-established --file-locks
 // criu-flags: --network-lock nftables
 /* Very many connections of TCP in one process, most of which are alike, others in one thing or the other not: what is

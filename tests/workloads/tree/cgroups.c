@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 finds no set of cgroups for the child
 /* A process in a cgroup of its own, its child in one below that, a grandchild back where the caller is. Version 2. */
 #include <sys/mount.h>
 

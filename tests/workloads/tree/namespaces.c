@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 carries no nested uts namespaces
 /* A child in a namespace for host names of its own, and a child of that which is back at home. */
 #include <sched.h>
 #include <sys/utsname.h>

@@ -1,3 +1,4 @@
+// peer: no, CRIU 4.2 fails on it by itself here
 /*
  * A daemon as shells and containers have them: its parent has ended, so it is a child of the tree's root, a subreaper; but
  * it is in the session of a process that is further below.
