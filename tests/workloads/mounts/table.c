@@ -95,10 +95,13 @@ int main(int argc, char **argv)
 		int file, pty;
 
 		own_root();
+		/* Its id is given again, to the console: ids tell no order. */
+		mounted("tmpfs", "/early", 0, NULL);
 		set_up();
 		file = MUST(open("/dev/shm/second", O_RDWR));
 		pty = MUST(open("/dev/ptmx", O_RDWR | O_NOCTTY));
 		put("/dev/console", "");
+		MUST(umount("/early"));
 		MUST(mount("/dev/pts/0", "/dev/console", NULL, MS_BIND, NULL));
 		MUST(chdir("/stack/part"));
 		wl_child_ready();

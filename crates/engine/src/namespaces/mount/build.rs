@@ -309,7 +309,10 @@ impl Yard<'_> {
         let root_place = self.places().next().ok_or((0, "find its root", Errno::NOENT))?;
         let yard = self.open_yard().map_err(at(root_place, "make room for its mounts"))?;
         self.put_providers(&yard)?;
-        for place in self.places().collect::<Vec<_>>() {
+        // Whole file systems first: a terminal is made through the mount that shows its devpts.
+        let is_part = |place: &usize| !self.built.plan.places[*place].below.is_empty();
+        let (parts, whole): (Vec<usize>, Vec<usize>) = self.places().partition(is_part);
+        for place in whole.into_iter().chain(parts) {
             self.clone_place(place)?;
         }
         self.become_root(root_place, &yard).map_err(at(root_place, "make it the root"))?;
