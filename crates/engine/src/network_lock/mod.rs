@@ -197,15 +197,17 @@ impl NetworkLock {
             let _there = visit_network(place.as_fd()).map_err(own.failed("enter it"))?;
             let there = nf_tables::has_table(&nftables::table(&run_id)).map_err(|e| failed("look for it", e))?;
             let rules = match reach {
-                Reach::Everything => nftables::everything(&run_id),
-                Reach::Connections if !peers.0.is_empty() => nftables::rules(&run_id, peers),
-                _ if !there => return Ok(None),
-                // That of an image, to be lifted.
-                _ => nftables::no_rules(&run_id),
+                Reach::Everything => Some(nftables::everything(&run_id)),
+                Reach::Connections if !peers.0.is_empty() => Some(nftables::rules(&run_id, peers)),
+                _ => None,
             };
+            if !there && rules.is_none() {
+                return Ok(None);
+            }
             let (by, ends, note) = (Means::Nftables, peers.ends(), PathBuf::new());
             let mut lock = NetworkLock { run_id, note, ours: false, guard: None, by, ends, place: None };
-            if !there {
+            // One of an image is there to be lifted.
+            if let Some(rules) = rules.filter(|_| !there) {
                 lock.guard = Some(Guard::hire(&lock.will()).map_err(|e| failed("make its guard", e))?);
                 rules.send().map_err(|e| failed("set it", e))?;
                 lock.ours = true;

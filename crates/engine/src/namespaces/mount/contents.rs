@@ -7,7 +7,7 @@
 use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind};
-use cryonaut_kernel::sys::creds::as_owner;
+use cryonaut_kernel::sys::creds::FilesOf;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -186,12 +186,10 @@ pub fn fill(images: &ImageDir, dev: u32, top: BorrowedFd<'_>) -> Result<()> {
     };
     let failed = |errno| Error::kernel(object(dev), "bring back what it held", errno);
     let stat = rustix::fs::fstat(top).map_err(failed)?;
-    let unpacked = match (stat.st_uid, stat.st_gid) {
-        (0, 0) => unpack(file, top),
-        // The root of its user namespace.
-        owner => as_owner(owner, || unpack(file, top)).map_err(failed)?,
-    };
-    unpacked.map_err(|e| failed(crate::error::errno_of(&e)))
+    // The root of its user namespace.
+    let is_others = (stat.st_uid, stat.st_gid) != (0, 0);
+    let _owner = is_others.then(|| FilesOf::new(stat.st_uid, stat.st_gid)).transpose().map_err(failed)?;
+    unpack(file, top).map_err(|e| failed(crate::error::errno_of(&e)))
 }
 
 fn unpack(file: impl Read, top: BorrowedFd<'_>) -> io::Result<()> {
