@@ -8,7 +8,7 @@ use bitflags::bitflags;
 use linux_raw_sys::general as uapi;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags};
 
 use super::check;
 
@@ -176,7 +176,7 @@ pub fn spawn_inside(
     let told = if read? == told.len() { i32::from_ne_bytes(told) } else { -Errno::SRCH.raw_os_error() };
     let pid = Pid::from_raw(told).filter(|_| told > 0).ok_or_else(|| Errno::from_raw_os_error(-told))?;
     // It is ours, and stays a zombie until we take it.
-    Ok(Child { pid, pidfd: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())? })
+    Ok(Child { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? })
 }
 
 /// Whether the calling process will die with its parent. One that is in another pid namespace cannot ask who that is.
@@ -184,14 +184,18 @@ fn die_with_parent() -> bool {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).is_ok()
 }
 
-/// Makes a child that does nothing but wait to be seized: it dies with the thread that made it, blocks all signals
-/// and sleeps in pause(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
+/// Makes a child that does nothing but wait to be seized: it dies with the thread that made it, or one that is a sibling
+/// (`PARENT`) with the process, blocks all signals and sleeps in ppoll(2). It has a copy of the caller's memory and (without `FILES`) descriptors.
 pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
     let maker = rustix::process::getpid();
     let elsewhere = how.flags.contains(CloneFlags::NEWPID) || how.pid_namespace.is_some();
-    let orphaned = !elsewhere && !how.flags.contains(CloneFlags::PARENT);
+    // No death signal tells a sibling of our end.
+    let is_sibling = how.flags.contains(CloneFlags::PARENT);
+    let orphaned = !elsewhere && !is_sibling;
+    let us = is_sibling.then(|| rustix::process::pidfd_open(maker, PidfdFlags::empty())).transpose()?;
+    let number = us.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     let home = how.pid_namespace.map(step_aside).transpose()?;
-    // SAFETY: the body makes system calls without libc's help (prctl, rt_sigprocmask, getppid, pause) and neither
+    // SAFETY: the body makes system calls without libc's help (prctl, rt_sigprocmask, getppid, ppoll) and neither
     // allocates nor unwinds.
     let born = unsafe {
         spawn(how, || {
@@ -203,9 +207,12 @@ pub fn spawn_idle(how: &Spawn<'_>) -> Result<Child, Errno> {
             let all = u64::MAX;
             let none = std::ptr::null_mut::<u64>();
             libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>());
-            loop {
-                libc::syscall(libc::SYS_pause);
+            // A negative number is passed over.
+            let mut end = libc::pollfd { fd: number, events: libc::POLLIN, revents: 0 };
+            while end.revents == 0 {
+                libc::syscall(libc::SYS_ppoll, &raw mut end, 1, none, none, size_of::<u64>());
             }
+            1
         })
     };
     if let Some(home) = home {
@@ -291,6 +298,25 @@ mod tests {
             let child = spawn_ended(raw).unwrap();
             assert_eq!(wait(Who::One(child.pid)), Ok((child.pid, WaitStatus::from_raw(raw))));
         }
+    }
+
+    #[test]
+    fn a_sibling_ends_with_who_made_it() {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        // SAFETY: the body makes system calls alone.
+        let maker = unsafe {
+            spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+                let how = Spawn { flags: CloneFlags::PARENT, exit_signal: 0, ..Spawn::default() };
+                let pid = spawn_idle(&how).map_or(0, |child| child.pid.as_raw_nonzero().get());
+                i32::from(rustix::io::write(&writer, &pid.to_ne_bytes()) != Ok(4))
+            })
+        };
+        let maker = maker.unwrap();
+        let mut told = [0; 4];
+        assert_eq!(rustix::io::read(&reader, &mut told), Ok(4));
+        let sibling = Pid::from_raw(i32::from_ne_bytes(told)).unwrap();
+        assert_eq!(wait(Who::One(maker.pid)), Ok((maker.pid, WaitStatus::Exited(0))));
+        assert_eq!(wait(Who::One(sibling)), Ok((sibling, WaitStatus::Exited(1))));
     }
 
     #[test]
