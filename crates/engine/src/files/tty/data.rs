@@ -24,11 +24,14 @@ const FULL: usize = 4095;
 /// Writes down what waits to be read from this end.
 pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry, device: Device) -> Result<()> {
     let failed = |e| Error::kernel(file.object(), "copy what waits to be read", e);
-    let waiting = rustix::io::ioctl_fionread(file.file).map_err(failed)? as usize;
-    if waiting == 0 {
+    let waiting = arrived(file.file).map_err(failed)?;
+    let kills = cx.options.afterwards == Afterwards::Kill;
+    // Of a line that is still being typed nothing tells while lines are edited.
+    let may_hide_a_line = kills && device != Device::Master && edits_lines(file.file).map_err(failed)?;
+    if waiting == 0 && !may_hide_a_line {
         return Ok(());
     }
-    let why_not = if cx.options.afterwards != Afterwards::Kill {
+    let why_not = if !kills {
         Some("it cannot be read safely from a workload that goes on")
     } else if waiting >= FULL {
         Some("it is more than can be put back")
@@ -40,11 +43,13 @@ pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry
         return Ok(());
     }
     let taken = match device {
-        Device::Master => output(file.file, waiting, info.packet_mode),
+        Device::Master => output(file.file, info.packet_mode),
         _ => input(file.file),
     };
     match taken.map_err(failed)? {
+        Some(data) if data.is_empty() => Ok(()),
         Some(data) => Ok(cx.images.append(ImageKind::TtyData, None, &TtyDataEntry { tty_id: info.id, data }, None)?),
+        None if waiting == 0 => Ok(()),
         None => {
             tracing::warn!(
                 "{}: {waiting} bytes that wait to be read are not carried: the terminal's mode does not let them be put back",
@@ -55,24 +60,39 @@ pub(super) fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, info: &TtyInfoEntry
     }
 }
 
+/// Whether one of these can be had without waiting. What the other end has written and a worker of the kernel was yet
+/// to bring here has come then, unless something else was here already (n_tty_poll in drivers/tty/n_tty.c).
+fn ready(end: BorrowedFd<'_>, flags: PollFlags) -> std::result::Result<bool, Errno> {
+    let mut polled = [PollFd::from_borrowed_fd(end, flags)];
+    poll(&mut polled, Some(&Timespec::default())).map(|_| polled[0].revents().intersects(flags))
+}
+
+/// How much waits to be read: without [`ready`], what was written just now might not be counted.
+fn arrived(end: BorrowedFd<'_>) -> std::result::Result<usize, Errno> {
+    ready(end, PollFlags::IN)?;
+    Ok(rustix::io::ioctl_fionread(end)? as usize)
+}
+
+fn edits_lines(slave: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
+    tty::get_termios(slave).map(|settings| settings.lflag & libc::ICANON != 0)
+}
+
 /// Reads a master empty and pushes all of it back. A master has no line
 /// editing, so that TIOCSTI puts back bytes as they were.
-fn output(master: BorrowedFd<'_>, waiting: usize, packets: bool) -> std::result::Result<Option<Vec<u8>>, Errno> {
-    let ready = |flags: PollFlags| {
-        let mut polled = [PollFd::from_borrowed_fd(master, flags)];
-        poll(&mut polled, Some(&Timespec::default())).map(|_| polled[0].revents().intersects(flags))
-    };
+fn output(master: BorrowedFd<'_>, packets: bool) -> std::result::Result<Option<Vec<u8>>, Errno> {
     // A status packet would be read first, and cannot be put back.
-    if packets && ready(PollFlags::PRI)? {
+    if packets && ready(master, PollFlags::PRI)? {
         return Ok(None);
     }
     // In packet mode each read begins with a byte that says "data" (TIOCPKT, ioctl_tty(2)).
     let head = usize::from(packets);
-    let mut data = Vec::with_capacity(waiting);
+    let mut data = Vec::new();
     let mut room = vec![0; FULL + 1];
     let mut trouble = None;
-    while data.len() < waiting {
-        match ready(PollFlags::IN).and_then(|ready| if ready { rustix::io::read(master, &mut room) } else { Ok(0) }) {
+    while data.len() < FULL {
+        room.truncate(FULL - data.len() + head);
+        let read = |ready| if ready { rustix::io::read(master, &mut room) } else { Ok(0) };
+        match ready(master, PollFlags::IN).and_then(read) {
             Ok(n) if n > head => data.extend_from_slice(&room[head..n]),
             Ok(_) => break,
             Err(Errno::INTR) => {}

@@ -132,6 +132,36 @@ fn typed_lines_are_carried_and_left_in_place() {
 }
 
 #[test]
+fn what_was_written_this_moment_is_carried() {
+    let _alone = alone();
+    // Whether a worker of the kernel is faster than we are is a matter of luck.
+    for _ in 0..30 {
+        let (master, slave) = pair();
+        rustix::io::write(&slave, b"out").unwrap();
+        rustix::io::write(&master, b"line\n").unwrap();
+        let carried = Carried::collect(&[&slave, &master]);
+        drop((master, slave));
+        let carried = carried.build(RestoreOptions::default());
+        assert_eq!(waiting(carried.file(0)), 5);
+        assert_eq!(read(carried.file(1)), b"outline\r\n");
+    }
+}
+
+#[test]
+fn a_line_that_is_being_typed_is_carried_alone() {
+    let _alone = alone();
+    let (master, slave) = pair();
+    rustix::io::write(&master, b"par").unwrap();
+    let carried = Carried::collect(&[&slave, &master]);
+    rustix::io::write(&master, b"t\n").unwrap();
+    assert_eq!(read(&slave), b"part\n");
+    drop((master, slave));
+    let carried = carried.build(RestoreOptions::default());
+    rustix::io::write(carried.file(1), b"ty\n").unwrap();
+    assert_eq!(read(carried.file(0)), b"party\n");
+}
+
+#[test]
 fn a_master_whose_slaves_are_closed_says_so_again() {
     let _alone = alone();
     let (master, slave) = pair();
