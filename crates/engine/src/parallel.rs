@@ -86,6 +86,22 @@ pub fn both<A: Send, B>(aside: impl FnOnce() -> A + Send, here: impl FnOnce() ->
     }
 }
 
+/// How many threads can work beside this one.
+pub fn others() -> usize {
+    pool().map_or(0, |pool| pool.current_num_threads() - 1)
+}
+
+/// Runs `here` on this thread, and `aside` on so many others, if there are any. They are done when it returns.
+pub fn beside<R>(threads: usize, aside: impl Fn() + Sync, here: impl FnOnce() -> R) -> R {
+    let Some(pool) = pool().filter(|_| threads > 0) else { return here() };
+    pool.in_place_scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|_| aside());
+        }
+        here()
+    })
+}
+
 /// Has another thread do it, if there is one: nobody waits for it.
 pub fn aside(work: impl FnOnce() + Send + 'static) {
     if let Some(pool) = pool() {

@@ -1,11 +1,11 @@
 //! Building an address space: everything that the hand had from us goes, then
 //! the mappings of the record are made and filled.
 
-use super::contents::{Contents, Piece, Store};
+use super::contents::{Contents, Store};
 use super::vma::status;
-use super::{SharedBuild, aio, inherit::Inheritance, vdso};
+use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
+use crate::Result;
 use crate::files::{Build, io_uring, sysv};
-use crate::{Error, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
@@ -14,7 +14,6 @@ use cryonaut_kernel::sys::namespace;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
@@ -24,8 +23,6 @@ const TASK_END: u64 = 0x7fff_ffff_f000;
 const LOWEST: u64 = 0x1_0000;
 /// Calls that one batch is filled with.
 const FULL: usize = 200;
-/// Runs of pages of one preadv.
-const IOVECS: usize = 512;
 /// What a mapping must allow while pages are read into it.
 const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// struct prctl_mm_map (linux/prctl.h), in 64-bit words.
@@ -96,7 +93,8 @@ pub fn begin(
         others.into_iter().partition(|vma| vma.status & status::SYSVIPC != 0);
     map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
-    tree.pages_filled += fill(hand, service, &mut tree.store, space)?;
+    let pieces = space.inherited.rest(&space.contents.pieces);
+    tree.pages_filled += fill::fill(hand, service, &mut tree.store, pieces)?;
     aio::build(hand, service, &mm.vmas)
 }
 
@@ -268,58 +266,6 @@ fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>,
         spill(hand, &mut b)?;
     }
     Ok(hand.run(&mut b)?)
-}
-
-/// Reads the private pages into place, by the process itself: one copy, out of
-/// the page cache. Returns how many they are.
-fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, space: Space<'_>) -> Result<u64> {
-    let mut pieces = space.inherited.rest(&space.contents.pieces);
-    // File by file; within each they ascend by address and offset.
-    pieces.sort_by_key(|piece| piece.source);
-    for group in pieces.chunk_by(|a, b| a.source == b.source) {
-        fill_from(hand, service, &store.open(group[0].source)?, group)?;
-    }
-    Ok(pieces.iter().map(|piece| piece.len / super::PAGE).sum())
-}
-
-fn fill_from(hand: &mut Hand, service: &Service, pages: &File, pieces: &[Piece]) -> Result<()> {
-    let number = service.give(hand, &[pages.as_fd()])?[0];
-    let mut b = Batch::new();
-    let mut expected = Vec::new();
-    let mut rest = pieces;
-    while let Some(&Piece { offset, .. }) = rest.first() {
-        // Runs that lie one behind the other in the file go into one call.
-        let (mut count, mut total) = (0, 0);
-        while count < rest.len() && count < IOVECS && rest[count].offset == offset + total && total < 1 << 30 {
-            total += rest[count].len;
-            count += 1;
-        }
-        let iov: Vec<u8> = rest[..count].iter().flat_map(|p| [p.start, p.len]).flat_map(u64::to_le_bytes).collect();
-        let at = b.bytes(&iov);
-        let call = b.call(libc::SYS_preadv, [number.into(), at.into(), count.into(), offset.into()]);
-        expected.push((call, total));
-        rest = &rest[count..];
-        if b.data_len() + IOVECS * 16 > cryonaut_puppet::scratch::DATA_LEN || b.len() >= FULL {
-            run_reads(hand, &mut b, &mut expected)?;
-        }
-    }
-    b.call(libc::SYS_close, [number.into()]);
-    run_reads(hand, &mut b, &mut expected)
-}
-
-fn run_reads(hand: &mut Hand, b: &mut Batch, expected: &mut Vec<(cryonaut_puppet::Call, u64)>) -> Result<()> {
-    hand.run(b)?;
-    for (call, total) in expected.drain(..) {
-        let got = b.result(call).unwrap_or(0);
-        if got != total {
-            return Err(Error::bad_image(
-                format!("pagemap-{}.img", hand.pid()),
-                format!("{total} bytes of pages do not fit its mappings ({got} were taken)"),
-            ));
-        }
-    }
-    *b = Batch::new();
-    Ok(())
 }
 
 /// Completes an address space that was begun.

@@ -20,7 +20,7 @@ pub struct Store<'i> {
 }
 
 /// A pages file: how many parents away, and its number there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Source {
     level: usize,
     pages_id: u32,

@@ -24,6 +24,7 @@ mod common;
 mod contents;
 mod extras;
 mod fields;
+mod fill;
 mod inherit;
 mod pages;
 mod ranges;

@@ -7,7 +7,9 @@
 //! `/proc/self/mem`, a call with one's own pid is outside of what Rust can vouch for.
 
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::process::Pid;
+use std::os::fd::AsFd;
 
 use super::check;
 
@@ -50,6 +52,27 @@ pub fn write_spans(pid: Pid, from: &[u8], into: &[Remote]) -> Result<usize, Errn
         libc::syscall(libc::SYS_process_vm_writev, pid, &raw const local, 1, into.as_ptr(), into.len(), 0usize)
     };
     check(answer).map(|count| count as usize)
+}
+
+/// Writes what a file has from `offset` on, a multiple of the page size, into the spans one after the other, out of the
+/// page cache; returns the bytes written, as [`read_spans`], also when the file ends before. The file is mapped
+/// meanwhile.
+pub fn write_spans_of_file(pid: Pid, file: impl AsFd, offset: u64, into: &[Remote]) -> Result<usize, Errno> {
+    let len = into.iter().map(|span| span.len as usize).sum();
+    let flags = MapFlags::SHARED | MapFlags::POPULATE;
+    // SAFETY: a new mapping, of which nobody but this function knows. It is read by the kernel alone, to which the end
+    // of a file that is cut short is an error, not a signal.
+    let at = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, file, offset) }?;
+    let local = libc::iovec { iov_base: at, iov_len: len };
+    // SAFETY: as in `write_spans`; the local bytes are those of the mapping.
+    let answer = unsafe {
+        let pid = pid.as_raw_nonzero().get();
+        libc::syscall(libc::SYS_process_vm_writev, pid, &raw const local, 1, into.as_ptr(), into.len(), 0usize)
+    };
+    let written = check(answer).map(|count| count as usize);
+    // SAFETY: the mapping made above, which nothing refers to any more.
+    unsafe { munmap(at, len) }?;
+    written
 }
 
 /// Fills `into` from `address`; EFAULT when not all of it can be read.
@@ -98,6 +121,14 @@ mod tests {
         assert_eq!(read_spans(child.pid, &spans, &mut four), Ok(4));
         assert_eq!(four, [1, 2, 4, 7]);
         assert_eq!(data[8], 7);
+        let file = rustix::fs::memfd_create("pages", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, &[5; 6000]).unwrap();
+        let spans = [Remote { address, len: 3 }, Remote { address: address + 4, len: 2 }];
+        assert_eq!(write_spans_of_file(child.pid, &file, 4096, &spans), Ok(5));
+        read(child.pid, address, &mut four).unwrap();
+        assert_eq!(four, [5, 5, 5, 7]);
+        // The file has no such page.
+        assert_eq!(write_spans_of_file(child.pid, &file, 8192, &spans), Err(Errno::FAULT));
         assert_eq!(read(child.pid, 8, &mut four), Err(Errno::FAULT));
         rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
         crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
