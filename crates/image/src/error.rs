@@ -50,6 +50,20 @@ pub enum Error {
     #[error("{}: another dump is being written there; wait for it to end, or choose another directory", path.display())]
     Busy { path: PathBuf },
 
+    /// A parent of the image is not what the image was made upon.
+    #[error(
+        "{}: {problem}; bring the image's parents along, each where the link `parent` of its child leads",
+        path.display()
+    )]
+    Parent { path: PathBuf, problem: String },
+
+    /// Pages were left to a page server and are in no file.
+    #[error(
+        "{}: the pages from {address:#x} on were left to a page server, not written to the image; restore with --lazy-pages while it runs",
+        path.display()
+    )]
+    Elsewhere { path: PathBuf, address: u64 },
+
     /// The crate was asked for something that the format cannot express, or
     /// that would make the image contradict itself.
     #[error("{}: {reason}; this is a defect of Cryonaut, please report it", path.display())]
@@ -83,6 +97,10 @@ impl Error {
         Self::Corrupt { path: path.to_owned(), offset, expected: expected.into(), found: found.into(), remedy }
     }
 
+    pub(crate) fn parent(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Self::Parent { path: path.into(), problem: problem.into() }
+    }
+
     pub(crate) fn misuse(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Misuse { path: path.into(), reason: reason.into() }
     }
@@ -95,6 +113,8 @@ impl Error {
             | Self::Corrupt { path, .. }
             | Self::Altered { path, .. }
             | Self::Busy { path }
+            | Self::Parent { path, .. }
+            | Self::Elsewhere { path, .. }
             | Self::Misuse { path, .. } => path,
         }
     }

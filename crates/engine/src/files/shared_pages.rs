@@ -5,7 +5,7 @@
 use super::{Collect, PagesIds};
 use crate::memory::{PAGE, PageCount, PageWriter};
 use crate::{Error, Object, Result};
-use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
+use cryonaut_image::{Chain, DumpDir, ImageDir, ImageKind};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
@@ -81,23 +81,21 @@ pub fn read(images: &ImageDir, id: u64, file: &File, size: u64, page: u64, objec
         // Not every writer then says that there is nothing.
         return Ok(());
     }
-    let map = Pagemap::read(images, ImageKind::ShmemPagemap, id)?;
-    let Some(pages) = images.open_raw_optional(ImageKind::Pages, u64::from(map.pages_id()))? else {
-        return Ok(());
-    };
+    let mut chain = Chain::new(images);
+    let pieces = chain.pieces(ImageKind::ShmemPagemap, id)?;
     let mut buffer = vec![0; PIECE as usize];
-    for run in map.runs() {
-        let Some(offset) = run.offset else {
-            let name = format!("pagemap-shmem-{id}.img");
-            return Err(Error::bad_image(name, format!("the page at {:#x} is not in this image", run.vaddr)));
-        };
-        let len = run.end().min(size).saturating_sub(run.vaddr);
-        let mut done = 0;
-        while done < len {
-            let piece = &mut buffer[..PIECE.min(len - done) as usize];
-            pages.read_exact_at(piece, offset + done).map_err(failed(object, "read its contents from the image"))?;
-            put(file, page, run.vaddr + done, piece).map_err(|e| Error::kernel(object.clone(), "fill it", e))?;
-            done += piece.len() as u64;
+    for group in pieces.chunk_by(|a, b| a.source == b.source) {
+        let pages = chain.pages(group[0].source)?;
+        for run in group {
+            let len = run.end().min(size).saturating_sub(run.start);
+            let mut done = 0;
+            while done < len {
+                let piece = &mut buffer[..PIECE.min(len - done) as usize];
+                let read = pages.read_exact_at(piece, run.offset + done);
+                read.map_err(failed(object, "read its contents from the image"))?;
+                put(file, page, run.start + done, piece).map_err(|e| Error::kernel(object.clone(), "fill it", e))?;
+                done += piece.len() as u64;
+            }
         }
     }
     Ok(())

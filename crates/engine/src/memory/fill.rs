@@ -39,7 +39,7 @@ pub(super) fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, mu
     // File by file; within each they ascend by address and offset.
     pieces.sort_by_key(|piece| piece.source);
     for group in pieces.chunk_by(|a, b| a.source == b.source) {
-        fill_from(hand, service, &store.open(group[0].source)?, &reads(group))?;
+        fill_from(hand, service, &store.pages(group[0].source)?, &reads(group))?;
     }
     Ok(pieces.iter().map(|piece| piece.len / PAGE).sum())
 }

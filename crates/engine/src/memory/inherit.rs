@@ -156,7 +156,7 @@ impl Comparison {
             if self.open.len() == OPEN {
                 self.open.clear();
             }
-            self.open.insert(source, store.open(source)?);
+            self.open.insert(source, store.pages(source)?);
         }
         Ok(&self.open[&source])
     }
