@@ -112,6 +112,12 @@ impl Dir {
         self.wrap("write", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
     }
 
+    /// Opens a file that is there for writing into it.
+    pub(crate) fn open_to_change(&self, name: &str) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        self.wrap("open for writing", name, fs::openat(&self.fd, name, flags, Mode::empty())).map(File::from)
+    }
+
     /// Makes a directory; `false` if the name is taken.
     pub(crate) fn create_dir(&self, name: &str) -> Result<bool> {
         match fs::mkdirat(&self.fd, name, DIR_MODE) {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
@@ -15,10 +16,11 @@ use crate::dir::{self, Dir};
 use crate::entry_writer::EntryWriter;
 use crate::error::{Error, Result};
 use crate::finisher::Finisher;
+use crate::image_dir::ImageDir;
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
 use crate::shape::Record;
-use crate::staging::{self, PREFIX, Staging, belongs_to_image};
+use crate::staging::{self, PREFIX, Scope, Staging, belongs_to_image};
 
 /// What survives a crash of the machine right after the commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct DumpDir {
     /// Files that were made before it was known whether they would be written, open until they are.
     expected: Mutex<BTreeMap<String, Option<File>>>,
     layers: Mutex<Vec<Arc<DumpDir>>>,
+    /// Whether memory goes to a page server, which may write to the same directory.
+    memory_elsewhere: AtomicBool,
 }
 
 /// Where the files grow.
@@ -172,8 +176,26 @@ impl DumpDir {
     }
 
     fn at(home: Home) -> Self {
-        let (files, expected, layers) = Default::default();
-        Self { finisher: Finisher::new(), home, files, expected, layers }
+        let (files, expected, layers, memory_elsewhere) = Default::default();
+        Self { finisher: Finisher::new(), home, files, expected, layers, memory_elsewhere }
+    }
+
+    /// Opens `path` for pagemaps and pages alone, which somebody else's dump sends: he may be writing the rest of his
+    /// image to the same directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the directory cannot be opened or written to.
+    pub fn for_pages(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::at(Home::Image(Staging::beside(Dir::open(path.as_ref())?)?)))
+    }
+
+    /// Says that this image's memory goes to a page server.
+    pub fn leave_memory_out(&self) {
+        self.memory_elsewhere.store(true, Ordering::Relaxed);
+    }
+
+    fn is_without_memory(&self) -> bool {
+        self.memory_elsewhere.load(Ordering::Relaxed)
     }
 
     /// Makes a file that will probably be written, empty: now, when nobody waits
@@ -224,7 +246,7 @@ impl DumpDir {
     /// Whether the image may have [layers](DumpDir::add_layers): not if it has
     /// a parent, or somebody has put a directory of that name there.
     pub fn can_have_layers(&self) -> bool {
-        !self.files().contains_key(PARENT) && !self.home.target().is_dir(PARENT)
+        !self.files().contains_key(PARENT) && !self.home.target().is_dir(PARENT) && !self.is_without_memory()
     }
 
     /// Puts images below this one, which come and go with it: directories inside
@@ -414,18 +436,32 @@ impl DumpDir {
         let sync = options.durability == Durability::Synced;
         let mut names = Vec::new();
         let layers = std::mem::take(self.layers.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for (layer, number) in layers.into_iter().zip(1..) {
+        // The farthest first: who builds on it names its manifest.
+        for (number, layer) in (1..).zip(layers).collect::<Vec<_>>().into_iter().rev() {
             let name = layer_name(number);
             let layer = Arc::into_inner(layer).ok_or_else(|| Error::misuse(self.path_of(&name), "still in use"))?;
             layer.complete_layer(&options)?;
             names.push(name);
         }
         names.extend(self.close_files(&options)?);
+        let scope = if self.is_without_memory() { Scope::WithoutMemory } else { Scope::Whole };
         match &mut self.home {
-            Home::Image(staging) => staging.install(names, sync)?,
+            Home::Image(staging) => staging.install(names, scope, sync)?,
             Home::Layer(dir) => return Err(Error::misuse(dir.path(), "a layer is committed with its image")),
         }
         Ok(Remains { _finisher: self.finisher, _home: self.home })
+    }
+
+    /// Makes pagemaps and pages visible that were begun by [`DumpDir::for_pages`], in the place of those that were there.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Misuse`] if an earlier write failed. Then what was there before is there still.
+    pub fn commit_pages(mut self) -> Result<()> {
+        let (names, _) = self.end_files(&CommitOptions::default())?;
+        match &mut self.home {
+            Home::Image(staging) => staging.install(names, Scope::Memory, false),
+            Home::Layer(dir) => Err(Error::misuse(dir.path(), "a layer is committed with its image")),
+        }
     }
 
     /// Makes a layer complete; the image moves it as a whole.
@@ -441,12 +477,32 @@ impl DumpDir {
 
     /// Ends all files and writes the manifest; returns the names of all.
     fn close_files(&self, options: &CommitOptions) -> Result<Vec<String>> {
+        let (mut names, sums) = self.end_files(options)?;
+        let mut manifest = Manifest::new(options.provenance.clone(), sums);
+        manifest.memory_elsewhere = self.is_without_memory();
+        if names.iter().any(|name| name == PARENT) {
+            manifest.parent = self.seal_of_parent();
+        }
+        let text = manifest.to_text().map_err(|error| Error::misuse(self.path_of(MANIFEST_NAME), error.to_string()))?;
+        self.write_whole(MANIFEST_NAME, text.as_bytes())?;
+        names.push(MANIFEST_NAME.to_owned());
+        Ok(names)
+    }
+
+    /// By which the parent is known again; only ours can be.
+    fn seal_of_parent(&self) -> Option<String> {
+        let parent = ImageDir::from_dir(self.home.dir_of(PARENT).subdir(PARENT).ok()?).ok()?;
+        parent.manifest().map(|manifest| manifest.seal().to_owned())
+    }
+
+    /// Ends all files; returns the names of all, and the sums of those that have some.
+    fn end_files(&self, options: &CommitOptions) -> Result<(Vec<String>, BTreeMap<String, FileSum>)> {
         let contents = std::mem::take(&mut *self.files());
         let mut sums = BTreeMap::new();
         for name in self.expected().keys().filter(|name| !contents.contains_key(*name) && *name != MANIFEST_NAME) {
             self.home.dir_of(name).remove_file(name)?;
         }
-        let mut names: Vec<String> = contents.keys().cloned().collect();
+        let names: Vec<String> = contents.keys().cloned().collect();
         for (name, content) in contents {
             let sum = match content {
                 // The thread of the finisher may be at the same, and nobody has to wait for its end.
@@ -457,13 +513,7 @@ impl DumpDir {
             };
             sums.insert(name, sum);
         }
-
-        let text = Manifest::new(options.provenance.clone(), sums)
-            .to_text()
-            .map_err(|error| Error::misuse(self.path_of(MANIFEST_NAME), error.to_string()))?;
-        self.write_whole(MANIFEST_NAME, text.as_bytes())?;
-        names.push(MANIFEST_NAME.to_owned());
-        Ok(names)
+        Ok((names, sums))
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {

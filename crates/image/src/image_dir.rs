@@ -14,6 +14,7 @@ use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, from_json, json_name};
 use crate::records::InventoryEntry;
 use crate::shape::Record;
+use crate::staging::is_memory;
 use crate::tail::Tailed;
 
 /// All the records that one file decodes to may occupy this many bytes; those
@@ -42,7 +43,7 @@ impl ImageDir {
         Self::from_dir(Dir::open(path.as_ref())?)
     }
 
-    fn from_dir(dir: Dir) -> Result<Self> {
+    pub(crate) fn from_dir(dir: Dir) -> Result<Self> {
         let manifest = match dir.read_small(MANIFEST_NAME, JSON_LIMIT)? {
             Some(text) => Some(Manifest::from_text(&dir.path_of(MANIFEST_NAME), text)?),
             None => None,
@@ -102,8 +103,29 @@ impl ImageDir {
     /// As for [`ImageDir::open`]; a link that leads nowhere is an error.
     pub fn parent(&self) -> Result<Option<Self>> {
         match self.dir.names()?.iter().any(|name| name == PARENT) {
-            true => Self::from_dir(self.dir.subdir(PARENT)?).map(Some),
+            true => {
+                let is_gone = |error: &Error| error.errno() == Some(rustix::io::Errno::NOENT.raw_os_error());
+                let parent = self.dir.subdir(PARENT).map_err(|error| match is_gone(&error) {
+                    true => Error::parent(self.dir.path_of(PARENT), "leads to a directory that is not there"),
+                    false => error,
+                })?;
+                let parent = Self::from_dir(parent)?;
+                self.check_parent(&parent)?;
+                Ok(Some(parent))
+            }
             false => Ok(None),
+        }
+    }
+
+    /// Whether the parent is the one that this image was made upon, as far as both say.
+    fn check_parent(&self, parent: &Self) -> Result<()> {
+        let expected = self.manifest.as_ref().and_then(|manifest| manifest.parent.as_deref());
+        match (expected, parent.manifest.as_ref().map(Manifest::seal)) {
+            (Some(expected), Some(found)) if expected != found => {
+                let problem = format!("is another image (BLAKE3 {found}) than the one this was made upon ({expected})");
+                Err(Error::parent(parent.path(), problem))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -124,6 +146,9 @@ impl ImageDir {
         };
         let path = self.dir.path_of(name);
         let Some(sum) = manifest.files.get(name) else {
+            if manifest.memory_elsewhere && is_memory(name) {
+                return Ok(Some((file, size)));
+            }
             let (expected, found) = ("no such file".to_owned(), "one".to_owned());
             return Err(Error::Altered { path, expected, found });
         };
@@ -247,6 +272,11 @@ impl ImageDir {
             Some(file) => Ok(file),
             None => Err(self.missing(&kind.file_name(id)?)),
         }
+    }
+
+    /// Opens a pages file for making holes in it.
+    pub(crate) fn open_pages_to_change(&self, pages_id: u32) -> Result<File> {
+        self.dir.open_to_change(&ImageKind::Pages.file_name(u64::from(pages_id))?)
     }
 
     /// Reads `cryonaut-NAME.json`; `None` if there is no such file, as in images

@@ -23,6 +23,7 @@
 //! ```
 
 mod chain;
+pub mod dedup;
 mod dir;
 mod dump_dir;
 mod entry_reader;

@@ -63,13 +63,24 @@ pub struct Manifest {
     /// Where and by what the dump was made.
     #[serde(flatten)]
     pub provenance: Provenance,
+    /// The seal of the image that pages marked as the parent's lie in, if that is one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Whether pagemaps and pages went to a page server, so that those beside this image are not among its files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory_elsewhere: bool,
     /// The image's files by name, without the manifest.
     pub files: BTreeMap<String, FileSum>,
 }
 
 impl Manifest {
     pub(crate) fn new(provenance: Provenance, files: BTreeMap<String, FileSum>) -> Self {
-        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, files }
+        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, parent: None, memory_elsewhere: false, files }
+    }
+
+    /// The sum over the manifest, by which the image is known.
+    pub fn seal(&self) -> &str {
+        &self.seal
     }
 
     /// The file's text, sealed.

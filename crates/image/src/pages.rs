@@ -39,6 +39,11 @@ impl PageFlags {
         self.0
     }
 
+    /// From the image's; `None` if a bit means nothing.
+    pub fn from_bits(bits: u32) -> Option<Self> {
+        (bits & !Self::KNOWN == 0).then_some(Self(bits))
+    }
+
     /// Both together.
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)

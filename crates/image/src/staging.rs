@@ -33,6 +33,34 @@ pub(crate) struct Staging {
     made_target: bool,
 }
 
+/// What of a directory an image takes the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All that is part of an image.
+    Whole,
+    /// All but memory, which a page server may have put there already.
+    WithoutMemory,
+    /// Memory alone.
+    Memory,
+}
+
+impl Scope {
+    fn covers(self, name: &str) -> bool {
+        match self {
+            Scope::Whole => true,
+            Scope::WithoutMemory => !is_memory(name),
+            Scope::Memory => is_memory(name),
+        }
+    }
+}
+
+/// Whether the file is a pagemap or holds pages.
+pub(crate) fn is_memory(name: &str) -> bool {
+    ImageKind::from_file_name(name).is_some_and(|(kind, _)| {
+        matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) || kind.is_pages()
+    })
+}
+
 impl Staging {
     pub(crate) fn create(target: Dir, made_target: bool) -> Result<Self> {
         let lock = target.try_lock();
@@ -41,6 +69,15 @@ impl Staging {
         }
         remove_abandoned(&target)?;
         let direct = lock == Lock::Taken && !target.names()?.iter().any(|name| belongs_to_image(name));
+        Self::within(target, made_target, direct)
+    }
+
+    /// Beside another writer, who has the target's lock: all files grow hidden.
+    pub(crate) fn beside(target: Dir) -> Result<Self> {
+        Self::within(target, false, false)
+    }
+
+    fn within(target: Dir, made_target: bool, direct: bool) -> Result<Self> {
         let pid = std::process::id();
         for number in 0..10_000 {
             let name = format!("{PREFIX}{pid}-{number}");
@@ -73,7 +110,7 @@ impl Staging {
     /// target, the inventory last, and the old image's files out of it, its
     /// inventory first. All or nothing, except that a crash in the middle leaves
     /// no image.
-    pub(crate) fn install(&mut self, mut names: Vec<String>, sync: bool) -> Result<()> {
+    pub(crate) fn install(&mut self, mut names: Vec<String>, scope: Scope, sync: bool) -> Result<()> {
         if sync {
             for name in names.iter().filter(|name| *name != PARENT) {
                 self.dir_of(name).sync_file(name)?;
@@ -84,6 +121,7 @@ impl Staging {
         }
         let mut replaced = if self.direct { Vec::new() } else { self.target.names()? };
         replaced.retain(|name| is_part_of_an_image(name, self.target.is_dir(name)));
+        replaced.retain(|name| scope.covers(name) || names.contains(name));
         let mut moves = Moves { staging: &self.dir, target: &self.target, old: None, out: vec![], r#in: vec![] };
         match moves.run(names, replaced, sync) {
             Ok(()) => {

@@ -1,5 +1,6 @@
 //! Looking over a whole image without restoring anything.
 
+use crate::chain::Chain;
 use crate::entry_reader::EntryReader;
 use crate::error::{Error, Result};
 use crate::image_dir::ImageDir;
@@ -24,7 +25,9 @@ impl ImageDir {
     /// files: there is an inventory, every file is what the manifest says (if
     /// there is one) and nothing else lies beside them, every message decodes,
     /// every pages file has the size that its pagemap adds up to. The same for
-    /// the directories inside of it that hold what its processes share.
+    /// the directories inside of it that hold what its processes share, and for
+    /// the images that it builds on, which have every page that is said to be
+    /// there.
     ///
     /// With `pages`, pages files that have a sum in the manifest are read too.
     ///
@@ -34,10 +37,32 @@ impl ImageDir {
         self.inventory()?;
         let mut report = Verified::default();
         self.verify_files(pages, &mut report)?;
-        for layer in self.layers()? {
+        let layers = self.layers()?;
+        for layer in &layers {
             layer.verify_files(pages, &mut report)?;
         }
+        self.verify_chain(layers.len(), pages, &mut report)?;
         Ok(report)
+    }
+
+    /// Checks the parents, of which the first `layers` were looked at already.
+    fn verify_chain(&self, layers: usize, pages: bool, report: &mut Verified) -> Result<()> {
+        let mut chain = Chain::new(self);
+        for (kind, id) in self.files()? {
+            if let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) {
+                match chain.pieces(kind, id) {
+                    // Sound, if its server is.
+                    Ok(_) | Err(Error::Elsewhere { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let mut level = layers + 1;
+        while let Some(parent) = chain.level(level)? {
+            parent.verify_files(pages, report)?;
+            level += 1;
+        }
+        Ok(())
     }
 
     fn verify_files(&self, pages: bool, report: &mut Verified) -> Result<()> {

@@ -36,7 +36,7 @@ fn write_sample(dir: &Path, pid: u32) {
     let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, u64::from(pid), 1).unwrap();
     assert_eq!(map.push(0x1000, 1, PageFlags::PRESENT).unwrap(), 0);
     assert_eq!(map.push(0x2000, 1, PageFlags::PRESENT).unwrap(), 4096);
-    map.push(0x9000, 3, PageFlags::PARENT).unwrap();
+    map.push(0x9000, 3, PageFlags::LAZY).unwrap();
     assert_eq!(map.finish().unwrap(), 8192);
     dump.write_json("extra", &[1, 2, 3]).unwrap();
     dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();

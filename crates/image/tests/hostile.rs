@@ -32,7 +32,7 @@ fn write_image(dir: &Path) -> Vec<String> {
     ghost.append_tailed(&GhostChunkEntry { len: 2, off: 99 }, b"ef").unwrap();
     let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, 1, 1).unwrap();
     map.push(0x1000, 1, PageFlags::PRESENT).unwrap();
-    map.push(0x4000, 2, PageFlags::PARENT).unwrap();
+    map.push(0x4000, 2, PageFlags::LAZY).unwrap();
     map.finish().unwrap();
     dump.raw_file(ImageKind::Pages, 1).unwrap().set_len(4096).unwrap();
     dump.write_json("notes", &["one", "two"]).unwrap();

@@ -1,0 +1,191 @@
+//! Taking out of an image's parents what the image has itself.
+//!
+//! The pages files keep their size and the pagemaps stay as they are: the pages become holes. A parent is then good for
+//! its children alone.
+
+use std::fs::File;
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::error::{Error, Result};
+use crate::image_dir::ImageDir;
+use crate::kind::ImageKind;
+use crate::pages::{PAGE_SIZE, PageFlags, Pagemap};
+
+/// What was taken out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deduplicated {
+    /// Pages of parents that are holes now.
+    pub pages: u64,
+}
+
+/// Makes holes in all parents for the pages that an image has, or has from a nearer one.
+///
+/// # Errors
+/// [`Error::Io`], also if the file system knows no holes; those of reading the images.
+pub fn dedup(image: &ImageDir) -> Result<Deduplicated> {
+    let mut done = Deduplicated::default();
+    let mut parents = Vec::new();
+    let mut next = image.parent()?;
+    while let Some(parent) = next {
+        next = parent.parent()?;
+        parents.push(parent);
+        if parents.len() > MAX_PARENTS {
+            return Err(Error::parent(image.path(), "the parents go round in a circle"));
+        }
+    }
+    for (kind, id) in image.files()? {
+        let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) else { continue };
+        let map = Pagemap::read(image, kind, id)?;
+        // What is not said to be in the parent is here, or nowhere.
+        let mut newer = Vec::new();
+        add(&mut newer, &map);
+        for parent in &parents {
+            // It need not know of a younger process.
+            if parent.entries_optional(kind, id)?.is_none() {
+                break;
+            }
+            let map = Pagemap::read(parent, kind, id)?;
+            done.pages += take_out(parent, &map, &newer)?;
+            add(&mut newer, &map);
+        }
+    }
+    Ok(done)
+}
+
+/// Parents that are looked at; more is a circle.
+const MAX_PARENTS: usize = 1000;
+
+/// Adds the runs of a map that are not the parent's to a set of ranges, which ascend and do not touch.
+fn add(set: &mut Vec<(u64, u64)>, map: &Pagemap) {
+    let own = map.runs().iter().filter(|run| !run.flags.contains(PageFlags::PARENT));
+    set.extend(own.map(|run| (run.vaddr, run.end())));
+    set.sort_unstable();
+    set.dedup_by(|next, before| {
+        let touch = next.0 <= before.1;
+        if touch {
+            before.1 = before.1.max(next.1);
+        }
+        touch
+    });
+}
+
+/// Makes the pages of a map that lie in `newer` holes of its file; how many they are.
+fn take_out(parent: &ImageDir, map: &Pagemap, newer: &[(u64, u64)]) -> Result<u64> {
+    let mut file = None;
+    let mut pages = 0;
+    for run in map.runs() {
+        let Some(offset) = run.offset else { continue };
+        let first = newer.partition_point(|(_, end)| *end <= run.vaddr);
+        for (start, end) in newer[first..].iter().take_while(|(start, _)| *start < run.end()) {
+            let (from, to) = (run.vaddr.max(*start), run.end().min(*end));
+            let file = match &file {
+                Some(file) => file,
+                None => file.insert(parent.open_pages_to_change(map.pages_id())?),
+            };
+            punch(file, offset + (from - run.vaddr), to - from)
+                .map_err(|errno| Error::io("make holes in", parent.path().to_owned(), errno.into()))?;
+            pages += (to - from) / PAGE_SIZE;
+        }
+    }
+    Ok(pages)
+}
+
+/// Makes a hole of pages in a file, whose size stays.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn punch(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::Chain;
+    use crate::records::InventoryEntry;
+    use crate::{CommitOptions, DumpDir, PagemapWriter};
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::path::Path;
+
+    const PID: u64 = 7;
+
+    /// An image of runs (address in pages, number, byte that they are full of; 0 for the parent's).
+    fn write(dir: &Path, parent: Option<&str>, runs: &[(u64, u64, u8)]) {
+        let dump = DumpDir::create(dir).unwrap();
+        parent.iter().for_each(|parent| dump.set_parent(parent).unwrap());
+        let mut map = PagemapWriter::create(&dump, ImageKind::Pagemap, PID, 1).unwrap();
+        let mut pages = dump.raw_file(ImageKind::Pages, 1).unwrap();
+        for (at, count, byte) in runs {
+            let flags = if *byte == 0 { PageFlags::PARENT } else { PageFlags::PRESENT };
+            map.push(at * PAGE_SIZE, *count, flags).unwrap();
+            pages.write_all(&vec![*byte; if *byte == 0 { 0 } else { (count * PAGE_SIZE) as usize }]).unwrap();
+        }
+        map.finish().unwrap();
+        dump.write_one(ImageKind::Inventory, None, &InventoryEntry { img_version: 2, ..Default::default() }).unwrap();
+        drop(dump.commit(CommitOptions::default()).unwrap());
+    }
+
+    fn contents(dir: &Path) -> Vec<(u64, u8)> {
+        let mut chain = Chain::open(dir).unwrap();
+        let mut out = Vec::new();
+        for piece in chain.pieces(ImageKind::Pagemap, PID).unwrap() {
+            let file = chain.pages(piece.source).unwrap();
+            for page in 0..piece.len / PAGE_SIZE {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, piece.offset + page * PAGE_SIZE).unwrap();
+                out.push((piece.start / PAGE_SIZE + page, byte[0]));
+            }
+        }
+        out
+    }
+
+    /// Three images of 64 pages, each with others of them new.
+    fn chain(dir: &Path) {
+        write(&dir.join("1"), None, &[(0x100, 64, 1)]);
+        write(&dir.join("2"), Some("../1"), &[(0x100, 16, 0), (0x110, 16, 2), (0x120, 32, 0)]);
+        write(&dir.join("3"), Some("../2"), &[(0x100, 24, 0), (0x118, 24, 3), (0x130, 16, 0), (0x200, 8, 3)]);
+    }
+
+    #[test]
+    fn what_a_child_has_is_taken_out_of_all_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let before = contents(&dir.path().join("3"));
+        assert_eq!(before.len(), 72);
+        let blocks = |name: &str| fs::metadata(dir.path().join(name).join("pages-1.img")).unwrap().blocks();
+        let were = (blocks("1"), blocks("2"), blocks("3"));
+        let done = dedup(&ImageDir::open(dir.path().join("3")).unwrap()).unwrap();
+        // 8 of the second; 32 of the first, of which 8 are newer twice.
+        assert_eq!(done.pages, 8 + 32);
+        assert!(blocks("1") < were.0 && blocks("2") < were.1 && blocks("3") == were.2);
+        assert_eq!(contents(&dir.path().join("3")), before);
+        ImageDir::open(dir.path().join("3")).unwrap().verify(true).unwrap();
+    }
+
+    #[test]
+    fn a_parent_that_lacks_pages_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let of = |name: &str| ImageDir::open(dir.path().join(name)).unwrap().verify(false).map(drop);
+        of("3").unwrap();
+        fs::remove_file(dir.path().join("1/cryonaut-manifest.json")).unwrap();
+        fs::remove_file(dir.path().join("1/pagemap-7.img")).unwrap();
+        let missing = of("3").unwrap_err().to_string();
+        assert!(missing.contains("parent/parent/pagemap-7.img is missing"), "{missing}");
+        fs::remove_dir_all(dir.path().join("1")).unwrap();
+        let gone = of("3").unwrap_err().to_string();
+        assert!(gone.contains("parent/parent: leads to a directory that is not there"), "{gone}");
+        write(&dir.path().join("1"), None, &[(0x100, 8, 1)]);
+        let other = of("3").unwrap_err().to_string();
+        assert!(other.contains("is another image"), "{other}");
+        fs::remove_file(dir.path().join("1/cryonaut-manifest.json")).unwrap();
+        let lacks = of("3").unwrap_err().to_string();
+        assert!(lacks.contains("lacks pages at 0x100000"), "{lacks}");
+        fs::remove_file(dir.path().join("2/parent")).unwrap();
+        let none = of("3").unwrap_err().to_string();
+        assert!(none.contains("there is no `parent`"), "{none}");
+    }
+}
