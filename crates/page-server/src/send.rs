@@ -106,6 +106,10 @@ impl Sender {
             stream.write_all(&request.encode()).and_then(|()| stream.flush())?;
             let mut answer = [0];
             stream.read_exact(&mut answer)?;
+            if answer[0] > 1 {
+                // Such as the alert of a server that speaks TLS.
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is none (are both under TLS?)"));
+            }
             let (from, into) = io::pipe()?;
             // It is shorter where this is refused.
             let _ = rustix::pipe::fcntl_setpipe_size(&into, PIPE);
