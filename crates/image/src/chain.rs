@@ -106,7 +106,10 @@ impl<'i> Chain<'i> {
     fn expected(&mut self, level: usize) -> Result<&ImageDir> {
         if self.level(level)?.is_none() {
             let last = self.parents.last().unwrap_or(self.image());
-            return Err(Error::parent(last.path(), "pages are said to be in the parent image, but there is no `parent`"));
+            return Err(Error::parent(
+                last.path(),
+                "pages are said to be in the parent image, but there is no `parent`",
+            ));
         }
         Ok(if level == 0 { self.image() } else { &self.parents[level - 1] })
     }

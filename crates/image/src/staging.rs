@@ -56,9 +56,8 @@ impl Scope {
 
 /// Whether the file is a pagemap or holds pages.
 pub(crate) fn is_memory(name: &str) -> bool {
-    ImageKind::from_file_name(name).is_some_and(|(kind, _)| {
-        matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) || kind.is_pages()
-    })
+    ImageKind::from_file_name(name)
+        .is_some_and(|(kind, _)| matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) || kind.is_pages())
 }
 
 impl Staging {

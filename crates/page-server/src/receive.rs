@@ -82,7 +82,8 @@ pub fn receive(mut stream: Stream, directory: &Path, options: &ReceiveOptions) -
             }
             Command::Add(flags) => {
                 let into = incoming.as_mut().filter(|into| into.target.encode() == request.id);
-                let into = into.ok_or_else(|| Error::protocol(&peer, "it sends pages of a pagemap that is not begun"))?;
+                let into =
+                    into.ok_or_else(|| Error::protocol(&peer, "it sends pages of a pagemap that is not begun"))?;
                 into.map.push(request.address, request.pages, flags)?;
                 if flags.contains(PageFlags::PRESENT) {
                     take(&mut stream, into, request.pages * PAGE_SIZE)?;

@@ -167,7 +167,11 @@ pub struct Upload {
 
 #[derive(Debug)]
 enum Entry {
-    Run { address: u64, pages: u64, flags: PageFlags },
+    Run {
+        address: u64,
+        pages: u64,
+        flags: PageFlags,
+    },
     /// That was all.
     End,
 }
