@@ -98,6 +98,8 @@ pub struct Plan {
     pub spaces: SharedSpaces,
     /// Who is born with which namespaces.
     pub namespaces: Arranged,
+    /// The groups that processes enter user namespaces with.
+    pub born: user::Born,
     /// Numbers in deeper pid namespaces.
     pub numbers: pid::Numbers,
 }
@@ -204,6 +206,7 @@ impl Plan {
             lineage,
             spaces,
             namespaces,
+            born: user::Born::read(images)?,
             numbers: pid::Numbers::read(images)?,
         })
     }

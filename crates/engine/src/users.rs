@@ -11,7 +11,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the kernel tells of who has no number in a namespace (user_namespaces(7), `kernel.overflowuid`).
-const NOBODY: u32 = 65_534;
+pub const NOBODY: u32 = 65_534;
 /// No number at all, in calls that take one to be changed.
 const NONE: u32 = u32::MAX;
 

@@ -159,15 +159,17 @@ fn set(halves: &[u32]) -> u64 {
 
 /// Adds to a batch what gives the thread these credentials. `have` are the
 /// bounding capabilities of the restoring process: what is not in them cannot
-/// be dropped again.
-pub fn build(b: &mut Batch, creds: &CredsEntry, have: u64) {
+/// be dropped again. With `inborn_groups`, it has the groups already, and may not be able to set them.
+pub fn build(b: &mut Batch, creds: &CredsEntry, have: u64, inborn_groups: bool) {
     let prctl = |b: &mut Batch, option: i32, arg: u64| {
         b.call(libc::SYS_prctl, [option.into(), arg.into(), 0.into(), 0.into(), 0.into()]);
     };
     prctl(b, libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
-    let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    let list = b.bytes(&groups);
-    b.call(libc::SYS_setgroups, [creds.groups.len().into(), list.into()]);
+    if !inborn_groups {
+        let groups: Vec<u8> = creds.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+        let list = b.bytes(&groups);
+        b.call(libc::SYS_setgroups, [creds.groups.len().into(), list.into()]);
+    }
     b.call(libc::SYS_setresgid, [creds.gid.into(), creds.egid.into(), creds.sgid.into()]);
     b.call(libc::SYS_setfsgid, [creds.fsgid.into()]);
     b.call(libc::SYS_setresuid, [creds.uid.into(), creds.euid.into(), creds.suid.into()]);

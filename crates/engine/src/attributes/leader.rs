@@ -12,6 +12,7 @@
 
 use super::{credentials, extras, task, thread, unanswered};
 use crate::freeze::{Ended, Process, pid_of};
+use crate::namespaces::user;
 use crate::plan::ProcessPlan;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{CoreEntry, ThreadCoreEntry};
@@ -71,12 +72,13 @@ fn inside(pid: i32) -> Option<ThreadState> {
 }
 
 /// Ends the leader of a process that has its other threads, if it is to have ended: one of those is the hand afterwards.
-/// `bounding` and `cpus` are the capabilities and processors that it was born with.
+/// `bounding` and `cpus` are the capabilities and processors that it was born with; `born` the groups of whose namespaces.
 pub fn end(
     hand: &mut Hand,
     process: &ProcessPlan,
     extra: Option<&extras::ThreadExtra>,
     (bounding, cpus): (u64, &CpuSet),
+    born: &user::Born,
 ) -> Result<()> {
     let Some(core) = &process.ended else { return Ok(()) };
     let (pid, none) = (process.pid(), ThreadCoreEntry::default());
@@ -86,7 +88,7 @@ pub fn end(
     let mut b = Batch::new();
     thread::build(&mut b, core, extra);
     if let Some(creds) = &own.creds {
-        credentials::build(&mut b, creds, bounding);
+        credentials::build(&mut b, creds, bounding, born.has_groups(process.ids.as_ref(), creds));
     }
     // What it has from us would otherwise be the end of its process, when we end.
     task::build_after_credentials(&mut b, process.mm.as_ref(), own.pdeath_sig);

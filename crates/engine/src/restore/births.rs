@@ -50,7 +50,9 @@ pub fn create_all(
                 let mut hand = match inner::outer() {
                     // It is there already: this program works in its pid namespace.
                     Some(_) => spawn::adopt_first(birth.pid, scratches.of(birth.pid))?,
-                    None => spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)?,
+                    None => plan.born.with_groups(&plan.namespaces, birth.pid, || {
+                        spawn::first(birth.pid, build.options.sibling, scratches.of(birth.pid), flags)
+                    })?,
                 };
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
@@ -174,6 +176,7 @@ fn create(
         (args, plan.numbers.of(birth.pid))
     };
     let hand = nursery.hand(creator)?;
+    births.iter().try_for_each(|(birth, _)| plan.born.take_groups(&plan.namespaces, birth.pid, hand))?;
     // They run on the stack of their own scratch mapping: until then they stand still.
     let sharers = births.iter().filter(|(_, flags)| flags & libc::CLONE_VM as u64 != 0);
     spawn::make_room(hand, &sharers.map(|(birth, _)| scratches.of(birth.pid)).collect::<Vec<_>>())?;

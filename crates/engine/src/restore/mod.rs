@@ -116,7 +116,8 @@ impl Cradle {
             return Err(Error::bad_image("pstree.img", problem));
         }
         let inside = given.as_ref().map(AsFd::as_fd);
-        let child = spawn::conceive(plan.root, options.sibling, scratches.of(plan.root), flags, inside)?;
+        let conceive = || spawn::conceive(plan.root, options.sibling, scratches.of(plan.root), flags, inside);
+        let child = plan.born.with_groups(&plan.namespaces, plan.root, conceive)?;
         let tree = Tree::of(child.pid, child.pidfd, plan.root)?;
         Ok(Cradle { tree, free_pid: plan.free_pid(&others), is_done: false })
     }
@@ -396,7 +397,7 @@ fn finish_process(
         }
     }
     births::create_threads(hand, plan, process, cgroups)?;
-    leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus))?;
+    leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus), &plan.born)?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
         timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;
     }

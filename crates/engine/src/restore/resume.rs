@@ -352,7 +352,7 @@ fn last_calls(
         seccomp::build(b, &plan.seccomp, seccomp_of(core), filters)?;
     }
     if let Some(creds) = &t.creds {
-        credentials::build(b, creds, own.bounding);
+        credentials::build(b, creds, own.bounding, plan.born.has_groups(process.ids.as_ref(), creds));
     }
     task::build_after_credentials(b, process.mm.as_ref(), t.pdeath_sig);
     Ok(())

@@ -175,6 +175,11 @@ impl Task {
         self.read_as("uid_map", parse_id_map)
     }
 
+    /// Whether setgroups(2) is allowed in its user namespace, or will be when that has its groups.
+    pub fn may_set_groups(&self) -> Result<bool> {
+        self.read_as("setgroups", |text| Ok(text.trim_ascii() != b"deny"))
+    }
+
     pub fn gid_map(&self) -> Result<Vec<IdRange>> {
         self.read_as("gid_map", parse_id_map)
     }

@@ -2,6 +2,7 @@
 //! from it. CRIU's files have devices (`netdev`), settings (`netns`), addresses, routes and rules (`ifaddr`, `route`,
 //! `route6`, `rule`: as `ip ... save` writes them); `cryonaut-network-ID.json` what those have no place for.
 
+use super::left_out;
 use super::link::{self, Links};
 use super::netfilter::{self, Firewall};
 use super::sysctl::{self, Settings};
@@ -12,7 +13,6 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::{NetDeviceEntry, NetnsEntry};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind};
 use cryonaut_kernel::sys::conversation::{Conversation, Message};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -77,7 +77,7 @@ impl Contents {
         let mut record = record;
         sysctl::tell(known.settings, &mut record);
         let Links { records: links, told } = link::read(&mut talk, known)?;
-        refuse_queues(&mut talk, id)?;
+        left_out::refuse(&mut talk, id)?;
         let mut read = |table: &super::table::Table, family, flags| table.read(&mut talk, id, family, flags);
         let mut rules = read(&RULES, V4, 0)?;
         let rules6 = read(&RULES, V6, 0)?;
@@ -214,28 +214,4 @@ fn is_first_rule(rule: &Message) -> bool {
     const PRIORITY: u16 = 6;
     let priority = rule.attribute(12, PRIORITY).and_then(cryonaut_kernel::sys::conversation::number).unwrap_or(0);
     matches!((priority, rule.body()[4]), (0, 255) | (32766, 254))
-}
-
-/// Queueing disciplines that somebody has set (tc(8)) would be lost.
-fn refuse_queues(talk: &mut Conversation, id: u32) -> Result<()> {
-    const GET: u16 = 38;
-    const NEW: u16 = 36;
-    const HEADER: usize = 20;
-    const KIND: u16 = 1;
-    let all = match talk.dump(&Message::new(GET, 0, &[0; HEADER])) {
-        Ok(all) => all,
-        // A kernel without.
-        Err(refusal) if refusal.errno == Errno::OPNOTSUPP => return Ok(()),
-        Err(refusal) => return Err(failed(object(id), "ask for its queueing disciplines", refusal)),
-    };
-    let handle = |message: &Message| message.body().get(8..12).and_then(cryonaut_kernel::sys::conversation::number);
-    let Some(set) = all.iter().find(|m| m.kind() == NEW && handle(m).is_some_and(|handle| handle != 0)) else {
-        return Ok(());
-    };
-    let kind = set.attribute(HEADER, KIND).map(cryonaut_kernel::sys::conversation::text).unwrap_or_default();
-    Err(Error::unsupported(
-        Object::Other(format!("network namespace {id}")),
-        format!("a device there has the queueing discipline {kind} (tc), which cannot be carried"),
-        "delete it before the checkpoint (tc qdisc del), or leave the namespace to the caller with --external net[...]",
-    ))
 }

@@ -122,7 +122,7 @@ pub fn info(link: &Message, part: u16) -> Option<&[u8]> {
 }
 
 /// Numbers among a device's own settings, by type.
-fn data(link: &Message, which: u16) -> Option<&[u8]> {
+pub fn data(link: &Message, which: u16) -> Option<&[u8]> {
     within(info(link, ifla::INFO_DATA)?).find(|(kind, _)| *kind == which).map(|(_, value)| value)
 }
 

@@ -10,6 +10,7 @@
 
 mod build;
 mod contents;
+mod left_out;
 mod link;
 mod link_build;
 mod netfilter;
