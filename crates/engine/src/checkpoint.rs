@@ -281,6 +281,7 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
     }
     refuse_history(frozen)?;
     refuse_shared_outside(root)?;
+    namespaces::ipc::undo::refuse_outside(&frozen.processes, own)?;
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
         const SHSTK: u32 = 1 << 0;
         if process.status.x86_thread_features & SHSTK != 0 {

@@ -2,7 +2,7 @@
 //! in which order its processes are created. Data only; nothing is touched.
 
 use crate::lineage::{Birth, Kin, Lineage, Step};
-use crate::namespaces::{Arranged, pid, time, user};
+use crate::namespaces::{Arranged, ipc, pid, time, user};
 use crate::parallel;
 use crate::{Error, Result};
 use cryonaut_image::records::{
@@ -100,6 +100,8 @@ pub struct Plan {
     pub namespaces: Arranged,
     /// The groups that processes enter user namespaces with.
     pub born: user::Born,
+    /// Semaphores that processes are to give back.
+    pub debts: ipc::undo::Debts,
     /// Numbers in deeper pid namespaces.
     pub numbers: pid::Numbers,
 }
@@ -206,6 +208,7 @@ impl Plan {
             lineage,
             spaces,
             namespaces,
+            debts: ipc::undo::Debts::read(images)?,
             born: user::Born::read(images)?,
             numbers: pid::Numbers::read(images)?,
         })

@@ -27,7 +27,7 @@ mod paste_sys {
         socketpair = SYS_socketpair, sched_setattr = SYS_sched_setattr, mlock2 = SYS_mlock2,
         membarrier = SYS_membarrier, brk = SYS_brk, unshare = SYS_unshare, setns = SYS_setns,
         rt_sigqueueinfo = SYS_rt_sigqueueinfo, rt_tgsigqueueinfo = SYS_rt_tgsigqueueinfo,
-        exit_group = SYS_exit_group, kill = SYS_kill,
+        exit_group = SYS_exit_group, kill = SYS_kill, semop = SYS_semop,
     }
 }
 
@@ -38,5 +38,5 @@ pub fn syscall_name(nr: i64) -> String {
         fcntl close close_range fchdir chroot umask rt_sigaction sigaltstack setitimer getitimer timer_create
         timer_settime timer_gettime setresuid setresgid setgroups capset seccomp epoll_ctl set_robust_list
         set_tid_address rseq io_setup io_destroy wait4 personality setrlimit prlimit64 ioctl openat socketpair
-        sched_setattr mlock2 membarrier brk unshare setns rt_sigqueueinfo rt_tgsigqueueinfo exit_group kill)
+        sched_setattr mlock2 membarrier brk unshare setns rt_sigqueueinfo rt_tgsigqueueinfo exit_group kill semop)
 }

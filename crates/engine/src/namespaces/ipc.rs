@@ -5,8 +5,9 @@
 //! shared memory are those of processes (`files/sysv.rs`). POSIX has no way to look at a message without taking it:
 //! only empty queues are carried, in `cryonaut-posix-queues-ID.json`.
 //!
-//! Not told by the kernel, and not carried: what a semaphore is to be given back when a process ends (SEM_UNDO), and who
-//! has used an object last, and when.
+//! Not told by the kernel, and not carried: who has used an object last, and when.
+
+pub mod undo;
 
 use super::{Building, Dumping, Halves, Own};
 use crate::files::shared_pages;
@@ -89,6 +90,7 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
             file.append_tailed(&IpcMsg { mtype: kind as u64, msize: data.len() as u32 }, &data)?;
         }
     }
+    undo::dump(images, own, cx.processes, &sets.iter().map(|(set, _)| *set).collect::<Vec<_>>())?;
     let file = images.entry_file(ImageKind::IpcnsSem, id)?;
     for (one, values) in sets {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -7,7 +7,7 @@
 mod cgroup;
 pub mod file;
 pub mod inner;
-mod ipc;
+pub mod ipc;
 mod mount;
 pub mod net;
 pub mod pid;

@@ -396,6 +396,7 @@ fn finish_process(
             limits::build(hand, rlimits)?;
         }
     }
+    plan.debts.build(hand)?;
     births::create_threads(hand, plan, process, cgroups)?;
     leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus), &plan.born)?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {

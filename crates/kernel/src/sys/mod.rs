@@ -34,6 +34,7 @@ pub mod process;
 pub mod ptrace;
 pub mod restart_block;
 pub mod sched;
+pub mod semaphore_undo;
 pub mod shmem;
 pub mod signal;
 pub mod sock_diag;
