@@ -25,6 +25,7 @@ use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::kcmp::{self, Shared};
 use cryonaut_kernel::sys::namespace::visit_network;
 use rustix::process::PidfdFlags;
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
@@ -39,14 +40,21 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     network_lock::clear_stale();
     let surroundings = Namespaces::read(&Task::current()?)?;
     let Some(tree) = pid::elsewhere(pid, &options.external)? else {
-        return checkpoint_here(pid, dir, options, &surroundings);
+        let done = checkpoint_here(pid, dir, options, &surroundings);
+        return done.map_err(|error| why_pages_were_lost(options).unwrap_or(error));
     };
     let begun = Instant::now();
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
-        checkpoint_here(tree.inside, dir, &options, &surroundings)
+        let done = checkpoint_here(tree.inside, dir, &options, &surroundings);
+        done.map_err(|error| why_pages_were_lost(&options).unwrap_or(error))
     })?;
     Ok(CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report })
+}
+
+/// Who writes pages to a server that is gone is told no more than that nobody reads them.
+fn why_pages_were_lost(options: &CheckpointOptions) -> Option<Error> {
+    Some(options.page_server.as_ref()?.failure()?.into())
 }
 
 /// The same for a tree of our own pid namespace. `surroundings` are the namespaces that count as not the tree's.
@@ -61,8 +69,11 @@ fn checkpoint_here(
     options.hook.call(Moment::PreDump, pid)?;
     let janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
+    if options.page_server.is_some() {
+        images.leave_memory_out();
+    }
     // What nobody needs to stand still for.
-    expect_files(&images, pid)?;
+    expect_files(&images, pid, options.page_server.is_none())?;
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(surroundings);
@@ -100,6 +111,10 @@ fn checkpoint_here(
     let cgroups = Membership::find(&mut frozen.processes, (&own, &owned), &options.cgroups)?;
     let about = About { own, owned: &owned, cgroups: &cgroups, network: &network, has_sockets };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
+    if let Some(server) = &options.page_server {
+        // Memory may be on its way by reference alone: nobody runs before it has arrived.
+        server.close()?;
+    }
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     let commit = || -> Result<Remains> {
@@ -282,6 +297,9 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
     refuse_history(frozen)?;
     refuse_shared_outside(root)?;
     namespaces::ipc::undo::refuse_outside(&frozen.processes, own)?;
+    if options.page_server.is_some() {
+        refuse_one_memory_of_several(frozen)?;
+    }
     for process in frozen.processes.iter().filter(|p| !p.is_zombie()) {
         const SHSTK: u32 = 1 << 0;
         if process.status.x86_thread_features & SHSTK != 0 {
@@ -302,6 +320,19 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
         }
     }
     Ok(())
+}
+
+/// A page server keeps memory for each process by itself.
+fn refuse_one_memory_of_several(frozen: &Frozen) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    let again = frozen.processes.iter().find(|p| p.ids.is_some_and(|ids| !seen.insert(ids.vm_id)));
+    again.map_or(Ok(()), |process| {
+        Err(Error::unsupported(
+            Object::Process(process.pid),
+            "it shares its memory with another process (CLONE_VM), which a page server cannot keep",
+            "dump it without --page-server",
+        ))
+    })
 }
 
 /// A tree whose sessions and groups, or what its processes share, no order of

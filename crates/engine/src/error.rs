@@ -94,6 +94,9 @@ pub enum Error {
     /// /proc failed.
     #[error(transparent)]
     Proc(#[from] cryonaut_kernel::proc::Error),
+    /// The page server failed.
+    #[error(transparent)]
+    PageServer(#[from] cryonaut_page_server::Error),
     /// The image could not be read or written.
     #[error(transparent)]
     Image(#[from] cryonaut_image::Error),
@@ -130,6 +133,7 @@ impl Error {
         match self {
             Error::Kernel { errno, .. } => Some(*errno),
             Error::Proc(e) => e.errno(),
+            Error::PageServer(e) => e.errno().map(Errno::from_raw_os_error),
             _ => None,
         }
     }

@@ -3,7 +3,9 @@
 use crate::cgroups::CgroupOptions;
 use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
+use cryonaut_page_server::Sender;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What becomes of the workload after a checkpoint.
@@ -62,6 +64,8 @@ pub struct CheckpointOptions {
     pub ext_unix_sockets: bool,
     /// The masters of terminals may be outside of the tree (`--orphan-pts-master`).
     pub orphan_terminals: bool,
+    /// Takes the pages of memory in the place of files (`--page-server`).
+    pub page_server: Option<Arc<Sender>>,
     /// Wait until the image is on stable storage.
     pub sync: bool,
     /// What is done about cgroups.
@@ -88,6 +92,7 @@ impl Default for CheckpointOptions {
             empty_network: false,
             ext_unix_sockets: false,
             orphan_terminals: false,
+            page_server: None,
             sync: false,
             cgroups: CgroupOptions::default(),
             hook: Hook::default(),

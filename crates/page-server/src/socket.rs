@@ -139,13 +139,14 @@ impl Stream {
     /// has something unread breaks the connection off.
     pub(crate) fn end(&mut self) {
         let _ = self.say_end();
-        if let Inner::Plain(socket) = &self.inner {
-            let _ = socket.shutdown(Shutdown::Write);
+        if self.lent {
+            return;
         }
-        if !self.lent {
-            // However it ends, all that matters was said before.
-            let _ = io::copy(self, &mut io::sink());
+        // However it ends, all that matters was said before.
+        if matches!(self.inner, Inner::Plain(_)) {
+            let _ = self.socket().shutdown(Shutdown::Write);
         }
+        let _ = io::copy(self, &mut io::sink());
     }
 
     /// The end of what we say, for TLS.

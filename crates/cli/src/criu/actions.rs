@@ -1,12 +1,14 @@
 //! What `criu` does, by its command line and by its RPC alike: a dump, a restore, a check.
 
+use super::page_server;
 use super::place::Place;
 use super::settings::Settings;
 use super::stats;
 use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cryonaut_engine::{Afterwards, CgroupOptions, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
+use cryonaut_image::{ImageDir, dedup};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,7 +21,9 @@ use std::time::Duration;
 pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
+    refuse_lazy(&settings)?;
     let mut options = CheckpointOptions {
+        page_server: page_server::sender(&settings)?,
         cgroups: cgroups(&settings, place),
         afterwards: match (settings.leave_running, settings.leave_stopped) {
             (true, _) => Afterwards::LeaveRunning,
@@ -65,6 +69,7 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
 /// Those of the engine. Nothing of the tree is left.
 pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     place.check()?;
+    refuse_lazy(&settings)?;
     let options = RestoreOptions {
         cgroups: cgroups(&settings, place),
         shell_job: settings.shell_job,
@@ -93,6 +98,24 @@ pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     tell_ready(settings.status_fd)?;
     tracing::info!("Restore finished successfully. Tasks resumed.");
     Ok(report.root_pid)
+}
+
+fn refuse_lazy(settings: &Settings) -> Result<()> {
+    ensure!(!settings.lazy_pages, "--lazy-pages is not in this build, which lacks memory on demand");
+    Ok(())
+}
+
+/// `criu dedup`: makes holes in the image's parents for the pages that it has itself.
+///
+/// # Errors
+/// Those of the images; that there is no parent.
+pub fn dedup(place: &Place) -> Result<()> {
+    place.check()?;
+    let image = ImageDir::open(&place.images)?;
+    ensure!(image.parent()?.is_some(), "{}: it has no parent that could be deduplicated", place.images.display());
+    let done = dedup::dedup(&image)?;
+    tracing::info!("Deduplicated: {} pages of its parents are holes now", done.pages);
+    Ok(())
 }
 
 /// `criu check`, of one feature or of all that nothing works without.
@@ -128,7 +151,7 @@ fn limit(seconds: u64) -> Duration {
 }
 
 /// One zero byte to what the caller waits on; it is closed when we end.
-fn tell_ready(status: Option<PathBuf>) -> Result<()> {
+pub fn tell_ready(status: Option<PathBuf>) -> Result<()> {
     let Some(status) = status else { return Ok(()) };
     let told = File::options().write(true).open(&status).and_then(|mut file| file.write_all(&[0]));
     told.with_context(|| format!("--status-fd: {} cannot be written to", status.display()))

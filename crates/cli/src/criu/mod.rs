@@ -4,6 +4,7 @@ mod actions;
 mod cgroup_props;
 mod config;
 mod log;
+mod page_server;
 mod place;
 mod rpc;
 mod script;
@@ -31,6 +32,8 @@ Usage:
   criu restore [-D DIR] [options]
   criu check [--feature NAME]
   criu swrk FD
+  criu page-server [-D DIR] --port PORT [--address ADDRESS] [--daemon] [--lazy-pages] [options]
+  criu dedup [-D DIR]
   criu service [--address PATH] [options]
 
 The options are those of criu(8) 4.2; one whose feature is not in this build is refused by name.
@@ -91,7 +94,9 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
             ExitCode::SUCCESS
         }),
         Some("service") => rpc::service(&settings, place),
-        Some(action @ ("pre-dump" | "lazy-pages" | "page-server" | "dedup" | "cpuinfo" | "exec")) => {
+        Some("page-server") => page_server::run(&settings, place),
+        Some("dedup") => actions::dedup(place).map(|()| ExitCode::SUCCESS),
+        Some(action @ ("pre-dump" | "lazy-pages" | "cpuinfo" | "exec")) => {
             bail!("the action {action} is not in this build")
         }
         Some(other) => bail!("unknown action: {other}"),

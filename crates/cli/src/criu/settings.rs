@@ -3,6 +3,7 @@
 use super::table::{self, Spec, Takes};
 use super::{cgroup_props, config};
 use cryonaut_engine::{CgroupMode, CgroupOptions, LockMethod};
+use cryonaut_page_server::TlsOptions;
 use lexopt::{Arg, ValueExt};
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -48,13 +49,47 @@ pub struct Settings {
     /// The file that leads to the descriptor of `--status-fd`: the number itself may be another program's.
     pub status_fd: Option<PathBuf>,
     pub root: Option<PathBuf>,
-    /// Where the service listens.
+    /// Where the service listens, or a page server does.
     pub address: Option<OsString>,
+    pub port: Option<u16>,
+    /// A connection to or from a page server that the caller has made.
+    pub ps_socket: Option<i32>,
+    pub page_server: bool,
+    pub tls: Tls,
+    pub lazy_pages: bool,
+    pub auto_dedup: bool,
+    /// The image that this one builds on, seen from its directory.
+    pub prev_images_dir: Option<PathBuf>,
     pub daemon: bool,
     pub cgroups: CgroupOptions,
     pub feature: Option<String>,
     /// Options that this build cannot honour, each with what it lacks. Said after the log is open, not before.
     pub refused: Vec<String>,
+}
+
+/// What is said about TLS; files that are not named are CRIU's.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    is_on: bool,
+    any_name: bool,
+    authorities: Option<PathBuf>,
+    revoked: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// `None` if connections are plain.
+    pub fn options(&self) -> Option<TlsOptions> {
+        let default = TlsOptions::default();
+        self.is_on.then(|| TlsOptions {
+            authorities: self.authorities.clone().unwrap_or(default.authorities),
+            revoked: self.revoked.clone(),
+            certificate: self.certificate.clone().unwrap_or(default.certificate),
+            key: self.key.clone().unwrap_or(default.key),
+            any_name: self.any_name,
+        })
+    }
 }
 
 /// Reads the configuration files that apply and then the command line, which has the last word.
@@ -197,9 +232,40 @@ impl Settings {
             "tcp-close" => self.tcp_close = is_on,
             "skip-in-flight" => self.skip_in_flight = is_on,
             "daemon" => self.daemon = is_on,
+            "page-server" => self.page_server = is_on,
+            "lazy-pages" => self.lazy_pages = is_on,
+            "auto-dedup" => self.auto_dedup = is_on,
+            "tls" => self.tls.is_on = is_on,
+            "tls-no-cn-verify" => self.tls.any_name = is_on,
             // The others change nothing here; the table says why.
             _ => {}
         }
+    }
+
+    /// The options that a page server in the background is given as well.
+    pub fn for_page_server(&self) -> Vec<OsString> {
+        let switches = [
+            (self.lazy_pages, "lazy-pages"),
+            (self.auto_dedup, "auto-dedup"),
+            (self.tls.is_on, "tls"),
+            (self.tls.any_name, "tls-no-cn-verify"),
+        ];
+        let files = [
+            (&self.log_file, "log-file"),
+            (&self.prev_images_dir, "prev-images-dir"),
+            (&self.tls.authorities, "tls-cacert"),
+            (&self.tls.revoked, "tls-cacrl"),
+            (&self.tls.certificate, "tls-cert"),
+            (&self.tls.key, "tls-key"),
+        ];
+        let switches = switches.iter().filter(|(is_on, _)| *is_on).map(|(_, name)| format!("--{name}").into());
+        let files = files.iter().filter_map(|(file, name)| {
+            let mut option = OsString::from(format!("--{name}="));
+            option.push(file.as_ref()?);
+            Some(option)
+        });
+        let verbosity = self.verbosity.map(|level| format!("-v{level}").into());
+        switches.chain(files).chain(verbosity).collect()
     }
 
     fn add_cgroup_properties(&mut self, name: &str, text: &str) -> Result<(), String> {
@@ -278,6 +344,13 @@ impl Settings {
             "status-fd" => self.status_fd = Some(format!("/proc/self/fd/{}", number(name, &value)?).into()),
             "root" => self.root = Some(value.into()),
             "address" => self.address = Some(value),
+            "port" => self.port = Some(port(&text(name, &value)?)?),
+            "ps-socket" => self.ps_socket = Some(descriptor(name, &value)?),
+            "prev-images-dir" => self.prev_images_dir = Some(value.into()),
+            "tls-cacert" => self.tls.authorities = Some(value.into()),
+            "tls-cacrl" => self.tls.revoked = Some(value.into()),
+            "tls-cert" => self.tls.certificate = Some(value.into()),
+            "tls-key" => self.tls.key = Some(value.into()),
             "manage-cgroups" => self.cgroups.mode = cgroup_mode(&text(name, &value)?)?,
             "cgroup-root" => self.cgroups.roots.push(cgroup_root(&text(name, &value)?)?),
             "cgroup-yard" => self.cgroups.yard = Some(value.into()),
@@ -334,6 +407,15 @@ fn text(name: &str, value: &OsStr) -> Result<String, String> {
 fn number(name: &str, value: &OsStr) -> Result<u64, String> {
     let given = text(name, value)?;
     given.parse().map_err(|_| format!("--{name}: '{given}' is not a number"))
+}
+
+fn port(given: &str) -> Result<u16, String> {
+    given.parse().map_err(|_| format!("--port: '{given}' is not the number of a port"))
+}
+
+fn descriptor(name: &str, value: &OsStr) -> Result<i32, String> {
+    let given = text(name, value)?;
+    given.parse().ok().filter(|n| *n >= 0).ok_or_else(|| format!("--{name}: '{given}' is not a descriptor"))
 }
 
 fn positive(name: &str, value: &OsStr) -> Result<i32, String> {

@@ -41,8 +41,6 @@ const fn later_short(name: &'static str, short: char, takes: Takes, lacks: &'sta
 use Takes::{Maybe, Nothing, Value};
 
 const INCREMENTAL: &str = "incremental images";
-const LAZY: &str = "memory on demand";
-const SERVER: &str = "memory over the network";
 const MOUNTS: &str = "mount namespaces";
 const SECURITY: &str = "security modules";
 const STREAM: &str = "streamed images";
@@ -79,7 +77,7 @@ pub const OPTIONS: &[Spec] = &[
     here("action-script", None, Value),
     here("status-fd", None, Value),
     here("root", Some('r'), Value),
-    // Of the service; a server of pages is refused as a whole.
+    // Of the service and of page servers.
     here("address", None, Value),
     here("daemon", None, Nothing),
     here("manage-cgroups", None, Maybe),
@@ -109,18 +107,18 @@ pub const OPTIONS: &[Spec] = &[
     here("extra", None, Nothing),
     here("experimental", None, Nothing),
     later("track-mem", Nothing, INCREMENTAL),
-    later("prev-images-dir", Value, INCREMENTAL),
-    later("auto-dedup", Nothing, INCREMENTAL),
-    later("lazy-pages", Nothing, LAZY),
-    later("page-server", Nothing, SERVER),
-    later("port", Value, SERVER),
-    later("ps-socket", Value, SERVER),
-    later("tls", Nothing, SERVER),
-    later("tls-cacert", Value, SERVER),
-    later("tls-cacrl", Value, SERVER),
-    later("tls-cert", Value, SERVER),
-    later("tls-key", Value, SERVER),
-    later("tls-no-cn-verify", Nothing, SERVER),
+    here("prev-images-dir", None, Value),
+    here("auto-dedup", None, Nothing),
+    here("lazy-pages", None, Nothing),
+    here("page-server", None, Nothing),
+    here("port", None, Value),
+    here("ps-socket", None, Value),
+    here("tls", None, Nothing),
+    here("tls-cacert", None, Value),
+    here("tls-cacrl", None, Value),
+    here("tls-cert", None, Value),
+    here("tls-key", None, Value),
+    here("tls-no-cn-verify", None, Nothing),
     here("join-ns", Some('J'), Value),
     here("empty-ns", None, Value),
     here("veth-pair", None, Value),

@@ -29,6 +29,7 @@ use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEn
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_page_server::Sender;
 use cryonaut_puppet::Hand;
 use descriptors::Owner;
 use rustix::time::{ClockId, clock_gettime};
@@ -102,16 +103,19 @@ pub struct About<'a> {
 
 /// Makes the files that every image has, and those of its root, before anybody
 /// stands still: on some file systems that takes longer than to write them.
-pub fn expect_files(images: &DumpDir, root: i32) -> Result<()> {
-    for kind in [ImageKind::Core, ImageKind::Mm, ImageKind::Pagemap, ImageKind::Ids, ImageKind::Fs] {
+/// Not those of memory that is sent away: a server may make them there.
+pub fn expect_files(images: &DumpDir, root: i32, has_memory: bool) -> Result<()> {
+    for kind in [ImageKind::Core, ImageKind::Mm, ImageKind::Ids, ImageKind::Fs] {
         images.expect(kind, root as u64)?;
     }
     for kind in [ImageKind::Inventory, ImageKind::Pstree, ImageKind::Files, ImageKind::Seccomp] {
         images.expect(kind, None)?;
     }
     // The first number that is given out of each kind.
-    for (kind, id) in [(ImageKind::Fdinfo, sharing::FIRST_ID), (ImageKind::Pages, FIRST_PAGES)] {
-        images.expect(kind, u64::from(id))?;
+    images.expect(ImageKind::Fdinfo, u64::from(sharing::FIRST_ID))?;
+    if has_memory {
+        images.expect(ImageKind::Pagemap, root as u64)?;
+        images.expect(ImageKind::Pages, u64::from(FIRST_PAGES))?;
     }
     images.expect(ImageKind::Timens, 0)?;
     images.expect_manifest()?;
@@ -134,7 +138,7 @@ pub fn dump(
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let (processes, owned) = (&mut frozen.processes, about.owned);
-    let pages_ids = PagesIds::default();
+    let pages_ids = PagesIds::with_server(options.page_server.clone());
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
     let shared_pages = PageCount::default();
     let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
@@ -172,6 +176,7 @@ pub fn dump(
         tables: BTreeSet::new(),
         gathered: Gathered::default(),
         pages_ids,
+        server: options.page_server.as_deref(),
         alone: pids.len() == 1,
         files_ahead: false,
     };
@@ -218,6 +223,8 @@ struct Tree<'c, 'a> {
     tables: BTreeSet<u32>,
     gathered: Gathered,
     pages_ids: PagesIds,
+    /// Who takes the pages of memory.
+    server: Option<&'a Sender>,
     /// Whether it is one process.
     alone: bool,
     /// Whether another thread writes its files meanwhile.
@@ -375,7 +382,7 @@ impl<'a> Tree<'_, 'a> {
         let owner = (!self.files_ahead).then(|| Owner::of(process, self.tables.insert(ids.files_id)));
         let space = spaces.take(ids.vm_id);
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
-        let place = PagesPlace { images: self.images, pages_id, alone: self.alone };
+        let place = PagesPlace { images: self.images, pages_id, server: self.server, alone: self.alone };
         Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 

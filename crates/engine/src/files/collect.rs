@@ -16,6 +16,7 @@ use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
+use cryonaut_page_server::Sender;
 use cryonaut_kernel::sys::{kcmp, namespace, pidfd, unix_waiting};
 use rustix::fs::{FileType, Stat};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
@@ -34,20 +35,33 @@ pub(super) const PIDTYPE_PGID: u32 = 2;
 /// The number of the first file of pages.
 pub const FIRST_PAGES: u32 = 1;
 
-/// Gives out numbers for files of pages, to all who write some.
+/// Gives out numbers for files of pages, to all who write some; or names the server to which these go instead.
 #[derive(Debug, Clone)]
-pub struct PagesIds(Arc<AtomicU32>);
+pub struct PagesIds {
+    next: Arc<AtomicU32>,
+    server: Option<Arc<Sender>>,
+}
 
 impl Default for PagesIds {
     fn default() -> Self {
-        PagesIds(Arc::new(AtomicU32::new(FIRST_PAGES)))
+        PagesIds { next: Arc::new(AtomicU32::new(FIRST_PAGES)), server: None }
     }
 }
 
 impl PagesIds {
+    /// For pages that go to a server, if there is one.
+    pub fn with_server(server: Option<Arc<Sender>>) -> Self {
+        PagesIds { server, ..PagesIds::default() }
+    }
+
     /// A number that nobody has.
     pub fn new_id(&self) -> u32 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// To whom the pages go.
+    pub fn server(&self) -> Option<&Sender> {
+        self.server.as_deref()
     }
 }
 

@@ -3,7 +3,7 @@
 //! file that it names.
 
 use super::{Collect, PagesIds};
-use crate::memory::{PAGE, PageCount, PageWriter};
+use crate::memory::{PAGE, PageCount, PageWriter, PagesPlace};
 use crate::{Error, Object, Result};
 use cryonaut_image::{Chain, DumpDir, ImageDir, ImageKind};
 use rustix::fs::SeekFrom;
@@ -38,8 +38,8 @@ pub fn write_out(
     page: u64,
     object: &Object,
 ) -> Result<PageCount> {
-    let pages_id = pages_ids.new_id();
-    let mut out = PageWriter::new(images, ImageKind::ShmemPagemap, id, pages_id)?;
+    let place = PagesPlace { images, pages_id: pages_ids.new_id(), server: pages_ids.server(), alone: false };
+    let mut out = PageWriter::new(place, ImageKind::ShmemPagemap, id)?;
     let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;
     while let Some((data, hole)) = next_data(file, at, size, object)? {

@@ -18,6 +18,8 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
+use cryonaut_page_server::send::Upload;
+use cryonaut_page_server::{Sender, Target};
 use cryonaut_puppet::Hand;
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
 use rustix::fs::OFlags;
@@ -53,6 +55,8 @@ pub struct PageWriter<'a> {
     /// One for each process that has the pages, or the segment's alone; none if
     /// they are written already.
     maps: Vec<PagemapWriter>,
+    /// In the place of a pagemap, if all goes to a page server.
+    upload: Option<Upload>,
     file: WriteBehind,
     /// Contents that are at hand, not yet handed on.
     buffer: Vec<u8>,
@@ -65,31 +69,52 @@ pub struct PageWriter<'a> {
 }
 
 impl<'a> PageWriter<'a> {
-    /// Begins the pagemap of kind `kind` and id `id`, with its pages in
-    /// `pages-PAGES_ID.img`.
-    pub fn new(images: &DumpDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
-        Self::shared(images, kind, &[id], pages_id)
+    /// Begins the pagemap of kind `kind` and id `id`, and the file or whatever else is the place of its pages.
+    pub fn new(place: PagesPlace<'_>, kind: ImageKind, id: u64) -> Result<Self> {
+        Self::shared(place, kind, &[id])
     }
 
     /// The same for several ids with the same pages.
-    fn shared(images: &DumpDir, kind: ImageKind, ids: &[u64], pages_id: u32) -> Result<Self> {
+    fn shared(place: PagesPlace<'_>, kind: ImageKind, ids: &[u64]) -> Result<Self> {
+        let PagesPlace { images, pages_id, server, .. } = place;
+        let target = ids.first().and_then(|id| Target::of(kind, *id));
+        if let (Some(server), Some(target)) = (server, target) {
+            let upload = server.begin(target)?;
+            let pipe = upload.pages().map_err(|e| super::write_behind::failed(&e))?;
+            return Ok(Self::with(Vec::new(), Some(upload), pipe));
+        }
         let map = |id: &u64| PagemapWriter::create(images, kind, *id, pages_id);
-        Ok(PageWriter {
-            maps: ids.iter().map(map).collect::<std::result::Result<_, _>>()?,
-            file: WriteBehind::new(images.raw_file(ImageKind::Pages, u64::from(pages_id))?),
+        let maps = ids.iter().map(map).collect::<std::result::Result<_, _>>()?;
+        Ok(Self::with(maps, None, images.raw_file(ImageKind::Pages, u64::from(pages_id))?))
+    }
+
+    fn with(maps: Vec<PagemapWriter>, upload: Option<Upload>, pages: File) -> Self {
+        PageWriter {
+            maps,
+            upload,
+            file: WriteBehind::new(pages),
             buffer: Vec::new(),
             spans: Vec::new(),
             spans_len: 0,
             splice: None,
             count: PageCount::default(),
-        })
+        }
+    }
+
+    /// Notes that a run of pages follows, or is elsewhere.
+    fn entry(&mut self, start: u64, len: u64, flags: PageFlags) -> Result<()> {
+        for map in &mut self.maps {
+            map.push(start, len / PAGE, flags)?;
+        }
+        if let Some(upload) = &self.upload {
+            upload.push(start, len / PAGE, flags);
+        }
+        Ok(())
     }
 
     /// Notes that a run of pages follows.
     fn note(&mut self, start: u64, len: u64) -> Result<()> {
-        for map in &mut self.maps {
-            map.push(start, len / PAGE, PageFlags::PRESENT)?;
-        }
+        self.entry(start, len, PageFlags::PRESENT)?;
         self.count.scanned += len / PAGE;
         self.count.written += len / PAGE;
         Ok(())
@@ -97,9 +122,7 @@ impl<'a> PageWriter<'a> {
 
     /// Notes that a run of pages is in the parent image.
     fn elsewhere(&mut self, start: u64, len: u64) -> Result<()> {
-        for map in &mut self.maps {
-            map.push(start, len / PAGE, PageFlags::PARENT)?;
-        }
+        self.entry(start, len, PageFlags::PARENT)?;
         self.count.scanned += len / PAGE;
         Ok(())
     }
@@ -197,6 +220,9 @@ impl<'a> PageWriter<'a> {
             splice.close()?;
         }
         self.file.finish()?;
+        // The pipe's end is the file's.
+        drop(self.file);
+        self.upload.map(Upload::finish).transpose()?;
         for map in self.maps {
             map.finish()?;
         }
@@ -211,6 +237,8 @@ pub struct PagesPlace<'a> {
     pub images: &'a DumpDir,
     /// The number of the file.
     pub pages_id: u32,
+    /// Who takes them in the place of that.
+    pub server: Option<&'a Sender>,
     /// Whether no other process is in the tree.
     pub alone: bool,
 }
@@ -229,10 +257,10 @@ pub fn dump_private(
     space: &SharedSpace,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Vec<Range<u64>>)> {
-    let PagesPlace { images, pages_id, alone } = place;
+    let alone = place.alone;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
-    let out = PageWriter::shared(images, ImageKind::Pagemap, &ids, pages_id)?;
+    let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
     let mut written = 0;
     if let Some(held) = &space.common.held {
         written = write_held(held, process, hand.as_deref_mut(), &mem, vmas)?;
@@ -245,7 +273,8 @@ pub fn dump_private(
 
 /// Writes the pages that a process holds for itself and others; how many there are.
 fn write_held(held: &Held, process: &Process, hand: Option<&mut Hand>, mem: &File, vmas: &[VmaEntry]) -> Result<u64> {
-    let mut out = PageWriter::shared(&held.images, ImageKind::Pagemap, &[], held.pages_id)?;
+    let place = PagesPlace { images: &held.images, pages_id: held.pages_id, server: None, alone: false };
+    let mut out = PageWriter::shared(place, ImageKind::Pagemap, &[])?;
     if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
         out.splice = hand.and_then(|hand| Splice::open(process, hand, mem));
     }

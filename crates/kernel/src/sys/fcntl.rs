@@ -21,6 +21,18 @@ pub fn take_inherited(number: i32) -> Result<OwnedFd, Errno> {
     Ok(file)
 }
 
+/// Closes what a number leads to that this process was started with, for whoever waits for its end: the number itself
+/// stays taken.
+///
+/// # Errors
+/// Those of opening /dev/null, or EBADF.
+pub fn let_go_of_inherited(number: i32) -> Result<(), Errno> {
+    let nothing = std::fs::File::open("/dev/null").map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    // SAFETY: dup3 touches no memory; whoever owns the number goes on owning an open file.
+    check(unsafe { libc::dup3(nothing.as_raw_fd(), number, libc::O_CLOEXEC) })?;
+    Ok(())
+}
+
 /// Whom `F_SETOWN_EX` names (the kernel's `F_OWNER_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OwnerKind {

@@ -151,10 +151,14 @@ fn lists(line: &mut Line, opts: &CriuOpts) -> Result<(), String> {
         line.all("ext-unix-sk", &[numbers.join(",")]);
     }
     if let Some(CriuPageServerInfo { address, port, fd, pid: _ }) = &opts.ps {
-        line.switch("page-server", Some(true));
-        line.value("address", address);
-        line.value("port", port);
-        line.value("ps-socket", fd);
+        // The number is one of 16 bits, whatever its field is.
+        line.value("port", &port.map(|port| port as u16));
+        // A lazy dump is itself the server: the address is not its own.
+        if opts.lazy_pages != Some(true) {
+            line.switch("page-server", Some(true));
+            line.value("address", address);
+            line.value("ps-socket", fd);
+        }
     }
     Ok(())
 }

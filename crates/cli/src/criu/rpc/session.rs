@@ -5,13 +5,13 @@ use super::wire::{Peer, Received, bounded};
 use super::{notify, options};
 use crate::criu::place::{Place, open_directory};
 use crate::criu::settings::{self, Settings};
-use crate::criu::{CRIU_VERSION, GIT_ID, actions, config, log, script};
+use crate::criu::{CRIU_VERSION, GIT_ID, actions, config, log, page_server, script};
 use crate::failure;
 use crate::features::{CriuAnswer, criu_feature};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use cryonaut_engine::Hook;
 use cryonaut_image::rpc::{
-    CriuDumpResp, CriuFeatures, CriuOpts, CriuReq, CriuReqType, CriuResp, CriuRestoreResp, CriuVersion,
+    CriuDumpResp, CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp, CriuRestoreResp, CriuVersion,
 };
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -103,7 +103,17 @@ fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner) -
             Ok(CriuResp { restore: Some(CriuRestoreResp { pid }), ..done })
         }
         CriuReqType::PreDump | CriuReqType::SinglePreDump => lacking(kind, "incremental images"),
-        CriuReqType::PageServer | CriuReqType::PageServerChld => lacking(kind, "memory over the network"),
+        CriuReqType::PageServer | CriuReqType::PageServerChld => {
+            let call = Call::prepare(peer, kind, request.opts.as_ref(), manner)?;
+            let (server, port) = page_server::start(&call.settings, &call.place)?;
+            let ps = CriuPageServerInfo {
+                pid: Some(server.id() as i32),
+                port: Some(i32::from(port)),
+                ..CriuPageServerInfo::default()
+            };
+            // Callers expect this type for both.
+            Ok(CriuResp { r#type: CriuReqType::PageServer as i32, ps: Some(ps), ..done })
+        }
         CriuReqType::CpuinfoDump | CriuReqType::CpuinfoCheck => lacking(kind, "comparing processors"),
         CriuReqType::Notify => Err(bad("a NOTIFY acknowledges a notification, and there was none")),
         CriuReqType::Empty => Err(bad("the request is empty")),
