@@ -147,12 +147,14 @@ impl TlsOptions {
             .clear_root_hint_subjects()
             .build()
             .map_err(|e| unusable(&self.authorities, e))?;
-        let config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| unusable(&self.authorities, e))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.certificates()?, self.private_key()?)
             .map_err(|e| unusable(&self.certificate, e))?;
+        // CRIU takes a ticket for an answer that did not come.
+        config.send_tls13_tickets = 0;
         let connection = ServerConnection::new(Arc::new(config)).map_err(|e| unusable(&self.certificate, e))?;
         Tls::new(connection, socket, peer)
     }
