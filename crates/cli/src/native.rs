@@ -7,6 +7,7 @@ use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cryonaut_engine::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
+use cryonaut_image::ImageDir;
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ enum Command {
     Checkpoint(Checkpoint),
     /// Bring a tree back under the same pids, and wait for its root to end
     Restore(Restore),
+    /// Make one image of one that builds on others
+    Squash(Squash),
     /// Tell what this kernel can do, and what is lost without it
     Check(Check),
     /// Tell which criu the container managers of this machine would call, and whether it is this program
@@ -103,6 +106,18 @@ struct Restore {
     leave_stopped: bool,
     #[command(flatten)]
     shared: Shared,
+}
+
+#[derive(Debug, Args)]
+struct Squash {
+    /// The directory of the image; its parents are left alone
+    dir: PathBuf,
+    /// Where the image of all goes; made if it does not exist [default: in the place of DIR's]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Report as one object of JSON on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -183,6 +198,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let (result, as_json) = match &command {
         Command::Checkpoint(c) => (checkpoint(c), c.shared.json),
         Command::Restore(r) => (restore(r), r.shared.json),
+        Command::Squash(s) => (squash(s), s.json),
         Command::Check(c) => (check(c.json), c.json),
         Command::Doctor(c) => (doctor::run(c.json), c.json),
     };
@@ -308,6 +324,20 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
         );
     }
     if asked.detach { Ok(ExitCode::SUCCESS) } else { root::wait(report.root_pid).map(ExitCode::from) }
+}
+
+fn squash(asked: &Squash) -> Result<ExitCode> {
+    let image = ImageDir::open(&asked.dir)?;
+    let out = asked.output.as_ref().unwrap_or(&asked.dir);
+    let squashed = cryonaut_image::squash::squash(&image, out)?;
+    let (pages, from_parents) = (squashed.pages, squashed.from_parents);
+    if asked.json {
+        print_json("squash", &json!({ "image": out, "pages": pages, "pages_from_parents": from_parents }))?;
+    } else {
+        let sizes = (size(pages * 4096), size(from_parents * 4096));
+        println!("{}: {} of memory, {} of it from parents", out.display(), sizes.0, sizes.1);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn check(as_json: bool) -> Result<ExitCode> {

@@ -122,6 +122,14 @@ impl<'i> Chain<'i> {
         self.expected(source.level)?.open_raw(ImageKind::Pages, u64::from(source.pages_id))
     }
 
+    /// The number of the pages file that a pagemap of the image itself names.
+    ///
+    /// # Errors
+    /// As for [`Pagemap::read`].
+    pub fn pages_id(&self, kind: ImageKind, id: u64) -> Result<u32> {
+        Ok(Pagemap::read(self.image(), kind, id)?.pages_id())
+    }
+
     /// The pages of an address space or a segment (`kind` is `Pagemap` or `ShmemPagemap`), ascending by address.
     ///
     /// # Errors

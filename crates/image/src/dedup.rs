@@ -7,6 +7,7 @@ use std::fs::File;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use crate::chain::Chain;
 use crate::error::{Error, Result};
 use crate::image_dir::ImageDir;
 use crate::kind::ImageKind;
@@ -91,18 +92,36 @@ fn take_out(parent: &ImageDir, map: &Pagemap, newer: &[(u64, u64)]) -> Result<u6
     Ok(pages)
 }
 
-/// Makes a hole of pages in a file, whose size stays.
+/// Makes holes for all pages that a restore has taken out of an image and its parents: the image is used up.
 ///
 /// # Errors
-/// The kernel's answer.
-pub fn punch(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {
+/// As for [`dedup`].
+pub fn take_out_all(image: &ImageDir) -> Result<Deduplicated> {
+    let mut done = Deduplicated::default();
+    let mut chain = Chain::new(image);
+    for (kind, id) in image.files()? {
+        let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) else { continue };
+        for group in chain.pieces(kind, id)?.chunk_by(|a, b| a.source == b.source) {
+            let Some(owner) = chain.level(group[0].source.level)? else { continue };
+            let file = owner.open_pages_to_change(group[0].source.pages_id)?;
+            for piece in group {
+                punch(&file, piece.offset, piece.len)
+                    .map_err(|errno| Error::io("make holes in", owner.path().to_owned(), errno.into()))?;
+                done.pages += piece.len / PAGE_SIZE;
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Makes a hole of pages in a file, whose size stays.
+fn punch(file: &File, offset: u64, len: u64) -> rustix::io::Result<()> {
     fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::Chain;
     use crate::records::InventoryEntry;
     use crate::{CommitOptions, DumpDir, PagemapWriter};
     use std::fs;
@@ -163,6 +182,35 @@ mod tests {
         assert!(blocks("1") < were.0 && blocks("2") < were.1 && blocks("3") == were.2);
         assert_eq!(contents(&dir.path().join("3")), before);
         ImageDir::open(dir.path().join("3")).unwrap().verify(true).unwrap();
+    }
+
+    #[test]
+    fn a_chain_becomes_one_image() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let before = contents(&dir.path().join("3"));
+        let image = ImageDir::open(dir.path().join("3")).unwrap();
+        for out in ["4", "3"] {
+            let out = dir.path().join(out);
+            let done = crate::squash::squash(&image, &out).unwrap();
+            assert_eq!((done.pages, done.from_parents), (72, 40));
+            assert_eq!(contents(&out), before);
+            assert_eq!(fs::metadata(out.join("pages-1.img")).unwrap().len(), 72 * PAGE_SIZE);
+            assert!(!out.join("parent").exists());
+            ImageDir::open(&out).unwrap().verify(true).unwrap();
+        }
+        fs::remove_dir_all(dir.path().join("1")).unwrap();
+        assert_eq!(contents(&dir.path().join("3")), before);
+    }
+
+    #[test]
+    fn what_a_restore_has_taken_leaves_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        chain(dir.path());
+        let done = take_out_all(&ImageDir::open(dir.path().join("3")).unwrap()).unwrap();
+        assert_eq!(done.pages, 72);
+        assert_eq!(fs::metadata(dir.path().join("3/pages-1.img")).unwrap().blocks(), 0);
+        assert!(contents(&dir.path().join("3")).iter().all(|(_, byte)| *byte == 0));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -403,6 +403,16 @@ impl DumpDir {
         let sum = FileSum::new(text.len() as u64, Some(blake3::hash(&text)));
         self.claim(&name, Content::Done(sum))?;
         self.write_whole(&name, &text)
+    }
+
+    /// Takes over a file of another image as it is.
+    pub(crate) fn copy_file(&self, name: &str, mut from: File) -> Result<()> {
+        let failed = |source| Error::io("write", self.path_of(name), source);
+        let mut to = self.create_file(name)?;
+        let size = io::copy(&mut from, &mut to).map_err(failed)?;
+        to.seek(SeekFrom::Start(0)).map_err(failed)?;
+        let hash = dir::hash(to, size).map_err(failed)?;
+        self.claim(name, Content::Done(FileSum::new(size, Some(hash))))
     }
 
     fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use crate::dir::{self, Dir};
-use crate::dump_dir::{PARENT, is_layer_name};
+use crate::dump_dir::{DumpDir, PARENT, is_layer_name};
 use crate::entry_reader::EntryReader;
 use crate::error::{Error, Result};
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, from_json, json_name};
 use crate::records::InventoryEntry;
 use crate::shape::Record;
-use crate::staging::is_memory;
+use crate::staging::{is_memory, is_part_of_an_image};
 use crate::tail::Tailed;
 
 /// All the records that one file decodes to may occupy this many bytes; those
@@ -272,6 +272,19 @@ impl ImageDir {
             Some(file) => Ok(file),
             None => Err(self.missing(&kind.file_name(id)?)),
         }
+    }
+
+    /// Puts everything into another image but pagemaps, pages, the manifest and the way to parents.
+    pub(crate) fn copy_all_but_memory(&self, to: &DumpDir) -> Result<()> {
+        for name in self.dir.names()? {
+            let is_ours = is_part_of_an_image(&name, self.dir.is_dir(&name)) && !self.dir.is_dir(&name);
+            if !is_ours || is_memory(&name) || name == PARENT || name == MANIFEST_NAME {
+                continue;
+            }
+            let (file, _) = self.open_name(&name, Compare::All)?.ok_or_else(|| self.missing(&name))?;
+            to.copy_file(&name, file)?;
+        }
+        Ok(())
     }
 
     /// Opens a pages file for making holes in it.

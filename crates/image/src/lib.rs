@@ -35,6 +35,7 @@ mod kind;
 mod manifest;
 mod pages;
 mod shape;
+pub mod squash;
 mod staging;
 pub mod stats;
 mod tail;

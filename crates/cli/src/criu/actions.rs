@@ -22,6 +22,11 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
     refuse_lazy(&settings)?;
+    ensure!(
+        settings.prev_images_dir.is_none(),
+        "--prev-images-dir is not in this build of a dump, which lacks incremental images"
+    );
+    let auto_dedup = settings.auto_dedup;
     let mut options = CheckpointOptions {
         page_server: page_server::sender(&settings)?,
         cgroups: cgroups(&settings, place),
@@ -53,6 +58,14 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
         options.timeout = limit(seconds);
     }
     let report = cryonaut_engine::checkpoint(pid, &place.images, &options)?;
+    if auto_dedup {
+        // The tree has ended, and its image is a good one.
+        let image = ImageDir::open(&place.images)?;
+        match dedup::dedup(&image) {
+            Ok(done) => tracing::info!("{} pages of its parents are holes now", done.pages),
+            Err(error) => tracing::warn!("parents keep what is newer now: {error}"),
+        }
+    }
     let stats = stats::of_dump(&report);
     cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
     if settings.display_stats {
@@ -89,6 +102,13 @@ pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     };
     let pidfile = Pidfile::claim(settings.pidfile.map(|file| place.work.join(file)))?;
     let report = cryonaut_engine::restore(&place.images, &options)?;
+    if settings.auto_dedup {
+        // What runs now needs its image no more; criu(8) promises that it is used up.
+        match ImageDir::open(&place.images).and_then(|image| dedup::take_out_all(&image)) {
+            Ok(done) => tracing::info!("{} pages of the image are holes now", done.pages),
+            Err(error) => tracing::warn!("the image keeps its pages: {error}"),
+        }
+    }
     pidfile.write(report.root_pid)?;
     let stats = stats::of_restore(&report);
     cryonaut_image::stats::write_restore_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;

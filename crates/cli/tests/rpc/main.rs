@@ -3,7 +3,7 @@
 mod client;
 
 use client::{Client, Outcome, alone, of_type};
-use cryonaut_image::rpc::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, InheritFd};
+use cryonaut_image::rpc::{CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, InheritFd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::{self, File};
@@ -329,6 +329,30 @@ fn several_questions_may_be_asked_in_one_session() {
     assert!(client.ended().success(), "who asks nothing is owed nothing");
 }
 
+#[test]
+fn a_dump_sends_its_memory_to_a_server_that_was_asked_for() {
+    for kind in [CriuReqType::PageServer, CriuReqType::PageServerChld] {
+        let (dirs, theirs, mut cat) = (Dirs::new(), Dirs::new(), Cat::start());
+        let mut session = Client::quiet();
+        let address = CriuPageServerInfo { address: Some("127.0.0.1".into()), ..CriuPageServerInfo::default() };
+        let opts = CriuOpts { ps: Some(address.clone()), ..theirs.opts() };
+        let begun = session.request(&CriuReq { opts: Some(opts), keep_open: Some(true), ..of_type(kind) }, |_| true);
+        assert!(begun.answer.success, "{}", begun.problem());
+        let server = begun.answer.ps.expect("where it is");
+        let ps = CriuPageServerInfo { port: server.port, ..address };
+        let opts = CriuOpts { leave_running: Some(true), ps: Some(ps), ..dirs.crun_dump(cat.pid) };
+        let done = Client::quiet().only(CriuReqType::Dump, opts);
+        assert!(done.answer.success, "{}", done.problem());
+        cat.answers("it goes on");
+        let wait = CriuReq { pid: server.pid.map(|pid| pid as u32), ..of_type(CriuReqType::WaitPid) };
+        let ended = session.request(&wait, |_| true);
+        assert_eq!((ended.answer.success, ended.answer.status), (true, Some(0)), "{}", ended.problem());
+        assert!(session.ended().success());
+        let pagemap = format!("pagemap-{}.img", cat.pid);
+        assert!(theirs.images.path().join(&pagemap).exists() && !dirs.images.path().join(&pagemap).exists());
+    }
+}
+
 fn refused(kind: CriuReqType, opts: Option<CriuOpts>) -> Outcome {
     let mut client = Client::quiet();
     let done = client.request(&CriuReq { opts, ..of_type(kind) }, |_| true);
@@ -344,16 +368,8 @@ fn what_is_not_here_is_refused_by_name() {
     for (kind, opts, word) in [
         (CriuReqType::PreDump, Some(dirs.opts()), "PRE_DUMP"),
         (CriuReqType::SinglePreDump, Some(dirs.opts()), "SINGLE_PRE_DUMP"),
-        (CriuReqType::PageServer, Some(dirs.opts()), "PAGE_SERVER"),
-        (CriuReqType::PageServerChld, Some(dirs.opts()), "PAGE_SERVER_CHLD"),
         (CriuReqType::CpuinfoDump, Some(dirs.opts()), "CPUINFO_DUMP"),
-        (CriuReqType::Dump, Some(CriuOpts { lazy_pages: Some(true), ..dirs.runc_dump(1) }), "--lazy-pages"),
         (CriuReqType::Dump, Some(CriuOpts { track_mem: Some(true), ..dirs.runc_dump(1) }), "--track-mem"),
-        (
-            CriuReqType::Dump,
-            Some(CriuOpts { parent_img: Some("../x".into()), ..dirs.runc_dump(1) }),
-            "--prev-images-dir",
-        ),
         (CriuReqType::Dump, Some(CriuOpts { exec_cmd: vec!["sh".into()], ..dirs.runc_dump(1) }), "exec_cmd"),
     ] {
         let done = refused(kind, opts);

@@ -88,7 +88,7 @@ fn everything() -> CriuOpts {
 
 #[test]
 fn every_option_has_its_form_on_the_command_line() {
-    let said = said(&everything());
+    let said = said(&CriuOpts { lazy_pages: None, ..everything() });
     for wanted in [
         "--tree=42",
         "--leave-running",
@@ -116,12 +116,20 @@ fn every_option_has_its_form_on_the_command_line() {
     ] {
         assert!(said.iter().any(|argument| argument == wanted), "{wanted} is not in {said:?}");
     }
-    // Of the 70 fields, seven are the session's, two are refused and two share an argument; the page server makes four.
-    assert_eq!(said.len(), 64, "{said:?}");
+    // Of the 70 fields, seven are the session's, two are refused, two share an argument and one is of a dump that serves
+    // its pages itself; the page server makes four.
+    assert_eq!(said.len(), 63, "{said:?}");
     for argument in &said {
         let name = argument.trim_start_matches("--").split('=').next().unwrap_or_default();
         crate::criu::table::by_name(name).expect("an option of the command line");
     }
+}
+
+#[test]
+fn a_dump_that_serves_its_pages_itself_sends_them_nowhere() {
+    let said = said(&everything());
+    assert!(said.contains(&"--lazy-pages".into()) && said.contains(&"--port=27".into()));
+    assert!(!said.iter().any(|argument| argument.starts_with("--page-server") || argument.starts_with("--address")));
 }
 
 #[test]
