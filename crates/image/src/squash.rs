@@ -45,7 +45,8 @@ pub fn squash(image: &ImageDir, out: impl AsRef<Path>) -> Result<Squashed> {
                 continue;
             }
             copy_pages(&mut chain, &pieces, &dump, pages_id)?;
-            let pages = |pieces: &mut dyn Iterator<Item = &Piece>| pieces.map(|piece| piece.len / PAGE_SIZE).sum::<u64>();
+            let pages =
+                |pieces: &mut dyn Iterator<Item = &Piece>| pieces.map(|piece| piece.len / PAGE_SIZE).sum::<u64>();
             squashed.pages += pages(&mut pieces.iter());
             squashed.from_parents += pages(&mut pieces.iter().filter(|piece| piece.source.level > 0));
             written.insert(pages_id, pieces);

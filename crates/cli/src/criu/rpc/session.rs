@@ -11,7 +11,8 @@ use crate::features::{CriuAnswer, criu_feature};
 use anyhow::{Context, Error, Result, anyhow, bail};
 use cryonaut_engine::Hook;
 use cryonaut_image::rpc::{
-    CriuDumpResp, CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp, CriuRestoreResp, CriuVersion,
+    CriuDumpResp, CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp, CriuRestoreResp,
+    CriuVersion,
 };
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, waitpid};
