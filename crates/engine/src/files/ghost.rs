@@ -213,13 +213,25 @@ fn note(cx: &Collect<'_>, parent: &OwnedFd, base: &str) {
     }
 }
 
+/// The directory that is above a path.
+fn above(path: &[u8]) -> &[u8] {
+    &path[..path.iter().rposition(|&b| b == b'/').unwrap_or(0)]
+}
+
 /// Makes the link, and returns its path as the process sees it.
 fn make_link(cx: &mut Collect<'_>, subject: &Subject<'_>, name: &[u8], linked: u32) -> Result<Vec<u8>> {
-    let directory = &name[..name.iter().rposition(|&b| b == b'/').unwrap_or(0)];
+    let mut directory = above(name);
+    // It may have gone as well: any above it will do that is of the same mount.
+    let parent = loop {
+        let at = if directory.is_empty() { b"/" } else { directory };
+        match cx.regular.mounts.open_as_seen(subject, at, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR) if !directory.is_empty() => directory = above(directory),
+            parent => break parent,
+        }
+    };
     let shown = String::from_utf8_lossy(directory).into_owned();
-    let failed = |e| Error::kernel(subject.object.clone(), format!("make a temporary link in {shown}"), e);
-    let at = if directory.is_empty() { b"/" } else { directory };
-    let parent = cx.regular.mounts.open_as_seen(subject, at, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+    let failed = |e| Error::kernel(subject.object.clone(), format!("make a temporary link in {shown}/"), e);
+    let parent = parent.map_err(failed)?;
     let is_ours = cx.regular.mounts.id_of(subject.file) == Ok(-1);
     let source = format!("/proc/self/fd/{}", subject.file.as_raw_fd());
     let _owner = users::own_files().map_err(failed)?;

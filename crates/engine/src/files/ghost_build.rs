@@ -259,14 +259,22 @@ fn make_somewhere(path: &Path, ghost: u32, entry: &GhostFileEntry) -> std::resul
 }
 
 fn make_and_delete(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
+    in_directories_of(path, || make_at(path, entry))
+}
+
+/// Does something while the directories of a path are there: those that are not are made for the moment.
+fn in_directories_of<T>(
+    path: &Path,
+    act: impl FnOnce() -> std::result::Result<T, Errno>,
+) -> std::result::Result<T, Errno> {
     let made = make_directories(path.parent().unwrap_or(Path::new("/")))?;
-    let file = make_at(path, entry);
+    let done = act();
     for directory in made.iter().rev() {
         if let Err(errno) = rustix::fs::rmdir(directory) {
             tracing::warn!("{}: cannot remove the temporary directory: {errno}", directory.display());
         }
     }
-    file
+    done
 }
 
 /// Makes the directories of a path that do not exist, and returns them.
@@ -353,12 +361,13 @@ fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedF
         errno,
         remedy: "such an image can be restored once, on the file system of the checkpoint",
     };
-    let file = match rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::empty()) {
-        Ok(()) => {
-            let file = open(&path);
-            rustix::fs::unlink(&path).map_err(failed)?;
-            file
-        }
+    let under_its_name = in_directories_of(&path, || {
+        rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::empty())?;
+        let file = open(&path);
+        Ok((file, rustix::fs::unlink(&path)))
+    });
+    let file = match under_its_name {
+        Ok((file, removed)) => removed.and(file),
         Err(_) => open(&link),
     };
     let file = file.map_err(failed)?;

@@ -77,8 +77,7 @@ impl Asked {
     /// Of a socket.
     pub fn of(socket: BorrowedFd<'_>, glance: Option<Arc<Glance>>) -> Asked {
         let Ok(sort) = Sort::of(socket) else { return Asked::default() };
-        let is_tcp = matches!(sort.family, libc::AF_INET | libc::AF_INET6) && sort.protocol == libc::IPPROTO_TCP;
-        let common = is_tcp.then(|| Arc::new(Common::of(socket, sort)));
+        let common = sort.is_tcp().then(|| Arc::new(Common::of(socket, sort)));
         Asked { sort: Some(sort), common, glance, ..Asked::default() }
     }
 

@@ -61,6 +61,12 @@ impl Sort {
         Ok(Sort { family: get(libc::SO_DOMAIN)?, kind: get(libc::SO_TYPE)?, protocol: get(libc::SO_PROTOCOL)? })
     }
 
+    /// Whether it is one of TCP over IPv4 or IPv6: raw sockets have the number of their protocol there as well.
+    fn is_tcp(self) -> bool {
+        matches!(self.family, libc::AF_INET | libc::AF_INET6)
+            && (self.kind, self.protocol) == (libc::SOCK_STREAM, libc::IPPROTO_TCP)
+    }
+
     /// A new one.
     fn make(self) -> std::result::Result<OwnedFd, Errno> {
         match self.make_as_we_are() {

@@ -176,7 +176,8 @@ impl Tuner {
         let what = name.rsplit('/').next().unwrap_or(name);
         match name {
             "ipv4/ip_forward" => self.look_again("forwarding"),
-            _ if name.contains("/all/") => self.look_again(what),
+            // What was never set of a device follows the default (devinet_copy_dflt_conf in net/ipv4/devinet.c).
+            _ if name.contains("/all/") || name.contains("/default/") => self.look_again(what),
             _ => {}
         }
         self.look(name);

@@ -61,9 +61,12 @@ fn is_fatal(error: i32) -> bool {
 pub fn can_come(record: &InetSkEntry, error: i32, peer: Option<SocketAddr>) -> bool {
     let Some(peer) = peer else { return false };
     let known = code(error, peer.ip().to_canonical().is_ipv6()).is_some();
-    match record.proto as i32 {
-        libc::IPPROTO_TCP => known,
-        libc::IPPROTO_UDP => known && is_fatal(error) && record.state == state::ESTABLISHED,
+    let sort = sort_of(record);
+    match sort.protocol {
+        _ if sort.is_tcp() => known,
+        libc::IPPROTO_UDP if sort.kind == libc::SOCK_DGRAM => {
+            known && is_fatal(error) && record.state == state::ESTABLISHED
+        }
         _ => false,
     }
 }
@@ -100,7 +103,7 @@ pub fn build(
         .ok_or_else(|| Error::bad_image("cryonaut-sockets.json", format!("nothing brings the error {error} about")))?;
     let (level, option) = if v6 { (IPPROTO_IPV6, libc::IPV6_RECVERR) } else { (IPPROTO_IP, libc::IP_RECVERR) };
     // TCP takes it for final only if the program wants to know.
-    let tcp = record.proto as i32 == libc::IPPROTO_TCP;
+    let tcp = sort_of(record).is_tcp();
     let before = socket::get_int(socket, level, option).map_err(failed)?;
     if tcp {
         socket::set_int(socket, level, option, 1).map_err(failed)?;

@@ -28,7 +28,7 @@ pub struct Signing {
 /// Whether it is looked into, and whether as one of TCP.
 fn sort(sort: Option<Sort>) -> Option<bool> {
     let sort = sort.filter(|sort| matches!(sort.family, libc::AF_INET | libc::AF_INET6))?;
-    Some(sort.protocol == libc::IPPROTO_TCP)
+    Some(sort.is_tcp())
 }
 
 /// If a process has a socket, another thread gets ready what takes longest, while nobody stands still. Whether it has.

@@ -115,16 +115,15 @@ impl FileKind for Inet {
         if let Some(inside) = &inside {
             inside::collect(file, inside, &mut extra)?;
         }
-        match sort.protocol {
-            libc::IPPROTO_TCP => tcp::collect(cx, file, &mut record, &mut extra, (error, inside.as_ref()))?,
-            _ => {
-                datagram::collect(cx, file, sort, &mut record, &mut extra)?;
-                let peer = address::peer(file.file).ok().flatten();
-                if error != 0 && !error::can_come(&record, error, peer) {
-                    return Err(error::refuse(file, error));
-                }
-                extra.error = error;
+        if sort.is_tcp() {
+            tcp::collect(cx, file, &mut record, &mut extra, (error, inside.as_ref()))?;
+        } else {
+            datagram::collect(cx, file, sort, &mut record, &mut extra)?;
+            let peer = address::peer(file.file).ok().flatten();
+            if error != 0 && !error::can_come(&record, error, peer) {
+                return Err(error::refuse(file, error));
             }
+            extra.error = error;
         }
         settings::collect(&mut cx.sockets, file, sort, &tables(&record), &mut extra);
         cx.sockets.note(id, extra);
@@ -173,7 +172,7 @@ impl FileKind for Inet {
             }
             inside::build_keys(socket, record, &extra.keys)?;
         }
-        if sort.protocol == libc::IPPROTO_TCP {
+        if sort.is_tcp() {
             tcp::build(socket, record, &extra)?;
         } else {
             datagram::build(cx, socket, record, &extra)?;
@@ -250,9 +249,10 @@ fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
         tables.push(settings::IPV6);
         tables.extend((!stream).then_some(settings::IPV6_MULTICAST));
     }
-    match sort.protocol {
-        libc::IPPROTO_TCP => tables.extend(tcp::tables(record)),
-        _ => tables.extend(datagram::tables(record)),
+    if sort.is_tcp() {
+        tables.extend(tcp::tables(record));
+    } else {
+        tables.extend(datagram::tables(record));
     }
     tables
 }
@@ -401,8 +401,7 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
     }
     // What stays of TCP's former connections would be in the way, and so would others of this image.
     let company = || cx.records().values().filter_map(|e| e.isk.as_ref()).filter(|other| shares_port(record, other));
-    let reuse =
-        record.proto == libc::IPPROTO_TCP as u32 || record.opts.reuseaddr == Some(true) || company().next().is_some();
+    let reuse = sort_of(record).is_tcp() || record.opts.reuseaddr == Some(true) || company().next().is_some();
     options::set_reuseaddr(socket, reuse, what)?;
     if company().any(|other| other.opts.so_reuseport == Some(true)) {
         // One that has given it up since must share as well, until all have the port.

@@ -109,7 +109,7 @@ impl Peers {
     /// Of the records of an image, and of what waits at those that listen.
     pub fn of_records<'r>(images: &ImageDir, records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
         let mut peers = Vec::new();
-        for record in records.filter(|record| record.proto == IPPROTO_TCP as u32) {
+        for record in records.filter(|record| super::sort_of(record).is_tcp()) {
             let mut add = |stage, own, peer| peers.push(Peer { pid: 0, fd: 0, stage, own, peer });
             if record.state == state::LISTEN {
                 let all = waiting::ends_of(images, record.id)?;
@@ -137,7 +137,7 @@ fn at_a_glance(
     }
     let all = socket_glance::of_process(tid);
     let all = all.inspect_err(|e| tracing::debug!("sockets of {pid} are looked at one by one: {e}")).ok()?;
-    let is_tcp = |one: &&(i32, Glance)| one.1.sort().2 == IPPROTO_TCP;
+    let is_tcp = |one: &&(i32, Glance)| (one.1.sort().1, one.1.sort().2) == (libc::SOCK_STREAM, IPPROTO_TCP);
     // Those of other network namespaces are looked for there.
     let here = network_here()?;
     let sockets: Vec<(i32, Glance)> = all.sockets.into_iter().filter(|(_, socket)| socket.network() == here).collect();
@@ -231,7 +231,7 @@ impl Sockets {
 
 fn connection_of(socket: BorrowedFd<'_>) -> Option<(Stage, SocketAddr, SocketAddr)> {
     let sort = Sort::of(socket).ok()?;
-    if !matches!(sort.family, libc::AF_INET | libc::AF_INET6) || sort.protocol != IPPROTO_TCP {
+    if !sort.is_tcp() {
         return None;
     }
     let own = address::local(socket).ok()?;

@@ -92,8 +92,7 @@ pub fn tables(record: &InetSkEntry) -> Vec<&'static [Setting]> {
 
 /// Whether it was connected, and is not any more; or was shut down without.
 pub fn has_ended(record: &InetSkEntry) -> bool {
-    let tcp = record.proto == IPPROTO_TCP as u32;
-    tcp && record.state == state::CLOSE && record.shutdown() == SkShutdown::Both
+    sort_of(record).is_tcp() && record.state == state::CLOSE && record.shutdown() == SkShutdown::Both
 }
 
 /// Reads what is TCP's own.
@@ -195,7 +194,7 @@ fn collect_in_flight(cx: &Collect<'_>, file: &OpenFile<'_>, record: &mut InetSkE
 
 /// Whether a record is one of a connection.
 pub fn is_connection(record: &InetSkEntry) -> bool {
-    record.proto == IPPROTO_TCP as u32 && connection::is_connected(record.state)
+    sort_of(record).is_tcp() && connection::is_connected(record.state)
 }
 
 /// A record as the user wants it to be built: a connection as one that has ended, if asked for.
