@@ -6,7 +6,7 @@ use crate::progress::Bar;
 use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use cryonaut_engine::{Afterwards, CheckpointOptions, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
+use cryonaut_engine::{Afterwards, CheckpointOptions, Codec, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
 use cryonaut_image::ImageDir;
 use serde_json::json;
 use std::ffi::OsString;
@@ -36,6 +36,8 @@ enum Command {
     Restore(Restore),
     /// Make one image of one that builds on others
     Squash(Squash),
+    /// Write an image once more, in a form that other tools read
+    Export(Export),
     /// Tell what this kernel can do, and what is lost without it
     Check(Check),
     /// Tell which criu the container managers of this machine would call, and whether it is this program
@@ -59,6 +61,9 @@ struct Checkpoint {
     leave_stopped: bool,
     #[command(flatten)]
     shared: Shared,
+    /// Store memory compressed: lz4 (fast) or zstd (small). CRIU cannot read that; `cryonaut export --criu` undoes it
+    #[arg(long, value_name = "CODEC", value_parser = codec)]
+    compress: Option<Codec>,
     /// Give connections up that are not established yet or wait to be accepted
     #[arg(long)]
     skip_in_flight: bool,
@@ -121,6 +126,21 @@ struct Squash {
 }
 
 #[derive(Debug, Args)]
+struct Export {
+    /// As an ordinary image of CRIU's format: memory is not compressed, and in no other image
+    #[arg(long, required = true)]
+    criu: bool,
+    /// The directory of the image
+    dir: PathBuf,
+    /// Where the other goes; made if it does not exist
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Report as one object of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct Shared {
     /// The tree belongs to a terminal session outside of it, such as a job of a shell
     #[arg(short = 'j', long)]
@@ -172,6 +192,10 @@ impl Shared {
     }
 }
 
+fn codec(name: &str) -> Result<Codec, String> {
+    Codec::from_name(name).ok_or_else(|| format!("'{name}' is none of lz4, zstd"))
+}
+
 fn lock_method(name: &str) -> Result<LockMethod, String> {
     match name {
         "nftables" => Ok(LockMethod::Nftables),
@@ -198,7 +222,8 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     let (result, as_json) = match &command {
         Command::Checkpoint(c) => (checkpoint(c), c.shared.json),
         Command::Restore(r) => (restore(r), r.shared.json),
-        Command::Squash(s) => (squash(s), s.json),
+        Command::Squash(s) => (squash("squash", &s.dir, s.output.as_ref(), s.json), s.json),
+        Command::Export(e) => (squash("export", &e.dir, Some(&e.output), e.json), e.json),
         Command::Check(c) => (check(c.json), c.json),
         Command::Doctor(c) => (doctor::run(c.json), c.json),
     };
@@ -236,6 +261,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         tcp: asked.shared.tcp_policies(),
         network_lock: asked.shared.network_lock,
         skip_in_flight: asked.skip_in_flight,
+        compress: asked.compress,
         ..CheckpointOptions::default()
     };
     let bar = Bar::follow("checkpoint", options.progress.clone());
@@ -262,6 +288,7 @@ fn checkpoint_container(asked: &Checkpoint, container: &Container) -> Result<Exi
         (asked.leave_stopped, "--leave-stopped"),
         (asked.skip_in_flight, "--skip-in-flight"),
         (asked.link_remap, "--link-remap"),
+        (asked.compress.is_some(), "--compress"),
         (asked.ext_unix_sk.is_some(), "--ext-unix-sk"),
     ];
     let mut options = asked.shared.for_runtime(&else_asked)?;
@@ -326,13 +353,13 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
     if asked.detach { Ok(ExitCode::SUCCESS) } else { root::wait(report.root_pid).map(ExitCode::from) }
 }
 
-fn squash(asked: &Squash) -> Result<ExitCode> {
-    let image = ImageDir::open(&asked.dir)?;
-    let out = asked.output.as_ref().unwrap_or(&asked.dir);
+fn squash(command: &str, dir: &PathBuf, output: Option<&PathBuf>, as_json: bool) -> Result<ExitCode> {
+    let image = ImageDir::open(dir)?;
+    let out = output.unwrap_or(dir);
     let squashed = cryonaut_image::squash::squash(&image, out)?;
     let (pages, from_parents) = (squashed.pages, squashed.from_parents);
-    if asked.json {
-        print_json("squash", &json!({ "image": out, "pages": pages, "pages_from_parents": from_parents }))?;
+    if as_json {
+        print_json(command, &json!({ "image": out, "pages": pages, "pages_from_parents": from_parents }))?;
     } else {
         let sizes = (size(pages * 4096), size(from_parents * 4096));
         println!("{}: {} of memory, {} of it from parents", out.display(), sizes.0, sizes.1);

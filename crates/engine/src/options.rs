@@ -3,6 +3,7 @@
 use crate::cgroups::CgroupOptions;
 use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
+use cryonaut_image::Codec;
 use cryonaut_page_server::Sender;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct CheckpointOptions {
     pub orphan_terminals: bool,
     /// Takes the pages of memory in the place of files (`--page-server`).
     pub page_server: Option<Arc<Sender>>,
+    /// Store pages files compressed, which CRIU cannot read.
+    pub compress: Option<Codec>,
     /// Wait until the image is on stable storage.
     pub sync: bool,
     /// What is done about cgroups.
@@ -93,6 +96,7 @@ impl Default for CheckpointOptions {
             ext_unix_sockets: false,
             orphan_terminals: false,
             page_server: None,
+            compress: None,
             sync: false,
             cgroups: CgroupOptions::default(),
             hook: Hook::default(),

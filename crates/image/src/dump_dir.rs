@@ -16,6 +16,7 @@ use crate::dir::{self, Dir};
 use crate::entry_writer::EntryWriter;
 use crate::error::{Error, Result};
 use crate::finisher::Finisher;
+use crate::frames::{self, Codec};
 use crate::image_dir::ImageDir;
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
@@ -40,6 +41,8 @@ pub struct CommitOptions {
     /// Put BLAKE3 sums of the pages files into the manifest too. That means
     /// reading them once: some 0.3 s for each GiB on one core.
     pub sum_pages: bool,
+    /// Store pages files compressed, which CRIU cannot read. Takes room for both meanwhile.
+    pub compress: Option<Codec>,
     /// For the manifest.
     pub provenance: Provenance,
 }
@@ -490,6 +493,7 @@ impl DumpDir {
         let (mut names, sums) = self.end_files(options)?;
         let mut manifest = Manifest::new(options.provenance.clone(), sums);
         manifest.memory_elsewhere = self.is_without_memory();
+        manifest.compression = options.compress.map(|codec| codec.name().to_owned());
         if names.iter().any(|name| name == PARENT) {
             manifest.parent = self.seal_of_parent();
         }
@@ -512,18 +516,43 @@ impl DumpDir {
         for name in self.expected().keys().filter(|name| !contents.contains_key(*name) && *name != MANIFEST_NAME) {
             self.home.dir_of(name).remove_file(name)?;
         }
-        let names: Vec<String> = contents.keys().cloned().collect();
-        for (name, content) in contents {
+        let mut names = Vec::with_capacity(contents.len());
+        for (mut name, content) in contents {
             let sum = match content {
                 // The thread of the finisher may be at the same, and nobody has to wait for its end.
                 Content::Entries(writer) => writer.close()?,
-                Content::Raw { pages } => self.sum_raw(&name, !pages || options.sum_pages)?,
+                Content::Raw { pages } => {
+                    let codec = options.compress.filter(|_| pages);
+                    let packed = codec.map(|codec| self.compress(&name, codec)).transpose()?.flatten();
+                    let is_summed = !pages || options.sum_pages || packed.is_some();
+                    name = packed.unwrap_or(name);
+                    self.sum_raw(&name, is_summed)?
+                }
                 Content::Done(sum) => sum,
-                Content::Link => continue,
+                Content::Link => {
+                    names.push(name);
+                    continue;
+                }
             };
+            names.push(name.clone());
             sums.insert(name, sum);
         }
         Ok((names, sums))
+    }
+
+    /// Puts a compressed file in the place of a pages file that is not empty; its name.
+    fn compress(&self, name: &str, codec: Codec) -> Result<Option<String>> {
+        let dir = self.home.dir_of(name);
+        let (pages, size) = dir.open_file(name)?.ok_or_else(|| Error::Missing { path: self.path_of(name) })?;
+        let Some((ImageKind::Pages, Some(id))) = ImageKind::from_file_name(name).filter(|_| size > 0) else {
+            return Ok(None);
+        };
+        let packed = frames::frames_name(id);
+        let mut out = dir.create_file(&packed)?;
+        frames::pack(&pages, size, codec, &mut out)
+            .map_err(|source| Error::io("write", self.path_of(&packed), source))?;
+        dir.remove_file(name)?;
+        Ok(Some(packed))
     }
 
     fn sum_raw(&self, name: &str, hash: bool) -> Result<FileSum> {

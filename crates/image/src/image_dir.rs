@@ -1,8 +1,11 @@
 //! Reading an image directory.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
 
@@ -10,6 +13,7 @@ use crate::dir::{self, Dir};
 use crate::dump_dir::{DumpDir, PARENT, is_layer_name};
 use crate::entry_reader::EntryReader;
 use crate::error::{Error, Result};
+use crate::frames::{Frames, frames_name, is_frames_name};
 use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, from_json, json_name};
 use crate::records::InventoryEntry;
@@ -30,6 +34,8 @@ const MAX_RECORDS: usize = 2 << 30;
 pub struct ImageDir {
     dir: Dir,
     manifest: Option<Manifest>,
+    /// Compressed pages files that have been asked for, unpacked.
+    unpacked: Mutex<BTreeMap<u64, File>>,
 }
 
 impl ImageDir {
@@ -48,7 +54,7 @@ impl ImageDir {
             Some(text) => Some(Manifest::from_text(&dir.path_of(MANIFEST_NAME), text)?),
             None => None,
         };
-        Ok(Self { dir, manifest })
+        Ok(Self { dir, manifest, unpacked: Mutex::default() })
     }
 
     /// The directory as it was named to [`ImageDir::open`].
@@ -254,12 +260,44 @@ impl ImageDir {
     /// # Errors
     /// [`Error::Io`], [`Error::Altered`]; [`Error::Misuse`] if the kind is not raw.
     pub fn open_raw_optional(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<Option<File>> {
+        let id = id.into();
         let name = kind.file_name(id)?;
         if !kind.is_raw() {
             return Err(Error::misuse(self.dir.path_of(&name), "not a file of raw data"));
         }
         let compare = if kind.is_pages() { Compare::Size } else { Compare::All };
-        Ok(self.open_name(&name, compare)?.map(|(file, _)| file))
+        match (self.open_name(&name, compare)?, kind, id) {
+            (Some((file, _)), ..) => Ok(Some(file)),
+            (None, ImageKind::Pages, Some(id)) => self.unpacked(id),
+            _ => Ok(None),
+        }
+    }
+
+    /// A pages file that is stored compressed, unpacked into memory, where it stays as long as this image is open.
+    fn unpacked(&self, id: u64) -> Result<Option<File>> {
+        let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.dir.path_of(&frames_name(id));
+        if !unpacked.contains_key(&id) {
+            let Some(frames) = self.frames(id)? else { return Ok(None) };
+            unpacked.insert(id, frames.unpack(&path)?);
+        }
+        // By its own name, so that nobody shares its position.
+        let by_number = format!("/proc/self/fd/{}", unpacked[&id].as_raw_fd());
+        File::open(by_number).map(Some).map_err(|source| Error::io("open", path, source))
+    }
+
+    fn frames(&self, id: u64) -> Result<Option<Frames>> {
+        let name = frames_name(id);
+        let Some((file, len)) = self.open_name(&name, Compare::Size)? else { return Ok(None) };
+        Frames::open(file, len, &self.dir.path_of(&name)).map(Some)
+    }
+
+    /// Bytes of a pages file, or of what is in a compressed one; `None` if there is neither.
+    pub(crate) fn pages_len(&self, id: u64) -> Result<Option<u64>> {
+        match self.open_name(&ImageKind::Pages.file_name(id)?, Compare::Size)? {
+            Some((_, size)) => Ok(Some(size)),
+            None => Ok(self.frames(id)?.map(|frames| frames.size())),
+        }
     }
 
     /// Opens a file of raw data.
@@ -289,6 +327,10 @@ impl ImageDir {
 
     /// Opens a pages file for making holes in it.
     pub(crate) fn open_pages_to_change(&self, pages_id: u32) -> Result<File> {
+        if self.frames(u64::from(pages_id))?.is_some() {
+            let problem = "is compressed, and cannot have holes (`cryonaut export` undoes that)";
+            return Err(Error::parent(self.dir.path_of(&frames_name(u64::from(pages_id))), problem));
+        }
         self.dir.open_to_change(&ImageKind::Pages.file_name(u64::from(pages_id))?)
     }
 
@@ -308,7 +350,7 @@ impl ImageDir {
 
     /// Compares one file of the manifest, pages too if `pages`.
     pub(crate) fn compare(&self, name: &str, pages: bool) -> Result<()> {
-        let is_pages = ImageKind::from_file_name(name).is_some_and(|(kind, _)| kind.is_pages());
+        let is_pages = is_frames_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| kind.is_pages());
         let compare = if is_pages && !pages { Compare::Size } else { Compare::All };
         match self.open_name(name, compare)? {
             Some(_) => Ok(()),

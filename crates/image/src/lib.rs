@@ -30,6 +30,7 @@ mod entry_reader;
 mod entry_writer;
 mod error;
 mod finisher;
+mod frames;
 mod image_dir;
 mod kind;
 mod manifest;
@@ -46,6 +47,7 @@ pub use dump_dir::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_par
 pub use entry_reader::EntryReader;
 pub use entry_writer::EntryWriter;
 pub use error::{Error, Result};
+pub use frames::Codec;
 pub use image_dir::ImageDir;
 pub use kind::{Header, ImageKind};
 pub use manifest::{FileSum, MANIFEST_NAME, Manifest, Provenance};

@@ -69,13 +69,16 @@ pub struct Manifest {
     /// Whether pagemaps and pages went to a page server, so that those beside this image are not among its files.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub memory_elsewhere: bool,
+    /// By what pages files are compressed, which is no part of CRIU's format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<String>,
     /// The image's files by name, without the manifest.
     pub files: BTreeMap<String, FileSum>,
 }
 
 impl Manifest {
     pub(crate) fn new(provenance: Provenance, files: BTreeMap<String, FileSum>) -> Self {
-        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, parent: None, memory_elsewhere: false, files }
+        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, parent: None, memory_elsewhere: false, compression: None, files }
     }
 
     /// The sum over the manifest, by which the image is known.

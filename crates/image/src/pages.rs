@@ -125,12 +125,8 @@ impl Pagemap {
         let id = u64::from(self.pages_id);
         let want = self.present_len();
         let path = image.path_of(ImageKind::Pages, id)?;
-        let Some(file) = image.open_raw_optional(ImageKind::Pages, id)? else {
+        let Some(size) = image.pages_len(id)? else {
             return if want == 0 { Ok(()) } else { Err(Error::Missing { path }) };
-        };
-        let size = match file.metadata() {
-            Ok(metadata) => metadata.len(),
-            Err(source) => return Err(Error::io("stat", path, source)),
         };
         if size == want {
             return Ok(());

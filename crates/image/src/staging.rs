@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::dir::{Dir, Lock};
 use crate::dump_dir::{PARENT, is_layer_name};
 use crate::error::{Error, Result};
+use crate::frames::is_frames_name;
 use crate::kind::ImageKind;
 use crate::manifest::{MANIFEST_NAME, is_json_name};
 
@@ -56,8 +57,9 @@ impl Scope {
 
 /// Whether the file is a pagemap or holds pages.
 pub(crate) fn is_memory(name: &str) -> bool {
-    ImageKind::from_file_name(name)
-        .is_some_and(|(kind, _)| matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) || kind.is_pages())
+    let kind = ImageKind::from_file_name(name).map(|(kind, _)| kind);
+    is_frames_name(name)
+        || kind.is_some_and(|kind| kind.is_pages() || matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap))
 }
 
 impl Staging {
@@ -219,7 +221,7 @@ pub(crate) fn is_part_of_an_image(name: &str, is_directory: bool) -> bool {
     if is_directory {
         return is_layer_name(name);
     }
-    name == PARENT || is_json_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
+    name == PARENT || is_json_name(name) || is_frames_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
 }
 
 /// Removes what is ours by its name.

@@ -3,6 +3,7 @@
 use crate::chain::Chain;
 use crate::entry_reader::EntryReader;
 use crate::error::{Error, Result};
+use crate::frames::is_frames_name;
 use crate::image_dir::ImageDir;
 use crate::kind::ImageKind;
 use crate::manifest::is_json_name;
@@ -68,12 +69,13 @@ impl ImageDir {
     fn verify_files(&self, pages: bool, report: &mut Verified) -> Result<()> {
         if let Some(manifest) = self.manifest() {
             for (name, sum) in &manifest.files {
-                if ImageKind::from_file_name(name).is_none() && !is_json_name(name) {
+                if ImageKind::from_file_name(name).is_none() && !is_json_name(name) && !is_frames_name(name) {
                     let path = self.path().join(name.escape_debug().to_string());
                     return Err(Error::misuse(path, "the manifest names a file that no image has"));
                 }
                 self.compare(name, pages)?;
-                let is_pages = ImageKind::from_file_name(name).is_some_and(|(k, _)| k.is_pages());
+                let is_pages =
+                    is_frames_name(name) || ImageKind::from_file_name(name).is_some_and(|(k, _)| k.is_pages());
                 report.sums += usize::from(sum.blake3.is_some() && (pages || !is_pages));
             }
         }
