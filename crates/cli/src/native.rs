@@ -6,7 +6,9 @@ use crate::progress::Bar;
 use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use cryonaut_engine::{Afterwards, CheckpointOptions, Codec, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule};
+use cryonaut_engine::{
+    Afterwards, CheckpointOptions, Codec, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule,
+};
 use cryonaut_image::ImageDir;
 use serde_json::json;
 use std::ffi::OsString;

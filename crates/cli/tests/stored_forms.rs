@@ -34,7 +34,8 @@ fn run(arguments: &[&str]) -> Output {
 
 fn pages(images: &Path, tail: &str) -> u64 {
     let all = fs::read_dir(images).expect("the image").map(|entry| entry.expect("it can be listed"));
-    let named = all.filter(|entry| entry.file_name().to_str().is_some_and(|n| n.contains("pages-") && n.ends_with(tail)));
+    let named =
+        all.filter(|entry| entry.file_name().to_str().is_some_and(|n| n.contains("pages-") && n.ends_with(tail)));
     named.map(|entry| entry.metadata().expect("it is there").len()).sum()
 }
 

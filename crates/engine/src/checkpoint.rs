@@ -118,7 +118,8 @@ fn checkpoint_here(
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     let commit = || -> Result<Remains> {
-        let remains = images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?;
+        let remains =
+            images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?;
         links.keep();
         Ok(remains)
     };

@@ -149,9 +149,8 @@ impl Frames {
     /// Reads the index of a file of `len` bytes.
     pub(crate) fn open(file: File, len: u64, path: &Path) -> Result<Self> {
         let corrupt = |expected: &str, remedy| Error::corrupt(path, len, expected, "other bytes", remedy);
-        let read = |bytes: &mut [u8], at: u64| {
-            file.read_exact_at(bytes, at).map_err(|source| Error::io("read", path, source))
-        };
+        let read =
+            |bytes: &mut [u8], at: u64| file.read_exact_at(bytes, at).map_err(|source| Error::io("read", path, source));
         let index_end = len.checked_sub(TRAILER as u64).ok_or_else(|| corrupt("a trailer", CUT_SHORT))?;
         let mut trailer = [0; TRAILER];
         read(&mut trailer, index_end)?;

@@ -78,7 +78,15 @@ pub struct Manifest {
 
 impl Manifest {
     pub(crate) fn new(provenance: Provenance, files: BTreeMap<String, FileSum>) -> Self {
-        Self { seal: "0".repeat(SEAL_LEN), format: FORMAT, provenance, parent: None, memory_elsewhere: false, compression: None, files }
+        Self {
+            seal: "0".repeat(SEAL_LEN),
+            format: FORMAT,
+            provenance,
+            parent: None,
+            memory_elsewhere: false,
+            compression: None,
+            files,
+        }
     }
 
     /// The sum over the manifest, by which the image is known.

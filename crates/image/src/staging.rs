@@ -221,7 +221,10 @@ pub(crate) fn is_part_of_an_image(name: &str, is_directory: bool) -> bool {
     if is_directory {
         return is_layer_name(name);
     }
-    name == PARENT || is_json_name(name) || is_frames_name(name) || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
+    name == PARENT
+        || is_json_name(name)
+        || is_frames_name(name)
+        || ImageKind::from_file_name(name).is_some_and(|(kind, _)| !kind.is_service())
 }
 
 /// Removes what is ours by its name.
