@@ -25,6 +25,7 @@ static const char *const SHOW[] = {
 	"ip netns list-id",
 	"cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/wlbr0/rp_filter /proc/sys/net/core/somaxconn",
 	"cat /proc/sys/net/ipv6/conf/wlbr0/hop_limit /proc/sys/net/ipv4/ip_local_port_range",
+	"cat /proc/sys/net/ipv4/conf/default/arp_ignore /proc/sys/net/ipv4/conf/lo/arp_ignore /proc/sys/net/ipv6/conf/lo/mtu",
 	"nft list ruleset",
 };
 
@@ -131,6 +132,8 @@ int main(int argc, char **argv)
 	run("ip neigh add 10.97.0.50 lladdr 02:00:00:00:00:05 dev wlbr0 nud permanent");
 	run("echo 1 >/proc/sys/net/ipv4/ip_forward; echo 2 >/proc/sys/net/ipv4/conf/wlbr0/rp_filter");
 	run("echo 777 >/proc/sys/net/core/somaxconn; echo 33 >/proc/sys/net/ipv6/conf/wlbr0/hop_limit");
+	run("echo 5 >/proc/sys/net/ipv4/conf/default/arp_ignore; echo 0 >/proc/sys/net/ipv4/conf/lo/arp_ignore");
+	run("echo 1300 >/proc/sys/net/ipv6/conf/lo/mtu");
 	run("echo 20000 30000 >/proc/sys/net/ipv4/ip_local_port_range");
 	run("nft add table inet wl; nft add set inet wl some '{ type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }'");
 	run("nft add chain inet wl in '{ type filter hook input priority 0; policy accept; }'");

@@ -237,6 +237,7 @@ fn tables(one: &Unfilled<'_>, tuner: &mut Tuner) -> Result<()> {
         }
     }
     // As it was, now that nothing more comes of it; what does is taken away.
+    tuner.devices_came_up();
     tuner.bring(&contents.settings());
     ADDRESSES.set(&mut talk, id, &[V4, V6], &addresses)
 }

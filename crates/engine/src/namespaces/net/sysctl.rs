@@ -161,6 +161,12 @@ impl Tuner {
         }
     }
 
+    /// What a device has changed by itself when it came up: it gives IPv6 its own MTU (addrconf_notify in
+    /// net/ipv6/addrconf.c).
+    pub fn devices_came_up(&mut self) {
+        self.look_again("mtu");
+    }
+
     fn set(&mut self, name: &str, value: &str, last: bool) {
         let path = Path::new(BASE).join(name);
         let written = std::fs::write(&path, value.as_bytes());
