@@ -1,6 +1,7 @@
 //! runc, called as its users do.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test("counter", counter),
         test("leave_running", leave_running),
         test("paused", paused),
+        test("page_server", page_server),
         test("namespaces_by_path", namespaces_by_path),
         test("private_images", private_images),
         test("console_socket", console_socket),
@@ -174,6 +176,23 @@ fn leave_running(host: &Host) -> Result<(), Failed> {
     match first > 1 && first <= before && second == first + 1 {
         true => Ok(()),
         false => Err(format!("it counts on with {first} and {second} after {before}").into()),
+    }
+}
+
+/// Its memory goes to a server, which keeps it beside the rest of the image.
+fn page_server(host: &Host) -> Result<(), Failed> {
+    let images = host.at("images");
+    fs::create_dir(&images)?;
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().to_string();
+    let container = Container::start(host, USUAL)?;
+    let directory = images.display().to_string();
+    let how =
+        ["page-server", "--daemon", "-o", "server.log", "-D", &directory, "--address", "127.0.0.1", "--port", &port];
+    host.run("criu", &how)?;
+    container.carry(&["--page-server", &format!("127.0.0.1:{port}")], &[])?;
+    match fs::read_dir(&images)?.flatten().any(|file| file.file_name() == "pages-65537.img") {
+        true => Ok(()),
+        false => Err("the server has no pages".into()),
     }
 }
 
