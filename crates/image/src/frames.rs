@@ -238,7 +238,7 @@ mod tests {
             state ^= state << 17;
             state as u8
         };
-        (0..len).map(|at| if at / (FRAME / 2) % 3 == 0 { noise() } else { (at / 4096) as u8 }).collect()
+        (0..len).map(|at| if (at / (FRAME / 2)).is_multiple_of(3) { noise() } else { (at / 4096) as u8 }).collect()
     }
 
     fn packed(pages: &[u8], codec: Codec) -> (File, u64) {

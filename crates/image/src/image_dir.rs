@@ -1,6 +1,7 @@
 //! Reading an image directory.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -277,12 +278,15 @@ impl ImageDir {
     fn unpacked(&self, id: u64) -> Result<Option<File>> {
         let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.path_of(&frames_name(id));
-        if !unpacked.contains_key(&id) {
-            let Some(frames) = self.frames(id)? else { return Ok(None) };
-            unpacked.insert(id, frames.unpack(&path)?);
-        }
+        let file = match unpacked.entry(id) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(room) => match self.frames(id)? {
+                Some(frames) => room.insert(frames.unpack(&path)?),
+                None => return Ok(None),
+            },
+        };
         // By its own name, so that nobody shares its position.
-        let by_number = format!("/proc/self/fd/{}", unpacked[&id].as_raw_fd());
+        let by_number = format!("/proc/self/fd/{}", file.as_raw_fd());
         File::open(by_number).map(Some).map_err(|source| Error::io("open", path, source))
     }
 
