@@ -3,6 +3,8 @@
  *   load tiny | threads N | family N | memory MIB     says "ready" on stdout and sleeps
  *   load connections N                                the same, with so many connections of TCP to a client that is not
  *                                                     of its session and ends with them
+ *   load writer RATE MIB                              the same with memory, of which it writes to so many random pages a
+ *                                                     second; after SIGUSR1 it prints how often it could, and ends
  *   load warm MIB                                     has the host give this guest so much memory, and lets go of it:
  *                                                     for about a second it can be had again without the host
  *   load write FILE MIB | read FILE MIB               a plain write of random memory to a new file, a plain read of a
@@ -14,6 +16,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,6 +168,42 @@ static void connections(long n)
 	close(listener);
 }
 
+static volatile sig_atomic_t is_told;
+
+static void tell(int signal)
+{
+	is_told = signal;
+}
+
+/* Writes every half millisecond, as many pages as are due; without a rate, as fast as it can. */
+static void write_pages(char *memory, size_t bytes, unsigned long rate)
+{
+	const double pause = 500;
+	uint64_t state = 88172645463325252ULL, written = 0;
+	double begun, at, longest = 0, last;
+
+	signal(SIGUSR1, tell);
+	puts("ready");
+	fflush(stdout);
+	last = begun = now();
+	while (!is_told) {
+		at = now();
+		if (at - last > longest)
+			longest = at - last;
+		last = at;
+		for (uint64_t due = rate ? (at - begun) * rate / 1e6 : written + 64; written < due; written++) {
+			state ^= state << 13;
+			state ^= state >> 7;
+			state ^= state << 17;
+			*(volatile uint64_t *)(memory + state % (bytes >> 12) * 4096) = state;
+		}
+		if (rate)
+			usleep(pause);
+	}
+	printf("%.0f pages a second, longest pause %.1f ms\n", written / (now() - begun) * 1e6, longest / 1e3);
+	exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -203,6 +242,8 @@ int main(int argc, char **argv)
 		connections(strtol(argv[2], NULL, 10));
 	else if (!strcmp(what, "memory"))
 		map_random(mib);
+	else if (!strcmp(what, "writer"))
+		write_pages(map_random(mib), mib, strtoul(argv[2], NULL, 10));
 	else if (strcmp(what, "tiny"))
 		errx(2, "unknown: %s", what);
 	puts("ready");

@@ -25,10 +25,11 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 29] = [
+const WORKLOADS: [&str; 30] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
+    "memory/writer_copied",
     "memory/cow_many",
     "tree/family",
     "tree/share_files",

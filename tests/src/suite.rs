@@ -25,7 +25,9 @@ pub fn sound() -> ExitCode {
 
 /// `survives::`: checkpointed and restored, the state holds. `twice::`: and once more from what was restored.
 /// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened. `refused::`: what cannot be
-/// carried is named, and goes on as well. `another_vdso::`: as if restored on another kernel.
+/// carried is named, and goes on as well. `precopied::`: the memory was copied before the freeze;
+/// `schedules::`: again and again. `another_vdso::`: as if
+/// restored on another kernel.
 pub fn survives(own: &Engine) -> ExitCode {
     let (cannot, all): (Vec<_>, Vec<_>) = catalogue().into_iter().partition(|w| w.refused.is_some());
     let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
@@ -37,15 +39,37 @@ pub fn survives(own: &Engine) -> ExitCode {
     tests.extend(each("survives", &all, engines.clone(), |start| unchanged(start, 1)));
     tests.extend(each("twice", &all, engines.clone(), |start| unchanged(start, 2)));
     tests.extend(each("refused", &cannot, engines.clone(), refused));
-    tests.extend(each("unharmed", &all, engines, |start| {
+    tests.extend(each("unharmed", &all, engines.clone(), |start| {
         let mut workload = start(false)?;
         workload.fingerprint();
         workload.checkpoint_leave_running()?;
         workload.compare()?;
         Ok(workload.finish()?)
     }));
+    let copied_ahead: Vec<Declaration> = all.iter().filter(|w| has_memory(w)).map(copied_while_it_runs).collect();
+    tests.extend(each("precopied", &copied_ahead, engines.clone(), |start| unchanged(start, 1)));
+    let ceaseless: Vec<Declaration> = all.iter().filter(|w| w.name == "memory/ceaseless_copied").cloned().collect();
+    tests.extend(each("schedules", &ceaseless, engines.clone(), |start| round_trips(start, schedules())));
     tests.extend(crate::vdso::tests(own));
     run(tests)
+}
+
+/// How often a workload that never rests is copied while it runs, each time at another moment of what it does.
+fn schedules() -> u32 {
+    std::env::var("CRYONAUT_SCHEDULES").ok().and_then(|number| number.parse().ok()).unwrap_or(10)
+}
+
+/// Whether a workload is about memory, or about processes whose memory is worth a look.
+fn has_memory(workload: &Declaration) -> bool {
+    let areas = ["memory/", "tree/", "threads/", "calls/"];
+    workload.checkpoint_flags.is_empty() && areas.iter().any(|area| workload.name.starts_with(area))
+}
+
+/// The same workload, its memory copied before it is frozen.
+fn copied_while_it_runs(workload: &Declaration) -> Declaration {
+    let mut workload = workload.clone();
+    workload.checkpoint_flags.push("--precopy=always".into());
+    workload
 }
 
 /// Ours and the peer's, both ways, for each workload that the peer can carry: `ours_to_peer::` and `peer_to_ours::`,

@@ -7,13 +7,15 @@ use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cryonaut_engine::{
-    Afterwards, CheckpointOptions, Codec, LockMethod, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule,
+    Afterwards, CheckpointOptions, Codec, LockMethod, Pause, PrecopyMode, PrecopyOptions, PrecopyReport,
+    RestoreOptions, TcpPolicies, TcpPolicy, TcpRule,
 };
 use cryonaut_image::ImageDir;
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Freeze a process tree, write it down, bring it back.
@@ -61,6 +63,18 @@ struct Checkpoint {
     /// Leave the tree stopped afterwards, as by SIGSTOP
     #[arg(short = 's', long)]
     leave_stopped: bool,
+    /// Copy memory while the tree runs, so that it stands still only for what it has written last: always, never, or (auto)
+    /// if it goes on afterwards and has enough of it
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto",
+        default_missing_value = "always", value_parser = precopy_mode)]
+    precopy: PrecopyMode,
+    /// How long the tree may stand still, in milliseconds, after a precopy; with `:strict` there is no checkpoint if that
+    /// cannot be kept
+    #[arg(long, value_name = "MS[:strict]", default_value = "20", value_parser = max_pause)]
+    max_pause: (Duration, Pause),
+    /// Seconds after which a precopy ends, and the tree stands still
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    precopy_limit: u64,
     #[command(flatten)]
     shared: Shared,
     /// Store memory compressed: lz4 (fast) or zstd (small). CRIU cannot read that; `cryonaut export --criu` undoes it
@@ -76,6 +90,25 @@ struct Checkpoint {
     /// Either all, or those connections of which one end has one of these inode numbers
     #[arg(long, value_name = "INODES", num_args = 0.., require_equals = true, value_delimiter = ',')]
     ext_unix_sk: Option<Vec<u32>>,
+}
+
+fn precopy_mode(text: &str) -> Result<PrecopyMode, String> {
+    match text {
+        "auto" => Ok(PrecopyMode::Auto),
+        "always" => Ok(PrecopyMode::Always),
+        "never" => Ok(PrecopyMode::Never),
+        other => Err(format!("'{other}' is none of auto, always, never")),
+    }
+}
+
+fn max_pause(text: &str) -> Result<(Duration, Pause), String> {
+    let (number, pause) = match text.split_once(':') {
+        None => (text, Pause::Aim),
+        Some((number, "strict")) => (number, Pause::AtMost),
+        Some((_, other)) => return Err(format!("'{other}' is not strict")),
+    };
+    let milliseconds = number.parse().map_err(|_| format!("'{number}' is no number of milliseconds"))?;
+    Ok((Duration::from_millis(milliseconds), pause))
 }
 
 /// What is to be checkpointed.
@@ -264,6 +297,12 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         network_lock: asked.shared.network_lock,
         skip_in_flight: asked.skip_in_flight,
         compress: asked.compress,
+        precopy: PrecopyOptions {
+            mode: asked.precopy,
+            max_pause: asked.max_pause.0,
+            pause: asked.max_pause.1,
+            limit: Duration::from_secs(asked.precopy_limit),
+        },
         ..CheckpointOptions::default()
     };
     let bar = Bar::follow("checkpoint", options.progress.clone());
@@ -281,8 +320,24 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
             size((report.pages_written + report.shared_pages_written) * 4096),
             milliseconds(report.frozen_us),
         );
+        report.precopy.iter().for_each(tell_precopy);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was copied while the tree ran.
+fn tell_precopy(precopy: &PrecopyReport) {
+    let pages: u64 = precopy.rounds.iter().map(|round| round.pages).sum();
+    println!(
+        "  copied while it ran: {} in {}, stopped for {} to have writes noted; {} pages written to in a second",
+        size(pages * 4096),
+        count(precopy.rounds.len() as u64, "round", "rounds"),
+        milliseconds(precopy.stops_us.iter().sum()),
+        precopy.written_pages_per_second,
+    );
+    for process in &precopy.untracked {
+        println!("  copied in the freeze: process {}, since {}", process.pid, process.reason);
+    }
 }
 
 fn checkpoint_container(asked: &Checkpoint, container: &Container) -> Result<ExitCode> {

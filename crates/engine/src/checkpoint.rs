@@ -9,7 +9,8 @@ use crate::freeze::{self, Frozen, Process, pid_of};
 use crate::lineage::{Kin, Lineage};
 use crate::namespaces::{self, Owned, inner, net, pid, user};
 use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
-use crate::options::Afterwards;
+use crate::options::{Afterwards, PrecopyMode};
+use crate::precopy::{self, Precopied};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
 use crate::tcp_policy::TcpPolicy;
@@ -74,6 +75,7 @@ fn checkpoint_here(
     }
     // What nobody needs to stand still for.
     expect_files(&images, pid, options.page_server.is_none())?;
+    let precopied = precopy(pid, &images, options)?;
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
     let own = sharing.numbers_of(surroundings);
@@ -109,7 +111,9 @@ fn checkpoint_here(
         ..CheckpointReport::default()
     };
     let cgroups = Membership::find(&mut frozen.processes, (&own, &owned), &options.cgroups)?;
-    let about = About { own, owned: &owned, cgroups: &cgroups, network: &network, has_sockets };
+    let precopied_by = precopied.as_ref();
+    let about =
+        About { own, owned: &owned, cgroups: &cgroups, network: &network, has_sockets, precopied: precopied_by };
     let (links, connections) = dump(&mut frozen, &images, options, about, &mut report, janitor.as_ref())?;
     if let Some(server) = &options.page_server {
         // Memory may be on its way by reference alone: nobody runs before it has arrived.
@@ -117,12 +121,13 @@ fn checkpoint_here(
     }
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
-    let commit = || -> Result<Remains> {
+    let commit = |images: DumpDir| -> Result<Remains> {
         let remains =
             images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?;
         links.keep();
         Ok(remains)
     };
+    let settle = |precopied: Option<Precopied<'_>>| precopied.map(Precopied::settle).transpose();
     // What remains is cleared away when the tree no longer waits for it.
     let remains;
     match options.afterwards {
@@ -131,10 +136,12 @@ fn checkpoint_here(
             told.unlock()?;
             ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
-            (remains, report.commit_us) = timed(commit)?;
+            report.precopy = settle(precopied)?;
+            (remains, report.commit_us) = timed(|| commit(images))?;
         }
         Afterwards::LeaveStopped => {
-            (remains, report.commit_us) = timed(commit)?;
+            report.precopy = settle(precopied)?;
+            (remains, report.commit_us) = timed(|| commit(images))?;
             frozen.stop()?;
             network.lift()?;
             told.unlock()?;
@@ -142,7 +149,8 @@ fn checkpoint_here(
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
-            (remains, report.commit_us) = timed(commit)?;
+            report.precopy = settle(precopied)?;
+            (remains, report.commit_us) = timed(|| commit(images))?;
             told.keep();
             if let Some(thawed) = thawed {
                 thawed.end();
@@ -166,6 +174,21 @@ fn checkpoint_here(
     drop(remains);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Copies the memory of the tree while it runs, if that is wanted and worth it.
+fn precopy<'a>(pid: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Option<Precopied<'a>>> {
+    let is_wanted = match options.precopy.mode {
+        PrecopyMode::Never => false,
+        PrecopyMode::Always => true,
+        PrecopyMode::Auto => options.afterwards == Afterwards::LeaveRunning && precopy::is_worth_it(pid),
+    };
+    // Who stands in a closed freezer writes nothing, and would have to be let out for a moment. A page server takes each
+    // page once.
+    if !is_wanted || options.cgroups.freezer.is_some() || options.page_server.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(Precopied::make(pid, images, &options.precopy, options.timeout)?))
 }
 
 /// Lets the tree go on, in the freezer in which it was.

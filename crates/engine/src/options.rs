@@ -33,6 +33,52 @@ pub enum LockMethod {
     Skip,
 }
 
+/// Whether memory is copied while the tree runs, before it is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PrecopyMode {
+    /// Never.
+    #[default]
+    Never,
+    /// If the tree has enough of it for that to be worth it.
+    Auto,
+    /// Always.
+    Always,
+}
+
+/// What [`PrecopyOptions::max_pause`] means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pause {
+    /// What to aim at: if it cannot be reached, the tree is frozen for longer.
+    #[default]
+    Aim,
+    /// If it cannot be reached, there is no checkpoint.
+    AtMost,
+}
+
+/// How memory is copied while the tree runs.
+#[derive(Debug, Clone)]
+pub struct PrecopyOptions {
+    /// Whether it is.
+    pub mode: PrecopyMode,
+    /// How long the freeze may last.
+    pub max_pause: Duration,
+    /// Whether it must not last longer.
+    pub pause: Pause,
+    /// When the tree is frozen in any case.
+    pub limit: Duration,
+}
+
+impl Default for PrecopyOptions {
+    fn default() -> Self {
+        PrecopyOptions {
+            mode: PrecopyMode::default(),
+            max_pause: Duration::from_millis(20),
+            pause: Pause::default(),
+            limit: Duration::from_secs(60),
+        }
+    }
+}
+
 /// What a caller may ask of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct CheckpointOptions {
@@ -77,6 +123,8 @@ pub struct CheckpointOptions {
     pub hook: Hook,
     /// How far the memory is.
     pub progress: Progress,
+    /// How memory is copied while the tree runs.
+    pub precopy: PrecopyOptions,
 }
 
 impl Default for CheckpointOptions {
@@ -101,6 +149,7 @@ impl Default for CheckpointOptions {
             cgroups: CgroupOptions::default(),
             hook: Hook::default(),
             progress: Progress::default(),
+            precopy: PrecopyOptions::default(),
         }
     }
 }

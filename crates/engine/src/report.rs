@@ -34,6 +34,43 @@ pub struct CheckpointReport {
     pub end_us: u64,
     /// The whole call.
     pub total_us: u64,
+    /// Of memory that was copied while the tree ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precopy: Option<PrecopyReport>,
+}
+
+/// Of a precopy. Times in microseconds.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PrecopyReport {
+    /// How long the tree stood still each time to have its writes tracked: at the beginning, and when it had got much
+    /// new memory.
+    pub stops_us: Vec<u64>,
+    /// The rounds.
+    pub rounds: Vec<RoundReport>,
+    /// How many pages the tree wrote to in a second, as the last round saw it.
+    pub written_pages_per_second: u64,
+    /// How long the freeze was expected to last.
+    pub expected_pause_us: u64,
+    /// Large processes whose memory was copied in the freeze after all.
+    pub untracked: Vec<Untracked>,
+}
+
+/// Of a round of a precopy.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// Pages that were copied.
+    pub pages: u64,
+    /// How long it took.
+    pub us: u64,
+}
+
+/// A process whose writes were not tracked.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Untracked {
+    /// The process.
+    pub pid: i32,
+    /// Why not.
+    pub reason: String,
 }
 
 /// Of a restore. Times in microseconds.

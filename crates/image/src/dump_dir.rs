@@ -388,6 +388,32 @@ impl DumpDir {
         self.create_file(&name)
     }
 
+    /// Makes a file of raw data that was made already once more, empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Misuse`] if there is none.
+    pub fn raw_file_anew(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<File> {
+        let name = kind.file_name(id)?;
+        self.forget_raw(&name)?;
+        self.claim(&name, Content::Raw { pages: kind.is_pages() })?;
+        self.create_file(&name)
+    }
+
+    /// Removes a file of raw data that the image will not have.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Misuse`] if there is none.
+    pub fn drop_raw_file(&self, kind: ImageKind, id: impl Into<Option<u64>>) -> Result<()> {
+        self.forget_raw(&kind.file_name(id)?)
+    }
+
+    fn forget_raw(&self, name: &str) -> Result<()> {
+        if !matches!(self.files().remove(name), Some(Content::Raw { .. })) {
+            return Err(Error::misuse(self.path_of(name), "not a file of raw data that was made"));
+        }
+        self.home.dir_of(name).remove_file(name)
+    }
+
     /// Writes a record that CRIU's format has no place for, as
     /// `cryonaut-NAME.json`. Others ignore it.
     ///

@@ -27,6 +27,7 @@ pub mod scratch;
 pub mod spawn;
 pub mod stops;
 pub mod trace;
+pub mod userfaultfd;
 mod verdict;
 
 pub use batch::{Arg, Batch, Call, Data};

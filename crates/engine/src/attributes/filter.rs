@@ -11,6 +11,7 @@ use cryonaut_puppet::farewell_calls;
 use rustix::io::Errno;
 
 const RET_ACTION: u32 = 0xffff_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 /// Bytes of `struct seccomp_data`: number, architecture, instruction pointer, six arguments.
@@ -30,15 +31,27 @@ pub fn permits(tid: i32, mode: Seccomp, calls: &[i64]) -> bool {
     match mode {
         Seccomp::Disabled => true,
         Seccomp::Strict => false,
-        Seccomp::Filter => filters_allow(tid, calls),
+        Seccomp::Filter => filters_answer(tid, calls, &[RET_ALLOW, RET_LOG]),
     }
 }
 
-fn filters_allow(tid: i32, calls: &[i64]) -> bool {
+/// Whether these calls do no harm: they may fail, should we die in between, but nobody is ended for them.
+#[must_use]
+pub fn tolerates(tid: i32, mode: Seccomp, calls: &[i64]) -> bool {
+    match mode {
+        Seccomp::Disabled => true,
+        Seccomp::Strict => false,
+        Seccomp::Filter => filters_answer(tid, calls, &[RET_ALLOW, RET_LOG, RET_ERRNO]),
+    }
+}
+
+/// Whether all filters give all calls one of these answers.
+fn filters_answer(tid: i32, calls: &[i64], answers: &[u32]) -> bool {
     let Ok(pid) = pid_of(tid) else { return false };
+    let fits = |program: &[libc::sock_filter], nr: i64| answer(program, nr).is_some_and(|a| answers.contains(&a));
     for index in 0.. {
         match ptrace::seccomp_filter(pid, index) {
-            Ok(program) if calls.iter().all(|nr| allowed(&program, *nr)) => {}
+            Ok(program) if calls.iter().all(|nr| fits(&program, *nr)) => {}
             Err(Errno::NOENT) => return index > 0,
             _ => return false,
         }
@@ -46,11 +59,12 @@ fn filters_allow(tid: i32, calls: &[i64]) -> bool {
     false
 }
 
-fn allowed(program: &[libc::sock_filter], nr: i64) -> bool {
+/// What a program answers to a call, without the data of the answer.
+fn answer(program: &[libc::sock_filter], nr: i64) -> Option<u32> {
     let mut data = [0; DATA];
     data[..4].copy_from_slice(&(nr as u32).to_le_bytes());
     data[4..8].copy_from_slice(&crate::arch::AUDIT_ARCH.to_le_bytes());
-    matches!(run(program, &data).map(|answer| answer & RET_ACTION), Some(RET_ALLOW | RET_LOG))
+    run(program, &data).map(|answer| answer & RET_ACTION)
 }
 
 /// What a program answers; `None` if it is none that the kernel would have taken.
@@ -120,6 +134,10 @@ fn holds(op: u32, a: u32, b: u32) -> Option<bool> {
 mod tests {
     use super::*;
 
+    fn allowed(program: &[libc::sock_filter], nr: i64) -> bool {
+        matches!(answer(program, nr), Some(RET_ALLOW | RET_LOG))
+    }
+
     fn statement(code: u32, k: u32) -> libc::sock_filter {
         libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
     }
@@ -140,6 +158,7 @@ mod tests {
         const ERRNO: u32 = 0x0005_0001;
         let forbids = one_call(libc::SYS_munmap, ERRNO, RET_ALLOW);
         assert!(!allowed(&forbids, libc::SYS_munmap));
+        assert_eq!(answer(&forbids, libc::SYS_munmap), Some(RET_ERRNO));
         assert!(allowed(&forbids, libc::SYS_futex));
         let permits = one_call(libc::SYS_munmap, RET_ALLOW, 0);
         assert!(allowed(&permits, libc::SYS_munmap));

@@ -21,6 +21,7 @@ use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, f
 use crate::namespaces::{self, Contents, Dumping, Owned};
 use crate::network_lock::NetworkLocks;
 use crate::parallel;
+use crate::precopy::Precopied;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, SharedSpace, UnwrittenSpaces};
@@ -28,6 +29,7 @@ use crate::{CheckpointOptions, Error, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
+use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags};
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_page_server::Sender;
 use cryonaut_puppet::Hand;
@@ -99,6 +101,8 @@ pub struct About<'a> {
     pub network: &'a NetworkLocks,
     /// Whether sockets were met before.
     pub has_sockets: bool,
+    /// What was copied while the tree ran.
+    pub precopied: Option<&'a Precopied<'a>>,
 }
 
 /// Makes the files that every image has, and those of its root, before anybody
@@ -138,7 +142,8 @@ pub fn dump(
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
     let speakers = spoken_for.map(|p| (p.pid, p.speaker())).collect();
     let (processes, owned) = (&mut frozen.processes, about.owned);
-    let pages_ids = PagesIds::with_server(options.page_server.clone());
+    let server = || PagesIds::with_server(options.page_server.clone());
+    let pages_ids = about.precopied.map_or_else(server, |precopied| precopied.pages_ids.clone());
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
     let shared_pages = PageCount::default();
     let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
@@ -178,6 +183,7 @@ pub fn dump(
         pages_ids,
         server: options.page_server.as_deref(),
         alone: pids.len() == 1,
+        precopied: about.precopied,
         files_ahead: false,
     };
     let gathered = tree.write_all(frozen, report)?;
@@ -227,6 +233,8 @@ struct Tree<'c, 'a> {
     server: Option<&'a Sender>,
     /// Whether it is one process.
     alone: bool,
+    /// What was copied while the tree ran.
+    precopied: Option<&'a Precopied<'a>>,
     /// Whether another thread writes its files meanwhile.
     files_ahead: bool,
 }
@@ -236,7 +244,8 @@ impl<'a> Tree<'_, 'a> {
     fn write_all(mut self, frozen: &mut Frozen, report: &mut CheckpointReport) -> Result<Gathered> {
         let mut spaces = UnwrittenSpaces::of(&frozen.processes);
         let looking = Instant::now();
-        memory::find_common(&frozen.processes, &mut spaces, self.images)?;
+        let is_precopied = |p: &Process| self.precopied.is_some_and(|precopied| precopied.of(&[p.pid]).is_some());
+        memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
         report.memory_us += micros(looking.elapsed());
         for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
             report.processes += processes.len();
@@ -382,7 +391,8 @@ impl<'a> Tree<'_, 'a> {
         let owner = (!self.files_ahead).then(|| Owner::of(process, self.tables.insert(ids.files_id)));
         let space = spaces.take(ids.vm_id);
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
-        let place = PagesPlace { images: self.images, pages_id, server: self.server, alone: self.alone };
+        let (images, server, alone, precopied) = (self.images, self.server, self.alone, self.precopied);
+        let place = PagesPlace { images, pages_id, server, alone, precopied };
         Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 
@@ -525,7 +535,16 @@ fn dump_memory(
 ) -> Result<(PageCount, memory::Extras)> {
     let b = &asked.answers;
     let mut extras = asked.extras.answer(b);
-    let smaps = || Ok::<_, Error>(process.task.smaps()?);
+    let precopied = place.precopied.and_then(|precopied| precopied.of(&space.pids));
+    let is_tracked = precopied.as_ref().is_some_and(|space| space.is_ours());
+    let known = precopied.as_ref().and_then(|copied| copied.mappings(process, &space.scratches));
+    drop(precopied);
+    let smaps = || -> Result<Vec<FlaggedVma>> {
+        let mut flagged = known.map_or_else(|| process.task.smaps(), Ok)?;
+        // Of our own doing.
+        flagged.iter_mut().filter(|_| is_tracked).for_each(|vma| vma.flags.remove(VmFlags::UFFD_WP));
+        Ok(flagged)
+    };
     let mut write = |vmas: &[VmaEntry]| dump_private(place, process, hand.as_deref_mut(), space, vmas);
     let (flagged, early) = if has_much_memory(process) && !process.maps.iter().any(aio::is_mapping) {
         // To tell the flags, the kernel looks at every page: meanwhile pages can be written.

@@ -214,6 +214,11 @@ impl Frozen {
     /// Those that share their memory have a scratch mapping each in it, and a
     /// chain of frames each on its stack.
     pub fn enter_all(&mut self) -> Result<()> {
+        self.enter(|_| true)
+    }
+
+    /// The same of some of them.
+    pub fn enter(&mut self, which: impl Fn(&Process) -> bool) -> Result<()> {
         let mut spaces: BTreeMap<u32, Space> = BTreeMap::new();
         for process in &self.processes {
             let space = spaces.entry(process.space()).or_default();
@@ -223,7 +228,7 @@ impl Frozen {
         let mut entering = Vec::with_capacity(processes.len());
         // Who is on the way gets there whatever happens to others, for only from there is there a way back.
         let mut result = Ok(());
-        for process in processes.iter_mut().filter(|p| !p.is_zombie()) {
+        for process in processes.iter_mut().filter(|p| !p.is_zombie() && which(p)) {
             match process.enter(doors, spaces.entry(process.space()).or_default()) {
                 Ok(hand) => entering.push((process, hand)),
                 Err(e) => {
@@ -265,6 +270,12 @@ impl Frozen {
     /// Lets the whole tree go on as it was.
     pub fn release(mut self) -> Result<()> {
         self.let_go()
+    }
+
+    /// The same; what was known of the processes comes back.
+    pub fn release_and_tell(mut self) -> Result<Vec<Process>> {
+        self.let_go()?;
+        Ok(std::mem::take(&mut self.processes))
     }
 
     /// Makes the tree stay stopped (SIGSTOP) when it is let go.

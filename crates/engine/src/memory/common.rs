@@ -87,9 +87,16 @@ impl Common {
 
 /// Finds what the address spaces of a frozen tree have in common, tells each of
 /// them, and writes the pagemaps of the layers.
-pub fn find(processes: &[Process], spaces: &mut UnwrittenSpaces, images: &DumpDir) -> Result<()> {
+///
+/// Not of those that are written already (`is_written`).
+pub fn find(
+    processes: &[Process],
+    is_written: impl Fn(&Process) -> bool,
+    spaces: &mut UnwrittenSpaces,
+    images: &DumpDir,
+) -> Result<()> {
     let mut known = BTreeSet::new();
-    let large = |p: &&Process| !p.is_zombie() && p.status.rss_anon_kib >= LITTLE_KIB;
+    let large = |p: &&Process| !p.is_zombie() && p.status.rss_anon_kib >= LITTLE_KIB && !is_written(p);
     let some: Vec<&Process> = processes.iter().filter(large).filter(|p| known.insert(p.space())).collect();
     if some.len() < 2 || !images.can_have_layers() {
         return Ok(());
@@ -108,6 +115,20 @@ pub fn find(processes: &[Process], spaces: &mut UnwrittenSpaces, images: &DumpDi
     let held = keep_worthy(&mut taken);
     let layer_of = lay(&mut taken, &held);
     write(&some, spaces, images, taken, held, &layer_of)
+}
+
+/// Those of these processes that have enough pages in common with others to be stored once.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn have_in_common(processes: &[&Process]) -> Result<Vec<i32>> {
+    if processes.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let mut taken = look(processes)?;
+    keep_worthy(&mut taken);
+    let some = processes.iter().zip(&taken).filter(|(_, taken)| !taken.is_empty());
+    Ok(some.map(|(process, _)| process.pid).collect())
 }
 
 /// A process of which is asked what it has in common with others.

@@ -8,6 +8,7 @@
 //! | common  | pages that processes share until one writes: stored once      |
 //! | splice  | the short way of many pages into their file                    |
 //! | shared  | segments of shared memory that an image has without a file      |
+//! | flags   | flags of mappings without a look at every page               |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
 //! | aio     | rings of asynchronous I/O                                     |
 //! | extras  | what CRIU's records have no place for: seals, KSM, lazy locks  |
@@ -25,9 +26,10 @@ mod contents;
 mod extras;
 mod fields;
 mod fill;
+mod flags;
 mod inherit;
 mod pages;
-mod ranges;
+pub mod ranges;
 mod shared;
 mod spaces;
 mod splice;
@@ -37,15 +39,16 @@ mod vma;
 mod write_behind;
 
 pub use build::{Shape, free_besides};
-pub use common::{Common, find as find_common};
+pub use common::{Common, find as find_common, have_in_common};
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
+pub use flags::KnownFlags;
 pub use pages::{PageCount, PageWriter, PagesPlace, dump_private};
 pub use shared::SharedBuild;
 pub use spaces::AddressSpaces;
 pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
-pub use vma::{add_guards, find_files, mappings, mappings_without_flags, status};
+pub use vma::{add_guards, find_files, is_kernels, mappings, mappings_without_flags, status};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

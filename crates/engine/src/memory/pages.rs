@@ -5,6 +5,7 @@
 //! pieces and written; many come through pipes (`splice`). Either way the
 //! checkpointer's own memory does not depend on the size of the process.
 
+use super::ranges;
 use super::{
     PAGE,
     common::{Common, Held},
@@ -13,11 +14,13 @@ use super::{
     write_behind::WriteBehind,
 };
 use crate::freeze::Process;
+use crate::precopy::{Precopied, Space};
 use crate::sharing::SharedSpace;
+use crate::tracking::own_pages;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
-use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
+use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan};
 use cryonaut_page_server::send::Upload;
 use cryonaut_page_server::{Sender, Target};
 use cryonaut_puppet::Hand;
@@ -241,6 +244,8 @@ pub struct PagesPlace<'a> {
     pub server: Option<&'a Sender>,
     /// Whether no other process is in the tree.
     pub alone: bool,
+    /// What was copied while the tree ran.
+    pub precopied: Option<&'a Precopied<'a>>,
 }
 
 /// Writes the pages that the process has of its own, and those with whom it
@@ -257,8 +262,11 @@ pub fn dump_private(
     space: &SharedSpace,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Vec<Range<u64>>)> {
-    let alone = place.alone;
+    let PagesPlace { images, alone, precopied, .. } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
+    if let Some(mut copied) = precopied.and_then(|precopied| precopied.of(&space.pids)) {
+        return finish_precopied(images, &ids, &mut copied, vmas);
+    }
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
     let mut written = 0;
@@ -271,9 +279,49 @@ pub fn dump_private(
     Ok((count, guards))
 }
 
+/// The same of a process that was copied while it ran: what it has written to since then.
+fn finish_precopied(
+    images: &DumpDir,
+    ids: &[u64],
+    copied: &mut Space,
+    vmas: &[VmaEntry],
+) -> Result<(PageCount, Vec<Range<u64>>)> {
+    let map = |id: &u64| PagemapWriter::create(images, ImageKind::Pagemap, *id, copied.pages_id());
+    let mut maps = ids.iter().map(map).collect::<std::result::Result<Vec<_>, _>>()?;
+    let (mut kept, mut guards) = (Vec::new(), Vec::new());
+    copied.stand_still();
+    for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
+        let first = &neighbours[0];
+        if !holds_pages(first) {
+            continue;
+        }
+        // There may be room between neighbours.
+        neighbours.iter().for_each(|vma| ranges::push(&mut kept, (vma.start, vma.end)));
+        if is_whole(first) {
+            copied.copy(&[(first.start, first.end)], false)?;
+            continue;
+        }
+        for same in neighbours.chunk_by(|a, b| is_anonymous(a) == is_anonymous(b)) {
+            let (range, is_anonymous) = ((same[0].start, same[same.len() - 1].end), is_anonymous(&same[0]));
+            let (of_guards, changed): (Vec<PageRun>, Vec<PageRun>) = copied
+                .last_changes(range, is_anonymous)?
+                .into_iter()
+                .filter(|run| !run.categories.contains(Categories::FILE))
+                .partition(|run| run.categories.contains(Categories::GUARD));
+            guards.extend(of_guards.iter().map(|run| run.start..run.end));
+            let changed: Vec<ranges::Range> = changed.iter().map(|run| (run.start, run.end)).collect();
+            copied.copy(&changed, is_anonymous)?;
+        }
+    }
+    let written = copied.write_map(&mut maps, &kept)?;
+    maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
+    Ok((PageCount { scanned: written, written }, guards))
+}
+
 /// Writes the pages that a process holds for itself and others; how many there are.
 fn write_held(held: &Held, process: &Process, hand: Option<&mut Hand>, mem: &File, vmas: &[VmaEntry]) -> Result<u64> {
-    let place = PagesPlace { images: &held.images, pages_id: held.pages_id, server: None, alone: false };
+    let place =
+        PagesPlace { images: &held.images, pages_id: held.pages_id, server: None, alone: false, precopied: None };
     let mut out = PageWriter::shared(place, ImageKind::Pagemap, &[])?;
     if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
         out.splice = hand.and_then(|hand| Splice::open(process, hand, mem));
@@ -330,16 +378,7 @@ fn write_private<'a>(
         if !is_scanned(first) {
             continue;
         }
-        let query = Query {
-            start: first.start,
-            end: last.end,
-            inverted: Categories::PFNZERO,
-            all: Categories::PFNZERO,
-            any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
-            tell: Categories::FILE | Categories::GUARD,
-            flags: ScanFlags::empty(),
-            most: PAGES_AT_ONCE,
-        };
+        let query = Query { most: PAGES_AT_ONCE, ..own_pages((first.start, last.end)) };
         let mut rest = neighbours;
         each_run(process, &pagemap, query, |run| {
             in_each(&mut rest, run, |vma, run| {
@@ -373,6 +412,11 @@ fn write_private<'a>(
 /// another between them are asked for at once.
 fn is_scanned(vma: &VmaEntry) -> bool {
     holds_pages(vma) && !is_whole(vma)
+}
+
+/// Whether memory of it without pages holds zeros.
+fn is_anonymous(vma: &VmaEntry) -> bool {
+    vma.status & status::ANON_PRIVATE != 0 && vma.flags & libc::MAP_HUGETLB as u32 == 0
 }
 
 /// Whether every page of it is written: of the kernel's code, since a reader on

@@ -54,10 +54,11 @@ impl<'a> Splice<'a> {
     /// Opens it, if the process can serve: `mem` is its /proc/PID/mem.
     ///
     /// Between batches a hand must be where its farewell would close the pipes;
-    /// and its filters must not mind, should we die, the calls that are left.
+    /// and its filters must not mind, should we die, the calls that are left:
+    /// those of a batch may fail then, those of the farewell may not.
     pub fn open(process: &Process, hand: &'a mut Hand, mem: &File) -> Option<Self> {
-        let calls = [&farewell_calls()[..], &Outlet::calls()].concat();
-        if !filter::permits(hand.tid(), process.status.seccomp, &calls) {
+        let (tid, mode) = (hand.tid(), process.status.seccomp);
+        if !filter::permits(tid, mode, &farewell_calls()) || !filter::tolerates(tid, mode, &Outlet::calls()) {
             return None;
         }
         let source = Source { pid: process.pid, mem: mem.try_clone().ok()?, refused: AtomicBool::new(false) };

@@ -7,6 +7,7 @@
 use super::bpf::{adopt, bpf};
 use super::btf::Btf;
 use rustix::io::Errno;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
@@ -156,13 +157,17 @@ pub(super) enum Visit {
     Task(i32),
     /// All threads of a process, one after the other.
     Threads(i32),
+    /// Every mapping of a task, one after the other, and then from the beginning again.
+    Mappings(i32),
 }
 
 impl Visit {
     /// union bpf_iter_link_info: the thread, or else the process, by its id.
     fn walked(self) -> [u32; 4] {
         match self {
-            Visit::File { tid, .. } | Visit::Files(tid) | Visit::Task(tid) => [tid as u32, 0, 0, 0],
+            Visit::File { tid, .. } | Visit::Files(tid) | Visit::Task(tid) | Visit::Mappings(tid) => {
+                [tid as u32, 0, 0, 0]
+            }
             Visit::Threads(pid) => [0, pid as u32, 0, 0],
         }
     }
@@ -172,13 +177,15 @@ impl Visit {
         match self {
             Visit::File { .. } | Visit::Files(_) => "bpf_iter_task_file",
             Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
+            Visit::Mappings(_) => "bpf_iter_task_vma",
         }
     }
 }
 
 /// A program for one visit. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the number
-/// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two. The body finds the
-/// context in register 6, the file in 7, the task in 8 and the seq_file in 9.
+/// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two, that of a mapping
+/// (struct bpf_iter__task_vma) the mapping behind them. The body finds the context in register 6, the file in 7, the task
+/// (of a mapping: that) in 8 and the seq_file in 9.
 pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
     let end = |before: usize| (body.len() + before) as i16;
     let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
@@ -192,6 +199,7 @@ pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
             all.extend([load64(7, 6, 24), jump(0x15, 7, end(4), 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
         }
         Visit::Task(_) | Visit::Threads(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
+        Visit::Mappings(_) => all.extend([mov_value(7, 0), load64(8, 6, 16), jump(0x15, 8, end(2), 0)]),
     }
     all.extend([load64(9, 6, 0), load64(9, 9, 0)]);
     all.extend_from_slice(body);
@@ -319,6 +327,19 @@ fn has_kernels_ids() -> bool {
 /// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] in a pid namespace where threads have other
 /// numbers than those by which they could be told apart.
 pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
+    let mut bytes = Vec::new();
+    let read = begin(program, visit)?.read_to_end(&mut bytes);
+    read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    Ok(words(&bytes).collect())
+}
+
+/// Words of eight bytes.
+pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word))
+}
+
+/// The same as [`run`], as a file from which what the program tells is to be read.
+pub(super) fn begin(program: &OwnedFd, visit: Visit) -> Result<File, Errno> {
     if matches!(visit, Visit::Threads(_)) && !has_kernels_ids() {
         return Err(Errno::NOTSUP);
     }
@@ -336,11 +357,7 @@ pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
     let link = adopt(unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?);
     let mut attr = IterAttr { link_fd: link.as_raw_fd() as u32, flags: 0 };
     // SAFETY: IterAttr is BPF_ITER_CREATE's part of bpf_attr and holds no address.
-    let walk = adopt(unsafe { bpf(BPF_ITER_CREATE, &mut attr) }?);
-    let mut bytes = Vec::new();
-    let read = std::fs::File::from(walk).read_to_end(&mut bytes);
-    read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    Ok(bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default())).collect())
+    Ok(File::from(adopt(unsafe { bpf(BPF_ITER_CREATE, &mut attr) }?)))
 }
 
 /// What the kernel has of a descriptor of a task: the address of its file, that of `base`, then each field's value.

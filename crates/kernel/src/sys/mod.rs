@@ -21,6 +21,7 @@ pub mod inotify;
 pub mod io_uring;
 pub mod ip_queue;
 pub mod kcmp;
+pub mod mapping_flags;
 pub mod mem;
 pub mod mount;
 pub mod namespace;

@@ -1,0 +1,256 @@
+//! Precopy in place: the memory of a tree is copied while the tree runs, so
+//! that it has to stand still for what it wrote last alone.
+//!
+//! ```text
+//!   track (a short stop) ──round──▶ ... ──pace says so──▶ the freeze: finish ──▶ settle
+//! ```
+//!
+//! A round looks at every tracked process: pages that may have changed since
+//! they were last looked at are protected, then looked at, then copied. So what
+//! is written at any moment after the look counts as changed in the next round,
+//! and a page that was torn by a write while it was copied is copied again. The
+//! last round is that of the frozen tree. The result is an ordinary image.
+//!
+//! | module | owns                                                  |
+//! |--------|-------------------------------------------------------|
+//! | space  | the rounds of one address space                       |
+//! | reader | the memory of a process, read from outside            |
+//! | direct_io | who writes to memory past the page tables          |
+//! | store  | where its pages lie in their file                     |
+//! | pace   | whether another round is worth it                     |
+//!
+//! Copied in the freeze, as without it: small processes, shared memory, what a
+//! process has in common with another that has not written to it (its pages are
+//! stored once, by `memory/common.rs`), and those that cannot be tracked.
+
+mod direct_io;
+mod pace;
+mod reader;
+mod space;
+mod store;
+
+use space::Round;
+pub use space::Space;
+
+use crate::files::PagesIds;
+use crate::freeze::{Frozen, Process, pid_of};
+use crate::options::{Pause, PrecopyMode, PrecopyOptions};
+use crate::report::{PrecopyReport, Untracked, micros};
+use crate::tracking::TrackedSpace;
+use crate::{Error, Object, Result, memory};
+use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::proc::Task;
+use pace::Pace;
+use reader::RunningMemory;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// KiB of memory of its own from which on a process is worth the trouble.
+const WORTH_KIB: u64 = 8 << 10;
+
+/// Pages that are not tracked, of which so many are worth another stop.
+const WORTH_A_STOP: u64 = 1 << 10;
+/// Most stops to have more tracked.
+const MOST_STOPS: u32 = 4;
+
+/// A tree whose memory is being copied.
+#[derive(Debug)]
+pub struct Precopied<'a> {
+    root: i32,
+    images: &'a DumpDir,
+    options: PrecopyOptions,
+    /// How long to wait for the tree to stop.
+    timeout: Duration,
+    /// By pid.
+    spaces: BTreeMap<i32, Mutex<Space>>,
+    /// Numbers for all files of pages of the image.
+    pub pages_ids: PagesIds,
+    report: PrecopyReport,
+    stops: u32,
+}
+
+/// Whether a tree has enough memory of its own for its freeze to become shorter by this.
+pub fn is_worth_it(root: i32) -> bool {
+    let mut pids = vec![root];
+    while let Some(pid) = pids.pop() {
+        let Some(task) = pid_of(pid).ok().and_then(|pid| Task::open(pid).ok()) else { continue };
+        if task.status().is_ok_and(|status| status.rss_anon_kib >= WORTH_KIB) {
+            return true;
+        }
+        let children = |tid| task.children(tid).unwrap_or_default();
+        let tids = task.tids().unwrap_or_default();
+        pids.extend(tids.into_iter().flat_map(children).map(|child| child.as_raw_nonzero().get()));
+    }
+    false
+}
+
+impl<'a> Precopied<'a> {
+    /// Copies the memory of a tree again and again while it runs, until the rest is small enough or gets no smaller.
+    ///
+    /// # Errors
+    /// If the tree cannot be frozen, or the image not be written; and if the freeze would last longer than it strictly
+    /// may.
+    pub fn make(root: i32, images: &'a DumpDir, options: &PrecopyOptions, timeout: Duration) -> Result<Self> {
+        let (options, spaces, pages_ids, report) =
+            (options.clone(), BTreeMap::new(), PagesIds::default(), Default::default());
+        let mut precopied = Precopied { root, images, options, timeout, spaces, pages_ids, report, stops: 0 };
+        precopied.track()?;
+        let pace = precopied.copy()?;
+        precopied.refuse_direct_io();
+        precopied.judge(&pace)?;
+        Ok(precopied)
+    }
+
+    /// Has the writes of the large processes of the tree tracked (of all, if it is always to be done), for which it stands
+    /// still for a moment: mappings are registered whole, or programs would notice.
+    fn track(&mut self) -> Result<()> {
+        let least = if self.options.mode == PrecopyMode::Always { 0 } else { WORTH_KIB };
+        let is_large = |p: &Process| !p.is_zombie() && p.status.rss_anon_kib >= least;
+        let mut frozen = Frozen::freeze(self.root, self.timeout, None)?;
+        let stood_still = Instant::now();
+        self.spaces.values().for_each(|space| lock(space).give_up_if_gone());
+        let is_new = |p: &Process| is_large(p) && !self.is_known(p.pid);
+        frozen.enter(is_new)?;
+        let mut tracked = BTreeMap::new();
+        let mut untracked = Vec::new();
+        for process in frozen.processes.iter_mut().filter(|p| is_large(p)) {
+            if let Some(space) = self.spaces.get(&process.pid).filter(|space| lock(space).is_there()) {
+                lock(space).register(&process.maps);
+            } else if is_new(process) {
+                match TrackedSpace::begin(process)? {
+                    Ok(space) => drop(tracked.insert(process.pid, space)),
+                    Err(reason) => untracked.push(Untracked { pid: process.pid, reason: reason.0 }),
+                }
+            }
+        }
+        let processes = frozen.release_and_tell()?;
+        self.report.stops_us.push(micros(stood_still.elapsed()));
+        self.report.untracked.extend(untracked);
+        self.take_on(processes, tracked)
+    }
+
+    /// Whether a process is tracked, or known not to be.
+    fn is_known(&self, pid: i32) -> bool {
+        self.spaces.contains_key(&pid) || self.report.untracked.iter().any(|one| one.pid == pid)
+    }
+
+    /// Begins with processes that are tracked now, as far as that is of use.
+    fn take_on(&mut self, processes: Vec<Process>, mut tracked: BTreeMap<i32, TrackedSpace>) -> Result<()> {
+        let all: Vec<&Process> =
+            processes.iter().filter(|p| self.is_known(p.pid) || tracked.contains_key(&p.pid)).collect();
+        for pid in memory::have_in_common(&all)? {
+            tracked.remove(&pid);
+            self.leave_out(pid, "it has pages in common with another process, which are stored once");
+        }
+        let is_alone = processes.len() == 1;
+        for process in processes {
+            let Some(space) = tracked.remove(&process.pid) else { continue };
+            // Who has ended meanwhile is none of the tree any more.
+            let Ok(memory) = RunningMemory::open(&process, is_alone) else { continue };
+            if let Some(reason) = direct_io::reason(&process.task) {
+                self.leave_out(process.pid, reason);
+                continue;
+            }
+            let pages_id = self.pages_ids.new_id();
+            let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
+            self.spaces.insert(process.pid, Mutex::new(Space::new(memory, space, (file, pages_id))));
+        }
+        Ok(())
+    }
+
+    /// What was copied of a process is of no use: it will be copied in the freeze.
+    fn leave_out(&mut self, pid: i32, reason: &str) {
+        // Its file goes when all is settled.
+        self.spaces.get(&pid).into_iter().for_each(|space| lock(space).give_up());
+        self.report.untracked.push(Untracked { pid, reason: reason.into() });
+    }
+
+    /// The rounds.
+    fn copy(&mut self) -> Result<Pace> {
+        let mut pace = Pace::new(&self.options);
+        let mut is_prepared = false;
+        loop {
+            let begun = Instant::now();
+            let round = self.round()?;
+            let next = pace.after(begun, &round);
+            self.report.rounds.push(round.report(begun.elapsed()));
+            if round.untracked >= WORTH_A_STOP && self.stops < MOST_STOPS {
+                self.stops += 1;
+                self.track()?;
+                continue;
+            }
+            if is_prepared && !next {
+                return Ok(pace);
+            }
+            // What is not known yet when the rounds could end takes another, since this takes its time as well.
+            if !next || self.report.rounds.len() == 1 {
+                self.spaces.values().for_each(|space| lock(space).prepare());
+                is_prepared = true;
+            }
+        }
+    }
+
+    /// One round.
+    fn round(&mut self) -> Result<Round> {
+        let mut round = Round::default();
+        let mut gone = Vec::new();
+        for (pid, space) in &self.spaces {
+            let mut space = lock(space);
+            match space.round() {
+                Ok(of_space) => round.add(of_space),
+                Err(e) if !space.is_there() => {
+                    tracing::debug!("process {pid}: {e}");
+                    gone.push(*pid);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        gone.into_iter().for_each(|pid| self.leave_out(pid, "it has called execve(2), or ended"));
+        Ok(round)
+    }
+
+    /// What has come to write to its memory past the page tables meanwhile is copied in the freeze.
+    fn refuse_direct_io(&mut self) {
+        let spaces = self.spaces.iter().map(|(pid, space)| (*pid, lock(space).direct_io()));
+        let found: Vec<_> = spaces.filter_map(|(pid, reason)| Some((pid, reason?))).collect();
+        found.into_iter().for_each(|(pid, reason)| self.leave_out(pid, reason));
+    }
+
+    /// Whether the freeze may come.
+    fn judge(&mut self, pace: &Pace) -> Result<()> {
+        self.report.written_pages_per_second = pace.rate();
+        self.report.expected_pause_us = micros(pace.expected_pause());
+        if self.options.pause == Pause::Aim || pace.expected_pause() <= self.options.max_pause {
+            return Ok(());
+        }
+        let reason = format!(
+            "it writes to {} pages a second: to copy the rest it would have to stand still for {} ms, more than {} ms",
+            pace.rate(),
+            pace.expected_pause().as_millis(),
+            self.options.max_pause.as_millis()
+        );
+        Err(Error::unsupported(Object::Process(self.root), reason, "allow a longer --max-pause"))
+    }
+
+    /// What has been copied of an address space that these processes have, and is not to be thrown away.
+    pub fn of(&self, pids: &[i32]) -> Option<MutexGuard<'_, Space>> {
+        pids.iter().filter_map(|pid| self.spaces.get(pid)).map(lock).find(|space| space.is_there())
+    }
+
+    /// Ends it when the tree goes on or has been told to end: nothing of it is left in the processes, and the files
+    /// of pages are in order.
+    ///
+    /// # Errors
+    /// If the image cannot be written.
+    pub fn settle(self) -> Result<PrecopyReport> {
+        for space in self.spaces.into_values() {
+            space.into_inner().unwrap_or_else(PoisonError::into_inner).settle(self.images)?;
+        }
+        Ok(self.report)
+    }
+}
+
+fn lock(space: &Mutex<Space>) -> MutexGuard<'_, Space> {
+    space.lock().unwrap_or_else(PoisonError::into_inner)
+}

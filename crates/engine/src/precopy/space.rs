@@ -1,0 +1,307 @@
+//! One address space that is copied while its process runs.
+
+use super::direct_io;
+use super::reader::{RunningMemory, pieces};
+use super::store::Store;
+use crate::freeze::Process;
+use crate::memory::ranges::Range;
+use crate::memory::{self, KnownFlags, PAGE};
+use crate::report::RoundReport;
+use crate::report::micros;
+use crate::tracking::{TrackedSpace, is_tracked};
+use crate::{Error, Object, Result};
+use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
+use cryonaut_kernel::pagemap::{Categories, PageRun};
+use cryonaut_kernel::proc::maps::{FlaggedVma, Vma};
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+/// The address space.
+#[derive(Debug)]
+pub struct Space {
+    memory: RunningMemory,
+    tracked: TrackedSpace,
+    store: Store,
+    pages_id: u32,
+    /// Nothing more comes of it: the process has left this memory.
+    given_up: bool,
+    /// What the flags of its mappings look like to the kernel.
+    flags: Option<KnownFlags>,
+    /// The image names its pages.
+    is_in_image: bool,
+}
+
+/// What a round did.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Round {
+    /// Pages that were copied.
+    pub pages: u64,
+    /// Pages of mappings that are not registered.
+    pub untracked: u64,
+    /// How long it took to look for them.
+    pub looking: Duration,
+    /// How long it took to copy them.
+    pub copying: Duration,
+}
+
+impl Round {
+    /// Takes in what was done for another process.
+    pub fn add(&mut self, other: Round) {
+        self.pages += other.pages;
+        self.untracked += other.untracked;
+        self.looking += other.looking;
+        self.copying += other.copying;
+    }
+
+    /// As it is told.
+    #[must_use]
+    pub fn report(&self, took: Duration) -> RoundReport {
+        RoundReport { pages: self.pages, us: micros(took) }
+    }
+}
+
+/// Neighbouring mappings of which all, or none, are anonymous memory.
+struct Area {
+    range: Range,
+    is_anonymous: bool,
+}
+
+impl Space {
+    /// Of a process whose writes are tracked; its pages go into `pages-PAGES_ID.img`, which is `file`.
+    pub fn new(memory: RunningMemory, tracked: TrackedSpace, (file, pages_id): (File, u32)) -> Space {
+        let store = Store::new(file);
+        Space { memory, tracked, store, pages_id, given_up: false, flags: None, is_in_image: false }
+    }
+
+    /// The number of its file of pages.
+    #[must_use]
+    pub fn pages_id(&self) -> u32 {
+        self.pages_id
+    }
+
+    /// Whether its process still has this memory.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        !self.given_up && self.tracked.is_there()
+    }
+
+    /// Whether all write protection of it is of our doing.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.tracked.of_others() == 0
+    }
+
+    /// Nothing of it is wanted any more.
+    pub fn give_up(&mut self) {
+        self.given_up = true;
+    }
+
+    /// The same if its process does not have this memory any more.
+    pub fn give_up_if_gone(&mut self) {
+        self.given_up |= !self.tracked.is_there();
+    }
+
+    /// Has the process's mappings tracked; it must stand still.
+    pub fn register(&mut self, maps: &[Vma]) {
+        self.tracked.register(maps);
+    }
+
+    /// Why what was copied cannot be trusted, if so.
+    #[must_use]
+    pub fn direct_io(&self) -> Option<&'static str> {
+        if self.given_up { None } else { direct_io::reason(&self.memory.task) }
+    }
+
+    /// Copies what may have changed since the last round.
+    ///
+    /// # Errors
+    /// If the process has ended, or the file cannot be written.
+    pub fn round(&mut self) -> Result<Round> {
+        if self.given_up {
+            return Ok(Round::default());
+        }
+        let maps = self.memory.task.maps()?;
+        let areas = areas(&maps);
+        self.store.forget_all_but(&areas.iter().map(|area| area.range).collect::<Vec<_>>());
+        let mut round = Round::default();
+        for area in areas {
+            let looking = Instant::now();
+            // In this order: what is written after the protection is found by the next round.
+            let changed = self.tracked.changed(area.range)?;
+            let is_untracked = |run: &&PageRun| {
+                run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
+            };
+            round.untracked += changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum::<u64>();
+            let runs = match area.is_anonymous {
+                true => self.protect_anonymous(area.range, &changed)?,
+                false => self.protect_of_files(&changed)?,
+            };
+            round.looking += looking.elapsed();
+            let copying = Instant::now();
+            round.pages += runs.iter().map(|run| (run.1 - run.0) / PAGE).sum::<u64>();
+            self.copy_running(&runs, area.is_anonymous)?;
+            round.copying += copying.elapsed();
+        }
+        Ok(round)
+    }
+
+    /// Protects anonymous memory; which pages of it are to be copied. What they hold tells whether they are pages of zeros.
+    fn protect_anonymous(&mut self, range: Range, changed: &[PageRun]) -> Result<Vec<Range>> {
+        let mut runs: Vec<Range> = self.tracked.protect(range)?.iter().map(|run| (run.start, run.end)).collect();
+        for absent in changed.iter().filter(|run| !run.categories.contains(Categories::PRESENT)) {
+            let absent = (absent.start, absent.end);
+            self.store.forget(absent);
+            // Out of memory is not out of the world: it may be in swap.
+            let there = self.tracked.own_pages(absent)?;
+            runs.extend(there.iter().filter(|run| is_copied(run)).map(|run| (run.start, run.end)));
+        }
+        Ok(runs)
+    }
+
+    /// Protects memory of files, of which most pages are the file's own and not to be copied.
+    fn protect_of_files(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
+        let mut runs = Vec::new();
+        for range in changed.iter().map(|run| (run.start, run.end)) {
+            self.tracked.protect(range)?;
+            self.store.forget(range);
+            // Of what is not tracked the freeze has to copy all again.
+            let there = self.tracked.own_pages(range)?;
+            runs.extend(there.iter().filter(|run| is_copied(run)).map(|run| (run.start, run.end)));
+        }
+        Ok(runs)
+    }
+
+    /// Copies pages of the running process. What is not there any more is left out: the next round will see it.
+    fn copy_running(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
+        for some in pieces(runs) {
+            if self.memory.read(&some).is_ok() {
+                self.put(&some, is_anonymous)?;
+                continue;
+            }
+            for page in some.iter().flat_map(|run| (run.0..run.1).step_by(PAGE as usize)) {
+                let page = [(page, page + PAGE)];
+                if self.memory.read(&page).is_ok() {
+                    self.put(&page, is_anonymous)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what was read; of anonymous memory not the pages of zeros, which is what memory without pages is.
+    fn put(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
+        let page = PAGE as usize;
+        let is_left_out = |page: &[u8]| is_anonymous && page.iter().all(|byte| *byte == 0);
+        let mut rest = self.memory.bytes();
+        for run in runs {
+            let (bytes, later) = rest.split_at((run.1 - run.0) as usize);
+            rest = later;
+            let pages: Vec<&[u8]> = bytes.chunks(page).collect();
+            let mut at = run.0;
+            for same in pages.chunk_by(|a, b| is_left_out(a) == is_left_out(b)) {
+                let len = (same.len() * page) as u64;
+                let bytes = &bytes[(at - run.0) as usize..][..len as usize];
+                match is_left_out(same[0]) {
+                    true => self.store.forget((at, at + len)),
+                    false => self.store.put(at, bytes)?,
+                }
+                at += len;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gets ready for the freeze.
+    pub fn prepare(&mut self) {
+        self.store.prepare();
+        self.flags = KnownFlags::learn(&self.memory.task, self.memory.tid);
+    }
+
+    /// The mappings of the frozen process, if they can be told without smaps.
+    #[must_use]
+    pub fn mappings(&self, process: &Process, scratches: &[std::ops::Range<u64>]) -> Option<Vec<FlaggedVma>> {
+        self.flags.as_ref()?.of_frozen(process, scratches)
+    }
+
+    /// The last round, of the frozen process: from now on contents are kept in memory until the tree goes on.
+    pub fn stand_still(&mut self) {
+        self.store.keep_late();
+    }
+
+    /// Which pages of a range the frozen process may have written to since the last round, and guard regions in it; the
+    /// image has none of them until they are copied.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn last_changes(&mut self, range: Range, is_anonymous: bool) -> Result<Vec<PageRun>> {
+        let mut out = Vec::new();
+        for run in self.tracked.changed(range)? {
+            // What is in memory and no file's has contents, if only zeros.
+            if is_anonymous && run.categories.contains(Categories::PRESENT) {
+                out.push(PageRun { categories: Categories::empty(), ..run });
+                continue;
+            }
+            self.store.forget((run.start, run.end));
+            out.extend(self.tracked.own_pages((run.start, run.end))?);
+        }
+        Ok(out)
+    }
+
+    /// Copies pages of the frozen process.
+    ///
+    /// # Errors
+    /// If they cannot be read, or not be written.
+    pub fn copy(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
+        for some in pieces(runs) {
+            self.memory.read(&some).map_err(|e| {
+                let at = some.first().map_or(0, |run| run.0);
+                let object = Object::Mapping(self.memory.tid, at, "memory".into());
+                Error::kernel(object, "read its contents", crate::error::errno_of(&e))
+            })?;
+            self.put(&some, is_anonymous)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else. Returns how many pages there are.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_map(&mut self, maps: &mut [PagemapWriter], kept: &[Range]) -> Result<u64> {
+        self.store.forget_all_but(kept);
+        self.store.write_map(maps)?;
+        self.is_in_image = true;
+        Ok(self.store.present_len() / PAGE)
+    }
+
+    /// Ends the tracking, and puts the file in order; it goes if the image does not name it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn settle(self, images: &DumpDir) -> Result<()> {
+        let id = u64::from(self.pages_id);
+        self.tracked.lift();
+        if self.is_in_image {
+            return self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?));
+        }
+        Ok(images.drop_raw_file(ImageKind::Pages, id)?)
+    }
+}
+
+/// Whether pages are the process's own: not the file's, and no guard region.
+fn is_copied(run: &PageRun) -> bool {
+    !run.categories.intersects(Categories::FILE | Categories::GUARD)
+}
+
+/// The memory that is copied.
+fn areas(maps: &[Vma]) -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for vma in maps.iter().filter(|vma| is_tracked(vma) && !memory::aio::is_mapping(vma)) {
+        let is_anonymous = !vma.has_file();
+        match areas.last_mut().filter(|last| last.is_anonymous == is_anonymous && last.range.1 == vma.start) {
+            Some(last) => last.range.1 = vma.end,
+            None => areas.push(Area { range: (vma.start, vma.end), is_anonymous }),
+        }
+    }
+    areas
+}

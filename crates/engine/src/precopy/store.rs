@@ -1,0 +1,296 @@
+//! The pages file of a process that is still running: where in it each page
+//! lies, and how it becomes one in the order of the pagemap.
+//!
+//! A page gets a place when it is copied for the first time, behind all others,
+//! and keeps it: copied again, it is written over. What the image will have is
+//! said by `present` alone. A pagemap does not say where pages lie, they have to
+//! follow one another by address ([`Store::settle`]). Of a process that keeps
+//! its mappings they do already, since the first round copies in that order.
+//!
+//! ```text
+//!   copying ──keep_late──▶ nobody may wait ──settle──▶ in order
+//! ```
+
+use crate::memory::ranges::Range;
+use crate::{Error, Object, Result};
+use cryonaut_image::PageFlags;
+use cryonaut_image::PagemapWriter;
+use rangemap::{RangeMap, RangeSet};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+
+/// Bytes at the end of a file that are put in order by way of our own memory.
+const SHORT_TAIL: u64 = 64 << 20;
+/// Bytes of late contents from which on they are written while the tree stands still after all.
+const MOST_LATE: usize = 128 << 20;
+/// Bytes of late contents for which memory is got ready.
+const LATE_ROOM: usize = 4 << 20;
+
+/// The file.
+#[derive(Debug)]
+pub struct Store {
+    file: File,
+    /// Bytes of all places.
+    len: u64,
+    /// By address, how far the place of a page is from it (wrapping).
+    places: RangeMap<u64, u64>,
+    /// Pages that the image has.
+    present: RangeSet<u64>,
+    /// Contents that are not in the file yet, one behind the other.
+    late: Vec<u8>,
+    /// Where in the file they belong: places and lengths.
+    late_places: Vec<(u64, usize)>,
+    /// Whether contents are kept back from the file.
+    keeps_late: bool,
+}
+
+/// Pages that follow one another in memory and in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    start: u64,
+    len: u64,
+    offset: u64,
+}
+
+impl Store {
+    /// Of an empty file.
+    pub fn new(file: File) -> Store {
+        Store {
+            file,
+            len: 0,
+            places: RangeMap::new(),
+            present: RangeSet::new(),
+            late: Vec::new(),
+            late_places: Vec::new(),
+            keeps_late: false,
+        }
+    }
+
+    /// Gets memory ready for contents that are to be kept back.
+    pub fn prepare(&mut self) {
+        // Memory that was written to is there, and needs no page faults any more.
+        self.late.resize(LATE_ROOM, 1);
+        self.late.clear();
+        self.late_places.reserve(LATE_ROOM / crate::memory::PAGE as usize);
+    }
+
+    /// From now on contents stay in memory until [`Store::settle`].
+    pub fn keep_late(&mut self) {
+        self.keeps_late = true;
+    }
+
+    /// The image has none of these pages, unless they are put again.
+    pub fn forget(&mut self, range: Range) {
+        if range.0 < range.1 {
+            self.present.remove(range.0..range.1);
+        }
+    }
+
+    /// The image has none but those of these ranges, which ascend.
+    pub fn forget_all_but(&mut self, ranges: &[Range]) {
+        let mut at = 0;
+        for range in ranges {
+            self.forget((at, range.0));
+            at = range.1;
+        }
+        self.forget((at, u64::MAX));
+    }
+
+    /// Puts pages that follow one another.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn put(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
+        let end = start + bytes.len() as u64;
+        self.give_places(start, end);
+        for piece in self.pieces(start, end) {
+            let bytes = &bytes[(piece.start - start) as usize..][..piece.len as usize];
+            if self.keeps_late && self.late.len() < MOST_LATE {
+                self.late_places.push((piece.offset, bytes.len()));
+                self.late.extend_from_slice(bytes);
+            } else {
+                self.file.write_all_at(bytes, piece.offset).map_err(|e| failed(&e))?;
+            }
+        }
+        if self.present.get(&start).is_none_or(|there| there.end < end) {
+            self.present.insert(start..end);
+        }
+        Ok(())
+    }
+
+    fn give_places(&mut self, start: u64, end: u64) {
+        let gaps: Vec<_> = self.places.gaps(&(start..end)).collect();
+        for gap in gaps {
+            let len = gap.end - gap.start;
+            let distance = self.len.wrapping_sub(gap.start);
+            self.places.insert(gap, distance);
+            self.len += len;
+        }
+    }
+
+    /// Where the pages of a range lie, all of which have a place.
+    fn pieces(&self, start: u64, end: u64) -> Vec<Piece> {
+        let piece = |(range, distance): (&std::ops::Range<u64>, &u64)| {
+            let (from, to) = (range.start.max(start), range.end.min(end));
+            Piece { start: from, len: to - from, offset: from.wrapping_add(*distance) }
+        };
+        self.places.overlapping(&(start..end)).map(piece).collect()
+    }
+
+    /// Bytes that the image has.
+    #[must_use]
+    pub fn present_len(&self) -> u64 {
+        self.present.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// Writes the pagemap.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_map(&self, maps: &mut [PagemapWriter]) -> Result<()> {
+        for range in self.present.iter() {
+            for map in &mut *maps {
+                map.push(range.start, (range.end - range.start) / crate::memory::PAGE, PageFlags::PRESENT)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the pages into the order of the pagemap; nothing else is in the file then. Where too much would have to be
+    /// moved, they go into a `new_file`, which takes the place of this one.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn settle(self, new_file: impl FnOnce() -> Result<File>) -> Result<()> {
+        let mut late = self.late.as_slice();
+        for (offset, len) in &self.late_places {
+            let (bytes, rest) = late.split_at(*len);
+            self.file.write_all_at(bytes, *offset).map_err(|e| failed(&e))?;
+            late = rest;
+        }
+        let wanted: Vec<Piece> = self.present.iter().flat_map(|range| self.pieces(range.start, range.end)).collect();
+        let mut ordered = 0;
+        let in_place = wanted.iter().take_while(|piece| {
+            let fits = piece.offset == ordered;
+            ordered += if fits { piece.len } else { 0 };
+            fits
+        });
+        let rest = &wanted[in_place.count()..];
+        let tail: u64 = rest.iter().map(|piece| piece.len).sum();
+        match tail {
+            0 => {}
+            1..=SHORT_TAIL => self.rewrite(rest, ordered)?,
+            _ => return self.copy_over(&wanted, &new_file()?),
+        }
+        self.file.set_len(ordered + tail).map_err(|e| failed(&e))
+    }
+
+    /// Writes pieces from `at` on, by way of memory.
+    fn rewrite(&self, pieces: &[Piece], at: u64) -> Result<()> {
+        let mut bytes = vec![0; pieces.iter().map(|piece| piece.len as usize).sum()];
+        let mut rest = bytes.as_mut_slice();
+        for piece in pieces {
+            let (now, later) = rest.split_at_mut(piece.len as usize);
+            self.file.read_exact_at(now, piece.offset).map_err(|e| failed(&e))?;
+            rest = later;
+        }
+        self.file.write_all_at(&bytes, at).map_err(|e| failed(&e))
+    }
+
+    /// Writes all pieces to another file.
+    fn copy_over(&self, pieces: &[Piece], mut into: &File) -> Result<()> {
+        let mut from = &self.file;
+        for piece in pieces {
+            from.seek(SeekFrom::Start(piece.offset)).map_err(|e| failed(&e))?;
+            let copied = std::io::copy(&mut from.take(piece.len), &mut into).map_err(|e| failed(&e))?;
+            if copied != piece.len {
+                return Err(failed(&std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: &std::io::Error) -> Error {
+    let errno = crate::error::errno_of(error);
+    Error::Kernel {
+        object: Object::Other("pages image".into()),
+        action: "write it".into(),
+        errno,
+        remedy: if errno == Errno::NOSPC { "free some space on its file system" } else { "" },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::PAGE;
+
+    fn pages(first: u64, values: &[u8]) -> (u64, Vec<u8>) {
+        (first * PAGE, values.iter().flat_map(|v| vec![*v; PAGE as usize]).collect())
+    }
+
+    fn put(store: &mut Store, first: u64, values: &[u8]) {
+        let (start, bytes) = pages(first, values);
+        store.put(start, &bytes).unwrap();
+    }
+
+    /// The first byte of each page of the file, once it is settled.
+    fn settled(store: Store) -> Vec<u8> {
+        let mut file = store.file.try_clone().unwrap();
+        store.settle(|| unreachable!("all of it is short")).unwrap();
+        let mut all = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut all).unwrap();
+        assert!(all.chunks(PAGE as usize).all(|page| page.iter().all(|byte| *byte == page[0])));
+        all.chunks(PAGE as usize).map(|page| page[0]).collect()
+    }
+
+    #[test]
+    fn pages_that_are_copied_again_keep_their_place() {
+        let mut store = Store::new(tempfile::tempfile().unwrap());
+        put(&mut store, 10, &[1, 2, 3]);
+        put(&mut store, 20, &[4]);
+        store.keep_late();
+        put(&mut store, 11, &[5]);
+        assert_eq!((store.len, store.present_len()), (4 * PAGE, 4 * PAGE));
+        assert_eq!(settled(store), [1, 5, 3, 4]);
+    }
+
+    #[test]
+    fn what_comes_later_is_put_in_order() {
+        let mut store = Store::new(tempfile::tempfile().unwrap());
+        put(&mut store, 10, &[1, 2, 3]);
+        put(&mut store, 20, &[4]);
+        put(&mut store, 13, &[9, 8]);
+        put(&mut store, 2, &[7]);
+        store.forget((11 * PAGE, 12 * PAGE));
+        assert_eq!(settled(store), [7, 1, 3, 9, 8, 4]);
+    }
+
+    #[test]
+    fn only_what_is_left_of_the_mappings_stays() {
+        let mut store = Store::new(tempfile::tempfile().unwrap());
+        put(&mut store, 1, &[1, 2, 3, 4, 5]);
+        store.forget_all_but(&[(2 * PAGE, 3 * PAGE), (5 * PAGE, 9 * PAGE)]);
+        assert_eq!(settled(store), [2, 5]);
+    }
+
+    #[test]
+    fn large_files_are_put_in_order_as_well() {
+        let mut store = Store::new(tempfile::tempfile().unwrap());
+        for n in 0..40u8 {
+            put(&mut store, 100 - u64::from(n), &[n]);
+        }
+        let wanted: Vec<_> = store.present.iter().flat_map(|r| store.pieces(r.start, r.end)).collect();
+        let into = tempfile::tempfile().unwrap();
+        store.copy_over(&wanted, &into).unwrap();
+        let mut page = [0; 1];
+        for n in 0..40u8 {
+            into.read_exact_at(&mut page, u64::from(n) * PAGE).unwrap();
+            assert_eq!(page[0], 39 - n);
+        }
+    }
+}

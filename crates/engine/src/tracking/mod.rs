@@ -1,0 +1,201 @@
+//! Write tracking: which pages of a running process have been written to since
+//! they were last looked at.
+//!
+//! By a userfaultfd in asynchronous mode (Linux 6.7): a page is write-protected
+//! when it is looked at, the first write to it takes the protection off and
+//! goes on, and PAGEMAP_SCAN tells which pages have none. The process makes the
+//! userfaultfd (`puppet/userfaultfd.rs`) and keeps nothing of it. When we are
+//! killed the kernel closes it, and with it all protection goes.
+//!
+//! What is not told by this: writes to shared memory by others or by write(2).
+//! So it serves private memory.
+//!
+//! A mapping that comes after [`TrackedSpace::register`], or is moved, is not
+//! registered, and all of its pages count as written until it is; so do all of
+//! an address space that has been left by execve(2).
+
+use crate::attributes::filter;
+use crate::freeze::Process;
+use crate::memory::ranges::Range;
+use crate::{Error, Object, Result};
+use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::maps::{Perms, Vma};
+use cryonaut_kernel::uffd::{Features, Mode, Uffd};
+use cryonaut_puppet::{farewell_calls, userfaultfd};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+
+/// Bytes of which protection is lifted at a time: the process waits for each
+/// piece at most, should it want to change its mappings.
+const LIFTED_AT_ONCE: u64 = 16 << 20;
+/// Runs of pages that one call tells of.
+const RUNS: usize = 4096;
+
+/// An address space whose writes are tracked. No writes are, any more, when it is dropped.
+#[derive(Debug)]
+pub struct TrackedSpace {
+    pid: i32,
+    task: Task,
+    uffd: Uffd,
+    pagemap: OwnedFd,
+    /// Room for what the kernel tells.
+    runs: Vec<PageRun>,
+    of_others: usize,
+}
+
+/// Why writes to a process's memory cannot be tracked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untracked(pub String);
+
+impl TrackedSpace {
+    /// Begins with a frozen process that has been entered.
+    ///
+    /// # Errors
+    /// If its hand cannot be driven any more. That it cannot be tracked is an [`Untracked`].
+    pub fn begin(process: &mut Process) -> Result<std::result::Result<TrackedSpace, Untracked>> {
+        let (pid, mode) = (process.pid, process.status.seccomp);
+        let task = process.task.clone();
+        let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
+        let hand = process.hand()?;
+        if !filter::permits(hand.tid(), mode, &farewell_calls())
+            || !filter::tolerates(hand.tid(), mode, &userfaultfd::calls())
+        {
+            return Ok(Err(Untracked("its seccomp filters would end it for a call of ours, should we die".into())));
+        }
+        let uffd = match userfaultfd::of_process(hand) {
+            Ok(uffd) => uffd,
+            Err(e @ cryonaut_puppet::Error::Call { .. }) => return Ok(Err(Untracked(e.to_string()))),
+            Err(e) => return Err(e.into()),
+        };
+        Ok(match uffd.api(Features::WP_ASYNC) {
+            Ok(_) => {
+                let runs = vec![PageRun::default(); RUNS];
+                let mut space = TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0 };
+                space.register(&process.maps);
+                Ok(space)
+            }
+            Err(_) => Err(Untracked("the kernel cannot note writes by userfaultfd (Linux 6.7 can)".into())),
+        })
+    }
+
+    /// Registers what is private in these mappings, as far as it is not yet and can be. The process must stand still: a
+    /// mapping that is registered in part becomes two, and mremap(2) of both at once fails.
+    pub fn register(&mut self, maps: &[Vma]) {
+        self.of_others = 0;
+        for vma in maps.iter().filter(|vma| is_tracked(vma)) {
+            // Another error is told of a kind of memory that cannot be registered: its pages count as written.
+            if self.uffd.register(vma.start, vma.len(), Mode::WP) == Err(Errno::BUSY) {
+                self.of_others += 1;
+            }
+        }
+    }
+
+    /// How many mappings another userfaultfd watches: the program's own.
+    #[must_use]
+    pub fn of_others(&self) -> usize {
+        self.of_others
+    }
+
+    /// Pages of a range that may not be as they were when they were last protected: written, not there, or not
+    /// registered. Ascending, each run with PRESENT and WPALLOWED as they are.
+    ///
+    /// # Errors
+    /// If the kernel does not tell; `ESRCH` if the process has ended.
+    pub fn changed(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        let tell = Categories::PRESENT | Categories::WPALLOWED;
+        let any = tell | Categories::WRITTEN;
+        self.all_runs(Query { start: range.0, end: range.1, inverted: tell, any, tell, ..Query::default() })
+    }
+
+    /// Protects the pages of a range that are there and have been written to: from now on their first write is noted.
+    /// Returns them.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn protect(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        // Who does not want to be told has everything protected, also what is not there (fs/proc/task_mmu.c).
+        self.all_runs(Query {
+            start: range.0,
+            end: range.1,
+            // A guard region is nothing that could be written to.
+            inverted: Categories::GUARD,
+            all: Categories::WRITTEN | Categories::WPALLOWED | Categories::GUARD,
+            any: Categories::PRESENT | Categories::SWAPPED,
+            flags: ScanFlags::WP_MATCHING,
+            ..Query::default()
+        })
+    }
+
+    /// Which pages of a range have contents of the process's own, and guard regions in it.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn own_pages(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        self.all_runs(own_pages(range))
+    }
+
+    fn all_runs(&mut self, mut query: Query) -> Result<Vec<PageRun>> {
+        let mut all = Vec::new();
+        while query.start < query.end {
+            let told = scan(&self.pagemap, &query, &mut self.runs);
+            let (count, reached) = told.map_err(|errno| self.failed(query.start, errno))?;
+            if reached <= query.start {
+                return Err(self.failed(query.start, Errno::IO));
+            }
+            all.extend_from_slice(&self.runs[..count]);
+            query.start = reached;
+        }
+        Ok(all)
+    }
+
+    fn failed(&self, at: u64, errno: Errno) -> Error {
+        Error::kernel(Object::Mapping(self.pid, at, "memory".into()), "ask which pages were written to", errno)
+    }
+
+    /// Whether the process still has the memory that is tracked: not if it has ended or called execve(2).
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        // Nothing is registered there, or nothing that matters: the answer tells whether there is anything at all.
+        const LAST_PAGE: u64 = (1 << 47) - 2 * crate::memory::PAGE;
+        self.uffd.write_protect(LAST_PAGE, crate::memory::PAGE, false) != Err(Errno::SRCH)
+    }
+
+    /// Takes the protection off again, bit by bit: to close the userfaultfd would do it at once, for so long that the
+    /// process may notice.
+    pub fn lift(self) {
+        let maps = self.task.maps().unwrap_or_default();
+        for vma in maps.iter().filter(|vma| is_tracked(vma)) {
+            let mut at = vma.start;
+            while at < vma.end {
+                let len = LIFTED_AT_ONCE.min(vma.end - at);
+                if self.uffd.write_protect(at, len, false).is_err() {
+                    break;
+                }
+                at += len;
+            }
+        }
+    }
+}
+
+/// Whether a mapping's pages can be the process's own.
+pub fn is_tracked(vma: &Vma) -> bool {
+    !vma.perms.contains(Perms::SHARED) && !crate::memory::is_kernels(vma)
+}
+
+/// The query of pages of the process's own: in memory or in swap, not the page of zeros; those that are a file's have
+/// [`Categories::FILE`]. With guard regions.
+#[must_use]
+pub fn own_pages(range: Range) -> Query {
+    Query {
+        start: range.0,
+        end: range.1,
+        inverted: Categories::PFNZERO,
+        all: Categories::PFNZERO,
+        any: Categories::PRESENT | Categories::SWAPPED | Categories::GUARD,
+        tell: Categories::FILE | Categories::GUARD,
+        flags: ScanFlags::empty(),
+        most: 0,
+    }
+}
