@@ -10,13 +10,13 @@ use crate::lineage::{Kin, Lineage};
 use crate::namespaces::{self, Owned, inner, net, pid, user};
 use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
 use crate::options::{Afterwards, PrecopyMode};
-use crate::precopy::{self, Precopied};
+use crate::precopy::{self, Keeping, Precopied};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
 use crate::tcp_policy::TcpPolicy;
 use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
-use cryonaut_image::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
+use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, Remains, is_part_of_an_image};
 use cryonaut_kernel::Pid;
 use cryonaut_kernel::guard::Undertaker;
 use cryonaut_kernel::janitor::{Duty, Janitor};
@@ -75,6 +75,7 @@ fn checkpoint_here(
     }
     // What nobody needs to stand still for.
     expect_files(&images, pid, options.page_server.is_none())?;
+    set_parent(&images, options)?;
     let precopied = precopy(pid, &images, options)?;
     let mut sharing = Sharing::default();
     // Ours first: their numbers are the lowest.
@@ -127,20 +128,26 @@ fn checkpoint_here(
         links.keep();
         Ok(remains)
     };
-    let settle = |precopied: Option<Precopied<'_>>| precopied.map(Precopied::settle).transpose();
+    let keeps = options.keep_tracking && options.afterwards != Afterwards::Kill;
+    let settle = |precopied: Option<Precopied<'_>>, report: &mut CheckpointReport| -> Result<Option<Keeping>> {
+        let Some(precopied) = precopied else { return Ok(None) };
+        let (told, keeping) = precopied.settle(keeps)?;
+        report.precopy = Some(told);
+        Ok(keeping)
+    };
     // What remains is cleared away when the tree no longer waits for it.
-    let remains;
+    let (remains, keeping);
     match options.afterwards {
         Afterwards::LeaveRunning => {
             network.lift()?;
             told.unlock()?;
             ((), report.end_us) = timed(|| release(frozen, thawed))?;
             report.frozen_us = micros(stood_still.elapsed());
-            report.precopy = settle(precopied)?;
+            keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
         }
         Afterwards::LeaveStopped => {
-            report.precopy = settle(precopied)?;
+            keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
             frozen.stop()?;
             network.lift()?;
@@ -149,7 +156,7 @@ fn checkpoint_here(
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
-            report.precopy = settle(precopied)?;
+            keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
             told.keep();
             if let Some(thawed) = thawed {
@@ -172,8 +179,64 @@ fn checkpoint_here(
         }
     }
     drop(remains);
+    keep(keeping);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Copies the memory of a tree that goes on, what was written since the parent of the image was made or else all of it, for
+/// the next image, which may leave what has not changed to this one. It is no image that could be restored.
+///
+/// # Errors
+/// As for [`checkpoint`].
+pub fn pre_dump(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
+    refuse_ourselves(pid)?;
+    let Some(tree) = pid::elsewhere(pid, &options.external)? else { return pre_dump_here(pid, dir, options) };
+    let report = inner::run(&tree, None, &options.hook, |outer| {
+        let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
+        pre_dump_here(tree.inside, dir, &options)
+    })?;
+    Ok(CheckpointReport { root_pid: pid, ..report })
+}
+
+fn pre_dump_here(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
+    let begun = Instant::now();
+    options.hook.call(Moment::PreDump, pid)?;
+    let _janitor = janitor(dir)?;
+    let images = DumpDir::create(dir)?;
+    set_parent(&images, options)?;
+    parallel::get_ready();
+    let (precopied, count) = Precopied::pre_dump(pid, &images, options)?;
+    images.write_one(ImageKind::Inventory, None, &crate::dump::inventory_of_pre_dump())?;
+    let (precopy, keeping) = precopied.settle(true)?;
+    let mut report = CheckpointReport {
+        root_pid: pid,
+        pages_scanned: count.scanned,
+        pages_written: count.written,
+        frozen_us: precopy.stops_us.iter().sum(),
+        ..CheckpointReport::default()
+    };
+    report.processes = keeping.as_ref().map_or(0, |(_, spaces)| spaces.len());
+    report.precopy = Some(precopy);
+    let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
+    drop(images.commit(CommitOptions { durability, ..CommitOptions::default() })?);
+    keep(keeping);
+    options.hook.call(Moment::PostDump, pid)?;
+    report.total_us = micros(begun.elapsed());
+    Ok(report)
+}
+
+/// Names the image to which this one leaves what has not changed.
+fn set_parent(images: &DumpDir, options: &CheckpointOptions) -> Result<()> {
+    options.parent.as_ref().map_or(Ok(()), |parent| Ok(images.set_parent(parent)?))
+}
+
+/// Has the tracking go on. The image is there already: without it, the next one has all of the memory again.
+fn keep(keeping: Option<Keeping>) {
+    let Some((kept, spaces)) = keeping else { return };
+    if let Err(e) = kept.keep(&spaces) {
+        tracing::warn!("the next image will have all memory again: {e}");
+    }
 }
 
 /// Copies the memory of the tree while it runs, if that is wanted and worth it.
@@ -183,12 +246,13 @@ fn precopy<'a>(pid: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Re
         PrecopyMode::Always => true,
         PrecopyMode::Auto => options.afterwards == Afterwards::LeaveRunning && precopy::is_worth_it(pid),
     };
+    let is_wanted = is_wanted || options.parent.is_some() || options.keep_tracking;
     // Who stands in a closed freezer writes nothing, and would have to be let out for a moment. A page server takes each
     // page once.
     if !is_wanted || options.cgroups.freezer.is_some() || options.page_server.is_some() {
         return Ok(None);
     }
-    Ok(Some(Precopied::make(pid, images, &options.precopy, options.timeout)?))
+    Ok(Some(Precopied::make(pid, images, options)?))
 }
 
 /// Lets the tree go on, in the freezer in which it was.

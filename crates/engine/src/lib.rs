@@ -30,7 +30,7 @@ mod users;
 
 pub use caller::{Answer, Event, Hook, Moment, Progress};
 pub use cgroups::{CgroupMode, CgroupOptions, CgroupProperties};
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, pre_dump};
 pub use cryonaut_image::Codec;
 pub use error::{Error, Object, Result};
 pub use options::{Afterwards, CheckpointOptions, LockMethod, Pause, PrecopyMode, PrecopyOptions, RestoreOptions};

@@ -125,6 +125,11 @@ pub struct CheckpointOptions {
     pub progress: Progress,
     /// How memory is copied while the tree runs.
     pub precopy: PrecopyOptions,
+    /// An image of the same tree, made before: what it has and has not changed is left to it (`--prev-images-dir`). A
+    /// relative path counts from the directory of the image.
+    pub parent: Option<PathBuf>,
+    /// Writes are noted on, for the next image of the tree, which goes on (`--track-mem`).
+    pub keep_tracking: bool,
 }
 
 impl Default for CheckpointOptions {
@@ -150,6 +155,8 @@ impl Default for CheckpointOptions {
             hook: Hook::default(),
             progress: Progress::default(),
             precopy: PrecopyOptions::default(),
+            parent: None,
+            keep_tracking: false,
         }
     }
 }

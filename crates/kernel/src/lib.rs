@@ -18,6 +18,7 @@ pub mod features;
 pub mod guard;
 pub mod heap;
 pub mod janitor;
+pub mod keeper;
 pub mod pagemap;
 pub mod proc;
 pub mod sys;

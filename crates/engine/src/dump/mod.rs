@@ -579,6 +579,18 @@ fn dump_memory(
     Ok((count, extras))
 }
 
+/// That of an image of memory alone.
+pub fn inventory_of_pre_dump() -> InventoryEntry {
+    InventoryEntry {
+        img_version: IMAGE_VERSION,
+        fdinfo_per_id: Some(true),
+        ns_per_id: Some(true),
+        lsmtype: Some(0),
+        dump_uptime: Some(uptime_ticks()),
+        ..InventoryEntry::default()
+    }
+}
+
 /// Time since boot in clock ticks, as /proc/PID/stat counts start times.
 fn uptime_ticks() -> u64 {
     let t = clock_gettime(ClockId::Boottime);

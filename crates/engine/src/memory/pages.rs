@@ -313,9 +313,9 @@ fn finish_precopied(
             copied.copy(&changed, is_anonymous)?;
         }
     }
-    let written = copied.write_map(&mut maps, &kept)?;
+    let count = copied.write_map(&mut maps, &kept)?;
     maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
-    Ok((PageCount { scanned: written, written }, guards))
+    Ok((count, guards))
 }
 
 /// Writes the pages that a process holds for itself and others; how many there are.

@@ -10,6 +10,7 @@ use crate::files::socket::Held;
 use crate::freeze::Frozen;
 use crate::network_lock::{self, Handed, NetworkLock, NetworkLocks};
 use crate::report::CheckpointReport;
+use crate::tracking::keep_here;
 use crate::{Error, Hook, Moment, Object, Result, parallel};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -66,6 +68,8 @@ enum Said {
     Moment(String),
     /// The tree's init is to get a signal.
     Signal(i32),
+    /// Tracking is to be kept under this name: userfaultfds in the descriptors, then as many processes to watch.
+    Keep(PathBuf),
     /// Connections that outlive the inner, in the descriptors: whether their peers are to hear nothing.
     Connections(bool),
     /// All connections were told, and by what they are locked.
@@ -168,6 +172,15 @@ impl Outer {
             let files: Vec<BorrowedFd<'_>> = event.terminal.into_iter().collect();
             self.ask(&Said::Moment(event.moment.name().to_owned()), &files)
         })
+    }
+
+    /// Has tracking kept by a process that is not in the tree's pid namespace.
+    ///
+    /// # Errors
+    /// If nobody can.
+    pub fn keep(&self, socket: &Path, files: &[BorrowedFd<'_>], watched: &[OwnedFd]) -> Result<()> {
+        let all: Vec<BorrowedFd<'_>> = files.iter().copied().chain(watched.iter().map(AsFd::as_fd)).collect();
+        self.ask(&Said::Keep(socket.to_owned()), &all).map(drop).map_err(Error::Inner)
     }
 
     /// Has the tree ended, whose image is complete. This process goes with it, unless that fails: then the tree goes on.
@@ -325,6 +338,12 @@ fn serve(tree: &Tree, socket: BorrowedFd<'_>, hook: &Hook) -> Result<Outcome> {
         let answer: Answered = match said {
             None => return Ok(Outcome::Died),
             Some(Said::Done(outcome)) => return Ok(Outcome::Done(outcome.map_err(Error::from)?)),
+            Some(Said::Keep(socket)) => {
+                let mut files = files;
+                let watched = files.split_off(files.len() / 2);
+                let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+                keep_here(&socket, &files, watched).map(|()| Answer::default()).map_err(|errno| errno.to_string())
+            }
             Some(Said::Moment(name)) => match Moment::named(&name) {
                 Some(moment) => {
                     hook.run(&Event { moment, root_pid: tree.pid, terminal: files.first().map(AsFd::as_fd) })

@@ -34,13 +34,15 @@ pub use space::Space;
 
 use crate::files::PagesIds;
 use crate::freeze::{Frozen, Process, pid_of};
-use crate::options::{Pause, PrecopyMode, PrecopyOptions};
+use crate::memory::PageCount;
+use crate::options::{CheckpointOptions, Pause, PrecopyMode, PrecopyOptions};
 use crate::report::{PrecopyReport, Untracked, micros};
-use crate::tracking::TrackedSpace;
+use crate::tracking::{Kept, TrackedSpace};
 use crate::{Error, Object, Result, memory};
-use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::Task;
 use pace::Pace;
+use rangemap::RangeSet;
 use reader::RunningMemory;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,6 +72,9 @@ pub struct Precopied<'a> {
     stops: u32,
 }
 
+/// Tracking that goes on as soon as the image is there that says where it is to be had.
+pub type Keeping = (Kept, Vec<TrackedSpace>);
+
 /// Whether a tree has enough memory of its own for its freeze to become shorter by this.
 pub fn is_worth_it(root: i32) -> bool {
     let mut pids = vec![root];
@@ -91,15 +96,73 @@ impl<'a> Precopied<'a> {
     /// # Errors
     /// If the tree cannot be frozen, or the image not be written; and if the freeze would last longer than it strictly
     /// may.
-    pub fn make(root: i32, images: &'a DumpDir, options: &PrecopyOptions, timeout: Duration) -> Result<Self> {
-        let (options, spaces, pages_ids, report) =
-            (options.clone(), BTreeMap::new(), PagesIds::default(), Default::default());
-        let mut precopied = Precopied { root, images, options, timeout, spaces, pages_ids, report, stops: 0 };
-        precopied.track()?;
-        let pace = precopied.copy()?;
+    pub fn make(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
+        let mut precopied = Self::begin(root, images, options)?;
+        if options.precopy.mode != PrecopyMode::Never || options.keep_tracking {
+            precopied.track()?;
+        }
+        let pace = match options.precopy.mode {
+            // What is tracked must have been looked at once.
+            PrecopyMode::Never if options.keep_tracking => Some(precopied.one_round()?),
+            PrecopyMode::Never => None,
+            PrecopyMode::Auto | PrecopyMode::Always => Some(precopied.copy()?),
+        };
         precopied.refuse_direct_io();
-        precopied.judge(&pace)?;
+        precopied.spaces.values().for_each(|space| lock(space).prepare());
+        if let Some(pace) = pace {
+            precopied.judge(&pace)?;
+        }
         Ok(precopied)
+    }
+
+    /// Copies what was written since the parent of the image was made, or all, once, and writes the pagemaps.
+    ///
+    /// # Errors
+    /// As for [`Precopied::make`].
+    pub fn pre_dump(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<(Self, PageCount)> {
+        let mut precopied = Self::begin(root, images, options)?;
+        precopied.options.mode = PrecopyMode::Always;
+        precopied.track()?;
+        precopied.one_round()?;
+        let mut count = PageCount::default();
+        for mut space in precopied.spaces.values().map(lock).filter(|space| space.is_there()) {
+            count.add(space.write_running_map(images)?);
+        }
+        Ok((precopied, count))
+    }
+
+    /// With what is known of the processes since the parent of the image was made.
+    fn begin(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
+        let (timeout, parent, options) = (options.timeout, options.parent.as_ref(), options.precopy.clone());
+        let (spaces, pages_ids, report) = (BTreeMap::new(), PagesIds::default(), PrecopyReport::default());
+        let mut precopied = Precopied { root, images, options, timeout, spaces, pages_ids, report, stops: 0 };
+        if let Some(parent) = parent {
+            precopied.resume(&ImageDir::open(images.path().join(parent))?)?;
+        }
+        Ok(precopied)
+    }
+
+    /// Takes the tracking on that was kept for the parent of the image.
+    fn resume(&mut self, parent: &ImageDir) -> Result<()> {
+        for (pid, uffd) in Kept::take(parent)? {
+            let Some(tracked) = TrackedSpace::resume(pid, uffd).ok().flatten() else { continue };
+            let Ok(memory) = RunningMemory::of_task(tracked.task().clone(), pid) else { continue };
+            let map = Pagemap::read(parent, ImageKind::Pagemap, pid as u64)?;
+            let in_parent = map.runs().iter().map(|run| run.vaddr..run.end()).collect();
+            let pages_id = self.pages_ids.new_id();
+            let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
+            self.spaces.insert(pid, Mutex::new(Space::new(memory, tracked, (file, pages_id), in_parent)));
+        }
+        Ok(())
+    }
+
+    fn one_round(&mut self) -> Result<Pace> {
+        let mut pace = Pace::new(&self.options);
+        let begun = Instant::now();
+        let round = self.round()?;
+        pace.after(begun, &round);
+        self.report.rounds.push(round.report(begun.elapsed()));
+        Ok(pace)
     }
 
     /// Has the writes of the large processes of the tree tracked (of all, if it is always to be done), for which it stands
@@ -154,7 +217,7 @@ impl<'a> Precopied<'a> {
             }
             let pages_id = self.pages_ids.new_id();
             let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            self.spaces.insert(process.pid, Mutex::new(Space::new(memory, space, (file, pages_id))));
+            self.spaces.insert(process.pid, Mutex::new(Space::new(memory, space, (file, pages_id), RangeSet::new())));
         }
         Ok(())
     }
@@ -238,16 +301,22 @@ impl<'a> Precopied<'a> {
         pids.iter().filter_map(|pid| self.spaces.get(pid)).map(lock).find(|space| space.is_there())
     }
 
-    /// Ends it when the tree goes on or has been told to end: nothing of it is left in the processes, and the files
-    /// of pages are in order.
+    /// Ends it when the tree goes on or has been told to end: the files of pages are in order, and nothing of it is left
+    /// in the processes, unless their tracking is to be kept.
     ///
     /// # Errors
     /// If the image cannot be written.
-    pub fn settle(self) -> Result<PrecopyReport> {
+    pub fn settle(self, keeps: bool) -> Result<(PrecopyReport, Option<Keeping>)> {
+        let mut tracked = Vec::new();
         for space in self.spaces.into_values() {
-            space.into_inner().unwrap_or_else(PoisonError::into_inner).settle(self.images)?;
+            let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
+            tracked.extend(space.settle(self.images, keeps)?);
         }
-        Ok(self.report)
+        let keeping = match tracked.is_empty() {
+            true => None,
+            false => Some((Kept::note(self.images, tracked.iter().map(TrackedSpace::pid).collect())?, tracked)),
+        };
+        Ok((self.report, keeping))
     }
 }
 

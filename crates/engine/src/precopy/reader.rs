@@ -36,6 +36,15 @@ impl RunningMemory {
         Ok(RunningMemory { task, tid: process.speaker(), mem, is_alone, buffer: Vec::new() })
     }
 
+    /// Of a process that is not known otherwise.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn of_task(task: Task, pid: i32) -> Result<RunningMemory> {
+        let mem = File::from(task.open_file("mem", OFlags::RDONLY)?);
+        Ok(RunningMemory { task, tid: pid, mem, is_alone: false, buffer: Vec::new() })
+    }
+
     /// Reads pages, one behind the other; as many as [`pieces`] puts together.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use super::reader::{RunningMemory, pieces};
 use super::store::Store;
 use crate::freeze::Process;
 use crate::memory::ranges::Range;
-use crate::memory::{self, KnownFlags, PAGE};
+use crate::memory::{self, KnownFlags, PAGE, PageCount};
 use crate::report::RoundReport;
 use crate::report::micros;
 use crate::tracking::{TrackedSpace, is_tracked};
@@ -13,6 +13,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Vma};
+use rangemap::RangeSet;
 use std::fs::File;
 use std::time::{Duration, Instant};
 
@@ -68,8 +69,14 @@ struct Area {
 
 impl Space {
     /// Of a process whose writes are tracked; its pages go into `pages-PAGES_ID.img`, which is `file`.
-    pub fn new(memory: RunningMemory, tracked: TrackedSpace, (file, pages_id): (File, u32)) -> Space {
-        let store = Store::new(file);
+    /// The parent of the image has `in_parent`, which is as the process has it as far as it is not written to.
+    pub fn new(
+        memory: RunningMemory,
+        tracked: TrackedSpace,
+        (file, pages_id): (File, u32),
+        in_parent: RangeSet<u64>,
+    ) -> Space {
+        let store = Store::new(file, in_parent);
         Space { memory, tracked, store, pages_id, given_up: false, flags: None, is_in_image: false }
     }
 
@@ -263,28 +270,47 @@ impl Space {
         Ok(())
     }
 
-    /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else. Returns how many pages there are.
+    /// Writes the pagemap of the running process as it was found by the last round.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_map(&mut self, maps: &mut [PagemapWriter], kept: &[Range]) -> Result<u64> {
+    pub fn write_running_map(&mut self, images: &DumpDir) -> Result<PageCount> {
+        let pid = self.tracked.pid() as u64;
+        let mut maps = [PagemapWriter::create(images, ImageKind::Pagemap, pid, self.pages_id)?];
+        self.store.write_map(&mut maps)?;
+        self.is_in_image = true;
+        maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
+        Ok(self.count())
+    }
+
+    fn count(&self) -> PageCount {
+        let written = self.store.present_len() / PAGE;
+        PageCount { scanned: written + self.store.parent_len() / PAGE, written }
+    }
+
+    /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_map(&mut self, maps: &mut [PagemapWriter], kept: &[Range]) -> Result<PageCount> {
         self.store.forget_all_but(kept);
         self.store.write_map(maps)?;
         self.is_in_image = true;
-        Ok(self.store.present_len() / PAGE)
+        Ok(self.count())
     }
 
-    /// Ends the tracking, and puts the file in order; it goes if the image does not name it.
+    /// Ends the tracking, unless it is to be kept, and puts the file in order; it goes if the image does not name it.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn settle(self, images: &DumpDir) -> Result<()> {
+    pub fn settle(self, images: &DumpDir, keeps: bool) -> Result<Option<TrackedSpace>> {
         let id = u64::from(self.pages_id);
-        self.tracked.lift();
-        if self.is_in_image {
-            return self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?));
+        let tracked = if keeps && self.is_in_image { Some(self.tracked) } else { self.tracked.lift() };
+        match self.is_in_image {
+            true => self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?))?,
+            false => images.drop_raw_file(ImageKind::Pages, id)?,
         }
-        Ok(images.drop_raw_file(ImageKind::Pages, id)?)
+        Ok(tracked)
     }
 }
 

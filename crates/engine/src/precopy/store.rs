@@ -38,6 +38,8 @@ pub struct Store {
     places: RangeMap<u64, u64>,
     /// Pages that the image has.
     present: RangeSet<u64>,
+    /// Pages that its parent has, and that are as they were.
+    in_parent: RangeSet<u64>,
     /// Contents that are not in the file yet, one behind the other.
     late: Vec<u8>,
     /// Where in the file they belong: places and lengths.
@@ -55,9 +57,10 @@ struct Piece {
 }
 
 impl Store {
-    /// Of an empty file.
-    pub fn new(file: File) -> Store {
+    /// Of an empty file; `in_parent` are the pages that the parent of the image has.
+    pub fn new(file: File, in_parent: RangeSet<u64>) -> Store {
         Store {
+            in_parent,
             file,
             len: 0,
             places: RangeMap::new(),
@@ -85,6 +88,7 @@ impl Store {
     pub fn forget(&mut self, range: Range) {
         if range.0 < range.1 {
             self.present.remove(range.0..range.1);
+            self.in_parent.remove(range.0..range.1);
         }
     }
 
@@ -113,6 +117,9 @@ impl Store {
             } else {
                 self.file.write_all_at(bytes, piece.offset).map_err(|e| failed(&e))?;
             }
+        }
+        if self.in_parent.overlaps(&(start..end)) {
+            self.in_parent.remove(start..end);
         }
         if self.present.get(&start).is_none_or(|there| there.end < end) {
             self.present.insert(start..end);
@@ -145,14 +152,24 @@ impl Store {
         self.present.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// Bytes that are left to its parent.
+    #[must_use]
+    pub fn parent_len(&self) -> u64 {
+        self.in_parent.iter().map(|range| range.end - range.start).sum()
+    }
+
     /// Writes the pagemap.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write_map(&self, maps: &mut [PagemapWriter]) -> Result<()> {
-        for range in self.present.iter() {
+        let present = self.present.iter().map(|range| (range, PageFlags::PRESENT));
+        let in_parent = self.in_parent.iter().map(|range| (range, PageFlags::PARENT));
+        let mut all: Vec<_> = present.chain(in_parent).collect();
+        all.sort_unstable_by_key(|(range, _)| range.start);
+        for (range, flags) in all {
             for map in &mut *maps {
-                map.push(range.start, (range.end - range.start) / crate::memory::PAGE, PageFlags::PRESENT)?;
+                map.push(range.start, (range.end - range.start) / crate::memory::PAGE, flags)?;
             }
         }
         Ok(())
@@ -232,6 +249,10 @@ mod tests {
         (first * PAGE, values.iter().flat_map(|v| vec![*v; PAGE as usize]).collect())
     }
 
+    fn store() -> Store {
+        Store::new(tempfile::tempfile().unwrap(), RangeSet::new())
+    }
+
     fn put(store: &mut Store, first: u64, values: &[u8]) {
         let (start, bytes) = pages(first, values);
         store.put(start, &bytes).unwrap();
@@ -250,7 +271,7 @@ mod tests {
 
     #[test]
     fn pages_that_are_copied_again_keep_their_place() {
-        let mut store = Store::new(tempfile::tempfile().unwrap());
+        let mut store = store();
         put(&mut store, 10, &[1, 2, 3]);
         put(&mut store, 20, &[4]);
         store.keep_late();
@@ -261,7 +282,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_put_in_order() {
-        let mut store = Store::new(tempfile::tempfile().unwrap());
+        let mut store = store();
         put(&mut store, 10, &[1, 2, 3]);
         put(&mut store, 20, &[4]);
         put(&mut store, 13, &[9, 8]);
@@ -271,8 +292,19 @@ mod tests {
     }
 
     #[test]
+    fn what_has_changed_is_left_to_the_parent_no_more() {
+        let in_parent = RangeSet::from_iter([PAGE..4 * PAGE, 10 * PAGE..12 * PAGE]);
+        let mut store = Store::new(tempfile::tempfile().unwrap(), in_parent);
+        put(&mut store, 2, &[7]);
+        store.forget((11 * PAGE, 12 * PAGE));
+        let left: Vec<_> = store.in_parent.iter().map(|r| (r.start / PAGE, r.end / PAGE)).collect();
+        assert_eq!((left, store.parent_len()), (vec![(1, 2), (3, 4), (10, 11)], 3 * PAGE));
+        assert_eq!(settled(store), [7]);
+    }
+
+    #[test]
     fn only_what_is_left_of_the_mappings_stays() {
-        let mut store = Store::new(tempfile::tempfile().unwrap());
+        let mut store = store();
         put(&mut store, 1, &[1, 2, 3, 4, 5]);
         store.forget_all_but(&[(2 * PAGE, 3 * PAGE), (5 * PAGE, 9 * PAGE)]);
         assert_eq!(settled(store), [2, 5]);
@@ -280,7 +312,7 @@ mod tests {
 
     #[test]
     fn large_files_are_put_in_order_as_well() {
-        let mut store = Store::new(tempfile::tempfile().unwrap());
+        let mut store = store();
         for n in 0..40u8 {
             put(&mut store, 100 - u64::from(n), &[n]);
         }

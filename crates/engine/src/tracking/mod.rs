@@ -14,8 +14,12 @@
 //! registered, and all of its pages count as written until it is; so do all of
 //! an address space that has been left by execve(2).
 
+mod kept;
+
+pub use kept::{Kept, keep_here};
+
 use crate::attributes::filter;
-use crate::freeze::Process;
+use crate::freeze::{Process, pid_of};
 use crate::memory::ranges::Range;
 use crate::{Error, Object, Result};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
@@ -78,6 +82,29 @@ impl TrackedSpace {
             }
             Err(_) => Err(Untracked("the kernel cannot note writes by userfaultfd (Linux 6.7 can)".into())),
         })
+    }
+
+    /// Goes on with a process that was tracked before. `None` if it has other memory now.
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub fn resume(pid: i32, uffd: Uffd) -> Result<Option<TrackedSpace>> {
+        let task = Task::open(pid_of(pid)?)?;
+        let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
+        let space = TrackedSpace { pid, task, uffd, pagemap, runs: vec![PageRun::default(); RUNS], of_others: 0 };
+        Ok(Some(space).filter(TrackedSpace::is_there))
+    }
+
+    /// The process's directory in /proc.
+    #[must_use]
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Registers what is private in these mappings, as far as it is not yet and can be. The process must stand still: a
@@ -164,7 +191,9 @@ impl TrackedSpace {
 
     /// Takes the protection off again, bit by bit: to close the userfaultfd would do it at once, for so long that the
     /// process may notice.
-    pub fn lift(self) {
+    ///
+    /// Gives nothing back, where another might have.
+    pub fn lift(self) -> Option<TrackedSpace> {
         let maps = self.task.maps().unwrap_or_default();
         for vma in maps.iter().filter(|vma| is_tracked(vma)) {
             let mut at = vma.start;
@@ -176,6 +205,7 @@ impl TrackedSpace {
                 at += len;
             }
         }
+        None
     }
 }
 
