@@ -111,8 +111,9 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         // In every kernel that this program runs on.
         "aio_remap" | "tcp_half_closed" | "ipv6_freebind" | "link_nsid" | "net_diag_raw" | "newifindex"
         | "sk_unix_file" | "sockopt_buf_lock" => true,
-        // Changes of memory, memory on demand and a store of pidfds: not here yet, whatever the kernel can.
-        "mem_dirty_track" | "uffd" | "uffd-noncoop" | "pidfd_store" => return CriuAnswer::NotInThisBuild,
+        "mem_dirty_track" => has(Id::UffdWpAsync) && has(Id::PagemapScan),
+        // Memory on demand and a store of pidfds: not here yet, whatever the kernel can.
+        "uffd" | "uffd-noncoop" | "pidfd_store" => return CriuAnswer::NotInThisBuild,
         _ => return CriuAnswer::Unknown,
     };
     if answer { CriuAnswer::Present } else { CriuAnswer::Absent }
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn a_name_nobody_knows_is_unknown() {
         assert_eq!(criu_feature("warp_drive"), CriuAnswer::Unknown);
-        assert_eq!(criu_feature("mem_dirty_track"), CriuAnswer::NotInThisBuild);
+        assert_eq!(criu_feature("pidfd_store"), CriuAnswer::NotInThisBuild);
     }
 
     #[test]

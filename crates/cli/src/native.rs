@@ -13,7 +13,7 @@ use cryonaut_engine::{
 use cryonaut_image::ImageDir;
 use serde_json::json;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -77,6 +77,12 @@ struct Checkpoint {
     precopy_limit: u64,
     #[command(flatten)]
     shared: Shared,
+    /// Leave memory that has not changed since this image of the tree, which has gone on, to it; implies --track
+    #[arg(long, value_name = "DIR")]
+    since: Option<PathBuf>,
+    /// Have writes to memory noted on afterwards, for the next image of the tree (--since), if it goes on
+    #[arg(long)]
+    track: bool,
     /// Store memory compressed: lz4 (fast) or zstd (small). CRIU cannot read that; `cryonaut export --criu` undoes it
     #[arg(long, value_name = "CODEC", value_parser = codec)]
     compress: Option<Codec>,
@@ -297,6 +303,8 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         network_lock: asked.shared.network_lock,
         skip_in_flight: asked.skip_in_flight,
         compress: asked.compress,
+        keep_tracking: asked.track || asked.since.is_some(),
+        parent: since(asked.since.as_deref(), &dir)?,
         precopy: PrecopyOptions {
             mode: asked.precopy,
             max_pause: asked.max_pause.0,
@@ -323,6 +331,18 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         report.precopy.iter().for_each(tell_precopy);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The image before, by a path from the directory of the new one: both may be moved together.
+fn since(image: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>> {
+    let Some(image) = image else { return Ok(None) };
+    let whole = std::fs::canonicalize(image).with_context(|| format!("{}: no image there", image.display()))?;
+    let beside = dir.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let beside = beside.and_then(|parent| std::fs::canonicalize(parent).ok());
+    Ok(Some(match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) if beside.as_deref() == Some(parent) => Path::new("..").join(name),
+        _ => whole,
+    }))
 }
 
 /// What was copied while the tree ran.

@@ -117,7 +117,6 @@ fn criu_refuses_by_name_and_says_so_in_the_log() {
     for (arguments, name) in [
         (&["dump", "-t", "1", "--track-mem"][..], "--track-mem"),
         (&["restore", "--lazy-pages"], "--lazy-pages"),
-        (&["pre-dump", "-t", "1"], "pre-dump"),
         (&["dump", "--warp"], "--warp"),
         (&["dump"], "--tree"),
         (&["warp"], "warp"),

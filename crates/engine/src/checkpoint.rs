@@ -213,6 +213,7 @@ fn pre_dump_here(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<Ch
         root_pid: pid,
         pages_scanned: count.scanned,
         pages_written: count.written,
+        pages_in_parent: count.in_parent,
         frozen_us: precopy.stops_us.iter().sum(),
         ..CheckpointReport::default()
     };

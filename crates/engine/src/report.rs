@@ -16,6 +16,9 @@ pub struct CheckpointReport {
     pub pages_scanned: u64,
     /// Private pages in the image.
     pub pages_written: u64,
+    /// Private pages that are left to the image before.
+    #[serde(default)]
+    pub pages_in_parent: u64,
     /// Shared pages looked at.
     pub shared_pages_scanned: u64,
     /// Shared pages in the image.

@@ -11,7 +11,7 @@
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -45,7 +45,6 @@ pub fn keep(path: &Path, files: &[BorrowedFd<'_>], watched: &[OwnedFd]) -> Resul
         rustix::fs::Mode::empty(),
     )?;
     let mut room = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut ends: Vec<PollFd<'_>> = watched.iter().map(|one| PollFd::new(one, PollFlags::IN)).collect();
     let mut kept: Vec<i32> = watched.iter().map(AsRawFd::as_raw_fd).collect();
     kept.extend(files.iter().map(AsRawFd::as_raw_fd));
     kept.push(listener.as_raw_fd());
@@ -55,7 +54,7 @@ pub fn keep(path: &Path, files: &[BorrowedFd<'_>], watched: &[OwnedFd]) -> Resul
     let child = unsafe {
         spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
             be_alone(&null, &kept);
-            serve(&listener, files, &mut ends, &mut room);
+            serve(&listener, files, watched, &mut room);
             libc::unlink(name.as_ptr());
             0
         })
@@ -91,21 +90,18 @@ fn be_alone(null: &OwnedFd, kept: &[i32]) {
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
 }
 
-fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], ends: &mut [PollFd<'_>], room: &mut [MaybeUninit<u8>]) {
-    loop {
-        let mut asked = [PollFd::new(listener, PollFlags::IN)];
-        // One that has ended stays readable: whoever is left is waited for by turns.
-        let living = ends.iter().position(|end| end.revents().is_empty());
-        let Some(living) = living else { return };
-        let mut both = [asked[0].clone(), ends[living].clone()];
+fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], watched: &[OwnedFd], room: &mut [MaybeUninit<u8>]) {
+    let mut first = 0;
+    // All have ended when each in its turn has.
+    while let Some(living) = watched.get(first) {
+        let mut both = [PollFd::new(listener, PollFlags::IN), PollFd::new(living, PollFlags::IN)];
         if poll(&mut both, None).is_err() {
             continue;
         }
         if !both[1].revents().is_empty() {
-            ends[living] = both[1].clone();
+            first += 1;
         }
-        asked[0] = both[0].clone();
-        if asked[0].revents().is_empty() {
+        if both[0].revents().is_empty() {
             continue;
         }
         let Ok(peer) = accept_with(listener, SocketFlags::CLOEXEC) else { continue };
@@ -140,6 +136,7 @@ mod tests {
     use super::*;
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     use std::io::{Read, Write};
+    use std::os::fd::AsFd;
     use std::process::{Child, Command};
     use std::time::Duration;
 

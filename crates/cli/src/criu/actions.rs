@@ -22,10 +22,6 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
     refuse_lazy(&settings)?;
-    ensure!(
-        settings.prev_images_dir.is_none(),
-        "--prev-images-dir is not in this build of a dump, which lacks incremental images"
-    );
     let auto_dedup = settings.auto_dedup;
     let mut options = CheckpointOptions {
         page_server: page_server::sender(&settings)?,
@@ -51,6 +47,8 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
         empty_network: settings.empty_network,
         ext_unix_sockets: settings.ext_unix_sockets,
         orphan_terminals: settings.orphan_terminals,
+        parent: settings.prev_images_dir,
+        keep_tracking: settings.track_mem,
         hook,
         ..CheckpointOptions::default()
     };
@@ -73,6 +71,35 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     }
     tell_ready(settings.status_fd)?;
     tracing::info!("Dumping finished successfully");
+    Ok(())
+}
+
+/// `criu pre-dump`.
+///
+/// # Errors
+/// What the options lack, and those of the engine. The tree goes on in any case.
+pub fn pre_dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
+    let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
+    place.check()?;
+    ensure!(!settings.page_server, "--page-server is not in this build of a pre-dump");
+    let mut options = CheckpointOptions {
+        afterwards: Afterwards::LeaveRunning,
+        parent: settings.prev_images_dir,
+        external: settings.external,
+        hook,
+        ..CheckpointOptions::default()
+    };
+    if let Some(seconds) = settings.timeout {
+        options.timeout = limit(seconds);
+    }
+    let report = cryonaut_engine::pre_dump(pid, &place.images, &options)?;
+    let stats = stats::of_dump(&report);
+    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
+    if settings.display_stats {
+        print!("{}", stats::show_dump(&stats));
+    }
+    tell_ready(settings.status_fd)?;
+    tracing::info!("Pre-dumping finished successfully");
     Ok(())
 }
 

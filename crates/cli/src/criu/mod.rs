@@ -33,6 +33,7 @@ Usage:
   criu check [--feature NAME]
   criu swrk FD
   criu page-server [-D DIR] --port PORT [--address ADDRESS] [--daemon] [--lazy-pages] [options]
+  criu pre-dump -t PID [-D DIR] [--prev-images-dir DIR] [OPTIONS]
   criu dedup [-D DIR]
   criu service [--address PATH] [options]
 
@@ -86,6 +87,11 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
             let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
             actions::dump(settings, place, hook).map(|()| ExitCode::SUCCESS)
         }
+        Some("pre-dump") => {
+            place.check()?;
+            let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
+            actions::pre_dump(settings, place, hook).map(|()| ExitCode::SUCCESS)
+        }
         Some("restore") => restore(settings, place),
         Some("check") => actions::check(settings.feature.as_deref()).map(|()| {
             if settings.feature.is_none() {
@@ -96,7 +102,7 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
         Some("service") => rpc::service(&settings, place),
         Some("page-server") => page_server::run(&settings, place),
         Some("dedup") => actions::dedup(place).map(|()| ExitCode::SUCCESS),
-        Some(action @ ("pre-dump" | "lazy-pages" | "cpuinfo" | "exec")) => {
+        Some(action @ ("lazy-pages" | "cpuinfo" | "exec")) => {
             bail!("the action {action} is not in this build")
         }
         Some(other) => bail!("unknown action: {other}"),

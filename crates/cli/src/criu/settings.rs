@@ -58,6 +58,8 @@ pub struct Settings {
     pub tls: Tls,
     pub lazy_pages: bool,
     pub auto_dedup: bool,
+    /// Writes to memory are noted on, for the next image.
+    pub track_mem: bool,
     /// The image that this one builds on, seen from its directory.
     pub prev_images_dir: Option<PathBuf>,
     pub daemon: bool,
@@ -235,6 +237,7 @@ impl Settings {
             "page-server" => self.page_server = is_on,
             "lazy-pages" => self.lazy_pages = is_on,
             "auto-dedup" => self.auto_dedup = is_on,
+            "track-mem" => self.track_mem = is_on,
             "tls" => self.tls.is_on = is_on,
             "tls-no-cn-verify" => self.tls.any_name = is_on,
             // The others change nothing here; the table says why.

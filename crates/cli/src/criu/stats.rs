@@ -13,6 +13,7 @@ pub fn of_dump(report: &CheckpointReport) -> DumpStatsEntry {
         memwrite_time: microseconds(report.memory_us),
         pages_scanned: report.pages_scanned,
         pages_written: report.pages_written,
+        pages_skipped_parent: report.pages_in_parent,
         shpages_scanned: Some(report.shared_pages_scanned),
         shpages_written: Some(report.shared_pages_written),
         ..DumpStatsEntry::default()

@@ -40,7 +40,6 @@ const fn later_short(name: &'static str, short: char, takes: Takes, lacks: &'sta
 
 use Takes::{Maybe, Nothing, Value};
 
-const INCREMENTAL: &str = "incremental images";
 const MOUNTS: &str = "mount namespaces";
 const SECURITY: &str = "security modules";
 const STREAM: &str = "streamed images";
@@ -100,13 +99,13 @@ pub const OPTIONS: &[Spec] = &[
     here("evasive-devices", None, Nothing),
     // No step asks for more than it needs anyway.
     here("unprivileged", None, Nothing),
-    // How a pre-dump reads memory: says nothing about a dump, and the action pre-dump is refused itself.
+    // How a pre-dump reads memory: there is one way here, which lets the tree run meanwhile.
     here("pre-dump-mode", None, Value),
     here("feature", None, Value),
     here("all", None, Nothing),
     here("extra", None, Nothing),
     here("experimental", None, Nothing),
-    later("track-mem", Nothing, INCREMENTAL),
+    here("track-mem", None, Nothing),
     here("prev-images-dir", None, Value),
     here("auto-dedup", None, Nothing),
     here("lazy-pages", None, Nothing),

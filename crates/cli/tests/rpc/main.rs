@@ -366,8 +366,6 @@ fn refused(kind: CriuReqType, opts: Option<CriuOpts>) -> Outcome {
 fn what_is_not_here_is_refused_by_name() {
     let dirs = Dirs::new();
     for (kind, opts, word) in [
-        (CriuReqType::PreDump, Some(dirs.opts()), "PRE_DUMP"),
-        (CriuReqType::SinglePreDump, Some(dirs.opts()), "SINGLE_PRE_DUMP"),
         (CriuReqType::CpuinfoDump, Some(dirs.opts()), "CPUINFO_DUMP"),
         (CriuReqType::Dump, Some(CriuOpts { track_mem: Some(true), ..dirs.runc_dump(1) }), "--track-mem"),
         (CriuReqType::Dump, Some(CriuOpts { exec_cmd: vec!["sh".into()], ..dirs.runc_dump(1) }), "exec_cmd"),

@@ -253,6 +253,7 @@ impl<'a> Tree<'_, 'a> {
             for written in self.write_some(processes, &mut spaces)? {
                 report.pages_scanned += written.count.scanned;
                 report.pages_written += written.count.written;
+                report.pages_in_parent += written.count.in_parent;
                 report.memory_us += written.memory_us;
                 self.gathered.threads.extend(written.extras);
                 if let Some((space, extras)) = written.space {

@@ -42,6 +42,8 @@ pub struct PageCount {
     pub scanned: u64,
     /// Pages that are in the image.
     pub written: u64,
+    /// Pages that are left to the image before.
+    pub in_parent: u64,
 }
 
 impl PageCount {
@@ -49,6 +51,7 @@ impl PageCount {
     pub fn add(&mut self, other: PageCount) {
         self.scanned += other.scanned;
         self.written += other.written;
+        self.in_parent += other.in_parent;
     }
 }
 

@@ -284,8 +284,8 @@ impl Space {
     }
 
     fn count(&self) -> PageCount {
-        let written = self.store.present_len() / PAGE;
-        PageCount { scanned: written + self.store.parent_len() / PAGE, written }
+        let (written, in_parent) = (self.store.present_len() / PAGE, self.store.parent_len() / PAGE);
+        PageCount { scanned: written + in_parent, written, in_parent }
     }
 
     /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else.

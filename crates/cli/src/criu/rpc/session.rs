@@ -69,8 +69,14 @@ pub fn serve(peer: Peer, manner: Manner) -> ExitCode {
 
 /// Requests after which others may follow in the same session.
 fn may_go_on(kind: CriuReqType) -> bool {
-    use CriuReqType::{Check, CpuinfoCheck, CpuinfoDump, FeatureCheck, PageServer, PageServerChld, Version, WaitPid};
-    matches!(kind, Version | FeatureCheck | Check | CpuinfoDump | CpuinfoCheck | PageServer | PageServerChld | WaitPid)
+    use CriuReqType::{
+        Check, CpuinfoCheck, CpuinfoDump, FeatureCheck, PageServer, PageServerChld, PreDump, Version, WaitPid,
+    };
+    // A series of pre-dumps, and the dump behind them, may be of one session.
+    matches!(
+        kind,
+        PreDump | Version | FeatureCheck | Check | CpuinfoDump | CpuinfoCheck | PageServer | PageServerChld | WaitPid
+    )
 }
 
 fn work_on(peer: &Arc<Peer>, request: &CriuReq, manner: Manner) -> CriuResp {
@@ -103,7 +109,11 @@ fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner) -
             let pid = actions::restore(call.settings, &call.place, call.hook)?;
             Ok(CriuResp { restore: Some(CriuRestoreResp { pid }), ..done })
         }
-        CriuReqType::PreDump | CriuReqType::SinglePreDump => lacking(kind, "incremental images"),
+        CriuReqType::PreDump | CriuReqType::SinglePreDump => {
+            let call = Call::prepare(peer, kind, request.opts.as_ref(), manner)?;
+            actions::pre_dump(call.settings, &call.place, call.hook)?;
+            Ok(done)
+        }
         CriuReqType::PageServer | CriuReqType::PageServerChld => {
             let call = Call::prepare(peer, kind, request.opts.as_ref(), manner)?;
             let (server, port) = page_server::start(&call.settings, &call.place)?;

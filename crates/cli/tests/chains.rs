@@ -1,0 +1,99 @@
+//! Images that build on others of the same tree: two pre-dumps, then a dump that leaves to them what has not changed since.
+//!
+//! A small script stands in the place of criu. Restored by us, and by CRIU when the environment names it (CRIU).
+
+use cryonaut_tests::{Engine, Workload, declaration};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_cryonaut");
+
+/// The script: pre-dumps go beside the image, into PATH.1 and PATH.2.
+fn script(dir: &Path, restorer: &str) -> PathBuf {
+    let path = dir.join("criu");
+    let text = format!(
+        "#!/bin/sh\nset -e\naction=$1; shift\n\
+         [ $action = dump ] || exec {restorer} $action \"$@\"\n\
+         for word; do\n\
+         [ \"$before\" != --images-dir ] || images=$word\n\
+         [ \"$before\" != --tree ] || tree=$word\n\
+         before=$word\ndone\n\
+         name=$(basename $images); mkdir $images.1 $images.2\n\
+         {PROGRAM} criu pre-dump -t $tree -D $images.1 -o pre.log\n\
+         {PROGRAM} criu pre-dump -t $tree -D $images.2 --prev-images-dir ../$name.1 -o pre.log\n\
+         exec {PROGRAM} criu dump \"$@\" --prev-images-dir ../$name.2\n"
+    );
+    fs::write(&path, text).expect("a script");
+    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("it can be run");
+    path
+}
+
+/// A round trip; the bytes of pages in the first image of the chain and in the last.
+fn round_trip(name: &str, restorer: &str) -> (u64, u64) {
+    let dir = TempDir::new().expect("a directory");
+    let engine = Engine::Criu(script(dir.path(), restorer));
+    let found = declaration(name).expect("there is such a workload");
+    let mut workload = Workload::start_with(found, (engine.clone(), engine), false).expect("it starts");
+    workload.checkpoint().unwrap_or_else(|failure| panic!("{failure}"));
+    let images = workload.images();
+    let sizes = (pages_in(&images.with_extension("1")), pages_in(&images));
+    workload.restore().expect("a restore");
+    workload.finish().expect("its own checks");
+    sizes
+}
+
+fn pages_in(images: &Path) -> u64 {
+    let files = fs::read_dir(images).expect("an image").filter_map(Result::ok);
+    let pages = files.filter(|file| file.file_name().to_string_lossy().starts_with("pages-"));
+    pages.map(|file| file.metadata().expect("a file").len()).sum()
+}
+
+#[test]
+fn memory_that_never_rests_comes_back_from_a_chain() {
+    let names =
+        ["memory/ceaseless", "memory/writer", "memory/cow", "memory/memfd_shared", "tree/family", "threads/many"];
+    for name in names {
+        round_trip(name, &format!("{PROGRAM} criu"));
+    }
+}
+
+#[test]
+fn what_rests_is_written_once() {
+    for restorer in [Some(format!("{PROGRAM} criu")), std::env::var("CRIU").ok()].into_iter().flatten() {
+        let (first, last) = round_trip("memory/many_mappings", &restorer);
+        assert!(first > 8 << 20 && last < 1 << 20, "{first} and {last} bytes of pages");
+    }
+}
+
+/// `cryonaut checkpoint --track`, then `--since` it while the program goes on, and once more.
+#[test]
+fn an_image_since_another_has_what_has_changed() {
+    let dir = TempDir::new().expect("a directory");
+    let workload = Workload::start("memory/many_mappings").expect("it starts");
+    let pid = workload.pid().as_raw_nonzero().to_string();
+    let mut before: Option<&str> = None;
+    for name in ["first", "second", "third"] {
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(dir.path()).args(["checkpoint", &pid, "--leave-running", "-o", name]);
+        match before {
+            None => command.arg("--track"),
+            Some(before) => command.args(["--since", before]),
+        };
+        let done = command.output().expect("it runs");
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        before = Some(name);
+    }
+    let sizes = ["first", "second", "third"].map(|name| pages_in(&dir.path().join(name)));
+    assert!(sizes[0] > 8 << 20 && sizes[1] < 1 << 20 && sizes[2] < 1 << 20, "{sizes:?}");
+    let squashed = Command::new(PROGRAM)
+        .current_dir(dir.path())
+        .args(["squash", "third", "-o", "whole"])
+        .status()
+        .expect("it runs");
+    assert!(squashed.success());
+    assert!(pages_in(&dir.path().join("whole")) >= sizes[0] / 2);
+    workload.finish().expect("it goes on unharmed");
+}
