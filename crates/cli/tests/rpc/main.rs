@@ -367,7 +367,6 @@ fn what_is_not_here_is_refused_by_name() {
     let dirs = Dirs::new();
     for (kind, opts, word) in [
         (CriuReqType::CpuinfoDump, Some(dirs.opts()), "CPUINFO_DUMP"),
-        (CriuReqType::Dump, Some(CriuOpts { track_mem: Some(true), ..dirs.runc_dump(1) }), "--track-mem"),
         (CriuReqType::Dump, Some(CriuOpts { exec_cmd: vec!["sh".into()], ..dirs.runc_dump(1) }), "exec_cmd"),
     ] {
         let done = refused(kind, opts);
