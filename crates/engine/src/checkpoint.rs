@@ -14,6 +14,7 @@ use crate::precopy::{self, Keeping, Precopied};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
 use crate::tcp_policy::TcpPolicy;
+use crate::tracking;
 use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, Remains, is_part_of_an_image};
@@ -243,17 +244,20 @@ fn keep(keeping: Option<Keeping>) {
 /// Copies the memory of the tree while it runs, if that is wanted and worth it.
 fn precopy<'a>(pid: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Option<Precopied<'a>>> {
     let is_wanted = match options.precopy.mode {
-        PrecopyMode::Never => false,
+        PrecopyMode::Never => options.keep_tracking || options.parent.is_some(),
         PrecopyMode::Always => true,
-        PrecopyMode::Auto => options.afterwards == Afterwards::LeaveRunning && precopy::is_worth_it(pid),
+        PrecopyMode::Auto => {
+            let is_large = options.afterwards == Afterwards::LeaveRunning && precopy::is_worth_it(pid);
+            is_large || options.keep_tracking || options.parent.is_some()
+        }
     };
-    let is_wanted = is_wanted || options.parent.is_some() || options.keep_tracking;
-    // Who stands in a closed freezer writes nothing, and would have to be let out for a moment. A page server takes each
-    // page once.
-    if !is_wanted || options.cgroups.freezer.is_some() || options.page_server.is_some() {
+    // A page server takes each page once.
+    if !is_wanted || options.page_server.is_some() {
+        tracking::end_all(pid)?;
         return Ok(None);
     }
-    Ok(Some(Precopied::make(pid, images, options)?))
+    let is_closed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten().is_some();
+    Ok(Some(Precopied::make(pid, images, options, is_closed)?))
 }
 
 /// Lets the tree go on, in the freezer in which it was.

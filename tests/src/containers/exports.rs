@@ -17,6 +17,7 @@ pub(super) fn tests() -> Vec<Test> {
     };
     let others = [
         test("leave_running", leave_running),
+        test("pre_checkpoint", pre_checkpoint),
         test("another_name", another_name),
         test("kept", kept),
         test("file_locks", file_locks),
@@ -75,6 +76,21 @@ fn leave_running(host: &Host) -> Result<(), Failed> {
     podman.count.goes_on(5)?;
     podman.remove("c")?;
     back(&podman, &["--import", &archive])
+}
+
+/// An archive of memory first, while the container runs, then one of the rest.
+fn pre_checkpoint(host: &Host) -> Result<(), Failed> {
+    let podman = Podman::new(host)?;
+    podman.run("c", &[])?;
+    let [before, archive] = ["before.tar", "c.tar"].map(|name| host.at(name).display().to_string());
+    podman.checkpoint("c", &["--pre-checkpoint", "--compress", "none", "--export", &before])?;
+    podman.count.goes_on(5)?;
+    podman.checkpoint("c", &["--with-previous", "--compress", "none", "--export", &archive])?;
+    podman.count.stands_still()?;
+    podman.podman(&["rm", "c"])?;
+    podman.restore(&["--import-previous", &before, "--import", &archive])?;
+    podman.count.goes_on(5)?;
+    podman.podman(&["exec", "c", "true"]).map(drop)
 }
 
 /// Restores an image that is older than the count, which therefore begins with a number that it has said before.

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libtest_mimic::Failed;
 
@@ -24,6 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
     let others = [
         test("counter", counter),
         test("leave_running", leave_running),
+        test("pre_dump", pre_dump),
         test("paused", paused),
         test("page_server", page_server),
         test("namespaces_by_path", namespaces_by_path),
@@ -193,6 +194,19 @@ fn page_server(host: &Host) -> Result<(), Failed> {
     match fs::read_dir(&images)?.flatten().any(|file| file.file_name() == "pages-65537.img") {
         true => Ok(()),
         false => Err("the server has no pages".into()),
+    }
+}
+
+/// A dump that leaves to a pre-dump what has not changed since.
+fn pre_dump(host: &Host) -> Result<(), Failed> {
+    let container = Container::start(host, USUAL)?;
+    let before = host.at("before").display().to_string();
+    container.runc(&["checkpoint", "--pre-dump", "--image-path", &before, "--work-path", &before, &host.name])?;
+    container.count.goes_on(5)?;
+    container.carry(&["--parent-path", "../before"], &[])?;
+    match fs::read_link(host.at("images").join("parent"))? == Path::new("../before") {
+        true => Ok(()),
+        false => Err("the dump does not build on the pre-dump".into()),
     }
 }
 

@@ -7,7 +7,9 @@ use super::stats;
 use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, bail, ensure};
-use cryonaut_engine::{Afterwards, CgroupOptions, CheckpointOptions, Hook, RestoreOptions, TcpPolicy};
+use cryonaut_engine::{
+    Afterwards, CgroupOptions, CheckpointOptions, Hook, PrecopyMode, PrecopyOptions, RestoreOptions, TcpPolicy,
+};
 use cryonaut_image::{ImageDir, dedup};
 use std::fs::File;
 use std::io::Write;
@@ -49,6 +51,7 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
         orphan_terminals: settings.orphan_terminals,
         parent: settings.prev_images_dir,
         keep_tracking: settings.track_mem,
+        precopy: PrecopyOptions { mode: PrecopyMode::Auto, ..PrecopyOptions::default() },
         hook,
         ..CheckpointOptions::default()
     };

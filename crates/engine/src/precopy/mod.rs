@@ -37,10 +37,11 @@ use crate::freeze::{Frozen, Process, pid_of};
 use crate::memory::PageCount;
 use crate::options::{CheckpointOptions, Pause, PrecopyMode, PrecopyOptions};
 use crate::report::{PrecopyReport, Untracked, micros};
-use crate::tracking::{Kept, TrackedSpace};
+use crate::tracking::{Kept, TrackedSpace, end_all};
 use crate::{Error, Object, Result, memory};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::stat::State;
 use pace::Pace;
 use rangemap::RangeSet;
 use reader::RunningMemory;
@@ -96,14 +97,17 @@ impl<'a> Precopied<'a> {
     /// # Errors
     /// If the tree cannot be frozen, or the image not be written; and if the freeze would last longer than it strictly
     /// may.
-    pub fn make(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
+    /// `stands_still`: it stands in a closed freezer, and writes nothing until it is let out.
+    pub fn make(root: i32, images: &'a DumpDir, options: &CheckpointOptions, stands_still: bool) -> Result<Self> {
         let mut precopied = Self::begin(root, images, options)?;
-        if options.precopy.mode != PrecopyMode::Never || options.keep_tracking {
+        let mode = if stands_still { PrecopyMode::Never } else { options.precopy.mode };
+        let keeps = options.keep_tracking && !stands_still;
+        if mode != PrecopyMode::Never || keeps {
             precopied.track()?;
         }
-        let pace = match options.precopy.mode {
+        let pace = match mode {
             // What is tracked must have been looked at once.
-            PrecopyMode::Never if options.keep_tracking => Some(precopied.one_round()?),
+            PrecopyMode::Never if keeps => Some(precopied.one_round()?),
             PrecopyMode::Never => None,
             PrecopyMode::Auto | PrecopyMode::Always => Some(precopied.copy()?),
         };
@@ -139,6 +143,7 @@ impl<'a> Precopied<'a> {
         if let Some(parent) = parent {
             precopied.resume(&ImageDir::open(images.path().join(parent))?)?;
         }
+        end_all(root)?;
         Ok(precopied)
     }
 
@@ -202,7 +207,7 @@ impl<'a> Precopied<'a> {
     fn take_on(&mut self, processes: Vec<Process>, mut tracked: BTreeMap<i32, TrackedSpace>) -> Result<()> {
         let all: Vec<&Process> =
             processes.iter().filter(|p| self.is_known(p.pid) || tracked.contains_key(&p.pid)).collect();
-        for pid in memory::have_in_common(&all)? {
+        for pid in in_common(all)? {
             tracked.remove(&pid);
             self.leave_out(pid, "it has pages in common with another process, which are stored once");
         }
@@ -314,9 +319,28 @@ impl<'a> Precopied<'a> {
         }
         let keeping = match tracked.is_empty() {
             true => None,
-            false => Some((Kept::note(self.images, tracked.iter().map(TrackedSpace::pid).collect())?, tracked)),
+            false => {
+                Some((Kept::note(self.images, self.root, tracked.iter().map(TrackedSpace::pid).collect())?, tracked))
+            }
         };
         Ok((self.report, keeping))
+    }
+}
+
+/// Those of the processes that have pages in common with others and run on; who has ended meanwhile has none.
+fn in_common(mut processes: Vec<&Process>) -> Result<Vec<i32>> {
+    loop {
+        let before = processes.len();
+        match memory::have_in_common(&processes) {
+            Err(e) => {
+                processes
+                    .retain(|p| p.task.stat().is_ok_and(|stat| !matches!(stat.state, State::Zombie | State::Dead)));
+                if processes.len() == before {
+                    return Err(e);
+                }
+            }
+            found => return found,
+        }
     }
 }
 

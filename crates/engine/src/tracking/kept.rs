@@ -15,11 +15,14 @@ use crate::namespaces::inner;
 use crate::{Error, Object, Result};
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::keeper;
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::uffd::Uffd;
 use rustix::process::PidfdFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The record's name.
@@ -37,13 +40,13 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Notes in an image that the tracking of these processes will be kept.
+    /// Notes in an image that the tracking of these processes of the tree below `root` will be kept.
     ///
     /// # Errors
     /// If the image cannot be written.
-    pub fn note(images: &DumpDir, processes: Vec<i32>) -> Result<Kept> {
+    pub fn note(images: &DumpDir, root: i32, processes: Vec<i32>) -> Result<Kept> {
         let random = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
-        let socket = Path::new(DIRECTORY).join(format!("tracking-{}", random.trim()));
+        let socket = Path::new(DIRECTORY).join(format!("{}{}", prefix(root)?, random.trim()));
         let kept = Kept { socket, processes };
         images.write_json(NAME, &kept)?;
         Ok(kept)
@@ -79,6 +82,26 @@ impl Kept {
         });
         Ok(kept.processes.into_iter().zip(files.into_iter().map(Uffd::from_fd)).collect())
     }
+}
+
+/// Ends what is kept of the tree below `root`, which is of no use: its protection would be taken for the program's own.
+///
+/// # Errors
+/// If the process has ended.
+pub fn end_all(root: i32) -> Result<()> {
+    let prefix = prefix(root)?;
+    let names = std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter(|name| name.as_bytes().starts_with(prefix.as_bytes())) {
+        // One that cannot be had any more has nothing left to end.
+        let _ = keeper::take(&Path::new(DIRECTORY).join(name));
+    }
+    Ok(())
+}
+
+/// How names of what is kept of a tree begin: pids are told apart by their namespaces.
+fn prefix(root: i32) -> Result<String> {
+    let namespace = Task::open(pid_of(root)?)?.namespace(Namespace::Pid)?.unwrap_or_default();
+    Ok(format!("tracking-{namespace}-{root}-"))
 }
 
 /// Keeps them by a process in our own pid namespace.

@@ -16,7 +16,7 @@
 
 mod kept;
 
-pub use kept::{Kept, keep_here};
+pub use kept::{Kept, end_all, keep_here};
 
 use crate::attributes::filter;
 use crate::freeze::{Process, pid_of};
