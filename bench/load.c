@@ -5,6 +5,9 @@
  *                                                     of its session and ends with them
  *   load writer RATE MIB                              the same with memory, of which it writes to so many random pages a
  *                                                     second; after SIGUSR1 it prints how often it could, and ends
+ *   load reader MIB                                   says "ready"; sleeps until it is another day for it (the clock has
+ *                                                     jumped, as it has by a restore), tells the clock, reads a byte of
+ *                                                     each page in no order, tells the clock once more, and sleeps
  *   load warm MIB                                     has the host give this guest so much memory, and lets go of it:
  *                                                     for about a second it can be had again without the host
  *   load write FILE MIB | read FILE MIB               a plain write of random memory to a new file, a plain read of a
@@ -204,6 +207,28 @@ static void write_pages(char *memory, size_t bytes, unsigned long rate)
 	exit(0);
 }
 
+/* Wakes up when it has not run for longer than a nap: when it has been restored. */
+static void reader(size_t bytes)
+{
+	char *memory = map_random(bytes);
+	size_t pages = bytes / 4096, sum = 0;
+	double last;
+
+	puts("ready");
+	fflush(stdout);
+	for (last = now(); now() - last < 20e3; usleep(500))
+		last = now();
+	printf("%.6f\n", now() / 1e6);
+	fflush(stdout);
+	/* A step without a common divisor comes to every page. */
+	for (size_t i = 0, page = 0; i < pages; i++, page = (page + 104729) % pages)
+		sum += memory[page * 4096 + page % 4096];
+	printf("%.6f\n", now() / 1e6);
+	fflush(stdout);
+	for (;;)
+		usleep(sum == 1 ? 999999 : 1000000);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -234,6 +259,8 @@ int main(int argc, char **argv)
 		move_all(fd, map(mib), mib, in);
 		return 0;
 	}
+	if (!strcmp(what, "reader"))
+		reader(mib);
 	if (!strcmp(what, "threads"))
 		threads(strtol(argv[2], NULL, 10));
 	else if (!strcmp(what, "family"))

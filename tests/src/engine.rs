@@ -83,12 +83,21 @@ impl Engine {
         command
     }
 
-    /// Brings back what `images` holds, and returns when it runs.
+    /// Brings back what `images` holds, and returns when it runs; `lazily`, before its memory is there.
     ///
     /// # Errors
     /// When the program fails, takes more than a minute, or names another root process than `pid`.
-    pub(crate) fn restore(&self, workload: &Declaration, pid: Pid, images: &Path) -> Result<(), CommandFailure> {
+    pub(crate) fn restore(
+        &self,
+        workload: &Declaration,
+        pid: Pid,
+        images: &Path,
+        lazily: bool,
+    ) -> Result<(), CommandFailure> {
         let mut command = self.restore_command(workload, images);
+        if lazily {
+            command.arg("--lazy");
+        }
         self.run(&mut command, images, "restore.log")?;
         let named = fs::read_to_string(images.with_extension("pid")).unwrap_or_default();
         if named.trim() == pid.as_raw_nonzero().to_string() {

@@ -16,6 +16,7 @@ mod family;
 pub mod fingerprint;
 mod firewall;
 pub mod kills;
+pub mod lazy;
 mod picture;
 pub mod programs;
 pub mod random;

@@ -26,8 +26,8 @@ pub fn sound() -> ExitCode {
 /// `survives::`: checkpointed and restored, the state holds. `twice::`: and once more from what was restored.
 /// `unharmed::`: checkpointed and left running, it goes on as if nothing had happened. `refused::`: what cannot be
 /// carried is named, and goes on as well. `precopied::`: the memory was copied before the freeze;
-/// `schedules::`: again and again. `another_vdso::`: as if
-/// restored on another kernel.
+/// `schedules::`: again and again. `lazily::`: as `survives`, with the memory coming while it runs, and
+/// checkpointed once more while it does. `another_vdso::`: as if restored on another kernel.
 pub fn survives(own: &Engine) -> ExitCode {
     let (cannot, all): (Vec<_>, Vec<_>) = catalogue().into_iter().partition(|w| w.refused.is_some());
     let (lost, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.gap.is_some());
@@ -38,6 +38,20 @@ pub fn survives(own: &Engine) -> ExitCode {
     });
     tests.extend(each("survives", &all, engines.clone(), |start| unchanged(start, 1)));
     tests.extend(each("twice", &all, engines.clone(), |start| unchanged(start, 2)));
+    tests.extend(each("lazily", &all, engines.clone(), |start| {
+        let mut workload = start(false)?;
+        workload.fingerprint();
+        workload.checkpoint()?;
+        workload.restore_lazily()?;
+        // Waits for the memory.
+        workload.checkpoint()?;
+        workload.restore_lazily()?;
+        workload.await_memory()?;
+        workload.compare()?;
+        workload.checkpoint()?;
+        workload.restore_lazily()?;
+        Ok(workload.finish()?)
+    }));
     tests.extend(each("refused", &cannot, engines.clone(), refused));
     tests.extend(each("unharmed", &all, engines.clone(), |start| {
         let mut workload = start(false)?;

@@ -222,8 +222,41 @@ impl Workload {
     /// # Errors
     /// When the engine fails.
     pub fn restore(&mut self) -> Result<(), Failure> {
-        let done = self.engines.1.restore(&self.declaration, self.root, &self.images());
+        let done = self.engines.1.restore(&self.declaration, self.root, &self.images(), false);
         done.map_err(|failure| self.failure("restore", failure.to_string()))
+    }
+
+    /// The same, and its memory comes while it runs.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn restore_lazily(&mut self) -> Result<(), Failure> {
+        let done = self.engines.1.restore(&self.declaration, self.root, &self.images(), true);
+        done.map_err(|failure| self.failure("lazy restore", failure.to_string()))
+    }
+
+    /// Whether some memory of the tree has not come yet.
+    pub fn misses_memory(&self) -> bool {
+        let watched = |pid: &Pid| {
+            let smaps = fs::read_to_string(format!("/proc/{}/smaps", pid.as_raw_nonzero())).unwrap_or_default();
+            smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" um"))
+        };
+        self.family.members().iter().any(watched)
+    }
+
+    /// Waits until all memory has come.
+    ///
+    /// # Errors
+    /// When some does not.
+    pub fn await_memory(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + CHECK_LIMIT;
+        while self.misses_memory() {
+            if Instant::now() > deadline {
+                return Err(self.failure("lazy restore", "memory is still missing".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Looks at the tree, which is at rest, so that [`Workload::compare`] can tell what has become of it.
@@ -256,13 +289,30 @@ impl Workload {
     ///
     /// # Errors
     /// When it says that state was lost, says nothing in time, or does not end.
-    pub fn finish(mut self) -> Result<(), Failure> {
+    pub fn finish(self) -> Result<(), Failure> {
+        let watch = self.go()?;
+        self.await_verdict(&watch)
+    }
+
+    /// Asks the workload for its verdict. Gives a pidfd of its root.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub(crate) fn go(&self) -> Result<OwnedFd, Failure> {
         let watch = pidfd_open(self.root, PidfdFlags::empty());
         let watch =
             watch.map_err(|e| self.failure("check", format!("root process {:?} is not running: {e}", self.root)))?;
         File::create(self.directory.join("go")).map_err(|e| self.failure("check", e.to_string()))?;
+        Ok(watch)
+    }
+
+    /// Waits for the verdict that it was asked for, and for its end.
+    ///
+    /// # Errors
+    /// As [`Workload::finish`].
+    pub(crate) fn await_verdict(mut self, watch: &OwnedFd) -> Result<(), Failure> {
         self.await_line("check", CHECK_LIMIT, &["ok"])?;
-        if !wait_end(&watch, EXIT_LIMIT) {
+        if !wait_end(watch, EXIT_LIMIT) {
             return Err(self.failure("check", "said ok but did not end".to_owned()));
         }
         Ok(())

@@ -7,8 +7,8 @@ use crate::{doctor, failure, features, root};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use cryonaut_engine::{
-    Afterwards, CheckpointOptions, Codec, LockMethod, Pause, PrecopyMode, PrecopyOptions, PrecopyReport,
-    RestoreOptions, TcpPolicies, TcpPolicy, TcpRule,
+    Afterwards, CheckpointOptions, Codec, LAZY_LOG, Lazy, LockMethod, Pause, PrecopyMode, PrecopyOptions,
+    PrecopyReport, RestoreOptions, TcpPolicies, TcpPolicy, TcpRule,
 };
 use cryonaut_image::ImageDir;
 use serde_json::json;
@@ -150,6 +150,9 @@ struct Restore {
     /// Leave the tree stopped, as by SIGSTOP
     #[arg(short = 's', long)]
     leave_stopped: bool,
+    /// Let the tree run before its memory is there: a process in the background fills it, first what is waited for
+    #[arg(long)]
+    lazy: bool,
     #[command(flatten)]
     shared: Shared,
 }
@@ -381,7 +384,8 @@ fn checkpoint_container(asked: &Checkpoint, container: &Container) -> Result<Exi
 }
 
 fn restore_container(asked: &Restore, container: &Container) -> Result<ExitCode> {
-    let else_asked = [(asked.leave_stopped, "--leave-stopped"), (asked.pidfile.is_some(), "--pidfile")];
+    let else_asked =
+        [(asked.leave_stopped, "--leave-stopped"), (asked.pidfile.is_some(), "--pidfile"), (asked.lazy, "--lazy")];
     let options = asked.shared.for_runtime(&else_asked)?;
     let image = asked.input.clone().unwrap_or_else(|| container.default_image());
     container.restore(&image, &options)?;
@@ -404,6 +408,7 @@ fn restore(asked: &Restore) -> Result<ExitCode> {
     let options = RestoreOptions {
         shell_job: asked.shared.shell_job,
         leave_stopped: asked.leave_stopped,
+        lazy: if asked.lazy { Lazy::Filler(LAZY_LOG.into()) } else { Lazy::No },
         file_locks: asked.shared.file_locks,
         tcp: asked.shared.tcp_policies(),
         network_lock: asked.shared.network_lock,

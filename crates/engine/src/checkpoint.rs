@@ -15,7 +15,7 @@ use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, Namespaces, Sharing};
 use crate::tcp_policy::TcpPolicy;
 use crate::tracking;
-use crate::{CheckpointOptions, Error, Moment, Object, Result, parallel};
+use crate::{CheckpointOptions, Error, Moment, Object, Result, lazy, parallel};
 use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, Remains, is_part_of_an_image};
 use cryonaut_kernel::Pid;
@@ -39,6 +39,7 @@ use std::time::Instant;
 /// If this fails, the tree goes on as it was and no image is there.
 pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
     refuse_ourselves(pid)?;
+    lazy::wait_until_filled(pid)?;
     network_lock::clear_stale();
     let surroundings = Namespaces::read(&Task::current()?)?;
     let Some(tree) = pid::elsewhere(pid, &options.external)? else {
@@ -192,6 +193,7 @@ fn checkpoint_here(
 /// As for [`checkpoint`].
 pub fn pre_dump(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
     refuse_ourselves(pid)?;
+    lazy::wait_until_filled(pid)?;
     let Some(tree) = pid::elsewhere(pid, &options.external)? else { return pre_dump_here(pid, dir, options) };
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };

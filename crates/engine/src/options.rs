@@ -1,6 +1,7 @@
 //! What a caller may ask of a checkpoint and of a restore.
 
 use crate::cgroups::CgroupOptions;
+use crate::lazy::Lazy;
 use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
 use cryonaut_image::Codec;
@@ -188,6 +189,8 @@ pub struct RestoreOptions {
     pub tcp: TcpPolicies,
     /// By what their packets are dropped meanwhile (`--network-lock`).
     pub network_lock: LockMethod,
+    /// Whether memory comes when the tree runs already (`--lazy`, `--lazy-pages`).
+    pub lazy: Lazy,
     /// A directory that is the root of the tree's file system.
     pub root: Option<PathBuf>,
     /// What is done about cgroups.

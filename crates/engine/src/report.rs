@@ -87,6 +87,9 @@ pub struct RestoreReport {
     pub threads: usize,
     /// Private pages filled from the image; not those kept from a parent.
     pub pages_restored: u64,
+    /// Private pages that come when the tree runs.
+    #[serde(default)]
+    pub pages_lazy: u64,
     /// Creating the processes.
     pub forking_us: u64,
     /// The whole call.

@@ -6,6 +6,7 @@
 //! - [`sys`]: system calls that rustix lacks. They answer with [`rustix::io::Errno`]; the caller knows the
 //!   object and gives the error its words.
 //! - [`uffd`]: userfaultfd, to learn who writes to memory and to fill it on demand.
+//! - [`uffd_journal`]: reading its events so that none is lost with the reader.
 //! - [`heap`]: how this program keeps its own memory.
 //! - [`janitor`]: a process that clears up should this one be killed.
 //! - [`guard`]: processes that put connections right should this one be killed.
@@ -23,6 +24,7 @@ pub mod pagemap;
 pub mod proc;
 pub mod sys;
 pub mod uffd;
+pub mod uffd_journal;
 
 pub use rustix::io::Errno;
 pub use rustix::process::Pid;

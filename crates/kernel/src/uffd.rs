@@ -16,7 +16,8 @@ use rustix::mm::UserfaultfdFlags;
 pub mod raw {
     use super::{Opcode, opcode, uapi};
     pub use uapi::{
-        uffdio_api, uffdio_copy, uffdio_move, uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
+        uffdio_api, uffdio_copy, uffdio_move, uffdio_poison, uffdio_range, uffdio_register, uffdio_writeprotect,
+        uffdio_zeropage,
     };
 
     pub const UFFDIO_API: Opcode = opcode::read_write::<uffdio_api>(0xaa, 0x3f);
@@ -28,11 +29,16 @@ pub mod raw {
     /// Moves pages within one address space: the kernel lets only its own process ask. Linux 6.8.
     pub const UFFDIO_MOVE: Opcode = opcode::read_write::<uffdio_move>(0xaa, 5);
     pub const UFFDIO_WRITEPROTECT: Opcode = opcode::read_write::<uffdio_writeprotect>(0xaa, 6);
+    /// Linux 6.6.
+    pub const UFFDIO_POISON: Opcode = opcode::read_write::<uffdio_poison>(0xaa, 8);
+    /// Of `/dev/userfaultfd`: a new userfaultfd of the caller's. Linux 6.1.
+    pub const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
 
     const _: () = assert!(UFFDIO_API == 0xc018_aa3f && UFFDIO_REGISTER == 0xc020_aa00);
     const _: () = assert!(UFFDIO_UNREGISTER == 0x8010_aa01 && UFFDIO_WAKE == 0x8010_aa02);
     const _: () = assert!(UFFDIO_COPY == 0xc028_aa03 && UFFDIO_ZEROPAGE == 0xc020_aa04);
     const _: () = assert!(UFFDIO_MOVE == 0xc028_aa05 && UFFDIO_WRITEPROTECT == 0xc018_aa06);
+    const _: () = assert!(UFFDIO_POISON == 0xc020_aa08 && USERFAULTFD_IOC_NEW == 0xaa00);
 }
 
 bitflags! {
@@ -220,6 +226,16 @@ impl Uffd {
         done(answer, arg.zeropage)
     }
 
+    /// Has whoever touches a page that does not exist yet be told of a failed memory (SIGBUS), instead of giving it one.
+    /// Linux 6.6; otherwise as [`Uffd::copy`].
+    pub fn poison(&self, start: u64, len: u64) -> Result<usize, Errno> {
+        let range = uapi::uffdio_range { start, len };
+        let mut arg = uapi::uffdio_poison { range, mode: 0, updated: 0 };
+        // SAFETY: UFFDIO_POISON reads and writes one uffdio_poison.
+        let answer = unsafe { ioctl(&self.fd, Updater::<{ raw::UFFDIO_POISON }, _>::new(&mut arg)) };
+        done(answer, arg.updated)
+    }
+
     /// Reads events that have come, at most 16, and adds them to `events`. EAGAIN when there is none and the descriptor
     /// does not block.
     pub fn read_events(&self, events: &mut Vec<Event>) -> Result<(), Errno> {
@@ -245,14 +261,13 @@ pub fn features() -> Result<Features, Errno> {
 }
 
 fn create_by_device() -> Result<OwnedFd, Errno> {
-    const USERFAULTFD_IOC_NEW: Opcode = opcode::none(0xaa, 0);
     use rustix::fs::{Mode, OFlags};
     let device = rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| if errno == Errno::NOENT { Errno::PERM } else { errno })?;
     let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
     // SAFETY: USERFAULTFD_IOC_NEW takes an integer and returns a descriptor.
-    let new = crate::sys::check(unsafe { libc::ioctl(fd, u64::from(USERFAULTFD_IOC_NEW), u64::from(flags)) })?;
+    let new = crate::sys::check(unsafe { libc::ioctl(fd, u64::from(raw::USERFAULTFD_IOC_NEW), u64::from(flags)) })?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
@@ -267,11 +282,11 @@ fn done(answer: Result<(), Errno>, count: i64) -> Result<usize, Errno> {
 }
 
 /// Bytes of a `struct uffd_msg`.
-const MESSAGE: usize = 32;
+pub(crate) const MESSAGE: usize = 32;
 const _: () = assert!(size_of::<uapi::uffd_msg>() == MESSAGE);
 
 /// One message; `None` for an event of a newer kernel, which none gets without asking for it.
-fn event(message: &[u8; MESSAGE]) -> Option<Event> {
+pub(crate) fn event(message: &[u8; MESSAGE]) -> Option<Event> {
     let word = |at: usize| {
         let mut word = [0; 8];
         word.copy_from_slice(&message[at..at + 8]);

@@ -230,7 +230,7 @@ impl Program {
             return Err(self.failed(&format!("still there after the checkpoint: {left:?}")));
         }
         sleep(away);
-        let done = self.engine.restore(&self.declaration, self.root, &images);
+        let done = self.engine.restore(&self.declaration, self.root, &images, false);
         done.map_err(|failure| self.failed(&failure.to_string()))?;
         println!("{}: carried in {:?}", self.declaration.name, begun.elapsed());
         Ok(())

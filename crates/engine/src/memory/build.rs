@@ -1,7 +1,7 @@
 //! Building an address space: everything that the hand had from us goes, then
 //! the mappings of the record are made and filled.
 
-use super::contents::{Contents, Store};
+use super::contents::{Contents, Piece, Store};
 use super::vma::status;
 use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
 use crate::Result;
@@ -93,8 +93,7 @@ pub fn begin(
         others.into_iter().partition(|vma| vma.status & status::SYSVIPC != 0);
     map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
-    let pieces = space.inherited.rest(&space.contents.pieces);
-    tree.pages_filled += fill::fill(hand, service, &mut tree.store, pieces)?;
+    tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec())?;
     aio::build(hand, service, &mm.vmas)
 }
 
@@ -116,6 +115,8 @@ pub struct Tree<'i> {
 pub struct Space<'a> {
     /// Its pages.
     pub contents: &'a Contents,
+    /// Those of them that are read into place.
+    pub now: &'a [Piece],
     /// What is there from birth.
     pub inherited: &'a Inheritance,
     /// Where the hands in it have their scratch mappings.

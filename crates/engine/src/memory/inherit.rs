@@ -18,6 +18,8 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes that are compared at a time.
 const PIECE: u64 = 256 << 10;
+/// Bytes of a process that are compared even if it is in a hurry: fewer are not stored once for several.
+const SOON_COMPARED: u64 = 4 << 20;
 /// Pages files that are held open meanwhile.
 const OPEN: usize = 16;
 
@@ -60,6 +62,11 @@ impl Inheritance {
         self.mappings.iter().map(|(start, mapping)| (*start, mapping.end))
     }
 
+    /// The pages that are right already.
+    pub fn pages(&self) -> &[(u64, u64)] {
+        &self.pages
+    }
+
     /// What of the pages has to be read from the image.
     pub fn rest(&self, pieces: &[Piece]) -> Vec<Piece> {
         let left = |piece: &Piece| -> Vec<Piece> {
@@ -80,11 +87,20 @@ pub struct Record<'a> {
 /// Finds what processes keep, one after the other.
 #[derive(Debug, Default)]
 pub struct Comparison {
+    is_for_later: bool,
+    /// Contents are not looked at.
+    by_place: bool,
     open: BTreeMap<Source, File>,
     buffers: [Vec<u8>; 2],
 }
 
 impl Comparison {
+    /// One for processes whose other pages come later, and find no page of the creator's in their place. Of much memory
+    /// contents are not looked at: pages are the same in one place of the image only.
+    pub fn for_later() -> Self {
+        Comparison { is_for_later: true, ..Comparison::default() }
+    }
+
     /// What a process keeps of its creator's memory; `mapped` tells the
     /// protection of the creator's mappings when they have just been filled.
     pub fn between(
@@ -95,6 +111,8 @@ impl Comparison {
         mapped: impl Fn(&VmaEntry) -> u32,
     ) -> Result<Inheritance> {
         let mut out = Inheritance::default();
+        let bytes: u64 = process.contents.pieces.iter().map(|piece| piece.len).sum();
+        self.by_place = self.is_for_later && bytes > SOON_COMPARED;
         let mut theirs: Vec<&VmaEntry> = creator.vmas.iter().filter(|v| may_be_kept(v)).collect();
         theirs.sort_unstable_by_key(|v| v.start);
         for vma in process.vmas.iter().filter(|v| may_be_kept(v)) {
@@ -111,12 +129,13 @@ impl Comparison {
                 }
             }
             if !pages.is_empty() {
-                out.pages.append(&mut pages);
                 out.mappings.insert(vma.start, Mapping { end: vma.end, prot: mapped(origin) });
                 let spans = |contents: &Contents| -> Vec<(u64, u64)> {
                     contents.within(vma.start, vma.end).map(|p| (p.start, p.end())).collect()
                 };
-                out.surplus.extend(ranges::without(&spans(its), &spans(mine)));
+                let kept = if self.is_for_later { &pages } else { &spans(mine) };
+                out.surplus.extend(ranges::without(&spans(its), kept));
+                out.pages.append(&mut pages);
             }
         }
         Ok(out)
@@ -126,6 +145,9 @@ impl Comparison {
     fn equal_pages(&mut self, store: &mut Store<'_>, a: Piece, b: Piece, out: &mut Vec<(u64, u64)>) -> Result<()> {
         if (a.source, a.offset) == (b.source, b.offset) {
             ranges::push(out, (a.start, a.end()));
+            return Ok(());
+        }
+        if self.by_place {
             return Ok(());
         }
         let mut at = a.start;

@@ -12,6 +12,19 @@ pub fn push(set: &mut Vec<Range>, range: Range) {
     }
 }
 
+/// What is in any of these, which may overlap and be in any order.
+pub fn union(mut all: Vec<Range>) -> Vec<Range> {
+    all.sort_unstable();
+    let mut out: Vec<Range> = Vec::new();
+    for (start, end) in all {
+        match out.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
 /// What is in `a` and not in `b`.
 pub fn without(a: &[Range], b: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();

@@ -5,15 +5,16 @@
 //! that gets to it, and leaves room for the scratch mappings of all.
 
 use super::build::{self, Space, Tree};
-use super::contents::{Contents, Store};
+use super::contents::{Contents, Piece, Store};
 use super::inherit::{Comparison, Inheritance, Record};
-use super::{AllExtras, SharedBuild, status};
+use super::{AllExtras, PAGE, SharedBuild, ranges, status};
 use crate::Result;
 use crate::files::Build;
+use crate::lazy::{Handover, comes_later};
 use crate::plan::{Plan, SharedSpaces};
 use crate::restore::Scratches;
 use cryonaut_image::ImageDir;
-use cryonaut_image::records::MmEntry;
+use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_puppet::Hand;
 use cryonaut_puppet::passing::Service;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +35,9 @@ pub struct AddressSpaces<'p> {
 struct One<'p> {
     mm: &'p MmEntry,
     contents: Contents,
+    /// What of the contents is read into place, and what comes when the program runs.
+    now: Vec<Piece>,
+    later: Vec<Piece>,
     inherited: Inheritance,
     /// Where the hands in it have their scratch mappings.
     scratches: Range<u64>,
@@ -47,14 +51,17 @@ impl One<'_> {
     }
 
     fn space(&self) -> Space<'_> {
-        Space { contents: &self.contents, inherited: &self.inherited, scratches: &self.scratches }
+        Space { contents: &self.contents, now: &self.now, inherited: &self.inherited, scratches: &self.scratches }
     }
 }
 
 impl<'p> AddressSpaces<'p> {
     /// Of the processes of a plan; `scratches` tells where their hands have
     /// their scratch mappings.
-    pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>) -> Result<Self> {
+    ///
+    /// `lazily`, much of the memory is left to come later, and of much memory only what the image has once for a process
+    /// and its creator is inherited: to compare contents takes as long as to read them.
+    pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>, lazily: bool) -> Result<Self> {
         let extras = AllExtras::read(images)?;
         let mut tree = Tree {
             store: Store::new(images),
@@ -69,10 +76,13 @@ impl<'p> AddressSpaces<'p> {
             let contents = Contents::read(&mut tree.store, pid, &mm.vmas, extras.of(pid))?;
             let inherited = Inheritance::default();
             let scratches = scratches.of_space(pid);
-            spaces.insert(pid, One { mm, contents, inherited, scratches, begun: false, finished: false });
+            let (now, later) = (Vec::new(), Vec::new());
+            spaces.insert(pid, One { mm, contents, now, later, inherited, scratches, begun: false, finished: false });
         }
-        let mut comparison = Comparison::default();
+        let mut comparison = if lazily { Comparison::for_later() } else { Comparison::default() };
         let mut forebears = BTreeSet::new();
+        // What children have of each.
+        let mut given: BTreeMap<i32, Vec<(u64, u64)>> = BTreeMap::new();
         for (pid, origin) in &plan.origins() {
             let (Some(process), Some(creator)) = (spaces.get(pid), spaces.get(origin)) else {
                 continue;
@@ -81,8 +91,14 @@ impl<'p> AddressSpaces<'p> {
             let inherited = comparison.between(&mut tree.store, creator.record(), process.record(), mapped)?;
             if !inherited.is_empty() {
                 forebears.insert(*origin);
+                given.entry(*origin).or_default().extend_from_slice(inherited.pages());
                 spaces.entry(*pid).and_modify(|one| one.inherited = inherited);
             }
+        }
+        for (pid, one) in &mut spaces {
+            let pieces = one.inherited.rest(&one.contents.pieces);
+            let given = given.remove(pid).unwrap_or_default();
+            (one.now, one.later) = if lazily { divide(&one.mm.vmas, &pieces, given) } else { (pieces, Vec::new()) };
         }
         Ok(AddressSpaces { tree, spaces, shared: &plan.spaces, forebears })
     }
@@ -91,6 +107,12 @@ impl<'p> AddressSpaces<'p> {
     #[must_use]
     pub fn pages_filled(&self) -> u64 {
         self.tree.pages_filled
+    }
+
+    /// Private pages that come later, each once.
+    #[must_use]
+    pub fn pages_later(&self) -> u64 {
+        self.spaces.values().flat_map(|one| &one.later).map(|piece| piece.len / PAGE).sum()
     }
 
     /// Whether a process must have its memory before any child is born.
@@ -111,13 +133,36 @@ impl<'p> AddressSpaces<'p> {
     }
 
     /// Completes the memory of a process; no child is born with it any more.
-    pub fn finish(&mut self, hand: &mut Hand, service: &Service, files: &mut Build<'_>) -> Result<()> {
+    pub fn finish(
+        &mut self,
+        hand: &mut Hand,
+        service: &Service,
+        files: &mut Build<'_>,
+        handover: Option<&mut Handover>,
+    ) -> Result<()> {
         self.begin(hand, service, files)?;
         let owner = self.shared.owner(hand.pid());
         let Some(one) = self.spaces.get_mut(&owner).filter(|one| !one.finished) else {
             return Ok(());
         };
         one.finished = true;
-        build::finish(hand, service, files, one.mm, one.space())
+        build::finish(hand, service, files, one.mm, one.space())?;
+        // From here on whatever touches the memory waits for what is missing.
+        handover.map_or(Ok(()), |to| to.take(hand, service, &mut self.tree.store, &one.mm.vmas, &one.later))
     }
+}
+
+/// What is needed now, since it cannot come later or a child is to inherit it (`given`), and what comes later.
+fn divide(vmas: &[VmaEntry], pieces: &[Piece], given: Vec<(u64, u64)>) -> (Vec<Piece>, Vec<Piece>) {
+    let areas: Vec<(u64, u64)> = vmas.iter().filter(|v| comes_later(v)).map(|v| (v.start, v.end)).collect();
+    let all: Vec<(u64, u64)> = pieces.iter().map(|piece| (piece.start, piece.end())).collect();
+    let elsewhere = ranges::without(&all, &areas);
+    let later = ranges::without(&ranges::without(&all, &elsewhere), &ranges::union(given));
+    let now = ranges::without(&all, &later);
+    let within = |set: &[(u64, u64)], piece: &Piece| -> Vec<Piece> {
+        let first = set.partition_point(|r| r.1 <= piece.start);
+        set[first..].iter().map_while(|(start, end)| piece.clip(*start, *end)).collect()
+    };
+    let of = |set: &[(u64, u64)]| pieces.iter().flat_map(|piece| within(set, piece)).collect();
+    (of(&now), of(&later))
 }

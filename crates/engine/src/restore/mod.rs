@@ -13,6 +13,7 @@ use crate::attributes::{leader, limits, signals, task, timers};
 use crate::cgroups::Restoring;
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
+use crate::lazy::Handover;
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
 use crate::namespaces::{net, pid};
@@ -77,12 +78,15 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     let service = Service::new(service_number(&plan)?)?;
     // What is made goes again after those who might be in it.
     let (cgroups, made) = Restoring::prepare(&images, &options.cgroups, plan.tasks())?;
-    let seed = Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service, cgroups };
+    let mut seed =
+        Seed { begun, images: &images, plan: &plan, scratches: &scratches, verdict, service, cgroups, handover: None };
     if !plan.namespaces.has_own_pids(plan.root) {
         let report = seed.grow(options)?;
         made.keep();
         return Ok(report);
     }
+    // Not from within: it is none of the tree, and must not be seen there.
+    seed.handover = Handover::begin(&options.lazy, &plan)?;
     let nursery = Cradle::of_root(&images, &plan, options, &scratches)?;
     let report = inner::run(&nursery.tree, Some(nursery.free_pid), &options.hook, |outer| {
         seed.grow(&RestoreOptions { hook: outer.hook(), ..options.clone() })
@@ -148,12 +152,14 @@ struct Seed<'a> {
     verdict: Verdict,
     service: Service,
     cgroups: Restoring,
+    /// To who fills memory later, if it is there already.
+    handover: Option<Handover>,
 }
 
 impl Seed<'_> {
     /// Builds the tree and lets it run.
     fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
-        let Seed { begun, images, plan, scratches, verdict, mut service, cgroups } = self;
+        let Seed { begun, images, plan, scratches, verdict, mut service, cgroups, mut handover } = self;
         let owner = Object::Other("the tree's user namespace".into());
         let _owner = users::own_files().map_err(|e| Error::kernel(owner, "make files in the name of its root", e))?;
         // Peers must not be answered before everything is as it was.
@@ -162,18 +168,25 @@ impl Seed<'_> {
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
         build.cgroups = cgroups;
-        let mut spaces = AddressSpaces::read(images, plan, scratches)?;
+        let mut spaces = AddressSpaces::read(images, plan, scratches, options.lazy.is_asked())?;
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
         fill_networks(&mut nursery, plan, &service, &mut build, &mut network)?;
         options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
 
+        if handover.is_none() {
+            // Not before: it could have taken one of the tree's pids.
+            handover = Handover::begin(&options.lazy, plan)?;
+        }
         for process in plan.processes.values() {
             if let Some(fs) = &process.fs {
                 let hand = nursery.hand(process.pid())?;
-                spaces.finish(hand, &service, &mut build)?;
+                spaces.finish(hand, &service, &mut build, handover.as_mut())?;
                 task::build_fs(hand, &service, &mut build, fs)?;
             }
+        }
+        if let Some(handover) = &mut handover {
+            handover.complete(plan.processes.keys().copied())?;
         }
         let places = descriptors::install_all(&mut nursery, plan, &service, &mut build)?;
         settle(&mut nursery, plan, images, options, &places, &build)?;
@@ -189,12 +202,13 @@ impl Seed<'_> {
             threads += 1 + process.threads.len();
         }
         births::leave_children_elsewhere(&mut nursery, plan, &service, &build)?;
-        let pages_restored = spaces.pages_filled();
+        let (pages_restored, pages_lazy) = (spaces.pages_filled(), spaces.pages_later());
         drop(spaces);
         options.hook.call(Moment::PostRestore, plan.root)?;
         options.hook.call(Moment::PreResume, plan.root)?;
         let mut links = None;
         let at_last = || {
+            handover.map_or(Ok(()), Handover::go)?;
             network.lift()?;
             build.release_connections()?;
             // Our copies go before anything runs: an end of a pipe must not seem open for our sake.
@@ -211,6 +225,7 @@ impl Seed<'_> {
             processes: plan.processes.len(),
             threads,
             pages_restored,
+            pages_lazy,
             forking_us: (forked - begun).as_micros() as u64,
             total_us: begun.elapsed().as_micros() as u64,
         })

@@ -5,6 +5,7 @@
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
 pub mod acting;
+pub mod aside;
 pub mod bpf;
 pub mod bpf_iter;
 pub mod bpf_memory;

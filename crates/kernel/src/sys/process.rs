@@ -120,7 +120,7 @@ pub unsafe fn spawn(spawn: &Spawn<'_>, body: impl FnOnce() -> i32) -> Result<Chi
 }
 
 /// Keeps a panic from unwinding into the copy of the parent's frames.
-struct AbortOnUnwind;
+pub(crate) struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {
     fn drop(&mut self) {

@@ -1,0 +1,400 @@
+//! The filler: gives each thread that waits for a page that page, and fills the rest when nobody waits.
+//!
+//! It has one thread, and tries again whatever the kernel is just changing (EAGAIN): then an event waits to be read.
+//! Pages that are there already (EEXIST) are the program's own, or came from who worked before.
+
+use super::filling;
+use super::front::{Front, Heard};
+use super::missing::Part;
+use super::pair::Pair;
+use super::source::Source;
+use super::space::Space;
+use crate::memory::PAGE;
+use cryonaut_kernel::Errno;
+use cryonaut_kernel::uffd::{CopyMode, Uffd};
+use cryonaut_kernel::uffd_journal::{Entry, Journal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+/// Bytes that are filled at once while nobody waits: as long as who begins to wait then waits for them, too.
+const AT_ONCE: u64 = 128 << 10;
+/// Bytes that who waits for a page gets with it: neighbours are mostly wanted next.
+const WITH_A_FAULT: u64 = 32 << 10;
+/// How long to wait while the kernel is changing something, and nobody tells what.
+const A_MOMENT: i64 = 1_000_000;
+/// The same while a source has nothing to give.
+const A_WHILE: i64 = 500_000_000;
+
+/// Where a filler says what goes wrong.
+#[derive(Debug)]
+pub struct Log(Option<File>);
+
+impl Log {
+    /// Writes to the end of a file, which is made if it is not there; nowhere if that cannot be.
+    pub fn open(path: &Path) -> Log {
+        if let Some(directory) = path.parent() {
+            let _ = std::fs::create_dir_all(directory);
+        }
+        Log(File::options().create(true).append(true).open(path).ok())
+    }
+
+    /// The open file.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) fn say(&mut self, line: &str) {
+        if let Some(file) = &mut self.0 {
+            // There is nobody else to tell.
+            let _ = writeln!(file, "Error (cryonaut lazy, process {}): {line}", std::process::id());
+        }
+    }
+}
+
+/// How far something came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// The kernel is changing the address space: events come first.
+    Changing,
+    /// There is no source for it now, and no way to say so to who waits.
+    Lacking,
+    /// The address space is no more.
+    Gone,
+}
+
+/// A filler at work.
+#[derive(Debug)]
+pub(super) struct Filler {
+    pub(super) spaces: Vec<Space>,
+    pub(super) sources: Vec<Box<dyn Source>>,
+    pub(super) journal: Journal,
+    pub(super) pair: Pair,
+    pub(super) log: Log,
+    buffer: Vec<u8>,
+    /// Whose turn it is to be filled.
+    turn: usize,
+    /// Something cannot be had, and that has been said.
+    waits: bool,
+    /// Nothing is filled any more, only poisoned.
+    has_given_up: bool,
+}
+
+/// The life of a filler that hears of its work from a restore: fills all that is missing. Its exit code.
+pub fn run(front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Log) -> i32 {
+    let _note = filling::note();
+    let made = Journal::new().and_then(|journal| Ok((journal, Pair::new()?)));
+    let (journal, pair) = match made {
+        Ok(made) => made,
+        Err(errno) => {
+            log.say(&format!("memory cannot be filled: {errno}"));
+            return 1;
+        }
+    };
+    let buffer = vec![0; AT_ONCE as usize];
+    let mut filler =
+        Filler { spaces: Vec::new(), sources, journal, pair, log, buffer, turn: 0, waits: false, has_given_up: false };
+    match filler.prepare(front) {
+        Ok(Some(front)) => {
+            // It stays open: its number must not be another's when whoever takes over drops its own copy.
+            std::mem::forget(front);
+            filler.work()
+        }
+        Ok(None) => 1,
+        Err(error) => {
+            filler.log.say(&format!("the restore cannot be followed: {error}"));
+            1
+        }
+    }
+}
+
+impl Filler {
+    /// Takes address spaces in, and serves who waits already, until the tree is about to run; nothing if it will not.
+    fn prepare(&mut self, mut front: Box<dyn Front>) -> std::io::Result<Option<Box<dyn Front>>> {
+        loop {
+            let waits = self.wait(Some(front.as_fd()), None)?;
+            if waits {
+                match front.hear()? {
+                    Heard::Source(source) => self.sources.push(source),
+                    Heard::Space(space) => self.spaces.push(space),
+                    Heard::Gone => return Ok(None),
+                    Heard::Go => {
+                        self.hire()?;
+                        // This may be the keeper, long after the other has answered and the restore has ended. If it
+                        // is not and nobody hears it, the tree is killed, and its memory is found gone.
+                        let _ = front.answer();
+                        return Ok(Some(front));
+                    }
+                }
+            }
+            if self.journal.is_full() {
+                // Nobody is there yet to read it.
+                self.journal = Journal::new()?;
+            }
+            self.serve();
+        }
+    }
+
+    /// Fills everything.
+    fn work(mut self) -> i32 {
+        let mut outcome = Outcome::Done;
+        while !self.spaces.is_empty() {
+            if let Err(errno) = self.look_after_pair() {
+                self.log.say(&format!("nobody is there to take over if this process is killed: {errno}"));
+                // Without a journal nothing may be read. Whoever needs a processor or memory more has it meanwhile.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                continue;
+            }
+            let pause = match outcome {
+                Outcome::Done | Outcome::Gone => 0,
+                Outcome::Changing => A_MOMENT,
+                Outcome::Lacking => A_WHILE,
+            };
+            // Failing, it only was no pause.
+            let _ = self.wait(None, Some(pause));
+            outcome = match self.serve() {
+                Outcome::Done => self.fill_some(),
+                other => other,
+            };
+        }
+        self.pair.part();
+        0
+    }
+
+    /// Waits until something is to be read, at most so many nanoseconds. Whether from `front`.
+    fn wait(&self, front: Option<BorrowedFd<'_>>, pause: Option<i64>) -> Result<bool, Errno> {
+        let pause = pause.map(|nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds });
+        let mut watched: Vec<PollFd<'_>> = Vec::with_capacity(self.spaces.len() + 2);
+        watched
+            .extend(front.into_iter().chain(self.pair.keeper()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        watched.extend(self.spaces.iter().map(|space| PollFd::new(&space.uffd, PollFlags::IN)));
+        rustix::io::retry_on_intr(|| poll(&mut watched, pause.as_ref()))?;
+        Ok(front.is_some() && !watched[0].revents().is_empty())
+    }
+
+    /// Reads all events, and gives who waits what it waits for.
+    fn serve(&mut self) -> Outcome {
+        let mut worst = Outcome::Done;
+        let mut index = 0;
+        while index < self.spaces.len() {
+            self.read_events(index);
+            let outcome = self.answer_faults(index);
+            if outcome == Outcome::Gone && self.leave(index) {
+                continue;
+            }
+            if outcome != Outcome::Done {
+                worst = outcome;
+            }
+            index += 1;
+        }
+        worst
+    }
+
+    fn read_events(&mut self, index: usize) {
+        let mut events = Vec::new();
+        // EAGAIN: there is none. A full journal is replaced before the next turn.
+        while !self.journal.is_full() && self.journal.read(&self.spaces[index].uffd, &mut events).is_ok() {
+            for event in events.drain(..) {
+                if let Some(child) = self.spaces[index].follow(event) {
+                    self.spaces.push(child);
+                }
+            }
+        }
+    }
+
+    fn answer_faults(&mut self, index: usize) -> Outcome {
+        while let Some(&page) = self.spaces[index].faults.last() {
+            let space = &mut self.spaces[index];
+            let outcome = match space.missing.at(page) {
+                Some(part) => {
+                    space.next = part.start + WITH_A_FAULT;
+                    self.install(index, Part { len: part.len.min(WITH_A_FAULT), ..part })
+                }
+                None => zeros(&space.uffd, page),
+            };
+            self.note_quiet(index, outcome);
+            let space = &mut self.spaces[index];
+            match outcome {
+                Outcome::Done => {
+                    // Where it was there already, or is nobody's any more, nothing has woken them.
+                    let _ = space.uffd.wake(page, PAGE);
+                    space.faults.pop();
+                }
+                other => return other,
+            }
+        }
+        Outcome::Done
+    }
+
+    /// Fills a piece of what nobody waits for.
+    fn fill_some(&mut self) -> Outcome {
+        if self.spaces.is_empty() {
+            return Outcome::Done;
+        }
+        self.turn = (self.turn + 1) % self.spaces.len();
+        let space = &mut self.spaces[self.turn];
+        let outcome = match space.missing.next(space.next, AT_ONCE) {
+            Some(part) => {
+                space.next = part.end();
+                self.install(self.turn, part)
+            }
+            None => Outcome::Done,
+        };
+        self.note_quiet(self.turn, outcome);
+        if outcome == Outcome::Gone || self.spaces[self.turn].missing.is_empty() {
+            // Otherwise once more, when there is room to note it.
+            self.leave(self.turn);
+            return Outcome::Done;
+        }
+        outcome
+    }
+
+    /// The kernel has filled something in an address space, so nothing is on its way to be told.
+    fn note_quiet(&mut self, index: usize, outcome: Outcome) {
+        let space = &mut self.spaces[index];
+        // Without room for the note, who takes over would not know: then it is done the next time.
+        if outcome == Outcome::Done && !self.journal.is_full() && space.is_quiet() {
+            let _ = self.journal.note_quiet(&space.uffd);
+        }
+    }
+
+    /// Nothing is missing any more, or nobody is there to miss it. Fails when that cannot be noted yet.
+    fn leave(&mut self, index: usize) -> bool {
+        let noted = self.journal.note_closed(&self.spaces[index].uffd).is_ok();
+        if noted {
+            // Who waits is woken by the close, and goes on with a page of zeros.
+            drop(self.spaces.swap_remove(index));
+        }
+        noted
+    }
+
+    /// Puts pages in place that are in one part.
+    fn install(&mut self, index: usize, part: Part) -> Outcome {
+        if self.has_given_up {
+            return self.poison(index, part).0;
+        }
+        let room = &mut self.buffer[..part.len as usize];
+        if let Err(error) = self.sources[part.source as usize].read(part.offset, room) {
+            return self.spoil(index, part, &error);
+        }
+        let space = &mut self.spaces[index];
+        put(space, part, |uffd, at, from, len| uffd.copy(at, &room[from..from + len], CopyMode::empty()))
+    }
+
+    /// Pages that cannot be had any more must not be zeros: who touches them is told by SIGBUS. Before Linux 6.6, who
+    /// touches them waits for as long as they are not to be had.
+    fn spoil(&mut self, index: usize, part: Part, error: &std::io::Error) -> Outcome {
+        let (outcome, is_unknown) = self.poison(index, part);
+        let space = &self.spaces[index];
+        let problem = format!(
+            "{} bytes of the memory of process {} at {:#x} cannot be read from the image: {error}",
+            part.len, space.pid, part.start
+        );
+        if is_unknown && !self.waits {
+            self.log.say(&format!("{problem}; who touches them waits until they can be"));
+        } else if outcome == Outcome::Done {
+            self.log.say(&format!("{problem}; who touches them gets a SIGBUS"));
+        }
+        self.waits |= is_unknown;
+        outcome
+    }
+
+    /// Whether the kernel cannot do that is told, too.
+    fn poison(&mut self, index: usize, part: Part) -> (Outcome, bool) {
+        let mut is_unknown = false;
+        let outcome = put(&mut self.spaces[index], part, |uffd, at, _, len| {
+            uffd.poison(at, len as u64).inspect_err(|errno| is_unknown = *errno == Errno::INVAL)
+        });
+        (outcome, is_unknown)
+    }
+
+    /// Fills nothing any more.
+    pub(super) fn give_up(&mut self, why: &str) {
+        self.has_given_up = true;
+        self.log.say(&format!("memory is not filled any more: {why}; who touches what is missing gets a SIGBUS"));
+    }
+
+    /// Takes the place of who has worked until now and left this journal.
+    pub(super) fn take_over(&mut self, mut left: Journal) {
+        for entry in left.replay() {
+            let number = match entry {
+                Entry::Event(number, _) | Entry::Closed(number) | Entry::Quiet(number) => number,
+            };
+            let Some(index) = self.spaces.iter().position(|space| space.uffd.as_fd().as_raw_fd() == number) else {
+                continue;
+            };
+            match entry {
+                // Its number is closed, or another's by now.
+                Entry::Closed(_) => std::mem::forget(self.spaces.swap_remove(index).uffd),
+                Entry::Quiet(_) => drop(self.spaces[index].is_quiet()),
+                Entry::Event(_, event) => {
+                    let child = self.spaces[index].follow(event);
+                    self.spaces.extend(child);
+                }
+            }
+        }
+        for source in &mut self.sources {
+            if let Err(error) = source.take_over() {
+                self.log.say(&format!("a source of memory is lost: {error}"));
+            }
+        }
+        for space in &mut self.spaces {
+            // Who was told of is not told of again, unless it is woken and faults once more.
+            space.faults.clear();
+            let _ = space.uffd.wake(LOWEST, HIGHEST - LOWEST);
+        }
+        self.journal = left;
+    }
+}
+
+/// All that a program may have mapped (vm.mmap_min_addr, TASK_SIZE).
+const LOWEST: u64 = 0x1_0000;
+const HIGHEST: u64 = 0x7fff_ffff_f000;
+
+/// A page that nothing was ever in.
+fn zeros(uffd: &Uffd, page: u64) -> Outcome {
+    match uffd.zeropage(page, PAGE, true) {
+        Err(Errno::AGAIN | Errno::NOMEM) => Outcome::Changing,
+        Err(Errno::SRCH) => Outcome::Gone,
+        // It is there, or not registered any more: who waits tries again.
+        _ => Outcome::Done,
+    }
+}
+
+/// Puts the pages of a part in place by `how`, which is told where, at which byte of the part that is, and how many bytes.
+fn put(
+    space: &mut Space,
+    part: Part,
+    mut how: impl FnMut(&Uffd, u64, usize, usize) -> Result<usize, Errno>,
+) -> Outcome {
+    let (mut done, mut most) = (0, part.len);
+    // What the program is just moving away is not found either. The kernel looks for such changes before it looks for the
+    // mapping, and they do not end before we have read of them: only what is not found twice is gone.
+    let mut not_found = None;
+    while done < part.len {
+        let (at, len) = (part.start + done, (part.len - done).min(most));
+        let settled = match how(&space.uffd, at, done as usize, len as usize) {
+            Ok(bytes) => bytes as u64,
+            Err(Errno::EXIST) => PAGE,
+            // Part of it may be in another mapping, and one call is for one mapping; or it is nobody's any more.
+            Err(Errno::NOENT) if len > PAGE => {
+                most = PAGE;
+                continue;
+            }
+            Err(Errno::NOENT) if not_found != Some(at) => {
+                not_found = Some(at);
+                continue;
+            }
+            Err(Errno::NOENT) => PAGE,
+            Err(Errno::SRCH) => return Outcome::Gone,
+            Err(Errno::INVAL) => return Outcome::Lacking,
+            Err(_) => return Outcome::Changing,
+        };
+        space.missing.remove(at, at + settled);
+        done += settled;
+    }
+    Outcome::Done
+}

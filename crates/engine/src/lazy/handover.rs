@@ -1,0 +1,200 @@
+//! A restore's side: address spaces are handed to a filler, one by one as they are complete but for what is missing.
+
+use super::filler::{self, Log};
+use super::front::{self, OwnFront};
+use super::{Lazy, Part, comes_later};
+use crate::memory::{Piece, PieceSource, Store};
+use crate::plan::Plan;
+use crate::{Error, Object, Result};
+use cryonaut_image::records::VmaEntry;
+use cryonaut_kernel::Errno;
+use cryonaut_kernel::sys::aside::set_aside;
+use cryonaut_kernel::sys::pidfd;
+use cryonaut_kernel::uffd::{Features, Mode, Uffd, raw};
+use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Batch, Hand};
+use rustix::fs::OFlags;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
+use rustix::process::{Pid, PidfdGetfdFlags, pidfd_getfd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+/// What a filler has to be told of.
+const EVENTS: Features =
+    Features::EVENT_FORK.union(Features::EVENT_REMAP).union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
+
+/// "RSTF", by which CRIU's restore tells its server that the tree is about to run.
+pub(super) const FINISHED: u32 = 0x5253_5446;
+
+/// A filler, and the way to it.
+#[derive(Debug)]
+pub struct Handover {
+    socket: OwnedFd,
+    /// Whether it speaks CRIU's protocol, and reads the image by itself.
+    is_server: bool,
+    /// Pages files that it has from us, by their number there.
+    sources: BTreeMap<PieceSource, u32>,
+    /// Whose memory it was told of.
+    told: BTreeSet<i32>,
+}
+
+fn failed(action: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Kernel {
+        object: Object::Other("the process that fills memory".into()),
+        action: action.into(),
+        errno,
+        remedy: "restore without --lazy",
+    }
+}
+
+impl Handover {
+    /// Makes the filler that was asked for, or finds the server. All processes of the tree are there, or will be in another
+    /// pid namespace.
+    pub fn begin(lazy: &Lazy, plan: &Plan) -> Result<Option<Handover>> {
+        let (socket, is_server) = match lazy {
+            Lazy::No => return Ok(None),
+            Lazy::Filler(log) => (Self::hire(log, plan)?, false),
+            Lazy::Server(path) => (Self::call(path)?, true),
+        };
+        Ok(Some(Handover { socket, is_server, sources: BTreeMap::new(), told: BTreeSet::new() }))
+    }
+
+    fn hire(log: &Path, plan: &Plan) -> Result<OwnedFd> {
+        let log = Log::open(log);
+        let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        let (ours, theirs) = pair.map_err(failed("make a socket to it"))?;
+        let keep: Vec<RawFd> = [Some(theirs.as_fd()), log.as_fd()].iter().flatten().map(AsRawFd::as_raw_fd).collect();
+        let run = move || filler::run(Box::new(OwnFront(theirs)), Vec::new(), log);
+        let is_threads = |pid| plan.processes.values().any(|p| p.threads.iter().any(|(tid, _)| *tid == pid));
+        set_aside(&keep, is_threads, run).map_err(failed("begin it"))?;
+        Ok(ours)
+    }
+
+    fn call(path: &Path) -> Result<OwnedFd> {
+        let absent = |errno| Error::Kernel {
+            object: Object::Path(path.display().to_string()),
+            action: "reach the server of pages there".into(),
+            errno,
+            remedy: "start `criu lazy-pages` with the same working directory before",
+        };
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(absent)?;
+        connect(&socket, &SocketAddrUnix::new(path).map_err(absent)?).map_err(absent)?;
+        Ok(socket)
+    }
+
+    /// Registers the mappings that hold these pieces, and leaves it to the filler to bring them.
+    pub fn take(
+        &mut self,
+        hand: &mut Hand,
+        service: &Service,
+        store: &mut Store<'_>,
+        vmas: &[VmaEntry],
+        pieces: &[Piece],
+    ) -> Result<()> {
+        if pieces.is_empty() {
+            return Ok(());
+        }
+        let pid = hand.pid();
+        let uffd = make(hand, service)?;
+        let (mut rest, mut areas) = (pieces, Vec::new());
+        for vma in vmas.iter().filter(|vma| comes_later(vma)) {
+            rest = &rest[rest.partition_point(|piece| piece.end() <= vma.start)..];
+            if rest.first().is_some_and(|piece| piece.start < vma.end) {
+                uffd.register(vma.start, vma.end - vma.start, Mode::MISSING).map_err(|errno| {
+                    Error::kernel(Object::Mapping(pid, vma.start, "memory".into()), "hear of its faults", errno)
+                })?;
+                areas.push((vma.start, vma.end));
+            }
+        }
+        self.told.insert(pid);
+        if self.is_server {
+            return self.tell_server(pid, Some(&uffd));
+        }
+        let parts = pieces.iter().map(|piece| self.part(store, piece)).collect::<Result<Vec<Part>>>()?;
+        front::send_space(self.socket.as_fd(), pid, &uffd, &parts, &areas).map_err(failed("hand it an address space"))
+    }
+
+    fn part(&mut self, store: &mut Store<'_>, piece: &Piece) -> Result<Part> {
+        let source = match self.sources.get(&piece.source) {
+            Some(source) => *source,
+            None => {
+                let file = store.pages(piece.source)?;
+                front::send_source(self.socket.as_fd(), file.as_fd()).map_err(failed("hand it a file"))?;
+                let number = self.sources.len() as u32;
+                self.sources.insert(piece.source, number);
+                number
+            }
+        };
+        Ok(Part { start: piece.start, len: piece.len, source, offset: piece.offset })
+    }
+
+    /// Everybody is there. A server of CRIU's counts the processes, those without missing memory as well.
+    pub fn complete(&mut self, pids: impl Iterator<Item = i32>) -> Result<()> {
+        if self.is_server {
+            for pid in pids {
+                if self.told.insert(pid) {
+                    self.tell_server(pid, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_server(&self, pid: i32, uffd: Option<&Uffd>) -> Result<()> {
+        let socket = self.socket.as_fd();
+        let number = if uffd.is_some() { pid } else { -pid };
+        let told = front::send(socket, &number.to_ne_bytes(), &[]).and_then(|()| match uffd {
+            Some(uffd) => front::send(socket, &[0], &[uffd.as_fd()]),
+            None => Ok(()),
+        });
+        told.map_err(failed("tell it of a process"))
+    }
+
+    /// The tree is about to run. From here on the memory is the filler's affair.
+    pub fn go(self) -> Result<()> {
+        let told = match self.is_server {
+            true => front::send(self.socket.as_fd(), &FINISHED.to_ne_bytes(), &[]),
+            false => front::send_go(self.socket.as_fd()),
+        };
+        told.map_err(failed("leave the memory to it"))
+    }
+}
+
+/// A userfaultfd of the process, which keeps nothing of it.
+fn make(hand: &mut Hand, service: &Service) -> Result<Uffd> {
+    let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
+    let pid = hand.pid();
+    let own = |action: &'static str| move |errno| Error::kernel(Object::Process(pid), action, errno);
+    let mut b = Batch::new();
+    let made = b.attempt(libc::SYS_userfaultfd, [flags.into()]);
+    hand.run(&mut b)?;
+    let number = match b.result(made) {
+        // Its user namespace may not be trusted with it: whom we lend the device is.
+        Err(Errno::PERM) => make_by_device(hand, service, flags)?,
+        answer => answer.map_err(own("make a userfaultfd in it"))? as i32,
+    };
+    let thread = Pid::from_raw(hand.tid()).ok_or(Errno::SRCH).and_then(pidfd::open_thread);
+    let taken = thread.and_then(|thread| pidfd_getfd(&thread, number, PidfdGetfdFlags::empty()));
+    let mut b = Batch::new();
+    b.call(libc::SYS_close, [number.into()]);
+    hand.run(&mut b)?;
+    let uffd = Uffd::from_fd(taken.map_err(own("take its userfaultfd"))?);
+    uffd.api(EVENTS).map_err(own("hear of changes of its memory"))?;
+    Ok(uffd)
+}
+
+fn make_by_device(hand: &mut Hand, service: &Service, flags: u32) -> Result<i32> {
+    const DEVICE: &str = "/dev/userfaultfd";
+    let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+    let device = device.map_err(|errno| Error::kernel(Object::Path(DEVICE.into()), "open it", errno))?;
+    let lent = service.give(hand, &[device.as_fd()])?[0];
+    let mut b = Batch::new();
+    let made = b.call(libc::SYS_ioctl, [lent.into(), u64::from(raw::USERFAULTFD_IOC_NEW).into(), flags.into()]);
+    b.call(libc::SYS_close, [lent.into()]);
+    hand.run(&mut b)?;
+    b.result(made)
+        .map(|number| number as i32)
+        .map_err(|errno| Error::kernel(Object::Process(hand.pid()), "make a userfaultfd in it", errno))
+}
