@@ -54,6 +54,8 @@ const WORTH_KIB: u64 = 8 << 10;
 
 /// Pages that are not tracked, of which so many are worth another stop.
 const WORTH_A_STOP: u64 = 1 << 10;
+/// Why what was tracked is not any more.
+const GONE: &str = "it has called execve(2), or ended";
 /// Most stops to have more tracked.
 const MOST_STOPS: u32 = 4;
 
@@ -92,12 +94,12 @@ pub fn is_worth_it(root: i32) -> bool {
 }
 
 impl<'a> Precopied<'a> {
-    /// Copies the memory of a tree again and again while it runs, until the rest is small enough or gets no smaller.
+    /// Copies the memory of a tree again and again while it runs, until the rest is small enough or gets no smaller. One
+    /// that `stands_still`, in a closed freezer, writes nothing until it is let out.
     ///
     /// # Errors
     /// If the tree cannot be frozen, or the image not be written; and if the freeze would last longer than it strictly
     /// may.
-    /// `stands_still`: it stands in a closed freezer, and writes nothing until it is let out.
     pub fn make(root: i32, images: &'a DumpDir, options: &CheckpointOptions, stands_still: bool) -> Result<Self> {
         let mut precopied = Self::begin(root, images, options)?;
         let mode = if stands_still { PrecopyMode::Never } else { options.precopy.mode };
@@ -111,7 +113,7 @@ impl<'a> Precopied<'a> {
             PrecopyMode::Never => None,
             PrecopyMode::Auto | PrecopyMode::Always => Some(precopied.copy()?),
         };
-        precopied.refuse_direct_io();
+        precopied.refuse_direct_io()?;
         precopied.spaces.values().for_each(|space| lock(space).prepare());
         if let Some(pace) = pace {
             precopied.judge(&pace)?;
@@ -177,7 +179,8 @@ impl<'a> Precopied<'a> {
         let is_large = |p: &Process| !p.is_zombie() && p.status.rss_anon_kib >= least;
         let mut frozen = Frozen::freeze(self.root, self.timeout, None)?;
         let stood_still = Instant::now();
-        self.spaces.values().for_each(|space| lock(space).give_up_if_gone());
+        let gone = self.spaces.iter().filter(|(_, space)| !lock(space).is_there()).map(|(pid, _)| *pid);
+        gone.collect::<Vec<_>>().into_iter().try_for_each(|pid| self.leave_out(pid, GONE))?;
         let is_new = |p: &Process| is_large(p) && !self.is_known(p.pid);
         frozen.enter(is_new)?;
         let mut tracked = BTreeMap::new();
@@ -209,7 +212,7 @@ impl<'a> Precopied<'a> {
             processes.iter().filter(|p| self.is_known(p.pid) || tracked.contains_key(&p.pid)).collect();
         for pid in in_common(all)? {
             tracked.remove(&pid);
-            self.leave_out(pid, "it has pages in common with another process, which are stored once");
+            self.leave_out(pid, "it has pages in common with another process, which are stored once")?;
         }
         let is_alone = processes.len() == 1;
         for process in processes {
@@ -217,7 +220,7 @@ impl<'a> Precopied<'a> {
             // Who has ended meanwhile is none of the tree any more.
             let Ok(memory) = RunningMemory::open(&process, is_alone) else { continue };
             if let Some(reason) = direct_io::reason(&process.task) {
-                self.leave_out(process.pid, reason);
+                self.leave_out(process.pid, reason)?;
                 continue;
             }
             let pages_id = self.pages_ids.new_id();
@@ -227,11 +230,11 @@ impl<'a> Precopied<'a> {
         Ok(())
     }
 
-    /// What was copied of a process is of no use: it will be copied in the freeze.
-    fn leave_out(&mut self, pid: i32, reason: &str) {
-        // Its file goes when all is settled.
-        self.spaces.get(&pid).into_iter().for_each(|space| lock(space).give_up());
+    /// What was copied of a process is of no use: it will be copied in the freeze, and is not tracked any more.
+    fn leave_out(&mut self, pid: i32, reason: &str) -> Result<()> {
         self.report.untracked.push(Untracked { pid, reason: reason.into() });
+        let Some(space) = self.spaces.remove(&pid) else { return Ok(()) };
+        space.into_inner().unwrap_or_else(PoisonError::into_inner).settle(self.images, false).map(drop)
     }
 
     /// The rounds.
@@ -274,15 +277,15 @@ impl<'a> Precopied<'a> {
                 Err(e) => return Err(e),
             }
         }
-        gone.into_iter().for_each(|pid| self.leave_out(pid, "it has called execve(2), or ended"));
+        gone.into_iter().try_for_each(|pid| self.leave_out(pid, GONE))?;
         Ok(round)
     }
 
     /// What has come to write to its memory past the page tables meanwhile is copied in the freeze.
-    fn refuse_direct_io(&mut self) {
+    fn refuse_direct_io(&mut self) -> Result<()> {
         let spaces = self.spaces.iter().map(|(pid, space)| (*pid, lock(space).direct_io()));
         let found: Vec<_> = spaces.filter_map(|(pid, reason)| Some((pid, reason?))).collect();
-        found.into_iter().for_each(|(pid, reason)| self.leave_out(pid, reason));
+        found.into_iter().try_for_each(|(pid, reason)| self.leave_out(pid, reason))
     }
 
     /// Whether the freeze may come.

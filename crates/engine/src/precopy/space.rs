@@ -24,8 +24,6 @@ pub struct Space {
     tracked: TrackedSpace,
     store: Store,
     pages_id: u32,
-    /// Nothing more comes of it: the process has left this memory.
-    given_up: bool,
     /// What the flags of its mappings look like to the kernel.
     flags: Option<KnownFlags>,
     /// The image names its pages.
@@ -77,7 +75,7 @@ impl Space {
         in_parent: RangeSet<u64>,
     ) -> Space {
         let store = Store::new(file, in_parent);
-        Space { memory, tracked, store, pages_id, given_up: false, flags: None, is_in_image: false }
+        Space { memory, tracked, store, pages_id, flags: None, is_in_image: false }
     }
 
     /// The number of its file of pages.
@@ -89,23 +87,13 @@ impl Space {
     /// Whether its process still has this memory.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        !self.given_up && self.tracked.is_there()
+        self.tracked.is_there()
     }
 
     /// Whether all write protection of it is of our doing.
     #[must_use]
     pub fn is_ours(&self) -> bool {
         self.tracked.of_others() == 0
-    }
-
-    /// Nothing of it is wanted any more.
-    pub fn give_up(&mut self) {
-        self.given_up = true;
-    }
-
-    /// The same if its process does not have this memory any more.
-    pub fn give_up_if_gone(&mut self) {
-        self.given_up |= !self.tracked.is_there();
     }
 
     /// Has the process's mappings tracked; it must stand still.
@@ -116,7 +104,7 @@ impl Space {
     /// Why what was copied cannot be trusted, if so.
     #[must_use]
     pub fn direct_io(&self) -> Option<&'static str> {
-        if self.given_up { None } else { direct_io::reason(&self.memory.task) }
+        direct_io::reason(&self.memory.task)
     }
 
     /// Copies what may have changed since the last round.
@@ -124,9 +112,6 @@ impl Space {
     /// # Errors
     /// If the process has ended, or the file cannot be written.
     pub fn round(&mut self) -> Result<Round> {
-        if self.given_up {
-            return Ok(Round::default());
-        }
         let maps = self.memory.task.maps()?;
         let areas = areas(&maps);
         self.store.forget_all_but(&areas.iter().map(|area| area.range).collect::<Vec<_>>());
