@@ -14,6 +14,7 @@ use crate::fingerprint::rules::Rule;
 /// - `// gap: REASON`: known to be lost
 /// - `// differs: KIND NAME, REASON`: what else may differ between the fingerprints before and after, one to a line
 /// - `// sysctl: NAME VALUE`: a setting of the host while it runs (`net/ipv4/NAME`), put back afterwards
+/// - `// processor: FLAG`: it needs a processor with this flag (/proc/cpuinfo), and is no workload elsewhere
 /// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
 #[derive(Debug, Clone)]
 pub struct Declaration {
@@ -71,7 +72,7 @@ pub fn catalogue() -> Vec<Declaration> {
         for source in entries(&area) {
             if source.extension().is_some_and(|extension| extension == "c") {
                 let relative = source.strip_prefix(sources).expect("listed below it").with_extension("");
-                all.push(parse(&source, &relative));
+                all.extend(parse(&source, &relative));
             }
         }
     }
@@ -84,7 +85,8 @@ pub fn declaration(name: &str) -> Option<Declaration> {
     catalogue().into_iter().find(|workload| workload.name == name)
 }
 
-fn parse(source: &Path, relative: &Path) -> Declaration {
+/// `None` if this processor lacks what it needs.
+fn parse(source: &Path, relative: &Path) -> Option<Declaration> {
     let text = fs::read_to_string(source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
     let values = |key: &str| {
         let lines = text.lines().take_while(|line| !line.starts_with("int main"));
@@ -92,8 +94,11 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         found.map(|value| value.trim().to_owned()).collect::<Vec<_>>()
     };
     let value = |key: &str| values(key).into_iter().next();
+    if value("processor").is_some_and(|flag| !processor_has(&flag)) {
+        return None;
+    }
     let words = |key: &str| value(key).map(|v| v.split_whitespace().map(str::to_owned).collect()).unwrap_or_default();
-    Declaration {
+    Some(Declaration {
         name: relative.display().to_string(),
         program: Path::new(env!("WORKLOAD_PROGRAMS")).join(relative),
         flags: words("flags"),
@@ -105,7 +110,13 @@ fn parse(source: &Path, relative: &Path) -> Declaration {
         differs: values("differs").iter().map(|text| rule(source, text)).collect(),
         sysctl: value("sysctl").and_then(|v| v.split_once(' ').map(|(name, value)| (name.into(), value.into()))),
         script: None,
-    }
+    })
+}
+
+fn processor_has(flag: &str) -> bool {
+    let told = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = told.lines().find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    flags.is_some_and(|(_, flags)| flags.split_whitespace().any(|one| one == flag))
 }
 
 fn rule(source: &Path, text: &str) -> Rule {

@@ -1,3 +1,4 @@
+// processor: ospke
 // gap: keys are not carried yet, neither of mappings nor those in use
 // peer: no, CRIU 4.2 loses the keys of mappings
 /* Memory protection keys, where the processor has them: the keys of mappings, the rights of a thread, the keys in use. */
