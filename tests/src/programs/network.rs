@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,7 +63,10 @@ fn one(engine: &Engine, to: &'static str) -> Result<(), Failed> {
     }
     let mut server = Program::start(engine, "python3", &["-c", SERVER], &["--tcp-established"], |_| Ok(()))?;
     server.wait_for_listener()?;
-    let client = thread::spawn(move || there.enter().and_then(|()| transfer(to)).map_err(|e| format!("{to}: {e}")));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let may_end = is_over.clone();
+    let client =
+        thread::spawn(move || there.enter().and_then(|()| transfer(to, &may_end)).map_err(|e| format!("{to}: {e}")));
     server.wait_for("output", "server with both connections", |text| text.contains("serving"))?;
     thread::sleep(Duration::from_millis(100));
     // Its packets meet nobody for a while.
@@ -69,12 +74,13 @@ fn one(engine: &Engine, to: &'static str) -> Result<(), Failed> {
         server.carry_after(away)?;
         thread::sleep(Duration::from_millis(100));
     }
+    is_over.store(true, Ordering::Relaxed);
     client.join().map_err(|_| "the client has panicked")??;
     server.wait_end()
 }
 
-/// Sends all the time, and compares what the server makes of it.
-fn transfer(to: &str) -> std::io::Result<()> {
+/// Sends all the time, as long as the server is carried, and compares what it makes of it.
+fn transfer(to: &str, may_end: &AtomicBool) -> std::io::Result<()> {
     let wrong = |what: String| std::io::Error::other(what);
     let connect = || -> std::io::Result<TcpStream> {
         let stream = TcpStream::connect((to, 7000))?;
@@ -89,7 +95,8 @@ fn transfer(to: &str) -> std::io::Result<()> {
     let (mut a, mut b) = (1u32, 0u32);
     let mut longest = Duration::ZERO;
     let mut block = vec![0u8; 1 << 20];
-    for megabyte in 0..MEGABYTES {
+    let is_wanted = |megabyte: &usize| *megabyte < MEGABYTES || !may_end.load(Ordering::Relaxed);
+    for megabyte in (0..).take_while(is_wanted) {
         for (at, byte) in block.iter_mut().enumerate() {
             *byte = (at * 31 + megabyte * 17 + (at >> 8)) as u8;
             // Adler-32 (RFC 1950).
