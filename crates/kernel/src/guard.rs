@@ -18,6 +18,7 @@ use rustix::net::{
 
 use crate::sys::nf_tables::Ready;
 use crate::sys::process::{Child, Spawn, spawn};
+use crate::sys::signal;
 use crate::sys::socket::set_int;
 use crate::sys::tcp_repair;
 use crate::sys::wait::{Who, wait};
@@ -85,7 +86,7 @@ impl Guard {
         // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's.
         let child = unsafe {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
-                block_signals();
+                signal::block_all();
                 keep_alone(theirs.as_raw_fd());
                 if watch(theirs.as_fd()) {
                     will.carry_out(&programs);
@@ -183,7 +184,7 @@ impl Undertaker {
         // it: the child ends with _exit.
         let child = unsafe {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
-                block_signals();
+                signal::block_all();
                 libc::syscall(libc::SYS_close, last);
                 let mut byte = [0u8];
                 loop {
@@ -221,12 +222,6 @@ fn ends(process: &OwnedFd) -> bool {
     let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
     let mut watched = [PollFd::new(process, PollFlags::IN)];
     matches!(poll(&mut watched, Some(&limit)), Ok(1))
-}
-
-fn block_signals() {
-    let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
-    // SAFETY: rt_sigprocmask reads eight bytes of `all`.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
 }
 
 /// Closes every descriptor but those of stdio, which a last will may want, and this one.

@@ -83,12 +83,11 @@ impl Drop for Janitor {
 }
 
 fn serve(duty: &Duty, reader: &OwnedFd) {
-    let all = u64::MAX;
-    let (none, keep) = (std::ptr::null_mut::<u64>(), reader.as_raw_fd() as u32);
-    // SAFETY: rt_sigprocmask reads eight bytes of `all`. Closing every descriptor but `reader` leaves others without
+    crate::sys::signal::block_all();
+    let keep = reader.as_raw_fd() as u32;
+    // SAFETY: closing every descriptor but `reader` leaves others without
     // theirs, but nothing in this process uses or drops them: it ends with _exit.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>());
         if keep > 0 {
             libc::syscall(libc::SYS_close_range, 0, keep - 1, 0);
         }

@@ -6,27 +6,20 @@
 //!              └──the last of the watched processes has ended──▶ ends
 //! ```
 //!
-//! Like a [`janitor`](crate::janitor) it makes system calls and nothing else. It is in a session of its own and has
-//! nothing of its maker's open but what it keeps, so nobody waits for it.
+//! It is [set aside](crate::sys::aside): nobody's child, and with nothing of its maker's open but what it keeps, so nobody
+//! waits for it.
 
-use std::ffi::CString;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
-    socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
 };
 
-use crate::sys::process::{Spawn, spawn};
-
-/// Most descriptors that one keeps (SCM_MAX_FD).
-pub const MOST: usize = 253;
+use crate::sys::aside::set_aside;
+use crate::sys::scm_rights::{self, MOST};
 
 /// Keeps copies of `files` until somebody [takes](take) them by the name `path`, or until all of `watched` have ended:
 /// descriptors of processes (pidfd_open(2)). E2BIG for more than [`MOST`] of either.
@@ -34,63 +27,27 @@ pub fn keep(path: &Path, files: &[BorrowedFd<'_>], watched: &[OwnedFd]) -> Resul
     if files.len() > MOST || watched.len() > MOST {
         return Err(Errno::TOOBIG);
     }
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
     let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     bind(&listener, &SocketAddrUnix::new(path)?)?;
     rustix::fs::chmod(path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     listen(&listener, 1)?;
-    let null = rustix::fs::open(
-        "/dev/null",
-        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    let mut room = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut kept: Vec<i32> = watched.iter().map(AsRawFd::as_raw_fd).collect();
-    kept.extend(files.iter().map(AsRawFd::as_raw_fd));
-    kept.push(listener.as_raw_fd());
-    kept.sort_unstable();
-    // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's: its room
-    // was made before.
-    let child = unsafe {
-        spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
-            be_alone(&null, &kept);
-            serve(&listener, files, watched, &mut room);
-            libc::unlink(name.as_ptr());
-            0
-        })
-    };
-    if child.is_err() {
+    let kept: Vec<RawFd> = watched.iter().map(AsRawFd::as_raw_fd).collect();
+    let kept = [kept, files.iter().map(AsRawFd::as_raw_fd).collect(), vec![listener.as_raw_fd()]].concat();
+    let made = set_aside(
+        &kept,
+        |_| false,
+        || {
+            serve(&listener, files, watched);
+            i32::from(rustix::fs::unlink(path).is_err())
+        },
+    );
+    if made.is_err() {
         let _ = rustix::fs::unlink(path);
     }
-    child.map(drop)
+    made
 }
 
-/// Leaves the session and everything open of the maker's but `kept`, which ascend.
-fn be_alone(null: &OwnedFd, kept: &[i32]) {
-    let _ = rustix::process::setsid();
-    for stdio in 0..3 {
-        // SAFETY: nothing in this process uses what the maker has open under these numbers.
-        unsafe { libc::dup2(null.as_raw_fd(), stdio) };
-    }
-    let mut next = 3;
-    for fd in kept.iter().map(|fd| *fd as u32) {
-        // SAFETY: others are left without their descriptors, but nothing in this process uses or drops them: it ends with
-        // _exit.
-        unsafe {
-            if fd > next {
-                libc::syscall(libc::SYS_close_range, next, fd - 1, 0);
-            }
-        }
-        next = next.max(fd + 1);
-    }
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_close_range, next, u32::MAX, 0) };
-    let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
-    // SAFETY: rt_sigprocmask reads eight bytes of `all`.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
-}
-
-fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], watched: &[OwnedFd], room: &mut [MaybeUninit<u8>]) {
+fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], watched: &[OwnedFd]) {
     let mut first = 0;
     // All have ended when each in its turn has.
     while let Some(living) = watched.get(first) {
@@ -105,9 +62,7 @@ fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], watched: &[OwnedFd], room
             continue;
         }
         let Ok(peer) = accept_with(listener, SocketFlags::CLOEXEC) else { continue };
-        let mut control = SendAncillaryBuffer::new(room);
-        control.push(SendAncillaryMessage::ScmRights(files));
-        if sendmsg(&peer, &[std::io::IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL).is_ok() {
+        if scm_rights::send(&peer, &[1], files).is_ok() {
             return;
         }
     }
@@ -117,18 +72,8 @@ fn serve(listener: &OwnedFd, files: &[BorrowedFd<'_>], watched: &[OwnedFd], room
 pub fn take(path: &Path) -> Result<Vec<OwnedFd>, Errno> {
     let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     connect(&peer, &SocketAddrUnix::new(path)?)?;
-    let mut room = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut control = RecvAncillaryBuffer::new(&mut room);
-    let mut byte = [0];
-    let got = recvmsg(&peer, &mut [std::io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    if got.bytes == 0 {
-        return Err(Errno::PIPE);
-    }
-    let files = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(files) => Some(files),
-        _ => None,
-    });
-    Ok(files.flatten().collect())
+    let got = scm_rights::receive(&peer, &mut [0])?;
+    if got.bytes == 0 { Err(Errno::PIPE) } else { Ok(got.files) }
 }
 
 #[cfg(test)]

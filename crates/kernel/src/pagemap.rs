@@ -89,6 +89,13 @@ pub struct PageRun {
     pub categories: Categories,
 }
 
+impl PageRun {
+    /// Its first address, and the first behind it.
+    pub fn range(&self) -> (u64, u64) {
+        (self.start, self.end)
+    }
+}
+
 const PAGEMAP_SCAN: rustix::ioctl::Opcode = rustix::ioctl::opcode::read_write::<uapi::pm_scan_arg>(b'f', 16);
 const _: () = assert!(size_of::<uapi::pm_scan_arg>() == 96 && PAGEMAP_SCAN == 0xc060_6610);
 const _: () = assert!(size_of::<PageRun>() == size_of::<uapi::page_region>());

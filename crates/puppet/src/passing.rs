@@ -10,16 +10,10 @@
 //! all rights that we have.
 
 use crate::{Arg, Batch, Call, Error, Hand, Result};
+use cryonaut_kernel::sys::scm_rights::{self, MOST};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
-};
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-
-/// Most descriptors of one message (SCM_MAX_FD, unix(7)).
-const MOST: usize = 253;
 
 /// Both ends, before the receiving one has its place in the first process.
 #[derive(Debug)]
@@ -115,10 +109,7 @@ impl Service {
 
 /// Sends descriptors into a socket.
 pub(crate) fn send_files(socket: &OwnedFd, files: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(files));
-    rustix::net::sendmsg(socket, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)
-        .map_err(|errno| Error::Own { what: "send files to a process", errno })?;
-    Ok(())
+    scm_rights::send(socket, b"f", files)
+        .map(drop)
+        .map_err(|errno| Error::Own { what: "send files to a process", errno })
 }

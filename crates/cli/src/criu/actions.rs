@@ -8,7 +8,8 @@ use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, bail, ensure};
 use cryonaut_engine::{
-    Afterwards, CgroupOptions, CheckpointOptions, Hook, PrecopyMode, PrecopyOptions, RestoreOptions, TcpPolicy,
+    Afterwards, CgroupOptions, CheckpointOptions, CheckpointReport, Hook, PrecopyMode, PrecopyOptions, RestoreOptions,
+    TcpPolicy,
 };
 use cryonaut_image::{ImageDir, dedup};
 use std::fs::File;
@@ -67,12 +68,7 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
             Err(error) => tracing::warn!("parents keep what is newer now: {error}"),
         }
     }
-    let stats = stats::of_dump(&report);
-    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
-    if settings.display_stats {
-        print!("{}", stats::show_dump(&stats));
-    }
-    tell_ready(settings.status_fd)?;
+    tell_dumped(&report, place, settings.display_stats, settings.status_fd)?;
     tracing::info!("Dumping finished successfully");
     Ok(())
 }
@@ -96,14 +92,19 @@ pub fn pre_dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
         options.timeout = limit(seconds);
     }
     let report = cryonaut_engine::pre_dump(pid, &place.images, &options)?;
-    let stats = stats::of_dump(&report);
-    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
-    if settings.display_stats {
-        print!("{}", stats::show_dump(&stats));
-    }
-    tell_ready(settings.status_fd)?;
+    tell_dumped(&report, place, settings.display_stats, settings.status_fd)?;
     tracing::info!("Pre-dumping finished successfully");
     Ok(())
+}
+
+/// Leaves the statistics of a dump beside its image, shows them if that `is_wanted`, and says that it is over.
+fn tell_dumped(report: &CheckpointReport, place: &Place, is_wanted: bool, status: Option<PathBuf>) -> Result<()> {
+    let stats = stats::of_dump(report);
+    cryonaut_image::stats::write_dump_stats(&place.work, stats).map_err(cryonaut_engine::Error::from)?;
+    if is_wanted {
+        print!("{}", stats::show_dump(&stats));
+    }
+    tell_ready(status)
 }
 
 /// `criu restore`, until the tree runs. Gives the pid of its root.

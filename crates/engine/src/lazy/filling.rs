@@ -59,6 +59,5 @@ fn find_unfilled(pid: i32) -> Option<i32> {
     if task.smaps().is_ok_and(|all| all.iter().any(watched)) && !has_own() {
         return Some(pid);
     }
-    let children = task.tids().unwrap_or_default().into_iter().flat_map(|tid| task.children(tid).unwrap_or_default());
-    children.into_iter().find_map(|child| find_unfilled(child.as_raw_nonzero().get()))
+    task.all_children().into_iter().find_map(|child| find_unfilled(child.as_raw_nonzero().get()))
 }

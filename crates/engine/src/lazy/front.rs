@@ -5,15 +5,11 @@ use super::source::Source;
 use super::space::Space;
 use crate::memory::ranges::Range;
 use cryonaut_kernel::Errno;
+use cryonaut_kernel::sys::scm_rights;
 use cryonaut_kernel::uffd::Uffd;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -70,12 +66,12 @@ impl Front for OwnFront {
 
     fn hear(&mut self) -> io::Result<Heard> {
         let mut words = [0u8; 16];
-        let (got, files) = receive(self.0.as_fd(), &mut words)?;
-        if got == 0 {
+        let got = scm_rights::receive(&self.0, &mut words)?;
+        if got.bytes == 0 {
             return Ok(Heard::Gone);
         }
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| words[at + i]));
-        let mut files = files.into_iter();
+        let mut files = got.files.into_iter();
         match (word(0), files.next(), files.next()) {
             (SOURCE, Some(file), None) => Ok(Heard::Source(Box::new(File::from(file)))),
             (SPACE, Some(uffd), Some(list)) => {
@@ -139,27 +135,8 @@ fn words(words: &[u64]) -> Vec<u8> {
 }
 
 pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], files: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut room);
-    if !files.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(files));
-    }
-    match rustix::io::retry_on_intr(|| sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))? {
+    match scm_rights::send(socket, bytes, files)? {
         sent if sent == bytes.len() => Ok(()),
         _ => Err(Errno::PIPE),
     }
-}
-
-/// Receives once; how many bytes, and the files that came with them.
-pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut room);
-    let mut parts = [IoSliceMut::new(into)];
-    let got = rustix::io::retry_on_intr(|| recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC))?;
-    let files = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(files) => Some(files),
-        _ => None,
-    });
-    let files = files.flatten().collect();
-    Ok((got.bytes, files))
 }

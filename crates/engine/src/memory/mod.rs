@@ -50,6 +50,7 @@ pub use spaces::AddressSpaces;
 pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
 pub use vma::{add_guards, find_files, is_kernels, mappings, mappings_without_flags, status};
+pub use write_behind::failed as pages_failed;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

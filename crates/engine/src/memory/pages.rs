@@ -312,7 +312,7 @@ fn finish_precopied(
                 .filter(|run| !run.categories.contains(Categories::FILE))
                 .partition(|run| run.categories.contains(Categories::GUARD));
             guards.extend(of_guards.iter().map(|run| run.start..run.end));
-            let changed: Vec<ranges::Range> = changed.iter().map(|run| (run.start, run.end)).collect();
+            let changed: Vec<ranges::Range> = changed.iter().map(PageRun::range).collect();
             copied.copy(&changed, is_anonymous)?;
         }
     }

@@ -16,18 +16,14 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
 use cryonaut_kernel::sys::process::spawn_inside;
+use cryonaut_kernel::sys::scm_rights;
 use cryonaut_kernel::sys::wait::{Who, wait};
 use cryonaut_kernel::{Errno, Pid, proc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -56,8 +52,6 @@ impl Tree {
 
 /// Longest message. Errors are cut to it.
 const MOST: usize = 64 << 10;
-/// Most descriptors that one takes along (SCM_MAX_FD).
-const MOST_FILES: usize = 253;
 /// How long a tree may take to end once it is told to.
 const PATIENCE: i64 = 30;
 
@@ -194,7 +188,7 @@ impl Outer {
         let failed =
             |problem| Error::Inner(format!("the tree cannot be ended, and goes on; its image is complete: {problem}"));
         for (silently, files) in connections.parts() {
-            for some in files.chunks(MOST_FILES) {
+            for some in files.chunks(scm_rights::MOST) {
                 let files: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
                 self.ask(&Said::Connections(silently), &files).map_err(failed)?;
             }
@@ -210,29 +204,17 @@ impl Outer {
 
 fn send(socket: BorrowedFd<'_>, what: &impl Serialize, files: &[BorrowedFd<'_>]) -> std::result::Result<(), Errno> {
     let text = serde_json::to_vec(what).map_err(|_| Errno::INVAL)?;
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-    let mut control = SendAncillaryBuffer::new(&mut room);
-    if !files.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(files));
-    }
-    sendmsg(socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL).map(drop)
+    scm_rights::send(socket, &text, files).map(drop)
 }
 
 /// A message, with the files that it brings; `None` when the other end has been closed.
 fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> std::result::Result<(Option<T>, Vec<OwnedFd>), Errno> {
     let mut text = vec![0; MOST];
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-    let mut control = RecvAncillaryBuffer::new(&mut room);
-    let mut parts = [IoSliceMut::new(&mut text)];
-    let got = rustix::io::retry_on_intr(|| recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC))?;
-    let files = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(files) => Some(files),
-        _ => None,
-    });
-    let files = files.flatten().collect();
-    if got.flags.contains(ReturnFlags::TRUNC) {
+    let got = scm_rights::receive(socket, &mut text)?;
+    if got.is_cut {
         return Err(Errno::MSGSIZE);
     }
+    let files = got.files;
     match got.bytes {
         0 => Ok((None, files)),
         bytes => Ok((Some(serde_json::from_slice(&text[..bytes]).map_err(|_| Errno::BADMSG)?), files)),

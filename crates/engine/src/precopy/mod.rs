@@ -86,9 +86,7 @@ pub fn is_worth_it(root: i32) -> bool {
         if task.status().is_ok_and(|status| status.rss_anon_kib >= WORTH_KIB) {
             return true;
         }
-        let children = |tid| task.children(tid).unwrap_or_default();
-        let tids = task.tids().unwrap_or_default();
-        pids.extend(tids.into_iter().flat_map(children).map(|child| child.as_raw_nonzero().get()));
+        pids.extend(task.all_children().into_iter().map(|child| child.as_raw_nonzero().get()));
     }
     false
 }
@@ -108,13 +106,16 @@ impl<'a> Precopied<'a> {
             precopied.track()?;
         }
         let pace = match mode {
-            // What is tracked must have been looked at once.
-            PrecopyMode::Never if keeps => Some(precopied.one_round()?),
-            PrecopyMode::Never => None,
             PrecopyMode::Auto | PrecopyMode::Always => Some(precopied.copy()?),
+            PrecopyMode::Never => {
+                // What is tracked must have been looked at once.
+                let mut pace = Pace::new(&precopied.options);
+                let looked = keeps.then(|| precopied.look(&mut pace)).transpose()?;
+                precopied.prepare();
+                looked.map(|_| pace)
+            }
         };
         precopied.refuse_direct_io()?;
-        precopied.spaces.values().for_each(|space| lock(space).prepare());
         if let Some(pace) = pace {
             precopied.judge(&pace)?;
         }
@@ -129,7 +130,7 @@ impl<'a> Precopied<'a> {
         let mut precopied = Self::begin(root, images, options)?;
         precopied.options.mode = PrecopyMode::Always;
         precopied.track()?;
-        precopied.one_round()?;
+        precopied.look(&mut Pace::new(&options.precopy))?;
         let mut count = PageCount::default();
         for mut space in precopied.spaces.values().map(lock).filter(|space| space.is_there()) {
             count.add(space.write_running_map(images)?);
@@ -163,13 +164,18 @@ impl<'a> Precopied<'a> {
         Ok(())
     }
 
-    fn one_round(&mut self) -> Result<Pace> {
-        let mut pace = Pace::new(&self.options);
+    /// A round, of which the pace takes note; whether another is to follow.
+    fn look(&mut self, pace: &mut Pace) -> Result<(Round, bool)> {
         let begun = Instant::now();
         let round = self.round()?;
-        pace.after(begun, &round);
+        let next = pace.after(begun, &round);
         self.report.rounds.push(round.report(begun.elapsed()));
-        Ok(pace)
+        Ok((round, next))
+    }
+
+    /// Gets ready for the freeze.
+    fn prepare(&self) {
+        self.spaces.values().for_each(|space| lock(space).prepare());
     }
 
     /// Has the writes of the large processes of the tree tracked (of all, if it is always to be done), for which it stands
@@ -242,13 +248,12 @@ impl<'a> Precopied<'a> {
         let mut pace = Pace::new(&self.options);
         let mut is_prepared = false;
         loop {
-            let begun = Instant::now();
-            let round = self.round()?;
-            let next = pace.after(begun, &round);
-            self.report.rounds.push(round.report(begun.elapsed()));
+            let (round, next) = self.look(&mut pace)?;
             if round.untracked >= WORTH_A_STOP && self.stops < MOST_STOPS {
                 self.stops += 1;
                 self.track()?;
+                // Nor is what has been taken on now.
+                is_prepared = false;
                 continue;
             }
             if is_prepared && !next {
@@ -256,7 +261,7 @@ impl<'a> Precopied<'a> {
             }
             // What is not known yet when the rounds could end takes another, since this takes its time as well.
             if !next || self.report.rounds.len() == 1 {
-                self.spaces.values().for_each(|space| lock(space).prepare());
+                self.prepare();
                 is_prepared = true;
             }
         }

@@ -139,13 +139,11 @@ impl Space {
 
     /// Protects anonymous memory; which pages of it are to be copied. What they hold tells whether they are pages of zeros.
     fn protect_anonymous(&mut self, range: Range, changed: &[PageRun]) -> Result<Vec<Range>> {
-        let mut runs: Vec<Range> = self.tracked.protect(range)?.iter().map(|run| (run.start, run.end)).collect();
+        let mut runs: Vec<Range> = self.tracked.protect(range)?.iter().map(PageRun::range).collect();
         for absent in changed.iter().filter(|run| !run.categories.contains(Categories::PRESENT)) {
-            let absent = (absent.start, absent.end);
-            self.store.forget(absent);
+            self.store.forget(absent.range());
             // Out of memory is not out of the world: it may be in swap.
-            let there = self.tracked.own_pages(absent)?;
-            runs.extend(there.iter().filter(|run| is_copied(run)).map(|run| (run.start, run.end)));
+            runs.extend(self.own_pages(absent.range())?);
         }
         Ok(runs)
     }
@@ -153,14 +151,20 @@ impl Space {
     /// Protects memory of files, of which most pages are the file's own and not to be copied.
     fn protect_of_files(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
         let mut runs = Vec::new();
-        for range in changed.iter().map(|run| (run.start, run.end)) {
+        for range in changed.iter().map(PageRun::range) {
             self.tracked.protect(range)?;
             self.store.forget(range);
             // Of what is not tracked the freeze has to copy all again.
-            let there = self.tracked.own_pages(range)?;
-            runs.extend(there.iter().filter(|run| is_copied(run)).map(|run| (run.start, run.end)));
+            runs.extend(self.own_pages(range)?);
         }
         Ok(runs)
+    }
+
+    /// Which pages of a range are the process's own: not the file's, and no guard region.
+    fn own_pages(&mut self, range: Range) -> Result<Vec<Range>> {
+        let others = Categories::FILE | Categories::GUARD;
+        let there = self.tracked.own_pages(range)?;
+        Ok(there.iter().filter(|run| !run.categories.intersects(others)).map(PageRun::range).collect())
     }
 
     /// Copies pages of the running process. What is not there any more is left out: the next round will see it.
@@ -233,8 +237,8 @@ impl Space {
                 out.push(PageRun { categories: Categories::empty(), ..run });
                 continue;
             }
-            self.store.forget((run.start, run.end));
-            out.extend(self.tracked.own_pages((run.start, run.end))?);
+            self.store.forget(run.range());
+            out.extend(self.tracked.own_pages(run.range())?);
         }
         Ok(out)
     }
@@ -290,18 +294,18 @@ impl Space {
     /// If it cannot be written.
     pub fn settle(self, images: &DumpDir, keeps: bool) -> Result<Option<TrackedSpace>> {
         let id = u64::from(self.pages_id);
-        let tracked = if keeps && self.is_in_image { Some(self.tracked) } else { self.tracked.lift() };
+        let tracked = if keeps && self.is_in_image {
+            Some(self.tracked)
+        } else {
+            self.tracked.lift();
+            None
+        };
         match self.is_in_image {
             true => self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?))?,
             false => images.drop_raw_file(ImageKind::Pages, id)?,
         }
         Ok(tracked)
     }
-}
-
-/// Whether pages are the process's own: not the file's, and no guard region.
-fn is_copied(run: &PageRun) -> bool {
-    !run.categories.intersects(Categories::FILE | Categories::GUARD)
 }
 
 /// The memory that is copied.

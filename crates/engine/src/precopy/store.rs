@@ -11,12 +11,12 @@
 //!   copying ──keep_late──▶ nobody may wait ──settle──▶ in order
 //! ```
 
+use crate::Result;
+use crate::memory::pages_failed as failed;
 use crate::memory::ranges::Range;
-use crate::{Error, Object, Result};
 use cryonaut_image::PageFlags;
 use cryonaut_image::PagemapWriter;
 use rangemap::{RangeMap, RangeSet};
-use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
@@ -227,16 +227,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-fn failed(error: &std::io::Error) -> Error {
-    let errno = crate::error::errno_of(error);
-    Error::Kernel {
-        object: Object::Other("pages image".into()),
-        action: "write it".into(),
-        errno,
-        remedy: if errno == Errno::NOSPC { "free some space on its file system" } else { "" },
     }
 }
 

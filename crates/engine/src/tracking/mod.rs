@@ -191,9 +191,7 @@ impl TrackedSpace {
 
     /// Takes the protection off again, bit by bit: to close the userfaultfd would do it at once, for so long that the
     /// process may notice.
-    ///
-    /// Gives nothing back, where another might have.
-    pub fn lift(self) -> Option<TrackedSpace> {
+    pub fn lift(self) {
         let maps = self.task.maps().unwrap_or_default();
         for vma in maps.iter().filter(|vma| is_tracked(vma)) {
             let mut at = vma.start;
@@ -205,7 +203,6 @@ impl TrackedSpace {
                 at += len;
             }
         }
-        None
     }
 }
 

@@ -279,6 +279,12 @@ impl Task {
         })
     }
 
+    /// The same of all its threads, as far as it can be told.
+    pub fn all_children(&self) -> Vec<Pid> {
+        let tids = self.tids().unwrap_or_default();
+        tids.into_iter().flat_map(|tid| self.children(tid).unwrap_or_default()).collect()
+    }
+
     /// The memory mappings, without their flags: cheap, no page table is walked.
     pub fn maps(&self) -> Result<Vec<maps::Vma>> {
         self.read_as("maps", maps::parse)

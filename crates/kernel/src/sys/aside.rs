@@ -46,9 +46,7 @@ pub fn set_aside(keep: &[RawFd], taken: impl Fn(i32) -> bool, body: impl FnOnce(
 }
 
 fn leave_everything(keep: &[RawFd]) -> Result<(), Errno> {
-    let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
-    // SAFETY: rt_sigprocmask reads eight bytes of `all`.
-    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
+    super::signal::block_all();
     rustix::process::chdir("/")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR, Mode::empty())?;
     let mut numbers = keep.to_vec();

@@ -54,11 +54,6 @@ pub fn of_task(tid: i32) -> Result<Vec<RawFlags>, Errno> {
     }
 }
 
-/// Gets ready what takes longest, a program for the kernel: [`of_task`] does it if nobody has.
-pub fn prepare() {
-    let _ = ready();
-}
-
 fn ready() -> Result<&'static OwnedFd, Errno> {
     static READY: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
     let make = || {

@@ -36,6 +36,7 @@ pub mod process;
 pub mod ptrace;
 pub mod restart_block;
 pub mod sched;
+pub mod scm_rights;
 pub mod semaphore_undo;
 pub mod shmem;
 pub mod signal;

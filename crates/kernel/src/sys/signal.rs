@@ -7,6 +7,13 @@ use rustix::process::Pid;
 
 use super::check;
 
+/// Blocks every signal for the calling thread. Neither allocates nor touches anything of libc's.
+pub(crate) fn block_all() {
+    let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
+    // SAFETY: rt_sigprocmask reads eight bytes of `all`.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
+}
+
 /// A `siginfo_t` as 128 raw bytes: what an image stores, what ptrace and rt_sigqueueinfo exchange.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq)]

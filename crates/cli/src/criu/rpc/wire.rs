@@ -1,15 +1,11 @@
 //! The socket of a session, and who is at its other end.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cryonaut_image::rpc::{CriuReq, CriuResp};
-use cryonaut_kernel::sys::fcntl;
+use cryonaut_kernel::sys::{fcntl, scm_rights};
 use prost::Message;
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType, recv, sendmsg, sockopt,
-};
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
+use rustix::net::{RecvFlags, SocketType, recv, sockopt};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -99,15 +95,8 @@ impl Peer {
     /// That he is gone, and others of sendmsg(2).
     pub fn send(&self, response: &CriuResp, file: Option<BorrowedFd<'_>>) -> Result<()> {
         let bytes = response.encode_to_vec();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
         let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
-        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-            bail!("a descriptor does not fit into a message");
-        }
-        retry_on_intr(|| sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL))
-            .context("the caller cannot be answered")?;
-        Ok(())
+        scm_rights::send(&self.socket, &bytes, &files).map(drop).context("the caller cannot be answered")
     }
 }
 
