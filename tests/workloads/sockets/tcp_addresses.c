@@ -2,7 +2,6 @@
 // differs: descriptor socket.IPPROTO_IP.52, a connection that has ended has an address and yet no port; nothing makes such
 // differs: descriptor socket.IPPROTO_TCP.10, the window of a connection that has ended
 // differs: descriptor socket.IPPROTO_TCP.2, the size of segments of a connection that has ended
-// differs: descriptor socket.SOL_SOCKET.28, the peer of a connection that has ended
 // differs: descriptor socket.diag*, a connection that has ended has an address and yet no port, so that it is in no list
 /* TCP sockets that are not connected: with an address that nobody has any more, shut down, after a connection. */
 #include "net.h"
@@ -11,6 +10,8 @@ int main(int argc, char **argv)
 {
 	struct sockaddr_in strange = { .sin_family = AF_INET, .sin_port = htons(10000 + getpid() % 20000) };
 	int far, gone, shut, v6, listener, over, served, port;
+	struct sockaddr_in peer;
+	socklen_t size = sizeof(peer);
 	char byte;
 
 	wl_init(argc, argv);
@@ -52,6 +53,7 @@ int main(int argc, char **argv)
 	CHECK(!(net_ready(v6) & POLLRDHUP), "it is shut down");
 	CHECK((net_ready(over) & POLLRDHUP) && recv(over, &byte, 1, 0) == 0, "the end has been forgotten");
 	CHECK(send(over, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "it can be sent to");
+	CHECK(getsockopt(over, SOL_SOCKET, SO_PEERNAME, &peer, &size) == 0 && ntohs(peer.sin_port) == port, "its peer has been forgotten");
 	CHECK(net_port(listener) == port, "the port is %d, was %d", net_port(listener), port);
 	net_serves(listener, AF_INET, "the listening one");
 	wl_ok();

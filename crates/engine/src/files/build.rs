@@ -2,7 +2,7 @@
 //! every process has its descriptors.
 
 use super::ghost::UsedLinks;
-use super::socket::Actors;
+use super::socket::{Actors, half_open};
 use super::{FileKind, kind_of};
 use crate::namespaces::{Mounts, Owned};
 use crate::{Error, Object, RestoreOptions, Result};
@@ -12,7 +12,7 @@ use cryonaut_kernel::sys::namespace::{NetworkVisit, visit_network};
 use cryonaut_puppet::{Batch, Hand};
 use rustix::fs::OFlags;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What building shares: the image, the records, and the files already built.
@@ -202,10 +202,12 @@ impl<'a> Build<'a> {
 
     /// Lets connections speak again.
     pub fn release_connections(&self) -> Result<()> {
+        let sockets = self.records.values().filter_map(|entry| entry.isk.as_ref());
+        let half_open = if self.connections.is_empty() { HashSet::new() } else { half_open(self.images, sockets)? };
         for (id, connection) in &self.connections {
             if let Some(file) = self.built.get(id) {
                 let _there = self.visit_network(self.record(*id)?)?;
-                connection.release(file.as_fd())?;
+                connection.release(file.as_fd(), &half_open)?;
             }
         }
         Ok(())

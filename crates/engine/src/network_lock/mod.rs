@@ -227,20 +227,31 @@ impl NetworkLock {
     /// Sets that of an image again while its connections are put together: it
     /// may be another host, or another time.
     pub fn set_again(inventory: &InventoryEntry, peers: &Peers) -> Result<Option<NetworkLock>> {
-        if peers.0.is_empty() {
+        // All that it was set for may have ended before it was written down: it is to be lifted nonetheless.
+        if peers.0.is_empty() && inventory.dump_criu_run_id.is_none() {
             return Ok(None);
         }
         let run_id = match &inventory.dump_criu_run_id {
             Some(id) if is_id(id) => id.clone(),
             _ => new_id().map_err(|e| failed("make an id for it", e))?,
         };
+        let late = peers.late();
         let (method, there) = match inventory.network_lock_method {
-            Some(IPTABLES) => (LockMethod::Iptables, iptables::is_set(peers)?),
+            Some(IPTABLES) => {
+                let all = iptables::is_set(peers)? && (late.0.is_empty() || iptables::is_set(&late)?);
+                (LockMethod::Iptables, all)
+            }
             _ => {
                 let there = nf_tables::has_table(&nftables::table(&run_id));
                 (LockMethod::Nftables, there.map_err(|e| failed("look for it", e))?)
             }
         };
+        if peers.0.is_empty() && !there {
+            return Ok(None);
+        }
+        if there && method == LockMethod::Nftables && !late.0.is_empty() {
+            nftables::other_rules(&run_id, peers).send().map_err(|e| failed("add to it", e))?;
+        }
         NetworkLock::begin(run_id, (!there).then_some(Setting::WhatLacks), method, peers).map(Some)
     }
 

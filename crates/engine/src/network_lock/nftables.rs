@@ -32,17 +32,14 @@ pub fn everything(run_id: &str) -> Ready {
 
 /// The whole table, where there is none of that name.
 pub fn rules(run_id: &str, peers: &Peers) -> Ready {
+    whole(Transaction::default(), run_id, peers)
+}
+
+fn whole(before: Transaction, run_id: &str, peers: &Peers) -> Ready {
     let table = &table(run_id);
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for peer in &peers.0 {
-        let (own, other) = (element(peer.own), element(peer.peer));
-        let all = if peer.own.ip().to_canonical().is_ipv4() { &mut v4 } else { &mut v6 };
-        all.push([own, other].concat());
-    }
-    let mut all = Transaction::default().add_table(table);
-    for (set, address, elements) in [("conns4", Data::V4, &mut v4), ("conns6", Data::V6, &mut v6)] {
-        elements.sort_unstable();
-        elements.dedup();
+    let [v4, v6] = elements(peers);
+    let mut all = before.add_table(table);
+    for (set, address, elements) in [("conns4", Data::V4, &v4), ("conns6", Data::V6, &v6)] {
         let key = [address, Data::Port, address, Data::Port];
         all = all.add_set(table, set, &key, elements.len());
         all = all.add_elements(table, set, elements.iter().map(Vec::as_slice));
@@ -81,6 +78,26 @@ pub fn rules(run_id: &str, peers: &Peers) -> Ready {
         }
     }
     all.finish()
+}
+
+/// The whole table in the place of one of that name: its sets have no room for more.
+pub fn other_rules(run_id: &str, peers: &Peers) -> Ready {
+    whole(Transaction::default().delete_table(&table(run_id)), run_id, peers)
+}
+
+/// Those of IPv4 and of IPv6, as they stand in their sets.
+fn elements(peers: &Peers) -> [Vec<Vec<u8>>; 2] {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for peer in &peers.0 {
+        let (own, other) = (element(peer.own), element(peer.peer));
+        let all = if peer.own.ip().to_canonical().is_ipv4() { &mut v4 } else { &mut v6 };
+        all.push([own, other].concat());
+    }
+    for elements in [&mut v4, &mut v6] {
+        elements.sort_unstable();
+        elements.dedup();
+    }
+    [v4, v6]
 }
 
 /// An end as it stands in a set: the address, and the port in a word of its own.

@@ -159,6 +159,8 @@ pub(super) enum Visit {
     Threads(i32),
     /// Every mapping of a task, one after the other, and then from the beginning again.
     Mappings(i32),
+    /// Every socket of TCP in our network namespace, and what there is of one (struct sock_common).
+    Connections,
 }
 
 impl Visit {
@@ -169,6 +171,7 @@ impl Visit {
                 [tid as u32, 0, 0, 0]
             }
             Visit::Threads(pid) => [0, pid as u32, 0, 0],
+            Visit::Connections => [0; 4],
         }
     }
 
@@ -178,14 +181,16 @@ impl Visit {
             Visit::File { .. } | Visit::Files(_) => "bpf_iter_task_file",
             Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
             Visit::Mappings(_) => "bpf_iter_task_vma",
+            Visit::Connections => "bpf_iter_tcp",
         }
     }
 }
 
 /// A program for one visit. Its context (struct bpf_iter__task_file) has the seq_file and others, the task, the number
 /// and the file, eight bytes each; that of a task alone (struct bpf_iter__task) only the first two, that of a mapping
-/// (struct bpf_iter__task_vma) the mapping behind them. The body finds the context in register 6, the file in 7, the task
-/// (of a mapping: that) in 8 and the seq_file in 9.
+/// (struct bpf_iter__task_vma) the mapping behind them, that of a socket (struct bpf_iter__tcp) the socket in the place of
+/// the task. The body finds the context in register 6, the file in 7, the task (of a mapping and a socket: that) in 8 and
+/// the seq_file in 9.
 pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
     let end = |before: usize| (body.len() + before) as i16;
     let jump = |code, src_dst, off, imm| Insn { code, dst: src_dst, src: 0, off, imm };
@@ -198,7 +203,9 @@ pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
         Visit::Files(_) => {
             all.extend([load64(7, 6, 24), jump(0x15, 7, end(4), 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
         }
-        Visit::Task(_) | Visit::Threads(_) => all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]),
+        Visit::Task(_) | Visit::Threads(_) | Visit::Connections => {
+            all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
+        }
         Visit::Mappings(_) => all.extend([mov_value(7, 0), load64(8, 6, 16), jump(0x15, 8, end(2), 0)]),
     }
     all.extend([load64(9, 6, 0), load64(9, 9, 0)]);

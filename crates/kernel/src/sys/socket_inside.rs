@@ -37,6 +37,16 @@ pub fn waits(socket: BorrowedFd<'_>) -> Result<Waits, Errno> {
     Ok(Waits { error: error as i32, messages: messages as u32 })
 }
 
+/// Whether a socket of ours was connected when it was connected last, and not refused (`SS_CONNECTED` of linux/net.h),
+/// whatever has become of the connection. The errors are those of [`waits`].
+pub fn was_connected(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    const SS_CONNECTED: u64 = 3;
+    let reader = Reader::new()?;
+    let state = reader.field("socket", "state", 4)?;
+    let told = bpf_iter::fields(reader.btf, (reader.own, socket.as_raw_fd()), bpf_iter::Base::Behind, &[state])?;
+    Ok(told[2] == SS_CONNECTED)
+}
+
 /// What a socket of the internet has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inside {
@@ -259,6 +269,28 @@ mod tests {
         assert_eq!(all[1].chooser, Some(Chooser::Classic(vec![7, 0x16 << 48])));
         let _ = set_bytes(&plain, libc::SOL_SOCKET, 68, &[0; 4]);
         assert_eq!(of(&[(plain.as_fd(), true)]).unwrap(), [Inside::default()]);
+    }
+
+    #[test]
+    fn who_was_refused_was_not_connected() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = std::net::TcpStream::connect(address).unwrap();
+        drop((listener.accept().unwrap(), listener));
+        match was_connected(client.as_fd()) {
+            Ok(was) => assert!(was),
+            Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM) => return,
+            Err(errno) => panic!("{errno}"),
+        }
+        let refused = rustix::net::socket_with(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let _ = rustix::net::connect(&refused, &address);
+        assert_eq!(was_connected(refused.as_fd()), Ok(false));
     }
 
     #[test]

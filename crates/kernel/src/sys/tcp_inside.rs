@@ -1,7 +1,7 @@
 //! What the kernel has of sockets of TCP and no call tells: connections that wait to be accepted, which nobody has a
 //! descriptor of, and where the mark of urgent data is. Read from the kernel's memory ([`super::bpf_iter`]).
 
-use super::bpf_iter::Field;
+use super::bpf_iter::{self, Field, Insn, Visit, load64, read, store_zero, store64, tell};
 use super::bpf_memory;
 use super::direct_map::DirectMap;
 use super::unix_memory::Reader;
@@ -23,6 +23,8 @@ pub struct Waiting {
     pub ends: (SocketAddr, SocketAddr),
     /// `TCP_ESTABLISHED` (1), or `TCP_CLOSE_WAIT` (8) if the peer has sent its end, or another.
     pub state: u8,
+    /// The error that waits for whoever accepts it, or 0.
+    pub error: i32,
     /// The sequence number of what is sent next.
     pub sent: u32,
     /// Up to where the peer has acknowledged.
@@ -40,6 +42,33 @@ pub struct Waiting {
     /// What it has received.
     pub unread: Unread,
 }
+
+/// A connection of which the handshake is not over: the peer has begun it and been answered (SYN_RECV). It may have
+/// acknowledged that, and so hold the connection for established: one that listens with TCP_DEFER_ACCEPT, or of which the
+/// queue is full, goes on when more comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HalfOpen {
+    /// As in [`Waiting`].
+    pub ends: (SocketAddr, SocketAddr),
+    /// The sequence numbers of what is sent next, and of what is awaited.
+    pub sent: u32,
+    pub received: u32,
+    /// Whether the peer has acknowledged the answer.
+    pub acknowledged: bool,
+    /// The time stamp of our first answer: what the peer repeats must not be older (tcp_check_req). `None` of a kernel that
+    /// does not look at that.
+    pub answered_at: Option<u32>,
+    /// Our window, as it stands in packets behind the answer.
+    pub window: u16,
+    /// The rest is as in [`Waiting`].
+    pub mss: u16,
+    pub scales: Option<(u8, u8)>,
+    pub sack: bool,
+    pub timestamp: Option<u32>,
+}
+
+/// `TCP_NEW_SYN_RECV` (include/net/tcp_states.h).
+const NEW_SYN_RECV: i32 = 12;
 
 /// What a socket has received and its program has not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +101,10 @@ pub enum UrgentState {
     Read,
 }
 
+/// What both ends have agreed upon, in struct tcp_options_received and struct inet_request_sock alike.
+const AGREED: [&str; 5] = ["tstamp_ok", "wscale_ok", "sack_ok", "snd_wscale", "rcv_wscale"];
 /// What is read of a connection, in the order of [`Reader::numbers`].
-const NUMBERS: usize = 15;
+const NUMBERS: usize = 16;
 
 impl Reader {
     /// The sockets that wait at one that listens, first come first.
@@ -102,7 +133,8 @@ impl Reader {
         Ok([
             common("skc_family", 2)?,
             common("skc_state", 1)?,
-            common("skc_num", 2)?,
+            // Who has been reset has no `skc_num` any more.
+            self.field("inet_sock", "inet_sport", 2)?,
             common("skc_dport", 2)?,
             common("skc_rcv_saddr", 4)?,
             common("skc_daddr", 4)?,
@@ -115,15 +147,25 @@ impl Reader {
             tcp("snd_wnd", 4)?,
             agreed("ts_recent", 4)?,
             agreed("mss_clamp", 2)?,
+            self.field("sock", "sk_err", 4)?,
         ])
     }
 
     /// Bit fields of what was agreed upon: whether there are time stamps, scales and selective acknowledgements, and the
     /// peer's scale and our own.
     fn agreed(&self, socks: &[u64]) -> Result<Vec<[u8; 5]>, Errno> {
-        let names = ["tstamp_ok", "wscale_ok", "sack_ok", "snd_wscale", "rcv_wscale"];
         let begin = self.field("tcp_sock", "rx_opt", 8)?.offset;
-        let bits = names.map(|name| self.btf.bit_field("tcp_options_received", name));
+        self.bits(socks, ("tcp_options_received", begin), AGREED)
+    }
+
+    /// Bit fields of a structure that stands `begin` bytes behind each address.
+    fn bits<const N: usize>(
+        &self,
+        bases: &[u64],
+        (structure, begin): (&str, u32),
+        names: [&str; N],
+    ) -> Result<Vec<[u8; N]>, Errno> {
+        let bits = names.map(|name| self.btf.bit_field(structure, name));
         let mut fields = Vec::new();
         for (bits, _) in bits.into_iter().flatten() {
             fields.push(Field { offset: begin + bits / 8, len: 2 });
@@ -135,11 +177,51 @@ impl Reader {
             bits.map_or(0, |(begin, size)| (word >> (begin % 8)) as u8 & ((1u16 << size) - 1) as u8)
         };
         let one = |words: Vec<u64>| {
-            let mut all = [0; 5];
+            let mut all = [0; N];
             all.iter_mut().zip(words.iter().zip(&bits)).for_each(|(place, both)| *place = value(both));
             all
         };
-        Ok(self.read(socks, &fields)?.into_iter().map(one).collect())
+        Ok(self.read(bases, &fields)?.into_iter().map(one).collect())
+    }
+
+    /// The handshakes in our network namespace that are not over (struct tcp_request_sock).
+    fn handshakes(&self) -> Result<Vec<u64>, Errno> {
+        // Each begins with the one before.
+        let nested = [("tcp_request_sock", "req"), ("inet_request_sock", "req"), ("request_sock", "__req_common")];
+        if nested.iter().any(|(outer, inner)| self.btf.field(outer, inner) != Some(0)) {
+            return Err(Errno::NOTSUP);
+        }
+        let state = self.field("sock_common", "skc_state", 1)?;
+        let mut body = vec![store_zero(10, -16)];
+        body.extend(read(-16, state.len, state.offset));
+        let tell = tell(8);
+        let past = tell.len() as i16 + 1;
+        body.extend([load64(1, 10, -16), Insn { code: 0x55, dst: 1, src: 0, off: past, imm: NEW_SYN_RECV }]);
+        body.push(store64(10, -8, 8));
+        body.extend(tell);
+        let visit = Visit::Connections;
+        bpf_iter::run(&bpf_iter::load(self.btf, visit.target(), &bpf_iter::program(visit, &body))?, visit)
+    }
+
+    fn of_handshake(&self) -> Result<[Field; 13], Errno> {
+        let common = |name, len| self.field("sock_common", name, len);
+        let v6 = [common("skc_v6_rcv_saddr", 8)?, common("skc_v6_daddr", 8)?];
+        let behind = |field: Field| Field { offset: field.offset + 8, ..field };
+        Ok([
+            common("skc_family", 2)?,
+            common("skc_listener", 8)?,
+            common("skc_num", 2)?,
+            common("skc_dport", 2)?,
+            common("skc_rcv_saddr", 4)?,
+            common("skc_daddr", 4)?,
+            v6[0],
+            behind(v6[0]),
+            v6[1],
+            behind(v6[1]),
+            self.field("tcp_request_sock", "snt_isn", 4)?,
+            self.field("tcp_request_sock", "rcv_isn", 4)?,
+            self.field("request_sock", "mss", 2)?,
+        ])
     }
 
     /// What sockets have received, in order of their sequence numbers.
@@ -284,19 +366,10 @@ pub fn waiting(listener: BorrowedFd<'_>) -> Result<Vec<Waiting>, Errno> {
     let unread = reader.unread(&socks)?;
     let one = |((n, agreed), unread): ((&Vec<u64>, &[u8; 5]), Unread)| {
         let (stamps, scaled, sack, snd_scale, rcv_scale) = (agreed[0], agreed[1], agreed[2], agreed[3], agreed[4]);
-        let address = |v4: u64, v6: &[u64]| match n[0] as i32 {
-            libc::AF_INET => IpAddr::from((v4 as u32).to_le_bytes()),
-            _ => {
-                let mut bytes = [0; 16];
-                bytes[..8].copy_from_slice(&v6[0].to_le_bytes());
-                bytes[8..].copy_from_slice(&v6[1].to_le_bytes());
-                IpAddr::from(bytes).to_canonical()
-            }
-        };
-        let (own, peer) = (address(n[4], &n[6..8]), address(n[5], &n[8..10]));
         Waiting {
-            ends: (SocketAddr::new(own, n[2] as u16), SocketAddr::new(peer, (n[3] as u16).swap_bytes())),
+            ends: ends(n, (n[2] as u16).swap_bytes()),
             state: n[1] as u8,
+            error: n[15] as i32,
             sent: n[10] as u32,
             acknowledged: n[11] as u32,
             window: n[12] as u32,
@@ -308,6 +381,55 @@ pub fn waiting(listener: BorrowedFd<'_>) -> Result<Vec<Waiting>, Errno> {
         }
     };
     Ok(numbers.iter().zip(&agreed).zip(unread).map(one).collect())
+}
+
+/// Both ends, by family, ports and addresses as they stand in [`Reader::numbers`] and [`Reader::of_handshake`].
+fn ends(numbers: &[u64], port: u16) -> (SocketAddr, SocketAddr) {
+    let address = |v4: u64, v6: &[u64]| match numbers[0] as i32 {
+        libc::AF_INET => IpAddr::from((v4 as u32).to_le_bytes()),
+        _ => {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&v6[0].to_le_bytes());
+            bytes[8..].copy_from_slice(&v6[1].to_le_bytes());
+            IpAddr::from(bytes).to_canonical()
+        }
+    };
+    let (own, peer) = (address(numbers[4], &numbers[6..8]), address(numbers[5], &numbers[8..10]));
+    (SocketAddr::new(own, port), SocketAddr::new(peer, (numbers[3] as u16).swap_bytes()))
+}
+
+/// The connections of which the handshake with a listening socket of ours is not over; it is of our network namespace.
+/// The errors are those of [`waiting`].
+pub fn half_open(listener: BorrowedFd<'_>) -> Result<Vec<HalfOpen>, Errno> {
+    let reader = Reader::new()?;
+    let own = reader.sock(listener)?;
+    let all = reader.handshakes()?;
+    if all.is_empty() {
+        return Ok(Vec::new());
+    }
+    let numbers = reader.read(&all, &reader.of_handshake()?)?;
+    let mut more = vec![reader.field("request_sock", "ts_recent", 4)?, reader.field("sock_common", "skc_rcv_wnd", 4)?];
+    more.extend(reader.field("tcp_request_sock", "snt_tsval_first", 4));
+    let more = reader.read(&all, &more)?;
+    let agreed = reader.bits(&all, ("inet_request_sock", 0), AGREED)?;
+    let acknowledged = reader.bits(&all, ("inet_request_sock", 0), ["acked"])?;
+    let one = |at: usize| {
+        let (n, [timestamp, scaled, sack, snd_scale, rcv_scale]) = (&numbers[at], agreed[at]);
+        let scale = if scaled != 0 { rcv_scale } else { 0 };
+        (n[1] == own).then(|| HalfOpen {
+            ends: ends(n, n[2] as u16),
+            sent: (n[10] as u32).wrapping_add(1),
+            received: (n[11] as u32).wrapping_add(1),
+            acknowledged: acknowledged[at][0] != 0,
+            answered_at: more[at].get(2).filter(|_| timestamp != 0).map(|stamp| *stamp as u32),
+            window: (more[at][1] >> scale).min(0xffff) as u16,
+            mss: n[12] as u16,
+            scales: (scaled != 0).then_some((snd_scale, rcv_scale)),
+            sack: sack != 0,
+            timestamp: (timestamp != 0).then_some(more[at][0] as u32),
+        })
+    };
+    Ok((0..all.len()).filter_map(one).collect())
 }
 
 /// What a connected socket of ours has received and its program has not read; the errors are those of [`waiting`].
@@ -352,6 +474,27 @@ mod tests {
             assert_eq!((all[1].unread.data.as_slice(), all[2].unread.data.len()), (&b"a request"[..], 0));
             assert_eq!((all[0].sent, all[0].sack), (all[0].acknowledged, true));
             assert!(all[0].scales.is_some() && all[0].timestamp.is_some() && all[0].mss > 500, "{all:?}");
+        }
+    }
+
+    #[test]
+    fn handshakes_that_are_deferred_are_told() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            crate::sys::socket::set_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let all = match half_open(listener.as_fd()) {
+                Ok(all) => all,
+                Err(_) if waiting(listener.as_fd()).is_err() => return,
+                Err(errno) => panic!("{errno}"),
+            };
+            let [one] = &all[..] else { panic!("{all:?}") };
+            assert_eq!(one.ends, (client.peer_addr().unwrap(), client.local_addr().unwrap()));
+            assert!(one.acknowledged && one.sack && one.scales.is_some() && one.timestamp.is_some(), "{one:?}");
+            assert!(one.mss > 500, "{one:?}");
+            let other = TcpListener::bind(address).unwrap();
+            assert_eq!(half_open(other.as_fd()), Ok(Vec::new()));
         }
     }
 

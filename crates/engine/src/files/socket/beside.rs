@@ -112,6 +112,8 @@ pub struct OfNetwork {
     pub(super) packet: Option<Vec<PacketSocket>>,
     /// Whether it was asked about Unix sockets.
     pub(super) unix: bool,
+    /// Whether there are handshakes that are not over, once it was asked.
+    pub(super) half_open: Option<bool>,
 }
 
 /// What collecting has learned so far.

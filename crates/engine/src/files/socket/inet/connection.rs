@@ -28,6 +28,7 @@ use libc::SOL_SOCKET;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -314,11 +315,15 @@ fn compute_segments(socket: BorrowedFd<'_>, peer: &SocketAddr) -> std::result::R
 }
 
 impl Connection {
-    /// Lets it speak: from now on its peer is answered.
-    pub fn release(&self, socket: BorrowedFd<'_>) -> Result<()> {
+    /// Lets it speak: from now on its peer is answered. `half_open` are the ends of [`super::half_open`].
+    pub fn release(&self, socket: BorrowedFd<'_>, half_open: &HashSet<(SocketAddr, SocketAddr)>) -> Result<()> {
         let what = || object(self.id, sort_of(&self.record));
         let failed = |action: &str, e| Error::kernel(what(), action, e);
-        tcp_repair::end(socket).map_err(|e| failed("let its connection go on", e))?;
+        // Who is not through with the handshake would answer with a time that it then does not bear to be told
+        // (tcp_check_req).
+        let is_asked = half_open.is_empty() || !half_open.contains(&super::canonical((self.peer, self.own)));
+        let end = if is_asked { tcp_repair::end } else { tcp_repair::end_silently };
+        end(socket).map_err(|e| failed("let its connection go on", e))?;
         self.send(socket).map_err(|e| failed("send what it had not sent", e))?;
         self.end(socket)?;
         if !is_open(self.record.state) {

@@ -1,6 +1,8 @@
-//! Connections that have ended, with data that the program has not read or an error that it has not been told. They are
-//! put together once more in repair mode, with the data, and end by a packet of the peer: nobody else hears of it.
-//! `tcp-stream-INODE.img` has the data.
+//! Connections that have ended, of which the program may still ask who the peer was, with data that it has not read or an
+//! error that it has not been told. They are put together once more in repair mode, with the data, and end by a packet of
+//! the peer: nobody else hears of it. `tcp-stream-INODE.img` has the data, if there is any.
+//!
+//! An attempt to connect that was refused is another thing: whoever has been told may connect the same socket again.
 
 use super::super::beside::Extra;
 use super::super::{CLOSE, object, options};
@@ -11,7 +13,7 @@ use crate::{Error, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, TcpStreamEntry};
 use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
-use cryonaut_kernel::sys::{sock_diag, socket, tcp_inside};
+use cryonaut_kernel::sys::{sock_diag, socket, socket_inside, tcp_inside};
 use libc::SOL_SOCKET;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -36,7 +38,14 @@ pub struct Ended {
     error: i32,
 }
 
-/// Writes down what is left of a connection, if it is more than its name.
+impl Ended {
+    /// Whether the name of the peer is all that is left.
+    fn is_but_a_name(&self) -> bool {
+        self.unread == 0 && self.error == 0
+    }
+}
+
+/// Writes down what is left of a connection.
 pub fn collect(
     cx: &Collect<'_>,
     file: &OpenFile<'_>,
@@ -47,6 +56,10 @@ pub fn collect(
     let failed = |e| Error::kernel(file.object(), "look at what is unread", e);
     let unread = rustix::io::ioctl_fionread(file.file).map_err(failed)? as u32;
     if unread == 0 && error == 0 {
+        // Where nothing tells it, such a name is not worth a wrong answer to who connects again.
+        let peer = if tcp::has_ended(record) { address::last_peer(file.file).map_err(failed)? } else { None };
+        let peer = peer.filter(|_| socket_inside::was_connected(file.file).unwrap_or(false));
+        extra.ended = peer.map(|peer| Ended { peer, unread, error });
         return Ok(());
     }
     if urgent && tcp_inside::unread(file.file).map_err(failed)?.urgent.is_some() {
@@ -71,8 +84,30 @@ fn by_reset(error: i32) -> bool {
     matches!(error, libc::ECONNRESET | libc::EPIPE)
 }
 
-/// Puts one together and lets it end.
-pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, ended: &Ended) -> Result<()> {
+/// Puts one together and lets it end. `false` if only the name of its peer was left, and that could not be had: the socket
+/// is then as it was, but may have its address.
+pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, ended: &Ended) -> Result<bool> {
+    match put_together(cx, socket, record, ended) {
+        Err(e) if ended.is_but_a_name() => {
+            tracing::warn!("{e}; who its peer was is forgotten");
+            let what = || object(record.id, sort_of(record));
+            give_up(socket).map_err(|e| Error::kernel(what(), "disconnect it", e))?;
+            options::set_reuseaddr(socket, true, what).map(|()| false)
+        }
+        built => built.map(|()| true),
+    }
+}
+
+/// Takes back whatever has been done of it.
+fn give_up(socket: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    if tcp::state_of(socket)? != state::CLOSE {
+        rustix::net::connect_unspec(socket)?;
+        socket::get_int(socket, SOL_SOCKET, libc::SO_ERROR)?;
+    }
+    tcp_repair::end_silently(socket)
+}
+
+fn put_together(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, ended: &Ended) -> Result<()> {
     let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
     let what = || object(record.id, sort_of(record));
     let failed = |errno| Error::Kernel {
@@ -86,9 +121,14 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, ended
             _ => "",
         },
     };
-    let all = cx.images.read_tailed::<TcpStreamEntry>(ImageKind::TcpStream, u64::from(record.ino))?;
-    let data = all.into_iter().next().map(|(_, data)| data).filter(|data| data.len() == ended.unread as usize);
-    let data = data.ok_or_else(|| Error::bad_image(format!("tcp-stream-{:x}.img", record.ino), "it lacks data"))?;
+    let data = match ended.unread {
+        0 => Vec::new(),
+        unread => {
+            let all = cx.images.read_tailed::<TcpStreamEntry>(ImageKind::TcpStream, u64::from(record.ino))?;
+            let data = all.into_iter().next().map(|(_, data)| data).filter(|data| data.len() == unread as usize);
+            data.ok_or_else(|| Error::bad_image(format!("tcp-stream-{:x}.img", record.ino), "it lacks data"))?
+        }
+    };
     assemble(socket, (own, ended.peer), &data).map_err(failed)?;
     let end = End { socket, own, peer: ended.peer, received: RECEIVED.wrapping_add(ended.unread) };
     let came = match ended.error {
@@ -108,6 +148,8 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, ended
         socket::get_int(socket, SOL_SOCKET, libc::SO_ERROR).map_err(failed)?;
     }
     tcp_repair::end_silently(socket).map_err(failed)?;
+    // Others are still to have the port; what it was is set at the end.
+    options::set_reuseaddr(socket, true, what)?;
     options::buffers(socket, &record.opts, what)
 }
 
@@ -122,7 +164,11 @@ fn assemble(
         tcp_repair::set_sequence(socket, number)?;
     }
     rustix::net::bind(socket, &own)?;
-    rustix::net::connect(socket, &peer)?;
+    let mut connected = rustix::net::connect(socket, &peer);
+    if connected == Err(Errno::ADDRNOTAVAIL) && sock_diag::end_leftovers(own, peer).is_ok_and(|count| count > 0) {
+        connected = rustix::net::connect(socket, &peer);
+    }
+    connected?;
     connection::make_room_for(socket, data.len(), 0)?;
     connection::put(socket, Queue::Receive, data)?;
     let next = RECEIVED.wrapping_add(data.len() as u32);

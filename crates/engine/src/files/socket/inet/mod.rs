@@ -35,6 +35,7 @@ pub use packet::arrives;
 pub use peers::{Peer, Peers};
 pub use tcp::Told as TcpTold;
 pub use urgent::Urgent;
+pub use waiting::half_open;
 
 use super::beside::{Beside, Extra};
 use super::settings::{self, Setting, When};
@@ -161,9 +162,7 @@ impl FileKind for Inet {
             cx.connections.insert(entry.id, connection);
         } else if record.state == state::SYN_SENT {
             in_flight::build(socket, record, &extra)?;
-        } else if let Some(ended) = &extra.ended {
-            ended::build(cx, socket, record, ended)?;
-        } else {
+        } else if !ends_again(cx, socket, record, &extra)? {
             build_address(cx, socket, record)?;
         }
         if !connected {
@@ -177,7 +176,7 @@ impl FileKind for Inet {
         } else {
             datagram::build(cx, socket, record, &extra)?;
         }
-        if !connected && extra.ended.is_none() {
+        if !connected && !(tcp::has_ended(record) && ready(socket).contains(PollFlags::RDHUP)) {
             build_shutdown(socket, record)?;
         }
         if !sees_all {
@@ -198,7 +197,7 @@ impl FileKind for Inet {
             return Ok(());
         }
         if record.state == state::LISTEN {
-            tcp::listen(file, record.backlog, record)?;
+            listen(cx, file, record)?;
             waiting::build(cx, file, record)?;
             if record.opts.so_reuseport == Some(true) {
                 // Who has one before could not listen.
@@ -271,8 +270,13 @@ pub(super) fn refuse_error(file: &OpenFile<'_>) -> Result<()> {
 
 /// Both ends of a connection, its own first; those of IPv4 as such, also of a socket of IPv6.
 pub fn ends_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    Some(canonical((address::local(socket).ok()?, address::peer(socket).ok()??)))
+}
+
+/// Both ends, those of IPv4 as such.
+fn canonical((one, other): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
     let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
-    Some((canonical(address::local(socket).ok()?), canonical(address::peer(socket).ok()??)))
+    (canonical(one), canonical(other))
 }
 
 /// What poll(2) tells of it now.
@@ -428,6 +432,33 @@ fn build_address(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -
         }),
         Ok(()) => Ok(()),
     }
+}
+
+/// Lets what is left of a connection come about again, if there is any. Whether it has, and so its address.
+fn ends_again(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Result<bool> {
+    match &extra.ended {
+        Some(ended) if record.state == state::CLOSE => {
+            Ok(ended::build(cx, socket, record, ended)? || address::local(socket).is_ok_and(|own| own.port() != 0))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Lets it listen, also beside what is left of connections at its port: that has none in the kernel's eyes, but here it
+/// has, and may be one that does not share it (SO_REUSEADDR).
+fn listen(cx: &Settle<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Result<()> {
+    if rustix::net::listen(socket, record.backlog as i32) != Err(Errno::ADDRINUSE) {
+        return tcp::listen(socket, record.backlog, record);
+    }
+    let others = cx.records.values().filter_map(|e| e.isk.as_ref());
+    let others = others.filter(|other| shares_port(record, other) && tcp::has_ended(other));
+    let others: Vec<(&InetSkEntry, BorrowedFd<'_>)> =
+        others.filter_map(|other| Some((other, cx.built.get(&other.id)?.as_fd()))).collect();
+    let share = |one: &InetSkEntry, socket, on| options::set_reuseaddr(socket, on, || object(one.id, sort_of(one)));
+    share(record, socket, true)?;
+    others.iter().try_for_each(|(other, socket)| share(other, *socket, true))?;
+    tcp::listen(socket, record.backlog, record)?;
+    others.iter().try_for_each(|(other, socket)| share(other, *socket, other.opts.reuseaddr == Some(true)))
 }
 
 /// Once the last that listens at a port does, those that had given up to share it do so again.

@@ -14,6 +14,7 @@ use cryonaut_kernel::sys::sock_diag::{self, InetSocket};
 use cryonaut_kernel::sys::socket_glance::{self, Glance};
 use libc::IPPROTO_TCP;
 use rustix::process::PidfdGetfdFlags;
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -26,6 +27,10 @@ enum Stage {
     UnderWay,
     /// It waits to be accepted by the socket of the descriptor.
     Waiting,
+    /// Its handshake with the socket of the descriptor is not over (SYN_RECV).
+    HalfOpen,
+    /// It waits to be accepted, but has been reset: nobody has known it before its socket was looked into.
+    Reset,
 }
 
 /// Both ends of a connection of a process.
@@ -45,7 +50,8 @@ impl std::fmt::Display for Peer {
         let stage = match self.stage {
             Stage::Connected => "",
             Stage::UnderWay => ", not established yet",
-            Stage::Waiting => ", waits to be accepted",
+            Stage::Waiting | Stage::Reset => ", waits to be accepted",
+            Stage::HalfOpen => ", in the middle of its handshake",
         };
         write!(f, "process {}, descriptor {}: {} with {}{stage}", self.pid, self.fd, self.own, self.peer)
     }
@@ -94,6 +100,11 @@ impl Peers {
         self.0.iter().filter(move |one| one.stage == Stage::Waiting && one.fd == fd).map(|one| one.peer)
     }
 
+    /// Those that no lock of the checkpoint has known.
+    pub fn late(&self) -> Peers {
+        Peers(self.0.iter().filter(|one| one.stage == Stage::Reset).copied().collect())
+    }
+
     /// Their ends.
     pub fn ends(&self) -> HashSet<(SocketAddr, SocketAddr)> {
         self.0.iter().map(|one| (one.own, one.peer)).collect()
@@ -113,7 +124,8 @@ impl Peers {
             let mut add = |stage, own, peer| peers.push(Peer { pid: 0, fd: 0, stage, own, peer });
             if record.state == state::LISTEN {
                 let all = waiting::ends_of(images, record.id)?;
-                all.into_iter().for_each(|(own, peer)| add(Stage::Waiting, own, peer));
+                let stage = |reset| if reset { Stage::Reset } else { Stage::Waiting };
+                all.into_iter().for_each(|(own, peer, reset)| add(stage(reset), own, peer));
             } else if has_peer(record.state) {
                 let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
                 let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
@@ -121,6 +133,13 @@ impl Peers {
             }
         }
         Ok(Peers(peers))
+    }
+}
+
+impl Peer {
+    /// Whether its handshake is not over: it comes to nothing unless it is to be kept.
+    pub fn is_half_open(&self) -> bool {
+        self.stage == Stage::HalfOpen
     }
 }
 
@@ -153,9 +172,12 @@ fn at_a_glance(
         }
     }
     let mut peers = Vec::new();
+    let half_open = OnceCell::new();
+    let some_half_open =
+        || *half_open.get_or_init(|| sock_diag::tcp(1 << state::SYN_RECV).is_ok_and(|all| !all.is_empty()));
     for (fd, socket) in sockets.iter().filter(is_tcp) {
         let stage = match socket.state() {
-            state::LISTEN if in_flight && socket.backlog() > 0 => {
+            state::LISTEN if in_flight && (socket.backlog() > 0 || some_half_open()) => {
                 // Who waits there has no descriptor.
                 let all = told.get_or_insert_with(|| Sockets::of_network(in_flight)).as_ref()?;
                 peers.extend(all.of(u32::try_from(socket.inode()).ok()?, (pid, *fd)));
@@ -200,9 +222,10 @@ impl Sockets {
     /// All; `None` where the kernel tells them only one by one.
     fn of_network(in_flight: bool) -> Option<Sockets> {
         let states = (0..16).filter(|state| connection::is_connected(*state));
-        let more = if in_flight { 1 << state::SYN_SENT | 1 << state::LISTEN } else { 0 };
+        let more = if in_flight { 1 << state::SYN_SENT | 1 << state::SYN_RECV | 1 << state::LISTEN } else { 0 };
         let all = sock_diag::tcp(states.fold(more, |bits, state| bits | 1 << state)).ok()?;
-        let waits = |socket: &InetSocket| socket.inode == 0 && waiting::may_wait(socket.state.into());
+        let may = |state| waiting::may_wait(state) || state == state::SYN_RECV;
+        let waits = |socket: &InetSocket| socket.inode == 0 && may(socket.state.into());
         let unaccepted = all.iter().copied().filter(waits).collect();
         Some(Sockets { by_inode: all.into_iter().map(|socket| (socket.inode, socket)).collect(), unaccepted })
     }
@@ -216,12 +239,15 @@ impl Sockets {
         let Some(socket) = self.by_inode.get(&inode) else { return Vec::new() };
         let stage = match u32::from(socket.state) {
             state::SYN_SENT => Stage::UnderWay,
-            state::LISTEN if socket.unread == 0 => return Vec::new(),
             state::LISTEN => {
                 let own = socket.ends().0;
                 let reaches = |to: SocketAddr| to.port() == own.port() && (own.ip().is_unspecified() || own == to);
+                let stage = |waiting: &InetSocket| match u32::from(waiting.state) {
+                    state::SYN_RECV => Some(Stage::HalfOpen),
+                    _ => (socket.unread > 0).then_some(Stage::Waiting),
+                };
                 let all = self.unaccepted.iter().filter(|waiting| reaches(waiting.ends().0));
-                return all.map(|waiting| one(Stage::Waiting, waiting)).collect();
+                return all.filter_map(|waiting| Some(one(stage(waiting)?, waiting))).collect();
             }
             _ => Stage::Connected,
         };

@@ -113,7 +113,7 @@ pub fn collect(
             record.backlog = info.backlog;
             if info.waiting > 0 && cx.options.skip_in_flight {
                 tracing::warn!("{}: {} connections that wait to be accepted are lost", file.object(), info.waiting);
-            } else if info.waiting > 0 {
+            } else if !cx.options.skip_in_flight {
                 waiting::collect(cx, file, record, extra, info.waiting)?;
             }
         }
@@ -253,7 +253,7 @@ pub fn refuse_connections(cx: &Collect<'_>, file: &OpenFile<'_>) -> Error {
     const SHOWN: usize = 20;
     let tree = cx.pids.iter().map(|pid| (*pid, cx.speaker(*pid)));
     let mut peers = Peers::of_tree(tree, !cx.options.skip_in_flight, cx.has_sockets).unwrap_or_default().0;
-    peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse);
+    peers.retain(|one| cx.options.tcp.of(one.peer) == TcpPolicy::Refuse && !one.is_half_open());
     let mut all: Vec<String> = peers.iter().take(SHOWN).map(Peer::to_string).collect();
     if peers.len() > SHOWN {
         all.push(format!("and {} more", peers.len() - SHOWN));

@@ -5,11 +5,12 @@
 //! Nothing can be put into an accept queue but by a handshake. So one is held with a new listening socket, in the peer's
 //! name ([`packet`]), while the network lock keeps the answers from the peer. The peer's numbers are as they were; our
 //! own the kernel chooses, and where the same ends have just had a connection (TIME_WAIT) it chooses them by that one's
-//! last (tcp_timewait_state_process in net/ipv4/tcp_minisocks.c). So one such is made first, in repair mode.
+//! last (tcp_timewait_state_process in net/ipv4/tcp_minisocks.c). So one such is made first, in repair mode. A handshake
+//! that was not over yet is held as far as it had come.
 
 use super::super::beside::Extra;
 use super::super::{Sort, object};
-use super::packet::{self, ACK, FIN, PSH, SYN, Segment};
+use super::packet::{self, ACK, FIN, PSH, RST, SYN, Segment};
 use super::peers::Peers;
 use super::tcp::{self, Info};
 use super::{sort_of, state};
@@ -18,13 +19,14 @@ use crate::tcp_policy::TcpPolicy;
 use crate::{Error, RestoreOptions, Result, hexadecimal};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::InetSkEntry;
-use cryonaut_kernel::sys::tcp_inside::{self, Waiting};
+use cryonaut_kernel::sys::tcp_inside::{self, HalfOpen, Waiting};
 use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
 use cryonaut_kernel::sys::{sock_diag, socket};
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -67,8 +69,35 @@ struct Guest {
     timestamp: Option<u32>,
     /// The peer has sent its end.
     ended: bool,
+    #[serde(default, skip_serializing_if = "Stage::is_usual")]
+    stage: Stage,
     /// What it had sent before, in hexadecimal.
     data: String,
+}
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Stage {
+    /// It waits to be accepted.
+    #[default]
+    Waits,
+    /// The same, and has been reset by its peer.
+    Reset,
+    /// Its peer has been answered.
+    Answered,
+    /// And has acknowledged that, which was not enough yet.
+    Acknowledged,
+}
+
+impl Stage {
+    fn is_usual(&self) -> bool {
+        *self == Stage::Waits
+    }
+
+    fn is_half_open(self) -> bool {
+        matches!(self, Stage::Answered | Stage::Acknowledged)
+    }
 }
 
 /// A file of the image.
@@ -93,8 +122,26 @@ pub fn may_wait(state: u32) -> bool {
     matches!(state, state::ESTABLISHED | state::CLOSE_WAIT)
 }
 
-/// Writes down who waits at a listening socket.
-pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &InetSkEntry, extra: &Extra, count: u32) -> Result<()> {
+/// Writes down who waits at a listening socket, and who is about to.
+pub fn collect(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &InetSkEntry,
+    extra: &Extra,
+    count: u32,
+) -> Result<()> {
+    let mut guests = if count > 0 { collect_waiting(cx, file, record, extra, count)? } else { Vec::new() };
+    guests.extend(collect_half_open(cx, file, record, extra)?);
+    write(cx, record.id, guests)
+}
+
+fn collect_waiting(
+    cx: &Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &InetSkEntry,
+    extra: &Extra,
+    count: u32,
+) -> Result<Vec<Guest>> {
     if !extra.keys.is_empty() {
         return Err(refuse(cx, file, count, "and their packets are signed (TCP-MD5)"));
     }
@@ -119,13 +166,41 @@ pub fn collect(cx: &Collect<'_>, file: &OpenFile<'_>, record: &InetSkEntry, extr
         if let Some(reason) = hindrance(record, &one) {
             return Err(refuse(cx, file, count, &format!("and {peer} {reason}")));
         }
-        if !cx.locked.is_some_and(|locked| locked.contains(&(own, peer))) {
+        if one.error == 0 && !cx.locked.is_some_and(|locked| locked.contains(&(own, peer))) {
             tracing::warn!("{}: {peer} has connected when all stood still already, and is lost", file.object());
             continue;
         }
         guests.push(Guest::of(one));
     }
-    write(cx, record.id, guests)
+    Ok(guests)
+}
+
+/// Whose handshake is not over, of those whose packets are held back: they wait for an answer, not for a connection that
+/// somebody knows of, so nothing is refused for their sake.
+fn collect_half_open(
+    cx: &mut Collect<'_>,
+    file: &OpenFile<'_>,
+    record: &InetSkEntry,
+    extra: &Extra,
+) -> Result<Vec<Guest>> {
+    let Some(locked) = cx.locked else { return Ok(Vec::new()) };
+    let any = || sock_diag::tcp(1 << state::SYN_RECV).is_ok_and(|all| !all.is_empty());
+    if !*cx.sockets.here.half_open.get_or_insert_with(any) {
+        return Ok(Vec::new());
+    }
+    let all = match tcp_inside::half_open(file.file) {
+        Ok(all) => all,
+        Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => Vec::new(),
+        Err(errno) => return Err(Error::kernel(file.object(), "see who is about to connect", errno)),
+    };
+    let is_carried = |one: &HalfOpen| {
+        let carried = extra.keys.is_empty() && record.opts.so_bound_dev.is_none() && locked.contains(&one.ends);
+        if !carried {
+            tracing::warn!("{}: {}, who was about to connect, is lost", file.object(), one.ends.1);
+        }
+        carried
+    };
+    Ok(all.into_iter().filter(is_carried).map(Guest::half_open).collect())
 }
 
 fn write(cx: &Collect<'_>, id: u32, guests: Vec<Guest>) -> Result<()> {
@@ -150,8 +225,9 @@ fn write(cx: &Collect<'_>, id: u32, guests: Vec<Guest>) -> Result<()> {
 
 /// Why one could not be brought back to where it waits.
 fn hindrance(record: &InetSkEntry, one: &Waiting) -> Option<&'static str> {
-    if !may_wait(one.state.into()) || one.sent != one.acknowledged {
-        return Some("has been reset, or is not through with its handshake");
+    let reset = u32::from(one.state) == state::CLOSE && matches!(one.error, libc::ECONNRESET | libc::EPIPE);
+    if !(may_wait(one.state.into()) || reset) || one.sent != one.acknowledged {
+        return Some("has an error that no packet brings, or is not through with its handshake");
     }
     if one.unread.urgent.is_some() {
         return Some("has sent urgent data");
@@ -191,8 +267,28 @@ impl Guest {
             scales: one.scales,
             sack: one.sack,
             timestamp: one.timestamp,
-            ended: u32::from(one.state) == state::CLOSE_WAIT,
+            // A connection breaks by a reset, and by one behind the peer's end it is a broken pipe (tcp_reset).
+            ended: u32::from(one.state) == state::CLOSE_WAIT || one.error == libc::EPIPE,
+            stage: if one.error == 0 { Stage::Waits } else { Stage::Reset },
             data: hexadecimal::encode(&one.unread.data),
+        }
+    }
+
+    fn half_open(one: HalfOpen) -> Guest {
+        Guest {
+            own: one.ends.0,
+            peer: one.ends.1,
+            sent: one.sent,
+            received: one.received,
+            // What the peer lets be sent is in its next packet.
+            window: SOME,
+            mss: one.mss,
+            scales: one.scales,
+            sack: one.sack,
+            timestamp: one.timestamp,
+            ended: false,
+            stage: if one.acknowledged { Stage::Acknowledged } else { Stage::Answered },
+            data: String::new(),
         }
     }
 }
@@ -211,9 +307,22 @@ fn read(images: &ImageDir, id: u32) -> Result<Vec<Guest>> {
     Ok(all)
 }
 
-/// The ends of those at a listening socket of an image.
-pub fn ends_of(images: &ImageDir, id: u32) -> Result<Vec<(SocketAddr, SocketAddr)>> {
-    Ok(read(images, id)?.into_iter().map(|guest| (guest.own, guest.peer)).collect())
+/// The ends of those at a listening socket of an image, and whether each was reset.
+pub fn ends_of(images: &ImageDir, id: u32) -> Result<Vec<(SocketAddr, SocketAddr, bool)>> {
+    Ok(read(images, id)?.into_iter().map(|guest| (guest.own, guest.peer, guest.stage == Stage::Reset)).collect())
+}
+
+/// The ends of connections of an image that are in the middle of the handshake, that of who listens first.
+pub fn half_open<'r>(
+    images: &ImageDir,
+    records: impl Iterator<Item = &'r InetSkEntry>,
+) -> Result<HashSet<(SocketAddr, SocketAddr)>> {
+    let mut all = HashSet::new();
+    for record in records.filter(|record| record.state == state::LISTEN && sort_of(record).is_tcp()) {
+        let guests = read(images, record.id)?.into_iter().filter(|guest| guest.stage.is_half_open());
+        all.extend(guests.map(|guest| (guest.own, guest.peer)));
+    }
+    Ok(all)
 }
 
 /// Lets them wait again at a socket that listens, in their order.
@@ -236,14 +345,27 @@ pub fn build(cx: &Settle<'_>, listener: BorrowedFd<'_>, record: &InetSkEntry) ->
     }
     tcp::listen(listener, record.backlog.max(guests.len() as u32), record)?;
     choose(cx, listener, record, true)?;
-    for guest in &guests {
+    let (half_open, whole): (Vec<&Guest>, Vec<&Guest>) = guests.iter().partition(|guest| guest.stage.is_half_open());
+    for guest in whole {
         guest.come(listener, record)?;
     }
-    choose(cx, listener, record, false)?;
     if deferred != 0 {
         defer(deferred)?;
     }
-    tcp::listen(listener, record.backlog, record)
+    let begun: Vec<&Guest> = half_open.into_iter().filter(|guest| guest.begins(record)).collect();
+    choose(cx, listener, record, false)?;
+    tcp::listen(listener, record.backlog, record)?;
+    // With a queue that is full, or with nothing sent yet, that is not the end of the handshake, as it was not.
+    for guest in begun.iter().filter(|guest| guest.stage == Stage::Acknowledged) {
+        guest.send(ACK, guest.received, &[]).map_err(|e| failed("have an acknowledgement come again", e))?;
+    }
+    let now = if begun.is_empty() { Vec::new() } else { tcp_inside::half_open(listener).unwrap_or_default() };
+    for guest in begun {
+        if let Some(one) = now.iter().find(|one| one.ends == (guest.own, guest.peer)) {
+            guest.tell_time(one).map_err(|e| failed("tell a peer the time of its answer", e))?;
+        }
+    }
+    Ok(())
 }
 
 fn keeps(guest: &Guest, options: &RestoreOptions) -> bool {
@@ -289,19 +411,14 @@ impl Guest {
             },
         };
         let before = waiting_at(listener).map_err(failed)?;
-        self.go_before().map_err(failed)?;
         let stuck = |step: &str| {
             let reason = format!("cannot {}: {step}", action());
             let remedy =
                 "a firewall of this host must let packets from the peer's address out of this host and into it";
             Err(Error::unsupported(what(), reason, remedy))
         };
-        if !self.is(state::TIME_WAIT) {
-            return stuck("what comes before is not there (is net.ipv4.tcp_max_tw_buckets reached?)");
-        }
-        self.send(SYN, self.received.wrapping_sub(1), &[]).map_err(failed)?;
-        if !packet::arrives(|| self.is(state::SYN_RECV)) {
-            return stuck("nothing is heard of its beginning");
+        if let Some(step) = self.begin().map_err(failed)? {
+            return stuck(step);
         }
         self.send(ACK, self.received, &[]).map_err(failed)?;
         if !packet::arrives(|| waiting_at(listener).is_ok_and(|now| now > before)) {
@@ -321,6 +438,12 @@ impl Guest {
         if !packet::arrives(|| self.told().is_ok_and(|(told, _)| told.unread == unread)) {
             return stuck("what it has sent is not received again");
         }
+        if self.stage == Stage::Reset {
+            let end = at.wrapping_add(u32::from(self.ended));
+            self.send(RST | ACK, end, &[]).map_err(failed)?;
+            let is_over = || !self.is(state::ESTABLISHED) && !self.is(state::CLOSE_WAIT);
+            return if packet::arrives(is_over) { Ok(()) } else { stuck("its reset is not received again") };
+        }
         // What is old is answered at once. An answer that was put off would go when the lock is lifted, and a peer that is
         // no more would break it off.
         self.send(ACK, self.received.wrapping_sub(1), &[]).map_err(failed)?;
@@ -333,6 +456,43 @@ impl Guest {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Its peer begins the handshake and is answered; or else, what is missing.
+    fn begin(&self) -> std::result::Result<Option<&'static str>, Errno> {
+        self.go_before()?;
+        if !self.is(state::TIME_WAIT) {
+            return Ok(Some("what comes before is not there (is net.ipv4.tcp_max_tw_buckets reached?)"));
+        }
+        self.send(SYN, self.received.wrapping_sub(1), &[])?;
+        Ok((!packet::arrives(|| self.is(state::SYN_RECV))).then_some("nothing is heard of its beginning"))
+    }
+
+    /// The same of one that goes no further: should it not come about, its peer will hear so when it speaks.
+    fn begins(&self, record: &InetSkEntry) -> bool {
+        let reason = match self.begin() {
+            Ok(None) => return true,
+            Ok(Some(reason)) => reason.to_owned(),
+            Err(errno) => errno.to_string(),
+        };
+        let listener = object(record.id, sort_of(record));
+        tracing::warn!("{listener}: {}, who was about to connect, is lost: {reason}", self.peer);
+        false
+    }
+
+    /// The answer was given anew, under the network lock: what the peer repeats of the time of the one that it has got would
+    /// be taken for old. So it gets a packet with nothing but that of the new one.
+    fn tell_time(&self, now: &HalfOpen) -> std::result::Result<(), Errno> {
+        let (Some(stamp), Some(peers)) = (now.answered_at, self.timestamp) else { return Ok(()) };
+        packet::send(&Segment {
+            from: self.own,
+            to: self.peer,
+            sequence: self.sent,
+            acknowledged: self.received,
+            window: now.window,
+            options: &stamps(stamp, peers),
+            ..self.segment(ACK, 0)
+        })
     }
 
     /// A connection of before, which has ended.
@@ -386,12 +546,8 @@ impl Guest {
             options
                 .extend(self.sack.then_some([option::NOTHING, option::NOTHING, option::SACK, 2]).into_iter().flatten());
         }
-        if let Some(stamp) = self.timestamp {
-            options.extend([option::NOTHING, option::NOTHING, option::STAMPS, 10]);
-            options.extend(stamp.to_be_bytes());
-            // It has no time of ours to repeat.
-            options.extend([0; 4]);
-        }
+        // It has no time of ours to repeat.
+        options.extend(self.timestamp.iter().flat_map(|stamp| stamps(*stamp, 0)));
         packet::send(&Segment { options: &options, data, ..self.segment(flags, sequence) })
     }
 
@@ -402,6 +558,12 @@ impl Guest {
     fn is(&self, state: u32) -> bool {
         self.told().is_ok_and(|(told, _)| u32::from(told.state) == state)
     }
+}
+
+/// The option with a time stamp and one that is repeated.
+fn stamps(own: u32, repeated: u32) -> Vec<u8> {
+    let kind = [option::NOTHING, option::NOTHING, option::STAMPS, 10];
+    [kind, own.to_be_bytes(), repeated.to_be_bytes()].concat()
 }
 
 /// How many wait.
