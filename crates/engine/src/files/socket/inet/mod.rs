@@ -176,7 +176,8 @@ impl FileKind for Inet {
         } else {
             datagram::build(cx, socket, record, &extra)?;
         }
-        if !connected && !(tcp::has_ended(record) && ready(socket).contains(PollFlags::RDHUP)) {
+        let is_shut = connected || tcp::has_ended(record) && ready(socket).contains(PollFlags::RDHUP);
+        if !is_shut {
             build_shutdown(socket, record)?;
         }
         if !sees_all {
