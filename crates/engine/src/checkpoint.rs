@@ -94,7 +94,7 @@ fn checkpoint_here(
     for process in frozen.processes.iter_mut().filter(|p| !p.is_zombie()) {
         process.ids = Some(sharing.ids(process)?);
     }
-    refuse(&frozen, &own, options)?;
+    refuse(&frozen, &own, options)?.write(&images)?;
     user::take_note(&frozen.processes, &own)?;
     let told = tell_of_network(&frozen, &own, options)?;
     let extended = with_answers(&frozen, options)?;
@@ -375,8 +375,8 @@ fn refuse_ourselves(pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// What cannot be carried, found before anything is entered.
-fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) -> Result<()> {
+/// What cannot be carried, found before anything is entered. What pids the processes have in deeper namespaces.
+fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) -> Result<pid::Numbers> {
     let in_tree = |pid: i32| frozen.processes.iter().any(|p| p.pid == pid);
     let root = &frozen.processes[0];
     if root.is_zombie() {
@@ -389,7 +389,8 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
             "use --shell-job if it was started from a terminal, or start it with setsid",
         ));
     }
-    refuse_history(frozen)?;
+    let numbers = pid::Numbers::of_tree(&frozen.processes)?;
+    refuse_history(frozen, &numbers)?;
     refuse_shared_outside(root)?;
     namespaces::ipc::undo::refuse_outside(&frozen.processes, own)?;
     if options.page_server.is_some() {
@@ -414,7 +415,7 @@ fn refuse(frozen: &Frozen, own: &TaskKobjIdsEntry, options: &CheckpointOptions) 
             namespaces::refuse(process.pid, ids, own)?;
         }
     }
-    Ok(())
+    Ok(numbers)
 }
 
 /// A page server keeps memory for each process by itself.
@@ -432,14 +433,15 @@ fn refuse_one_memory_of_several(frozen: &Frozen) -> Result<()> {
 
 /// A tree whose sessions and groups, or what its processes share, no order of
 /// births could make again.
-fn refuse_history(frozen: &Frozen) -> Result<()> {
+fn refuse_history(frozen: &Frozen, numbers: &pid::Numbers) -> Result<()> {
     let kin = |p: &Process| (p.pid, Kin { parent: p.ppid, group: p.stat.pgrp, session: p.stat.session });
     let tree = frozen.processes.iter().map(kin).collect();
     let shared = |pid: i32| {
         let process = frozen.processes.iter().find(|p| p.pid == pid)?;
         process.ids.as_ref().map(sharing::inborn)
     };
-    let lineage = Lineage::arrange(frozen.processes[0].pid, &tree);
+    let root = frozen.processes[0].pid;
+    let lineage = Lineage::arrange(root, &tree).and_then(|all| all.in_deeper_namespaces(root, &tree, numbers));
     lineage.and_then(|lineage| lineage.check_inborn(shared)).map_err(|e| {
         Error::unsupported(Object::Process(e.pid), format!("it {}", e.what), "nothing could make this tree again")
     })

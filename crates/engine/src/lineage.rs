@@ -8,6 +8,8 @@
 //! Not every history can be repeated this way. The arrangement is checked by playing it through, at a checkpoint
 //! before anything is changed, so that no tree is ended that could not be made again.
 
+mod deeper;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a process is to others.
@@ -45,6 +47,8 @@ pub enum Step {
     Create(Birth),
     /// A process becomes the leader of a new session.
     NewSession(i32),
+    /// A process joins a process group, or founds it.
+    Group(i32, i32),
     /// Orphans below a process come to it (PR_SET_CHILD_SUBREAPER), or no longer.
     Reaper(i32, bool),
     /// A helper ends, whose children become orphans; the process that takes its status.
@@ -56,7 +60,7 @@ impl Step {
     pub fn creator(&self) -> Option<i32> {
         match self {
             Step::Create(birth) => Some(birth.creator),
-            Step::NewSession(_) | Step::Reaper(..) | Step::End(..) => None,
+            Step::NewSession(_) | Step::Group(..) | Step::Reaper(..) | Step::End(..) => None,
         }
     }
 }
@@ -145,6 +149,7 @@ impl Lineage {
                     }
                     now.insert(pid, (pid, pid));
                 }
+                Step::Group(pid, group) => now.entry(pid).and_modify(|(_, of)| *of = group).or_default().1 = group,
                 Step::Reaper(..) => {}
                 Step::End(helper, _) => drop(now.remove(&helper)),
             }

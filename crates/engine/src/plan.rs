@@ -181,18 +181,21 @@ impl Plan {
         let files = by_id(files);
         let seccomp = images.read_optional(ImageKind::Seccomp, None)?.unwrap_or_default();
         let kin = processes.iter().map(|(pid, p)| (*pid, p.kin())).collect();
+        let numbers = pid::Numbers::read(images)?;
         let lineage =
-            Lineage::arrange(root, &kin).map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
+            Lineage::arrange(root, &kin).and_then(|lineage| lineage.in_deeper_namespaces(root, &kin, &numbers));
+        let lineage = lineage.map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
         let of_root = processes.get(&root).and_then(|process| process.ids.as_ref());
         user::take_note_of(images, of_root, &inventory.root_ids.unwrap_or_default())?;
         let inborn = |pid: i32| processes.get(&pid)?.ids.as_ref().map(sharing::inborn);
         lineage.check_inborn(inborn).map_err(|e| bad(&format!("ids-{}.img", e.pid), &format!("it {}", e.what)))?;
         let spaces = SharedSpaces::find(&processes, &lineage);
         check_same_memory(&processes, &spaces)?;
-        let mut namespaces = Arranged::arrange(&lineage, |pid| match pid {
+        let ids = |pid: i32| match pid {
             0 => inventory.root_ids,
             pid => processes.get(&pid)?.ids,
-        });
+        };
+        let mut namespaces = Arranged::arrange(&lineage, ids, |pid| numbers.namespace(pid));
         if time::would_go_back(images)? {
             namespaces.keep_clocks(root);
         }
@@ -210,7 +213,7 @@ impl Plan {
             namespaces,
             debts: ipc::undo::Debts::read(images)?,
             born: user::Born::read(images)?,
-            numbers: pid::Numbers::read(images)?,
+            numbers,
         })
     }
 

@@ -99,6 +99,12 @@ const NAMESPACES: [Namespace; 8] = [
 ];
 
 impl Namespaces {
+    /// That of pids.
+    #[must_use]
+    pub fn pid(&self) -> Option<u64> {
+        self.0[0]
+    }
+
     /// Of a process.
     pub fn read(task: &Task) -> Result<Namespaces> {
         let mut found = Namespaces::default();

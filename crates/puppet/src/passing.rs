@@ -13,7 +13,8 @@ use crate::{Arg, Batch, Call, Error, Hand, Result};
 use cryonaut_kernel::sys::scm_rights::{self, MOST};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::process::PidfdFlags;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Both ends, before the receiving one has its place in the first process.
 #[derive(Debug)]
@@ -68,9 +69,12 @@ impl Service {
 
     /// Lets the process take files from us; they get the lowest free numbers, as they would by a message.
     fn take(&self, hand: &mut Hand, files: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
+        // It may be in a pid namespace in which we have no number.
+        let us = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+            .map_err(|errno| Error::Own { what: "open ourselves for a process", errno })?;
+        send_files(&self.sender, &[us.as_fd()])?;
+        let low = self.receive(hand, 1)?[0];
         let mut b = Batch::new();
-        let us = rustix::process::getpid().as_raw_nonzero().get();
-        let low = b.call(libc::SYS_pidfd_open, [us.into(), 0.into()]);
         let high = b.call(libc::SYS_dup3, [low.into(), (self.number + 1).into(), libc::O_CLOEXEC.into()]);
         b.call(libc::SYS_close, [low.into()]);
         let get =

@@ -249,6 +249,20 @@ pub fn reap(tid: i32) {
     }
 }
 
+/// The same for the init of a pid namespace, whose end somebody may hold up who has not waited for another there. Whether
+/// it has come in this time.
+pub fn reap_within(tid: i32, limit: Duration) -> bool {
+    let begun = Instant::now();
+    loop {
+        match trace::try_wait(tid) {
+            Ok(None) if begun.elapsed() > limit => return false,
+            Ok(None) => std::thread::sleep(Duration::from_micros(100)),
+            Ok(Some(status)) if !status.is_end() => drop(trace::resume(tid, 0)),
+            Ok(Some(_)) | Err(_) => return true,
+        }
+    }
+}
+
 /// The same for a whole process: a leader's end is not told before that of
 /// all other threads.
 pub fn reap_process(pid: i32) {

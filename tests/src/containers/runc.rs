@@ -46,12 +46,20 @@ pub(super) struct Bundle {
     namespaces: &'static [&'static str],
     /// A terminal of its own.
     terminal: bool,
+    /// Whether it may make namespaces and mount.
+    may_mount: bool,
     /// What its shell does.
     script: &'static str,
 }
 
 const NAMESPACES: [&str; 5] = ["pid", "ipc", "uts", "mount", "network"];
-pub(super) const USUAL: Bundle = Bundle { user: 0, pids: 0, namespaces: &NAMESPACES, terminal: false, script: COUNTER };
+pub(super) const USUAL: Bundle =
+    Bundle { user: 0, pids: 0, namespaces: &NAMESPACES, terminal: false, may_mount: false, script: COUNTER };
+/// A container within, with its own processes, mounts and proc file system, in which the outer init must not be seen. That
+/// stays where it is: what it has open is of the mounts of the container.
+const WITHIN: &str = "unshare -m -p -f --mount-proc sh -c 'sleep 1000 & i=0; \
+                      while [ $$ = 1 ] && ! grep -q unshar[e] /proc/1/cmdline; do i=$((i+1)); echo $i >>/state/count; \
+                      sleep 0.02; done'; true";
 const USER_NAMESPACE: Bundle = Bundle { namespaces: &["pid", "ipc", "uts", "mount", "network", "user"], ..USUAL };
 
 /// Containers that are carried without further options.
@@ -61,6 +69,7 @@ const BUNDLES: &[(&str, Bundle)] = &[
     ("host_network", Bundle { namespaces: &["pid", "ipc", "uts", "mount"], ..USUAL }),
     ("own_cgroups", Bundle { namespaces: &["pid", "ipc", "uts", "mount", "network", "cgroup"], ..USUAL }),
     ("user_namespace", USER_NAMESPACE),
+    ("container_within", Bundle { may_mount: true, script: WITHIN, ..USUAL }),
 ];
 
 /// Options of the checkpoint and of the restore.
@@ -294,12 +303,13 @@ const MAPPED: &str = r#"
 
 /// What `runc spec` would write, without a terminal and with room to write.
 fn config(name: &str, bundle: Bundle) -> String {
-    let Bundle { user, pids, namespaces, terminal, script } = bundle;
+    let Bundle { user, pids, namespaces, terminal, may_mount, script } = bundle;
     let mapped = if namespaces.contains(&"user") { MAPPED } else { "" };
     let namespaces: Vec<String> = namespaces.iter().map(|kind| format!(r#"{{"type": "{kind}"}}"#)).collect();
     let namespaces = namespaces.join(", ");
     let pids = if pids > 0 { format!(r#", "pids": {{"limit": {pids}}}"#) } else { String::new() };
-    let rights = r#"["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]"#;
+    let more = if may_mount { r#", "CAP_SYS_ADMIN""# } else { "" };
+    let rights = format!(r#"["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"{more}]"#);
     format!(
         r#"{{
   "ociVersion": "1.0.2",

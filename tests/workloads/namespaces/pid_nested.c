@@ -1,5 +1,8 @@
-// refused: pid namespace within that of the tree
-/* Pid namespaces within the tree: an init with a child, a child beside it, and one deeper still; all keep their numbers. */
+// peer: no, CRIU 4.2 carries no pid namespace within that of the tree
+/*
+ * Pid namespaces within the tree: an init with a child, a child beside it, and one deeper still; all keep their numbers.
+ * Somebody is to have his children in a namespace that has had nobody yet.
+ */
 #include <sched.h>
 
 #include "workload.h"
@@ -23,6 +26,16 @@ static void prove(pid_t number, pid_t parent)
 	CHECK(getppid() == parent, "its parent is %d instead of %d", getppid(), parent);
 }
 
+/* A child that is born now is the first in its namespace. */
+static void child_is_init(void)
+{
+	pid_t child = MUST(fork());
+
+	if (child == 0)
+		_exit(getpid() == 1 ? 0 : 1);
+	wl_join(child);
+}
+
 int main(int argc, char **argv)
 {
 	pid_t init, beside, own, grandchild, deeper;
@@ -37,8 +50,10 @@ int main(int argc, char **argv)
 			MUST(unshare(CLONE_NEWPID));
 			deeper = child_numbered(1);
 			if (deeper == 0) {
+				MUST(unshare(CLONE_NEWPID));
 				wl_child_ready();
 				prove(1, 0);
+				child_is_init();
 				_exit(0);
 			}
 			wl_child_ready();

@@ -2,6 +2,7 @@
 
 use super::cpu_timers::Owners;
 use super::unanswered;
+use crate::namespaces::pid::Numbers;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
 use cryonaut_kernel::proc::timers::{Notify, Timer};
@@ -82,7 +83,7 @@ impl Ask {
 
 /// Makes the POSIX timers of a record, not yet running. All threads exist.
 /// Those on a thread's own clock are made by that thread.
-pub fn create(hand: &mut Hand, timers: &TaskTimersEntry, owners: Option<&Owners>) -> Result<()> {
+pub fn create(hand: &mut Hand, timers: &TaskTimersEntry, owners: Option<&Owners>, numbers: &Numbers) -> Result<()> {
     if timers.posix.is_empty() {
         return Ok(());
     }
@@ -91,7 +92,7 @@ pub fn create(hand: &mut Hand, timers: &TaskTimersEntry, owners: Option<&Owners>
     sorted.sort_by_key(|t| t.it_id);
     for timer in sorted {
         let owner = owners.and_then(|owners| owners.get(&timer.it_id)).copied();
-        create_one(hand, timer, owner, chosen)?;
+        create_one(hand, timer, owner, numbers, chosen)?;
     }
     set_restore_ids(hand, false)?;
     Ok(())
@@ -111,7 +112,14 @@ fn set_restore_ids(hand: &mut Hand, on: bool) -> Result<bool> {
 /// are made and deleted.
 const ID_ATTEMPTS: u32 = 1 << 16;
 
-fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, owner: Option<i32>, chosen: bool) -> Result<()> {
+fn create_one(
+    hand: &mut Hand,
+    timer: &PosixTimerEntry,
+    owner: Option<i32>,
+    numbers: &Numbers,
+    chosen: bool,
+) -> Result<()> {
+    let told = timer.notify_thread_id.map_or(0, |tid| numbers.innermost(tid));
     for _ in 0..ID_ATTEMPTS {
         let mut b = Batch::new();
         // struct sigevent: value, signo, notify, tid.
@@ -119,7 +127,7 @@ fn create_one(hand: &mut Hand, timer: &PosixTimerEntry, owner: Option<i32>, chos
         event[..8].copy_from_slice(&timer.sival_ptr.to_le_bytes());
         event[8..12].copy_from_slice(&timer.si_signo.to_le_bytes());
         event[12..16].copy_from_slice(&timer.it_sigev_notify.to_le_bytes());
-        event[16..20].copy_from_slice(&timer.notify_thread_id.unwrap_or(0).to_le_bytes());
+        event[16..20].copy_from_slice(&told.to_le_bytes());
         let event = b.bytes(&event);
         let id = b.bytes(&timer.it_id.to_le_bytes());
         b.read_back(id);

@@ -76,7 +76,9 @@ impl Image {
         cx.take_links().remove();
         let files = files?;
         let (mut hands, places) = (BTreeMap::new(), HashMap::new());
+        let numbers = Default::default();
         let mut settle = Settle {
+            numbers: &numbers,
             options: &self.options,
             images: &self.images,
             hands: &mut hands,

@@ -235,6 +235,8 @@ impl<'a> Build<'a> {
 /// Every process exists and has its descriptors: what a kind may do now.
 #[derive(Debug)]
 pub struct Settle<'a> {
+    /// By which numbers processes know one another in deeper pid namespaces.
+    pub numbers: &'a crate::namespaces::pid::Numbers,
     /// What the user asked for.
     pub options: &'a RestoreOptions,
     /// The image.

@@ -136,7 +136,7 @@ fn watch_signals(cx: &mut Settle<'_>, set: u32, signals: u32, tfd: &EventpollTfd
     let high_signals = if source.0 == pid {
         above(&mut b, source.1.into())
     } else {
-        let process = b.call(libc::SYS_pidfd_open, [source.0.into(), 0.into()]);
+        let process = b.call(libc::SYS_pidfd_open, [cx.numbers.seen_from(pid, source.0).into(), 0.into()]);
         let got = b.call(libc::SYS_pidfd_getfd, [process.into(), source.1.into(), 0.into()]);
         let high = above(&mut b, got.into());
         b.call(libc::SYS_close, [got.into()]);

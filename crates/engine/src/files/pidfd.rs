@@ -52,7 +52,7 @@ impl FileKind for PidFd {
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
-        let Details::PidFd { pid, ns_pids } = &file.info.details else {
+        let Details::PidFd { pid, .. } = &file.info.details else {
             return Err(file.unexpected(self.name()));
         };
         let nspid = match *pid {
@@ -63,7 +63,7 @@ impl FileKind for PidFd {
                 }
                 REAPED
             }
-            pid if cx.pids.contains(&pid) => ns_pids.last().copied().unwrap_or(pid),
+            pid if cx.pids.contains(&pid) => pid,
             pid => {
                 let reason = format!("it holds {pid}, which is no process of the tree");
                 return Err(Error::unsupported(file.object(), reason, "close it, or checkpoint a tree with both"));

@@ -77,8 +77,17 @@ impl Carried {
         let (images, records, built) = (&self.images, &self.records, &self.built);
         let mut hands = BTreeMap::new();
         let memfds = Default::default();
-        let mut cx =
-            Settle { options: &options, images, hands: &mut hands, places: &places, records, built, memfds: &memfds };
+        let numbers = Default::default();
+        let mut cx = Settle {
+            numbers: &numbers,
+            options: &options,
+            images,
+            hands: &mut hands,
+            places: &places,
+            records,
+            built,
+            memfds: &memfds,
+        };
         for (id, record) in records {
             if let Some(file) = built.get(id) {
                 Build::kind(record).unwrap().settle(&mut cx, record, file.as_fd()).unwrap();

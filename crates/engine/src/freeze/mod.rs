@@ -13,7 +13,7 @@ pub use process::{Ended, Process, Thread};
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, thread};
 use crate::cgroups::Thawed;
-use crate::namespaces::inner;
+use crate::namespaces::{inner, pid};
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
 use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
@@ -29,6 +29,9 @@ use process::Space;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+/// How long the end of the init of a pid namespace is waited for, once everybody in it that is the tree's has ended.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -307,18 +310,40 @@ impl Frozen {
             // It fails on older kernels, and when the process was faster: then there is nothing to do but to wait.
             let _ = release_memory(process);
         }
-        // Not only the tracer itself, any of our threads may take their ends.
-        let living = self.processes.iter().filter(|p| !p.is_zombie());
-        let followers = living.clone().flat_map(|p| p.threads.iter().map(|t| t.tid).filter(|tid| *tid != p.pid));
-        // Once the last to end has ended, nobody has to be waited for.
-        parallel::map(followers.rev().collect(), stops::reap);
-        // A leader's end is not told before that of all other threads.
-        parallel::map(living.map(|p| p.pid).collect(), stops::reap);
+        self.reap_all();
         self.seized.clear();
         for process in &mut self.processes {
             process.hand = None;
         }
         Ok(())
+    }
+
+    /// Takes the ends of all from the kernel.
+    fn reap_all(&self) {
+        let living = || self.processes.iter().filter(|p| !p.is_zombie());
+        let followers = |p: &Process| {
+            let others = p.threads.iter().map(|t| t.tid).filter(|tid| *tid != p.pid);
+            others.rev().collect::<Vec<_>>()
+        };
+        let depth = |pid: i32| living().find(|p| p.pid == pid)?.depth_as_init();
+        let (first, inits) = match living().any(|p| p.depth_as_init().is_some()) {
+            true => pid::by_end(living().map(|p| p.pid), depth),
+            false => (living().map(|p| p.pid).collect(), Vec::new()),
+        };
+        // Not only the tracer itself, any of our threads may take their ends. Once the last to end has ended, nobody has to
+        // be waited for.
+        let is_first = |p: &&Process| inits.is_empty() || !inits.contains(&p.pid);
+        parallel::map(living().filter(is_first).rev().flat_map(followers).collect(), stops::reap);
+        // A leader's end is not told before that of all other threads.
+        parallel::map(first, stops::reap);
+        for init in inits.into_iter().filter_map(|pid| living().find(|p| p.pid == pid)) {
+            for tid in followers(init).into_iter().chain([init.pid]) {
+                if !stops::reap_within(tid, ENDS_WITHIN) {
+                    tracing::warn!("process {} waits for others in its pid namespace: its end was not seen", init.pid);
+                    break;
+                }
+            }
+        }
     }
 
     /// The verdict: from here on, the tree dies without us.

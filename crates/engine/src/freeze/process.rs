@@ -3,6 +3,7 @@
 use super::pid_of;
 use crate::attributes::extras::Restart;
 use crate::attributes::{restart, rseq};
+use crate::namespaces::inner;
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskKobjIdsEntry;
@@ -89,6 +90,13 @@ impl Process {
     #[must_use]
     pub fn speaker(&self) -> i32 {
         self.threads.first().map_or(self.pid, |thread| thread.tid)
+    }
+
+    /// How deep the pid namespace is of which it is the init, below that of the tree; `None` if it is no init.
+    #[must_use]
+    pub fn depth_as_init(&self) -> Option<usize> {
+        let deeper = self.status.ns_tgid.get(1..)?;
+        (deeper.last() == Some(&inner::INIT)).then_some(deeper.len())
     }
 
     /// The number of its address space: the same for all who share it. 0 for a zombie.

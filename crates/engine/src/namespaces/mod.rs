@@ -15,7 +15,7 @@ pub mod time;
 pub mod user;
 mod uts;
 
-pub use mount::{Built as Mounts, Contents, root_of as mount_root};
+pub use mount::{Built as Mounts, Contents, build as make_mounts, root_of as mount_root};
 
 use crate::cgroups::Restoring;
 use crate::files::PagesIds;
@@ -246,22 +246,28 @@ pub struct Arranged {
 }
 
 impl Arranged {
-    /// From the ids of processes; `of` tells those of one that lives, and of the surroundings for 0.
-    pub fn arrange(lineage: &Lineage, of: impl Fn(i32) -> Option<TaskKobjIdsEntry>) -> Arranged {
+    /// From the ids of processes; `of` tells those of one that lives, and of the surroundings for 0, `pids` the pid
+    /// namespaces of others.
+    pub fn arrange(
+        lineage: &Lineage,
+        of: impl Fn(i32) -> Option<TaskKobjIdsEntry>,
+        pids: impl Fn(i32) -> Option<u32>,
+    ) -> Arranged {
         let surroundings = of(0).unwrap_or_default();
         let root = lineage.steps.iter().find_map(|step| match step {
             Step::Create(birth) if birth.creator == 0 => Some(birth.pid),
             _ => None,
         });
         let mut arranged = Arranged { surroundings, root: root.unwrap_or_default(), ..Arranged::default() };
-        // Who has no ids (a zombie, a helper) stays where it is born.
+        // Who has no ids (a zombie, a helper) stays where it is born, but for its number.
         let mut now: BTreeMap<i32, TaskKobjIdsEntry> = BTreeMap::new();
         let mut there: BTreeSet<(usize, u32)> =
             KINDS.iter().enumerate().filter_map(|(at, kind)| Some((at, (kind.id)(&surroundings)?))).collect();
         for step in &lineage.steps {
             let Step::Create(Birth { pid, creator, .. }) = *step else { continue };
             let from = now.get(&creator).copied().unwrap_or(surroundings);
-            let has = of(pid).unwrap_or(from);
+            let born = || TaskKobjIdsEntry { pid_ns_id: pids(pid).or(from.pid_ns_id), ..from };
+            let has = of(pid).unwrap_or_else(born);
             now.insert(pid, has);
             for (at, kind) in KINDS.iter().enumerate() {
                 let Some(id) = (kind.id)(&has).filter(|id| Some(*id) != (kind.id)(&from)) else { continue };
@@ -372,6 +378,10 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
             owned.0.push(Own { file: given, ..own });
             continue;
         }
+        if kind.kind == Namespace::Mnt && cx.mounts.has_to_wait(cx.images, cx.options, (pid, id))? {
+            owned.0.push(own);
+            continue;
+        }
         (halves.build)(cx, &own)?;
         owned.1.append(&mut cx.keep);
         if !halves.at_birth {
@@ -433,10 +443,11 @@ mod tests {
         let lineage = Lineage::arrange(1, &tree).unwrap();
         let uts = |id| Some(TaskKobjIdsEntry { uts_ns_id: Some(id), net_ns_id: Some(3), ..Default::default() });
         // The root is at home, 2 has its own, 3 is there too, 4 back at home.
-        let arranged = Arranged::arrange(&lineage, |pid| match pid {
+        let of = |pid| match pid {
             2 | 3 => uts(9),
             _ => uts(4),
-        });
+        };
+        let arranged = Arranged::arrange(&lineage, of, |_| None);
         assert_eq!(arranged.made(Namespace::Uts).collect::<Vec<_>>(), [(2, 9)]);
         assert_eq!(arranged.flags(2), libc::CLONE_NEWUTS as u64);
         assert_eq!(arranged.joined.keys().copied().collect::<Vec<_>>(), [3, 4]);

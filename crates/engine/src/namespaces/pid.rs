@@ -5,8 +5,12 @@
 //! namespace (`--external pid[INODE]:KEY`): it comes back in the one that the caller gives under the key.
 //!
 //! Processes in deeper ones have a number in the tree's as well, by which everything here knows them. Those that they
-//! have deeper down are in `cryonaut-pids.json`, and are asked for at their birth; so is it in which namespace the
-//! children of a process are, if not in its own (unshare(2)): whoever is to create somebody there enters it before.
+//! have deeper down ([`Numbers`]) are asked for at their birth; so is it in which namespace the children of a process
+//! are, if not in its own (unshare(2)): whoever is to create somebody there enters it before.
+
+mod numbers;
+
+pub use numbers::{Numbers, by_end};
 
 use super::inner::{self, INIT, Tree};
 use super::{Building, Dumping, Halves, Own};
@@ -17,11 +21,9 @@ use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
-use cryonaut_puppet::Hand;
 use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::{Batch, Hand};
 use rustix::process::PidfdFlags;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub const HALVES: Halves = Halves { dump, build, at_birth: true };
@@ -76,101 +78,32 @@ pub fn numbers_in(namespace: BorrowedFd<'_>) -> Result<Vec<i32>> {
     Ok(pids.filter_map(|pid| Task::open(pid_of(pid).ok()?).ok()).filter_map(number).collect())
 }
 
-/// What is told of numbers.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Numbers {
-    /// By thread: its numbers in deeper and deeper namespaces, below the tree's.
-    deeper: BTreeMap<i32, Vec<i32>>,
-    /// By process: the number of the namespace of its children, if that is another than its own.
-    children: BTreeMap<i32, u32>,
-}
-
-const NAME: &str = "pids";
-
-impl Numbers {
-    /// Of an image.
-    pub fn read(images: &ImageDir) -> Result<Numbers> {
-        Ok(images.read_json(NAME)?.unwrap_or_default())
-    }
-
-    /// All numbers of a thread, that of the deepest namespace first: as clone3(2) wants them.
-    #[must_use]
-    pub fn of(&self, tid: i32) -> Vec<i32> {
-        let deeper = self.deeper.get(&tid).into_iter().flatten().rev();
-        deeper.copied().chain([tid]).collect()
-    }
-
-    /// The number of a thread in its own namespace, by which those in there call it.
-    #[must_use]
-    pub fn innermost(&self, tid: i32) -> i32 {
-        self.deeper.get(&tid).and_then(|deeper| deeper.last()).copied().unwrap_or(tid)
-    }
-
-    /// Processes whose children are in another namespace, with its number.
-    pub fn children(&self) -> impl Iterator<Item = (i32, u32)> {
-        self.children.iter().map(|(pid, id)| (*pid, *id))
-    }
-}
-
 /// Once for all of them.
 fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
-    let of_root = cx.processes.first().and_then(|root| root.ids).and_then(|ids| ids.pid_ns_id);
-    if Some(own.id) != of_root {
-        return Err(Error::unsupported(
-            Object::Process(own.pid),
-            "it has a pid namespace within that of the tree, which cannot be carried yet",
-            "",
-        ));
-    }
     let is_pid = |own: &&Own| own.kind.kind == Namespace::Pid;
     if cx.owned.iter().find(is_pid).is_some_and(|first| first.id != own.id) {
         return Ok(());
     }
     let root = cx.processes.first().map_or(INIT, |root| root.pid);
-    if inner::outer().is_some() && root != INIT {
+    let of_root = cx.processes.first().and_then(|root| root.ids).and_then(|ids| ids.pid_ns_id);
+    if inner::outer().is_some() && root != INIT && Some(own.id) == of_root {
         let inode = namespace::inode(own.file.as_fd()).map_err(own.failed("identify it"))?;
         let record = PidnsEntry { ext_key: key(&cx.options.external, inode).map(str::to_owned) };
         cx.images.write_one(ImageKind::Pidns, u64::from(own.id), &record)?;
     }
-    let mut numbers = Numbers::default();
-    for process in cx.processes.iter() {
-        if process.status.ns_pid.len() > 1 {
-            numbers.deeper.insert(process.pid, process.status.ns_pid[1..].to_vec());
-            for thread in process.threads.iter().filter(|thread| thread.tid != process.pid) {
-                let told = process.task.thread(pid_of(thread.tid)?).status()?.ns_pid;
-                numbers.deeper.insert(thread.tid, told.get(1..).unwrap_or_default().to_vec());
-            }
-        }
-        let Some(ids) = process.ids.filter(|_| !process.is_zombie()) else { continue };
-        let of_children = process.task.namespace(Namespace::PidForChildren)?;
-        if of_children == process.task.namespace(Namespace::Pid)? {
-            continue;
-        }
-        let mut known = cx.owned.iter().filter(is_pid);
-        let inode = |own: &Own| namespace::inode(own.file.as_fd()).ok();
-        match known.find(|own| of_children.is_some() && inode(own) == of_children) {
-            Some(of) => drop(numbers.children.insert(process.pid, of.id)),
-            None => return Err(children_elsewhere(process.pid, ids.pid_ns_id)),
-        }
-    }
-    if numbers.deeper.is_empty() && numbers.children.is_empty() {
-        return Ok(());
-    }
-    Ok(cx.images.write_json(NAME, &numbers)?)
-}
-
-fn children_elsewhere(pid: i32, own: Option<u32>) -> Error {
-    tracing::debug!("process {pid} is in pid namespace {own:?}");
-    Error::unsupported(
-        Object::Process(pid),
-        "its children are to be in a pid namespace that nobody of the tree is in",
-        "let it create a child there first",
-    )
+    Ok(())
 }
 
 /// From now on, children of a process are born into this pid namespace.
 pub fn enter_for_children(hand: &mut Hand, service: &Service, namespace: BorrowedFd<'_>) -> Result<()> {
     super::join(hand, service, Namespace::Pid, namespace)
+}
+
+/// The same into a new one, in which its first child is to be the init.
+pub fn renew_for_children(hand: &mut Hand) -> Result<()> {
+    let mut b = Batch::new();
+    b.call(libc::SYS_unshare, [libc::CLONE_NEWPID.into()]);
+    Ok(hand.run(&mut b)?)
 }
 
 /// The pid namespace that a process is in.

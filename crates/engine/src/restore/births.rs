@@ -35,7 +35,7 @@ const SURVIVED: [i32; 8] = [
 /// Creates every process of the plan. Those whose children keep some of their
 /// memory have it before.
 pub fn create_all(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     service: &mut Service,
     build: &mut Build<'_>,
@@ -86,6 +86,7 @@ pub fn create_all(
                 hand.run(&mut b)?;
                 tty::give_terminal(build, hand, service, pid)?;
             }
+            Step::Group(pid, group) => set_group(nursery, plan, pid, group)?,
             Step::Reaper(pid, is_one) => {
                 let mut b = Batch::new();
                 b.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), u64::from(is_one).into()]);
@@ -97,6 +98,10 @@ pub fn create_all(
             }
         }
     }
+    if let Some((pid, id)) = build.mounts.later.front() {
+        let problem = format!("it shows the processes of pid namespaces of which process {pid} knows none");
+        return Err(Error::bad_image(format!("mountpoints-{id}.img"), problem));
+    }
     for (pid, process) in plan.processes.iter().filter(|(_, process)| !process.is_zombie()) {
         build.cgroups.move_process(*pid, &process.core)?;
     }
@@ -104,18 +109,44 @@ pub fn create_all(
 }
 
 /// Sees to it that a newborn process is in its namespaces, and that there is in them what is to be.
-fn settle_in(nursery: &mut Nursery, pid: i32, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
+fn settle_in(nursery: &mut Nursery<'_>, pid: i32, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
     // Helpers have no record, and no namespaces of their own.
     let Some(process) = plan.processes.get(&pid) else { return Ok(()) };
     let hand = nursery.hand(pid)?;
     let Build { images, options, mounts, cgroups, .. } = build;
     let core = &process.core;
     let mut cx = Building { images, options, hand, core, cgroups, service, mounts, keep: Vec::new() };
-    namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)
+    namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)?;
+    mount_what_waits(nursery, plan, service, build)
+}
+
+/// Makes the mounts that had to wait for pid namespaces, as far as those are there now.
+fn mount_what_waits(nursery: &mut Nursery<'_>, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
+    let surroundings = plan.namespaces.surroundings().pid_ns_id;
+    while let Some(&(pid, id)) = build.mounts.later.front() {
+        let shown = build.mounts.procs_of_others(id);
+        let is_there = |pids: u32| Some(pids) == surroundings || build.namespaces.get(Namespace::Pid, pids).is_some();
+        let (Some(own), true) = (build.namespaces.get(Namespace::Mnt, id), shown.iter().all(|one| is_there(one.1)))
+        else {
+            return Ok(());
+        };
+        for (provider, pids) in shown {
+            let init = build.namespaces.get(Namespace::Pid, pids).map(|own| own.pid);
+            let by = init.map(|init| nursery.hand(init)).transpose()?;
+            build.mounts.make_proc(provider, by)?;
+        }
+        let hand = nursery.hand(pid)?;
+        let core = &plan.processes[&pid].core;
+        let Build { images, options, mounts, cgroups, .. } = build;
+        let mut cx = Building { images, options, hand, core, cgroups, service, mounts, keep: Vec::new() };
+        namespaces::make_mounts(&mut cx, own)?;
+        build.mounts.later.pop_front();
+    }
+    Ok(())
 }
 
 /// Has the children of a process be born into a pid namespace; gives the one that it is in itself.
-fn step_aside(nursery: &mut Nursery, creator: i32, service: &Service, own: &Own) -> Result<OwnedFd> {
+fn step_aside(nursery: &mut Nursery<'_>, creator: i32, service: &Service, own: &Own) -> Result<OwnedFd> {
     let back = pid::of_process(creator)?;
     pid::enter_for_children(nursery.hand(creator)?, service, own.file.as_fd())?;
     Ok(back)
@@ -123,14 +154,19 @@ fn step_aside(nursery: &mut Nursery, creator: i32, service: &Service, own: &Own)
 
 /// Leaves each process with the pid namespace for its children that it had. It has no further threads after that.
 pub fn leave_children_elsewhere(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     service: &Service,
     build: &Build<'_>,
 ) -> Result<()> {
     for (creator, id) in plan.numbers.children() {
-        if let Some(own) = build.namespaces.get(Namespace::Pid, id) {
-            step_aside(nursery, creator, service, own)?;
+        match id {
+            None => pid::renew_for_children(nursery.hand(creator)?)?,
+            Some(id) => {
+                if let Some(own) = build.namespaces.get(Namespace::Pid, id) {
+                    step_aside(nursery, creator, service, own)?;
+                }
+            }
         }
     }
     Ok(())
@@ -162,7 +198,7 @@ fn sharing_flags(plan: &Plan, birth: Birth) -> u64 {
 
 /// Creates what one process creates, with these flags each.
 fn create(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     creator: i32,
     births: &[(Birth, u64)],
@@ -173,7 +209,8 @@ fn create(
         args[FLAGS] = flags;
         // A sibling's parent is told by the signal of its creator's own birth.
         args[EXIT_SIGNAL] = if birth.sibling { 0 } else { libc::SIGCHLD as u64 };
-        (args, plan.numbers.of(birth.pid))
+        let numbers = &plan.numbers;
+        (args, if birth.helper { numbers.of_helper(birth.pid, birth.creator) } else { numbers.of(birth.pid) })
     };
     let hand = nursery.hand(creator)?;
     births.iter().try_for_each(|(birth, _)| plan.born.take_groups(&plan.namespaces, birth.pid, hand))?;
@@ -188,7 +225,7 @@ fn create(
 }
 
 /// Puts every process into its group.
-fn groups(nursery: &mut Nursery, plan: &Plan, scratches: &Scratches<'_>) -> Result<()> {
+fn groups(nursery: &mut Nursery<'_>, plan: &Plan, scratches: &Scratches<'_>) -> Result<()> {
     for &(group, member) in &plan.lineage.leaderless {
         let stand_in = Birth { pid: group, creator: member, sibling: false, helper: true };
         create(nursery, plan, member, &[(stand_in, 0)], scratches)?;
@@ -203,14 +240,14 @@ fn groups(nursery: &mut Nursery, plan: &Plan, scratches: &Scratches<'_>) -> Resu
     Ok(())
 }
 
-fn set_group(nursery: &mut Nursery, plan: &Plan, pid: i32, group: i32) -> Result<()> {
+fn set_group(nursery: &mut Nursery<'_>, plan: &Plan, pid: i32, group: i32) -> Result<()> {
     let mut b = Batch::new();
-    b.call(libc::SYS_setpgid, [Arg::Val(0), plan.numbers.innermost(group).into()]);
+    b.call(libc::SYS_setpgid, [Arg::Val(0), plan.numbers.seen_from(pid, group).into()]);
     Ok(nursery.hand(pid)?.run(&mut b)?)
 }
 
 /// Zombies get the end that they had; helpers go for good.
-pub fn end_zombies_and_helpers(nursery: &mut Nursery, plan: &Plan) -> Result<()> {
+pub fn end_zombies_and_helpers(nursery: &mut Nursery<'_>, plan: &Plan) -> Result<()> {
     for &(helper, parent) in &plan.lineage.helpers {
         end(nursery, helper, None, Some(parent))?;
     }
@@ -223,7 +260,7 @@ pub fn end_zombies_and_helpers(nursery: &mut Nursery, plan: &Plan) -> Result<()>
 }
 
 /// Ends a process as its record says, under the name that `ps` shows for it; `reaper` takes the status at once.
-fn end(nursery: &mut Nursery, pid: i32, record: Option<&TaskCoreEntry>, reaper: Option<i32>) -> Result<()> {
+fn end(nursery: &mut Nursery<'_>, pid: i32, record: Option<&TaskCoreEntry>, reaper: Option<i32>) -> Result<()> {
     let status = record.map_or(0, |tc| tc.exit_code);
     let Some(mut hand) = nursery.hands.remove(&pid) else {
         return Err(Error::kernel(Object::Process(pid), "end it", Errno::SRCH));
@@ -257,14 +294,15 @@ fn end(nursery: &mut Nursery, pid: i32, record: Option<&TaskCoreEntry>, reaper: 
     if let Some(parent) = reaper {
         let mut b = Batch::new();
         const WALL: i32 = 0x4000_0000;
-        b.call(libc::SYS_wait4, [pid.into(), Arg::Val(0), WALL.into(), Arg::Val(0)]);
+        let seen = nursery.numbers.seen_from(parent, pid);
+        b.call(libc::SYS_wait4, [seen.into(), Arg::Val(0), WALL.into(), Arg::Val(0)]);
         nursery.hand(parent)?.run(&mut b)?;
     }
     Ok(())
 }
 
 /// Takes away the SIGCHLD that a process got because we built its zombie.
-fn forget_sigchld(nursery: &mut Nursery, pid: i32) -> Result<()> {
+fn forget_sigchld(nursery: &mut Nursery<'_>, pid: i32) -> Result<()> {
     nursery.hands.get_mut(&pid).map_or(Ok(()), forget_sigchld_in)
 }
 

@@ -21,7 +21,7 @@ const FD_CLOEXEC: u32 = 1;
 /// Fills all tables. Returns which processes have which file under which
 /// number.
 pub fn install_all(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     service: &Service,
     build: &mut Build<'_>,

@@ -36,12 +36,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The processes while they are built; what is not resumed is killed.
-#[derive(Debug, Default)]
-struct Nursery {
+#[derive(Debug)]
+struct Nursery<'p> {
     hands: BTreeMap<i32, Hand>,
+    /// Those of them in deeper pid namespaces.
+    numbers: &'p pid::Numbers,
 }
 
-impl Drop for Nursery {
+impl Drop for Nursery<'_> {
     fn drop(&mut self) {
         // Of an init, the end would be ours as well: it dies with us.
         let inside = inner::outer().is_some();
@@ -51,14 +53,13 @@ impl Drop for Nursery {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
-        // The init of a deeper pid namespace does not end before the others there.
-        for pid in others().rev() {
-            stops::reap_process(*pid);
-        }
+        let depth = |pid: i32| self.numbers.is_init(pid).then(|| self.numbers.depth(pid));
+        let (first, then) = pid::by_end(others().copied(), depth);
+        first.into_iter().rev().chain(then).for_each(stops::reap_process);
     }
 }
 
-impl Nursery {
+impl Nursery<'_> {
     fn hand(&mut self, pid: i32) -> Result<&mut Hand> {
         self.hands.get_mut(&pid).ok_or_else(|| Error::kernel(Object::Process(pid), "build it", Errno::SRCH))
     }
@@ -164,7 +165,7 @@ impl Seed<'_> {
         let _owner = users::own_files().map_err(|e| Error::kernel(owner, "make files in the name of its root", e))?;
         // Peers must not be answered before everything is as it was.
         let mut network = lock_network(images, plan, options)?;
-        let mut nursery = Nursery::default();
+        let mut nursery = Nursery { hands: BTreeMap::new(), numbers: &plan.numbers };
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
         build.cgroups = cgroups;
@@ -235,7 +236,7 @@ impl Seed<'_> {
 /// Fills network namespaces, now that all are there. Nothing passes in them until the tree is complete, if it has sockets
 /// there.
 fn fill_networks(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     service: &Service,
     build: &mut Build<'_>,
@@ -362,7 +363,7 @@ fn service_number(plan: &Plan) -> Result<i32> {
 
 /// What kinds of files do when everything is in place.
 fn settle(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     images: &ImageDir,
     options: &RestoreOptions,
@@ -370,6 +371,7 @@ fn settle(
     build: &Build<'_>,
 ) -> Result<()> {
     let mut settle = Settle {
+        numbers: &plan.numbers,
         options,
         images,
         hands: &mut nursery.hands,
@@ -396,7 +398,7 @@ fn settle(
 
 /// Threads and attributes of one process, short of what resuming does.
 fn finish_process(
-    nursery: &mut Nursery,
+    nursery: &mut Nursery<'_>,
     plan: &Plan,
     process: &ProcessPlan,
     service: &Service,
@@ -415,7 +417,7 @@ fn finish_process(
     births::create_threads(hand, plan, process, cgroups)?;
     leader::end(hand, process, plan.extras.get(&process.pid()), (own.bounding, &own.cpus), &plan.born)?;
     if let Some(all) = process.core.tc.as_ref().and_then(|tc| tc.timers.as_ref()) {
-        timers::create(hand, all, plan.timer_owners.get(&process.pid()))?;
+        timers::create(hand, all, plan.timer_owners.get(&process.pid()), &plan.numbers)?;
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ use std::ops::Range;
 ///
 /// `at_last` is done when nothing is missing any more but the verdict.
 pub fn resume_all(
-    mut nursery: Nursery,
+    mut nursery: Nursery<'_>,
     plan: &Plan,
     scratches: &Scratches<'_>,
     service: &Service,

@@ -149,7 +149,7 @@ fn set_foreground(
         places.iter().find(|(pid, _)| *pid == leader).map(|&(_, fd)| fd)
     });
     let mut batch = Batch::new();
-    let group = batch.bytes(&info.pgrp.to_le_bytes());
+    let group = batch.bytes(&cx.numbers.seen_from(leader, info.pgrp as i32).to_le_bytes());
     // The group may have been without a process: then it is nobody's turn.
     match held {
         Some(fd) => {
@@ -186,7 +186,7 @@ fn take_foreground(
     }
     if info.pgrp != 0 {
         let mut batch = Batch::new();
-        let group = batch.bytes(&info.pgrp.to_le_bytes());
+        let group = batch.bytes(&cx.numbers.seen_from(pid, info.pgrp as i32).to_le_bytes());
         batch.attempt(libc::SYS_ioctl, [fd.into(), Arg::Val(TIOCSPGRP), group.into()]);
         cx.run_in(pid, &mut batch)?;
     }

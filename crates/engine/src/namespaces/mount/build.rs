@@ -111,6 +111,7 @@ fn make_new(
     ours: &[MountInfo],
     stock: &mut BTreeMap<usize, OwnedFd>,
 ) -> Result<()> {
+    stock.append(&mut cx.mounts.lent);
     let plan = &cx.mounts.plan;
     let task = Task::open(crate::freeze::pid_of(own.pid)?)?;
     let own_cgroups = task.namespace(Namespace::Cgroup)? != Task::current()?.namespace(Namespace::Cgroup)?;
@@ -118,7 +119,7 @@ fn make_new(
     for (at, provider) in plan.providers.iter().enumerate().filter(|(_, provider)| provider.with == this) {
         let Origin::New(entry) = provider.origin else { continue };
         let entry = &plan.entries[entry];
-        let Some(fs) = type_of(entry) else { continue };
+        let Some(fs) = type_of(entry).filter(|_| !stock.contains_key(&at)) else { continue };
         match fs.making {
             Making::Layers | Making::Never => continue,
             // A new mount of a hierarchy would change its options for all.

@@ -3,14 +3,15 @@
 use super::external::Externals;
 use super::filesystem::Making;
 use super::plan::{Master, Origin, Plan, type_of};
-use super::{Beside, paths, table};
+use super::{Beside, make, paths, table};
 use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::sys::mount::{self, Change, Propagation};
 use cryonaut_kernel::sys::namespace::within;
+use cryonaut_puppet::Hand;
 use rustix::mount::FsPickFlags;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What there is of the mount namespaces of a tree that is built.
@@ -29,6 +30,10 @@ pub struct Built {
     pub(super) namespaces: Vec<Option<(OwnedFd, OwnedFd)>>,
     /// Masters of terminals whose names are mounted somewhere, and so have to be there before: by provider and number.
     pub(super) terminals: Vec<(usize, u32, OwnedFd)>,
+    /// File systems that others have made than who has the mounts, by provider.
+    pub(super) lent: BTreeMap<usize, OwnedFd>,
+    /// Namespaces whose mounts are to be made when there are the pid namespaces that they show, with who has them.
+    pub later: VecDeque<(i32, u32)>,
     by_id: BTreeMap<u32, usize>,
 }
 
@@ -64,6 +69,40 @@ impl Built {
         self.namespaces = (0..self.plan.namespaces.len()).map(|_| None).collect();
         let ids = (0..self.plan.places.len()).map(|at| (self.plan.entry(at).mnt_id, at));
         self.by_id = ids.collect();
+        Ok(())
+    }
+
+    /// The proc file systems, as providers, that a namespace has of other pid namespaces than that of who has its mounts.
+    #[must_use]
+    pub fn procs_of_others(&self, number: u32) -> Vec<(usize, u32)> {
+        let Some(this) = self.plan.namespaces.iter().position(|known| *known == number) else { return Vec::new() };
+        let of = |dev: u32| self.beside.iter().find_map(|beside| beside.pids.get(&dev)).copied();
+        let made = self.plan.providers.iter().enumerate().filter(|(_, provider)| provider.with == this);
+        made.filter_map(|(at, provider)| Some((at, of(provider.dev)?))).collect()
+    }
+
+    /// Whether the mounts of a namespace cannot be made yet; they are taken note of then. `first` is as for reading.
+    pub fn has_to_wait(&mut self, images: &ImageDir, options: &RestoreOptions, of: (i32, u32)) -> Result<bool> {
+        self.read(images, options, of.1)?;
+        // In their order: what one has is shown by later ones.
+        let waits = !self.later.is_empty() || !self.procs_of_others(of.1).is_empty();
+        self.later.extend(waits.then_some(of));
+        Ok(waits)
+    }
+
+    /// Makes a proc file system: by a process of the pid namespace, or by ourselves for our own.
+    pub fn make_proc(&mut self, provider: usize, by: Option<&mut Hand>) -> Result<()> {
+        let Origin::New(entry) = self.plan.providers[provider].origin else { return Ok(()) };
+        let entry = &self.plan.entries[entry];
+        let Some(fs) = type_of(entry) else { return Ok(()) };
+        let made = match by {
+            Some(hand) => make::by_hand(hand, &[(entry, fs)])?.pop(),
+            None => {
+                let made = make::by_us(fs.name, &make::settings(entry, fs));
+                Some(made.map_err(|e| Error::kernel(table::object(entry), "make its file system", e))?)
+            }
+        };
+        self.lent.extend(made.map(|made| (provider, made)));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod plan;
 mod reveal;
 mod table;
 
+pub use build::build;
 pub use built::Built;
 
 use super::{Dumping, Halves, Own};
@@ -36,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub const HALVES: Halves = Halves { dump, build: build::build, at_birth: true };
+pub const HALVES: Halves = Halves { dump, build, at_birth: true };
 
 /// What the format has no place for: `cryonaut-mounts-ID.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ struct Beside {
     removed: BTreeMap<u32, Removed>,
     /// Where the checkpoint saw the root of the namespace, if it did.
     root: Option<String>,
+    /// By device: the pid namespace that a proc file system is of, if that is not the one of who has the mounts.
+    #[serde(default)]
+    pids: BTreeMap<u32, u32>,
 }
 
 impl Beside {
@@ -67,6 +71,8 @@ struct Removed {
 struct Told {
     mounts: Vec<MountInfo>,
     beside: Beside,
+    /// Devices of proc file systems, and the inodes of their pid namespaces.
+    procs: BTreeMap<u32, u64>,
 }
 
 /// Writes down all mount namespaces, when it comes to the first of them: which mounts are parts of others, only all tell.
@@ -89,7 +95,7 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         let seen = told.mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/");
         let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
         let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");
-        let beside = Beside { root, ..told.beside };
+        let beside = Beside { root, pids: pids_of(cx, own, &told.procs)?, ..told.beside };
         cx.images.write_json(&Beside::name(own.id), &beside)?;
         for entry in &entries {
             cx.images.append(ImageKind::Mnts, u64::from(own.id), entry, None)?;
@@ -157,11 +163,14 @@ fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
     let me = Task::current()?;
     let told = within(&view_of(cx, own), || -> std::result::Result<Told, Errno> {
         let mounts = mounts_here(me.dir().as_fd())?;
-        let mut beside = Beside::default();
+        let (mut beside, mut procs) = (Beside::default(), BTreeMap::new());
         let is_ours = |mount: &MountInfo| ours.iter().any(|one| one.dev == mount.dev);
         for mount in &mounts {
             let idmapped = mount.options.split(|byte| *byte == b',').any(|word| word == b"idmapped");
             let removed = paths::of(&mount.root).ends_with(table::DELETED);
+            if mount.fs_type == b"proc" && !is_ours(mount) {
+                procs.extend(pid_namespace(mount)?.map(|inode| (table::kernel_dev(mount.dev), inode)));
+            }
             if !idmapped && !removed {
                 continue;
             }
@@ -181,9 +190,43 @@ fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
                 }
             }
         }
-        Ok(Told { mounts, beside })
+        Ok(Told { mounts, beside, procs })
     });
     told.and_then(|told| told).map_err(own.failed("read its mounts"))
+}
+
+/// The pid namespace that a proc file system is of, by the mount that is seen in its place; its inode, if that shows it
+/// whole, and if the namespace has an init.
+fn pid_namespace(mount: &MountInfo) -> std::result::Result<Option<u64>, Errno> {
+    let top = rustix::fs::open(&mount.mount_point, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let top = match top {
+        // It is hidden below others.
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        top => top?,
+    };
+    let dev = rustix::fs::fstat(&top)?.st_dev;
+    if (rustix::fs::major(dev), rustix::fs::minor(dev)) != mount.dev || paths::of(&mount.root) != b"/" {
+        return Ok(None);
+    }
+    let link = match rustix::fs::readlinkat(&top, c"1/ns/pid", Vec::new()) {
+        // Or it is one whose init we may not look at, of the surroundings.
+        Err(Errno::NOENT | Errno::ACCESS) => return Ok(None),
+        link => link?,
+    };
+    let number = link.to_str().ok().and_then(|link| link.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok());
+    number.map(Some).ok_or(Errno::BADMSG)
+}
+
+/// The numbers of the pid namespaces of proc file systems, but for that of who has the mounts.
+fn pids_of(cx: &Dumping<'_>, own: &Own, procs: &BTreeMap<u32, u64>) -> Result<BTreeMap<u32, u32>> {
+    if procs.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let ids = cx.processes.iter().filter_map(|process| Some((process.namespaces.pid()?, process.ids?.pid_ns_id?)));
+    let known: BTreeMap<u64, u32> = ids.collect();
+    let of_maker = Task::open(crate::freeze::pid_of(own.pid)?)?.namespace(Namespace::Pid)?;
+    let others = procs.iter().filter(|(_, inode)| Some(**inode) != of_maker);
+    Ok(others.filter_map(|(dev, inode)| Some((*dev, *known.get(inode)?))).collect())
 }
 
 /// What sends mounts to us, or gets them from us, and is not said to be from outside: it would be on its own afterwards.

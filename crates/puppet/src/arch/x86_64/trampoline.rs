@@ -123,6 +123,10 @@ global_asm!(
     "mov esi, 9",
     "mov eax, {kill}",
     "syscall",
+    // The init of a pid namespace does not hear itself (pid_namespaces(7)).
+    "mov edi, 137",
+    "mov eax, {exit_group}",
+    "syscall",
     "jmp 70b",
     ".balign 16",
     ".globl cryonaut_trampoline_syscall",
@@ -136,6 +140,7 @@ global_asm!(
     gettid = const libc::SYS_gettid,
     tgkill = const libc::SYS_tgkill,
     kill = const libc::SYS_kill,
+    exit_group = const libc::SYS_exit_group,
     slot_signal = const slot::SIGNAL,
     slot_request = const slot::REQUEST,
     slot_done = const slot::DONE,
