@@ -38,6 +38,7 @@ soak:
 	CRYONAUT_KILLS=$(or $(KILLS),1000) $(CARGO) test -q -p cryonaut-cli --test kills
 	CRYONAUT_SCHEDULES=1000 $(CARGO) test -q -p cryonaut-cli --test survives -- schedules
 	CRYONAUT_KILLS=$(or $(KILLS),1000) $(CARGO) test -q -p cryonaut-cli --test lazy
+	CRYONAUT_CONTAINER_KILLS=$(or $(KILLS),50) $(CARGO) test -q -p cryonaut-cli --test containers -- kills
 	CRYONAUT_AWAY=60 $(CARGO) test -q -p cryonaut-cli --test programs -- veth
 	for round in $$(seq $(or $(ROUNDS),20)); do $(CARGO) test -q -p cryonaut-cli --test survives || exit 1; done
 

@@ -36,15 +36,18 @@ enum Phase {
     Restore,
 }
 
-/// How many times, each with a new container.
-const ROUNDS: u32 = 5;
+/// How many times, each with a new container: as CRYONAUT_CONTAINER_KILLS says, or else this often.
+pub(super) fn rounds_of(usual: u32) -> u32 {
+    std::env::var("CRYONAUT_CONTAINER_KILLS").ok().and_then(|number| number.parse().ok()).unwrap_or(usual)
+}
+
 /// Longer than our part takes.
 const LONGEST: u32 = 120_000;
 
 fn rounds(host: &Host, who: Who, phase: Phase) -> Result<(), Failed> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let mut chance = now.subsec_nanos();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds_of(5) {
         chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let pause = Duration::from_micros(u64::from((chance >> 8) % LONGEST));
         round(host, who, phase, pause)
@@ -137,7 +140,7 @@ fn checkpointer_of(runtime: &mut Child) -> Result<Option<Pid>, Failed> {
     Ok(None)
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Failed> {
+pub(super) fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Failed> {
     let deadline = Instant::now() + LIMIT;
     while !is_so() {
         if Instant::now() > deadline {
@@ -148,12 +151,17 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The container's cgroups that are there, of all hierarchies once.
+/// The container's cgroups that are there.
 fn cgroups_of(host: &Host) -> Result<Vec<PathBuf>, Failed> {
+    cgroups_at(&host.name)
+}
+
+/// The cgroups with this path that are there, of all hierarchies once.
+pub(super) fn cgroups_at(path: &str) -> Result<Vec<PathBuf>, Failed> {
     let hierarchies = fs::read_dir("/sys/fs/cgroup")?.flatten();
     // Several names of one hierarchy are links.
     let real = hierarchies.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(real.map(|hierarchy| hierarchy.path().join(&host.name)).filter(|cgroup| cgroup.exists()).collect())
+    Ok(real.map(|hierarchy| hierarchy.path().join(path)).filter(|cgroup| cgroup.exists()).collect())
 }
 
 /// Kills what is in these cgroups.

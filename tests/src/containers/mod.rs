@@ -9,6 +9,7 @@ mod image;
 mod kills;
 pub mod newer;
 mod podman;
+mod podman_kills;
 mod pods;
 mod programs;
 mod runc;
@@ -58,7 +59,7 @@ pub fn suite(program: &Path) -> ExitCode {
         ("pods", pods::tests()),
         ("programs", programs::tests()),
         ("words", words::tests()),
-        ("kills", kills::tests()),
+        ("kills", kills::tests().into_iter().chain(podman_kills::tests()).collect()),
     ];
     let all = rooms.into_iter().flat_map(|(room, tests)| tests.into_iter().map(move |test| (room, test)));
     let trial = |(room, (name, body)): (&str, Test)| {
