@@ -44,7 +44,11 @@ fn tells_what_there_is_to_tell() {
 #[test]
 fn every_field_is_compared() {
     let workload = Workload::start("tree/family").unwrap();
-    let print = Fingerprint::take(&[workload.pid()]);
+    let mut print = Fingerprint::take(&[workload.pid()]);
+    // What a thread that is at work is in the middle of is not compared, and on a busy machine it is for a while.
+    while print.works() {
+        print = Fingerprint::take(&[workload.pid()]);
+    }
     let mut excused = BTreeSet::new();
     for field in print.fields.keys() {
         let mut without = print.clone();

@@ -3,7 +3,7 @@
 
 use super::LOCK;
 use crate::freeze::pid_of;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, memory};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::VmFlags;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
@@ -51,12 +51,11 @@ pub fn wait_until_filled(root: i32) -> Result<()> {
 /// A process at or below this one with memory that somebody else brings.
 fn find_unfilled(pid: i32) -> Option<i32> {
     let task = Task::open(pid_of(pid).ok()?).ok()?;
-    let watched = |vma: &cryonaut_kernel::proc::maps::FlaggedVma| vma.flags.contains(VmFlags::UFFD_MISSING);
     let has_own = || {
         let fds = task.fds().unwrap_or_default();
         fds.iter().any(|fd| task.link(&format!("fd/{fd}")).is_ok_and(|to| to == Path::new("anon_inode:[userfaultfd]")))
     };
-    if task.smaps().is_ok_and(|all| all.iter().any(watched)) && !has_own() {
+    if memory::has_flag(&task, pid, VmFlags::UFFD_MISSING) && !has_own() {
         return Some(pid);
     }
     task.all_children().into_iter().find_map(|child| find_unfilled(child.as_raw_nonzero().get()))

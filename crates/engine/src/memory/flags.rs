@@ -1,9 +1,9 @@
 //! The flags of a frozen process's mappings, without the look at every page that smaps costs.
 //!
-//! While the process runs, smaps is read and what the kernel keeps of each mapping ([`mapping_flags`]). What the bits of
-//! that mean is known (include/linux/mm.h), and found confirmed by what smaps calls them; those from the 32nd on differ
-//! from one kernel to the next, and are known as far as they were met. Once the process stands still the kernel's own
-//! numbers are enough. Anything that was not met before has smaps read again.
+//! Beforehand, smaps is read and what the kernel keeps of each mapping ([`mapping_flags`]). What the bits of that mean is
+//! known (include/linux/mm.h), and found confirmed by what smaps calls them; those from the 32nd on differ from one kernel
+//! to the next, and are known as far as they were met: in this process, and if the other has more, in that while it runs.
+//! Once it stands still the kernel's own numbers are enough. Anything that was not met before has smaps read again.
 
 use crate::freeze::Process;
 use cryonaut_kernel::proc::Task;
@@ -66,13 +66,33 @@ fn all_lower() -> VmFlags {
     NAMES.iter().flatten().fold(VmFlags::empty(), |all, flag| all | *flag)
 }
 
+/// Whether a mapping of a process, which may be running, has a flag, one of the lower half.
+pub fn has_flag(task: &Task, tid: i32, flag: VmFlags) -> bool {
+    match mapping_flags::of_task(tid) {
+        Ok(raw) => raw.iter().any(|raw| lower(raw.flags).contains(flag)),
+        Err(_) => task.smaps().is_ok_and(|all| all.iter().any(|vma| vma.flags.contains(flag))),
+    }
+}
+
 fn is_vsyscall(vma: &Vma) -> bool {
     vma.special() == Some(b"vsyscall")
 }
 
 impl KnownFlags {
-    /// Learns them of a process that may be running. `None` if it changes too much meanwhile, or the kernel does not tell.
+    /// Learns those of a process that may be running. `None` if it changes too much meanwhile, or the kernel does not tell.
     pub fn learn(task: &Task, tid: i32) -> Option<KnownFlags> {
+        // Our own mappings are few and small.
+        let ours = Task::current().ok().and_then(|this| Self::of_running(&this, std::process::id() as i32));
+        ours.filter(|ours| ours.cover(tid)).or_else(|| Self::of_running(task, tid))
+    }
+
+    /// Whether everything that a process has was met.
+    fn cover(&self, tid: i32) -> bool {
+        let raw = mapping_flags::of_task(tid);
+        raw.is_ok_and(|raw| raw.iter().all(|raw| self.upper.contains_key(&(raw.flags >> 32))))
+    }
+
+    fn of_running(task: &Task, tid: i32) -> Option<KnownFlags> {
         let raw = mapping_flags::of_task(tid).ok()?;
         let named = task.smaps().ok()?;
         if mapping_flags::of_task(tid).ok()? != raw {
@@ -107,6 +127,7 @@ impl KnownFlags {
     }
 
     fn flagged(&self, raw: &[RawFlags], maps: &[Vma], scratches: &[Range<u64>]) -> Option<Vec<FlaggedVma>> {
+        let has_vsyscall = maps.iter().any(is_vsyscall);
         let mut maps = maps.iter().filter(|vma| !is_vsyscall(vma));
         let mut all = Vec::with_capacity(raw.len() + 1);
         for raw in raw {
@@ -125,7 +146,11 @@ impl KnownFlags {
         if maps.next().is_some() {
             return None;
         }
-        all.extend(self.vsyscall.clone());
+        match (has_vsyscall, &self.vsyscall) {
+            (false, _) => {}
+            (true, Some(vsyscall)) => all.push(vsyscall.clone()),
+            (true, None) => return None,
+        }
         Some(all)
     }
 }

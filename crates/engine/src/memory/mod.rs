@@ -43,7 +43,7 @@ pub use common::{Common, find as find_common, have_in_common};
 pub use contents::{Piece, Source as PieceSource, Store};
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
-pub use flags::KnownFlags;
+pub use flags::{KnownFlags, has_flag};
 pub use pages::{PageCount, PageWriter, PagesPlace, dump_private};
 pub use shared::SharedBuild;
 pub use spaces::AddressSpaces;

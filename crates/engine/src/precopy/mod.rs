@@ -168,8 +168,9 @@ impl<'a> Precopied<'a> {
     fn look(&mut self, pace: &mut Pace) -> Result<(Round, bool)> {
         let begun = Instant::now();
         let round = self.round()?;
-        let next = pace.after(begun, &round);
-        self.report.rounds.push(round.report(begun.elapsed()));
+        let took = begun.elapsed();
+        let next = pace.after((begun, took), &round);
+        self.report.rounds.push(round.report(took));
         Ok((round, next))
     }
 
@@ -221,6 +222,7 @@ impl<'a> Precopied<'a> {
             self.leave_out(pid, "it has pages in common with another process, which are stored once")?;
         }
         let is_alone = processes.len() == 1;
+        self.spaces.values().for_each(|space| lock(space).set_alone(is_alone));
         for process in processes {
             let Some(space) = tracked.remove(&process.pid) else { continue };
             // Who has ended meanwhile is none of the tree any more.

@@ -21,7 +21,7 @@ pub struct RunningMemory {
     pub tid: i32,
     mem: File,
     /// No other process is in the tree.
-    is_alone: bool,
+    pub is_alone: bool,
     buffer: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ impl RunningMemory {
         Ok(RunningMemory { task, tid: process.speaker(), mem, is_alone, buffer: Vec::new() })
     }
 
-    /// Of a process that is not known otherwise.
+    /// Of a process that is not known otherwise, nor whether it is alone.
     ///
     /// # Errors
     /// If it has ended.

@@ -101,6 +101,11 @@ impl Space {
         self.tracked.register(maps);
     }
 
+    /// Whether no other process is in the tree, as far as is known.
+    pub fn set_alone(&mut self, is_alone: bool) {
+        self.memory.is_alone = is_alone;
+    }
+
     /// Why what was copied cannot be trusted, if so.
     #[must_use]
     pub fn direct_io(&self) -> Option<&'static str> {

@@ -25,6 +25,10 @@ use std::os::unix::fs::FileExt;
 const SHORT_TAIL: u64 = 64 << 20;
 /// Bytes of late contents from which on they are written while the tree stands still after all.
 const MOST_LATE: usize = 128 << 20;
+/// Bytes that follow one another in the file and are written with one call, though they came piece by piece.
+const GATHERED: usize = 1 << 20;
+/// Pieces from this length on are not worth another copy.
+const LONG_PIECE: usize = 64 << 10;
 /// Bytes of late contents for which memory is got ready.
 const LATE_ROOM: usize = 4 << 20;
 
@@ -40,6 +44,9 @@ pub struct Store {
     present: RangeSet<u64>,
     /// Pages that its parent has, and that are as they were.
     in_parent: RangeSet<u64>,
+    /// Short pieces that are not in the file yet, and the place of the first: they follow one another there.
+    gathered: Vec<u8>,
+    gathered_at: u64,
     /// Contents that are not in the file yet, one behind the other.
     late: Vec<u8>,
     /// Where in the file they belong: places and lengths.
@@ -65,6 +72,8 @@ impl Store {
             len: 0,
             places: RangeMap::new(),
             present: RangeSet::new(),
+            gathered: Vec::new(),
+            gathered_at: 0,
             late: Vec::new(),
             late_places: Vec::new(),
             keeps_late: false,
@@ -115,7 +124,7 @@ impl Store {
                 self.late_places.push((piece.offset, bytes.len()));
                 self.late.extend_from_slice(bytes);
             } else {
-                self.file.write_all_at(bytes, piece.offset).map_err(|e| failed(&e))?;
+                self.write(bytes, piece.offset)?;
             }
         }
         if self.in_parent.overlaps(&(start..end)) {
@@ -124,6 +133,30 @@ impl Store {
         if self.present.get(&start).is_none_or(|there| there.end < end) {
             self.present.insert(start..end);
         }
+        Ok(())
+    }
+
+    /// Pages that are written to here and there lie one behind the other in the file: a call for each would take longer
+    /// than to copy them together.
+    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        let follows = self.gathered_at + self.gathered.len() as u64 == offset;
+        if !follows || self.gathered.len() + bytes.len() > GATHERED {
+            self.write_gathered()?;
+        }
+        if bytes.len() >= LONG_PIECE {
+            self.write_gathered()?;
+            return self.file.write_all_at(bytes, offset).map_err(|e| failed(&e));
+        }
+        if self.gathered.is_empty() {
+            self.gathered_at = offset;
+        }
+        self.gathered.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn write_gathered(&mut self) -> Result<()> {
+        self.file.write_all_at(&self.gathered, self.gathered_at).map_err(|e| failed(&e))?;
+        self.gathered.clear();
         Ok(())
     }
 
@@ -180,7 +213,8 @@ impl Store {
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn settle(self, new_file: impl FnOnce() -> Result<File>) -> Result<()> {
+    pub fn settle(mut self, new_file: impl FnOnce() -> Result<File>) -> Result<()> {
+        self.write_gathered()?;
         let mut late = self.late.as_slice();
         for (offset, len) in &self.late_places {
             let (bytes, rest) = late.split_at(*len);
@@ -271,6 +305,19 @@ mod tests {
     }
 
     #[test]
+    fn the_last_contents_count_however_they_are_written() {
+        let mut store = store();
+        put(&mut store, 10, &[1, 2]);
+        put(&mut store, 12, &vec![3; LONG_PIECE / PAGE as usize]);
+        put(&mut store, 10, &[4]);
+        put(&mut store, 11, &[5]);
+        put(&mut store, 12, &[6]);
+        put(&mut store, 10, &[7]);
+        let got = settled(store);
+        assert_eq!((&got[..4], got.len()), (&[7, 5, 6, 3][..], 2 + LONG_PIECE / PAGE as usize));
+    }
+
+    #[test]
     fn what_comes_later_is_put_in_order() {
         let mut store = store();
         put(&mut store, 10, &[1, 2, 3]);
@@ -306,6 +353,7 @@ mod tests {
         for n in 0..40u8 {
             put(&mut store, 100 - u64::from(n), &[n]);
         }
+        store.write_gathered().unwrap();
         let wanted: Vec<_> = store.present.iter().flat_map(|r| store.pieces(r.start, r.end)).collect();
         let into = tempfile::tempfile().unwrap();
         store.copy_over(&wanted, &into).unwrap();
