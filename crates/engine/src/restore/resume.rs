@@ -10,7 +10,7 @@ use crate::memory::recorded_vdso;
 use crate::namespaces::inner;
 use crate::plan::{Plan, ProcessPlan};
 use crate::{Error, Object, RestoreOptions, Result};
-use cryonaut_image::records::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
+use cryonaut_image::records::{CoreEntry, PosixTimerEntry, SignalQueueEntry, TaskCoreEntry};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
@@ -172,11 +172,15 @@ impl Ready<'_> {
     }
 }
 
-/// Everything that each thread does itself, the first last: the actions and
-/// timers of the process are with it.
+/// Everything that each thread does itself, the first last: the timers of the
+/// process are with it.
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
     let inside = |tid: i32| plan.numbers.innermost(tid);
+    // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
+    let mut b = Batch::new();
+    signals::build_actions(pid, &mut b, &of_process(process)?.sigactions)?;
+    hand.run(&mut b)?;
     let timers = Timers::prepare(hand, process, plan)?;
     let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let filters = common_filters(hand, process, plan)?;
@@ -270,10 +274,8 @@ fn first_thread(
 ) -> Result<()> {
     let (pid, first, core) = (process.pid(), process.first, &process.core);
     let inside = |tid: i32| plan.numbers.innermost(tid);
-    let tc =
-        core.tc.as_ref().ok_or_else(|| Error::bad_image(format!("core-{pid}.img"), "it is not that of a process"))?;
+    let tc = of_process(process)?;
     let mut b = Batch::new();
-    signals::build_actions(pid, &mut b, &tc.sigactions)?;
     thread::build(&mut b, core, plan.extras.get(&first));
     hand.run(&mut b)?;
     births::forget_sigchld_in(hand)?;
@@ -299,6 +301,12 @@ fn first_thread(
     last_calls(&mut last, core, process, plan, own, filters)?;
     suspend_seccomp(first, core)?;
     Ok(hand.run(&mut last)?)
+}
+
+/// What the record says of the whole process.
+fn of_process(process: &ProcessPlan) -> Result<&TaskCoreEntry> {
+    let bad = || Error::bad_image(format!("core-{}.img", process.pid()), "it is not that of a process");
+    process.core.tc.as_ref().ok_or_else(bad)
 }
 
 /// Signals that wait for this thread alone.
