@@ -19,10 +19,17 @@ static void reset(int fd)
 	close(fd);
 }
 
+static int again(int fd, int family, int port)
+{
+	struct sockaddr_storage address = net_loopback(family, port);
+
+	return connect(fd, (struct sockaddr *)&address, net_size(family));
+}
+
 int main(int argc, char **argv)
 {
 	static const int families[2] = { AF_INET, AF_INET6 };
-	int ends[2][ALL], ports[2][ALL], filler;
+	int ends[2][ALL], ports[2][ALL], late[2], filler;
 	size_t sent[2] = { 0, 0 };
 	char got[32];
 
@@ -30,6 +37,8 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 2; i++) {
 		int listener = net_bound(families[i], SOCK_STREAM, 0, 0);
 
+		late[i] = net_bound(families[i], SOCK_STREAM, 0, 0);
+		MUST(listen(late[i], 1));
 		MUST(listen(listener, 4));
 		for (int j = 0; j < REFUSED; j++) {
 			int pair[2];
@@ -105,8 +114,12 @@ int main(int argc, char **argv)
 		CHECK(recv(ends[i][MUCH], got, 1, 0) < 0 && errno == ECONNRESET, "%d: no reset behind much data", i);
 		CHECK(net_get(ends[i][EMPTY_RESET], SOL_SOCKET, SO_ERROR) == ECONNRESET, "%d: no reset", i);
 		CHECK(net_get(ends[i][PIPE], SOL_SOCKET, SO_ERROR) == EPIPE, "%d: no broken pipe", i);
-		CHECK(net_get(ends[i][REFUSED], SOL_SOCKET, SO_ERROR) == ECONNREFUSED, "%d: not refused", i);
-		for (int j = 0; j < ALL; j++) {
+		/* To connect once more is another way to be told, after which it is as new. */
+		CHECK(again(ends[i][REFUSED], families[i], 9) < 0 && errno == ECONNREFUSED, "%d: it is not told that it was refused: %s", i,
+		      strerror(errno));
+		net_connect(ends[i][REFUSED], families[i], net_port(late[i]));
+		CHECK(net_peer_port(ends[i][REFUSED]) == net_port(late[i]), "%d: it does not connect", i);
+		for (int j = 0; j < REFUSED; j++) {
 			CHECK(recv(ends[i][j], got, 1, 0) == 0, "%d %d: no end", i, j);
 			CHECK(send(ends[i][j], "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE, "%d %d: it can be sent to", i, j);
 		}

@@ -2,14 +2,16 @@
 //! error that it has not been told. They are put together once more in repair mode, with the data, and end by a packet of
 //! the peer: nobody else hears of it. `tcp-stream-INODE.img` has the data, if there is any.
 //!
-//! An attempt to connect that was refused is another thing: whoever has been told may connect the same socket again.
+//! An attempt to connect that was refused is another thing: connect(2) would take what has been a connection for one. It is
+//! made again under the network lock, which lets nobody hear of it, and refused. Of one whose program has been told nothing
+//! is left: it may connect the same socket again.
 
 use super::super::beside::Extra;
 use super::super::{CLOSE, object, options};
 use super::packet::{self, ACK, FIN, RST, Segment};
-use super::{address, connection, error, sort_of, state, tcp};
+use super::{address, connection, error, in_flight, sort_of, state, tcp};
 use crate::files::{Build, Collect, OpenFile};
-use crate::{Error, Result};
+use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{InetSkEntry, TcpStreamEntry};
 use cryonaut_kernel::sys::tcp_repair::{self, Queue, Window};
@@ -36,12 +38,20 @@ pub struct Ended {
     unread: u32,
     /// The error that waits, or 0.
     error: i32,
+    /// It was no connection yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    attempt: bool,
 }
 
 impl Ended {
     /// Whether the name of the peer is all that is left.
     fn is_but_a_name(&self) -> bool {
         self.unread == 0 && self.error == 0
+    }
+
+    /// To whom an attempt was that is made again.
+    pub fn attempted(&self) -> Option<SocketAddr> {
+        self.attempt.then_some(self.peer)
     }
 }
 
@@ -59,7 +69,7 @@ pub fn collect(
         // Where nothing tells it, such a name is not worth a wrong answer to who connects again.
         let peer = if tcp::has_ended(record) { address::last_peer(file.file).map_err(failed)? } else { None };
         let peer = peer.filter(|_| socket_inside::was_connected(file.file).unwrap_or(false));
-        extra.ended = peer.map(|peer| Ended { peer, unread, error });
+        extra.ended = peer.map(|peer| Ended { peer, unread, error, attempt: false });
         return Ok(());
     }
     if urgent && tcp_inside::unread(file.file).map_err(failed)?.urgent.is_some() {
@@ -69,7 +79,9 @@ pub fn collect(
     let peer = address::last_peer(file.file).map_err(failed)?;
     let comes = error == 0 || by_reset(error) || error::can_come(record, error, peer);
     let Some(peer) = peer.filter(|_| comes) else { return Err(error::refuse(file, error)) };
-    extra.ended = Some(Ended { peer, unread, error });
+    let attempt = unread == 0 && error::can_come(record, error, Some(peer));
+    let attempt = attempt && !socket_inside::was_connected(file.file).unwrap_or(true);
+    extra.ended = Some(Ended { peer, unread, error, attempt });
     let data = tcp_repair::contents(file.file, unread as usize).map_err(failed)?;
     let stream =
         TcpStreamEntry { inq_len: unread, inq_seq: RECEIVED.wrapping_add(unread), ..TcpStreamEntry::default() };
@@ -121,6 +133,12 @@ fn put_together(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, en
             _ => "",
         },
     };
+    if ended.attempt {
+        in_flight::begin(socket, record, (own, ended.peer), Some(SENT))?;
+        refuse_again(socket, record, ended.error, (own, ended.peer))?;
+        options::set_reuseaddr(socket, true, what)?;
+        return options::buffers(socket, &record.opts, what);
+    }
     let data = match ended.unread {
         0 => Vec::new(),
         unread => {
@@ -140,8 +158,7 @@ fn put_together(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, en
         }
     };
     if !came.map_err(failed)? {
-        let remedy = "a firewall of this host must let packets from the peer's address out of this host and into it";
-        return Err(Error::unsupported(what(), "the end of its peer does not reach it", remedy));
+        return Err(unheard(what()));
     }
     if ended.error == 0 {
         // To ask for it takes it away.
@@ -151,6 +168,28 @@ fn put_together(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, en
     // Others are still to have the port; what it was is set at the end.
     options::set_reuseaddr(socket, true, what)?;
     options::buffers(socket, &record.opts, what)
+}
+
+/// Has an attempt refused that has just been made.
+fn refuse_again(
+    socket: BorrowedFd<'_>,
+    record: &InetSkEntry,
+    error: i32,
+    (own, peer): (SocketAddr, SocketAddr),
+) -> Result<()> {
+    if error != libc::ECONNREFUSED {
+        return error::build(socket, record, error, (own, peer), SENT);
+    }
+    let end = End { socket, own, peer, received: 0 };
+    let refusal = Segment { acknowledged: SENT.wrapping_add(1), ..end.segment(RST | ACK, 0) };
+    let what = || object(record.id, sort_of(record));
+    packet::send(&refusal).map_err(|e| Error::kernel(what(), "refuse its attempt to connect again", e))?;
+    if end.comes(state::CLOSE) { Ok(()) } else { Err(unheard(what())) }
+}
+
+fn unheard(object: Object) -> Error {
+    let remedy = "a firewall of this host must let packets from the peer's address out of this host and into it";
+    Error::unsupported(object, "the end of its peer does not reach it", remedy)
 }
 
 fn assemble(

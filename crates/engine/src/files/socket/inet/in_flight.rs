@@ -51,6 +51,16 @@ pub fn build(socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Res
     let zone = zone_of(record)?;
     let own = address::of_record(record, &record.src_addr, record.src_port, zone)?;
     let peer = address::of_record(record, &record.dst_addr, record.dst_port, zone)?;
+    begin(socket, record, (own, peer), extra.first_sent)
+}
+
+/// Begins one with these ends and this number, if it matters; its first packet goes when no lock holds it back.
+pub fn begin(
+    socket: BorrowedFd<'_>,
+    record: &InetSkEntry,
+    (own, peer): (SocketAddr, SocketAddr),
+    first: Option<u32>,
+) -> Result<()> {
     let failed = |action: &str, errno| Error::Kernel {
         object: object(record.id, sort_of(record)),
         action: format!("{action} {own} to {peer}"),
@@ -62,14 +72,14 @@ pub fn build(socket: BorrowedFd<'_>, record: &InetSkEntry, extra: &Extra) -> Res
             _ => "",
         },
     };
-    let begin = || {
+    let bind = || {
         tcp_repair::begin(socket)?;
         tcp_repair::choose(socket, Queue::Send)?;
-        extra.first_sent.map_or(Ok(()), |first| tcp_repair::set_sequence(socket, first))?;
+        first.map_or(Ok(()), |first| tcp_repair::set_sequence(socket, first))?;
         rustix::net::bind(socket, &own)?;
         tcp_repair::end_silently(socket)
     };
-    begin().map_err(|e| failed("bind what is to connect", e))?;
+    bind().map_err(|e| failed("bind what is to connect", e))?;
     let before = rustix::fs::fcntl_getfl(socket).map_err(|e| failed("connect", e))?;
     rustix::fs::fcntl_setfl(socket, before | OFlags::NONBLOCK).map_err(|e| failed("connect", e))?;
     let mut begun = rustix::net::connect(socket, &peer);

@@ -2,7 +2,8 @@
 
 use super::super::Sort;
 use super::super::alike::MANY;
-use super::tcp::state_of;
+use super::super::beside::Beside;
+use super::tcp::{has_ended, state_of};
 use super::{address, connection, ends_of, state, waiting};
 use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
@@ -29,8 +30,8 @@ enum Stage {
     Waiting,
     /// Its handshake with the socket of the descriptor is not over (SYN_RECV).
     HalfOpen,
-    /// It waits to be accepted, but has been reset: nobody has known it before its socket was looked into.
-    Reset,
+    /// No lock of a checkpoint has known it: it waits to be accepted and has been reset, or was refused and is made again.
+    Late,
 }
 
 /// Both ends of a connection of a process.
@@ -50,7 +51,8 @@ impl std::fmt::Display for Peer {
         let stage = match self.stage {
             Stage::Connected => "",
             Stage::UnderWay => ", not established yet",
-            Stage::Waiting | Stage::Reset => ", waits to be accepted",
+            Stage::Waiting => ", waits to be accepted",
+            Stage::Late => ", has ended",
             Stage::HalfOpen => ", in the middle of its handshake",
         };
         write!(f, "process {}, descriptor {}: {} with {}{stage}", self.pid, self.fd, self.own, self.peer)
@@ -102,7 +104,7 @@ impl Peers {
 
     /// Those that no lock of the checkpoint has known.
     pub fn late(&self) -> Peers {
-        Peers(self.0.iter().filter(|one| one.stage == Stage::Reset).copied().collect())
+        Peers(self.0.iter().filter(|one| one.stage == Stage::Late).copied().collect())
     }
 
     /// Their ends.
@@ -120,12 +122,21 @@ impl Peers {
     /// Of the records of an image, and of what waits at those that listen.
     pub fn of_records<'r>(images: &ImageDir, records: impl Iterator<Item = &'r InetSkEntry>) -> Result<Peers> {
         let mut peers = Vec::new();
+        let mut beside = None;
         for record in records.filter(|record| super::sort_of(record).is_tcp()) {
             let mut add = |stage, own, peer| peers.push(Peer { pid: 0, fd: 0, stage, own, peer });
             if record.state == state::LISTEN {
                 let all = waiting::ends_of(images, record.id)?;
-                let stage = |reset| if reset { Stage::Reset } else { Stage::Waiting };
+                let stage = |reset| if reset { Stage::Late } else { Stage::Waiting };
                 all.into_iter().for_each(|(own, peer, reset)| add(stage(reset), own, peer));
+            } else if has_ended(record) {
+                let beside = match &beside {
+                    Some(beside) => beside,
+                    None => beside.insert(Beside::read(images)?),
+                };
+                let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
+                let attempted = beside.of(record.id).ended.and_then(|ended| ended.attempted());
+                attempted.into_iter().for_each(|peer| add(Stage::Late, own, peer));
             } else if has_peer(record.state) {
                 let own = address::of_record(record, &record.src_addr, record.src_port, 0)?;
                 let peer = address::of_record(record, &record.dst_addr, record.dst_port, 0)?;
