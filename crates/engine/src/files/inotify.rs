@@ -9,8 +9,10 @@
 
 use super::watched::{self, Watched};
 use super::{Build, Collect, FileKind, OpenFile, Round, apply_status_flags, regular};
+use crate::freeze::pid_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InotifyFileEntry, InotifyWdEntry};
+use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::fdinfo::{Details, InotifyWatch};
 use cryonaut_kernel::sys::inotify::set_next_watch;
 use rustix::fs::inotify::{CreateFlags, WatchFlags};
@@ -117,7 +119,10 @@ fn record(
 ) -> Result<InotifyWdEntry> {
     let watched = Watched { sdev: watch.sdev, ino: watch.ino, handle: watch.handle.as_ref() };
     let wd = watch.wd as u32;
-    let found = watched.find(file.task)?;
+    let found = match watched.find(file.task)? {
+        None => elsewhere(cx, &watched, file.task)?,
+        found => found,
+    };
     let deleted = found.as_ref().and_then(|found| Some((found, watched.deleted(found)?)));
     let f_handle = match deleted {
         Some((deleted, (handle, link)))
@@ -129,6 +134,23 @@ fn record(
         _ => watched.record_found(found, &file.object())?,
     };
     Ok(InotifyWdEntry { id, i_ino: watch.ino, mask: watch.mask, ignored_mask: 0, s_dev: watch.sdev, wd, f_handle })
+}
+
+/// Looks for a file in the mount namespaces of the rest of the tree.
+fn elsewhere(cx: &Collect<'_>, watched: &Watched<'_>, task: &Task) -> Result<Option<OwnedFd>> {
+    let mut seen = vec![task.link("ns/mnt")?];
+    for pid in cx.pids {
+        let Ok(task) = Task::open(pid_of(cx.speaker(*pid))?) else { continue };
+        let Ok(namespace) = task.link("ns/mnt") else { continue };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        if let Some(found) = watched.find(&task)? {
+            return Ok(Some(found));
+        }
+        seen.push(namespace);
+    }
+    Ok(None)
 }
 
 /// Adds a watch under its number. Numbers are given in turn.
