@@ -1,4 +1,5 @@
-//! Pages that processes of a tree share until one of them writes are in the image once.
+//! Pages that processes of a tree share until one of them writes are in the image once; pages of zeros, and those that are
+//! as their file has them, are not in it.
 
 use std::fs;
 use std::path::Path;
@@ -39,6 +40,24 @@ fn what_is_shared_is_stored_once_every_time() {
     let old = workload.images();
     let verified = cryonaut_image::ImageDir::open(&old).and_then(|image| image.verify(true)).expect("a sound image");
     assert!(verified.files > 20, "{verified:?}");
+    workload.restore().expect("a restore");
+    workload.finish().expect("its own checks");
+}
+
+/// What `memory/not_stored` has of pages that are not of zeros: 3 of 16.
+const NOT_ZERO: u64 = ((24 << 20) + (64 << 12)) / 16 * 3;
+/// What any process has, and pages of files that were changed.
+const BESIDE: u64 = 80 << 12;
+
+#[test]
+fn what_is_there_without_pages_is_not_stored() {
+    let mut workload = Workload::start("memory/not_stored").expect("it starts");
+    workload.checkpoint_leave_running().expect("a checkpoint that leaves it running");
+    let copied = pages(&workload.images());
+    workload.checkpoint().expect("a checkpoint that ends it");
+    let stored = pages(&workload.images());
+    assert!((NOT_ZERO..NOT_ZERO + BESIDE).contains(&copied), "{copied} bytes of pages for {NOT_ZERO}");
+    assert!((NOT_ZERO..NOT_ZERO + BESIDE).contains(&stored), "{stored} bytes of pages for {NOT_ZERO}");
     workload.restore().expect("a restore");
     workload.finish().expect("its own checks");
 }

@@ -5,6 +5,11 @@
 //! takes references that are not pins (iov_iter_get_pages, not FOLL_PIN): pages
 //! that are shared until somebody writes stay so.
 //!
+//! Pages of zeros need not be moved. The process writes the first bytes of each
+//! page into one more pipe (writev(2)): for whoever has none of these, that is
+//! not a page of zeros. No reference is taken for it, and what the process may
+//! not read is an error of the call, not of the process.
+//!
 //! The process has both ends of each pipe, so a deserted hand never writes to
 //! a pipe that nobody could read (SIGPIPE). It never waits, since it puts in
 //! only what has room. Its farewell closes the ends (`numbers`).
@@ -22,7 +27,12 @@ const WANTED: usize = 1 << 20;
 /// With less, waking the hand takes longer than what it saves.
 const LEAST: usize = 1 << 18;
 
-const _: () = assert!(2 * PIPES <= numbers::MAX);
+/// The pipe of the first bytes of pages.
+const PROBE: usize = PIPES;
+/// How many bytes that are: a line of the processor's cache.
+const PROBED: usize = 64;
+
+const _: () = assert!(2 * (PIPES + 1) <= numbers::MAX);
 
 /// The pipes.
 #[derive(Debug)]
@@ -32,6 +42,8 @@ pub struct Outlet {
     room: usize,
     /// Whose turn is next.
     turn: usize,
+    /// For the first bytes of pages.
+    probe: Pipe,
 }
 
 #[derive(Debug)]
@@ -73,6 +85,8 @@ impl Outlet {
             b.call(libc::SYS_pipe2, [ends.into(), libc::O_CLOEXEC.into()]);
             b.attempt(libc::SYS_fcntl, [Arg::At(ends), libc::F_SETPIPE_SZ.into(), WANTED.into()]);
         }
+        let ends = numbers::place(hand.base, 2 * PROBE);
+        b.call(libc::SYS_pipe2, [ends.into(), (libc::O_CLOEXEC | libc::O_NONBLOCK).into()]);
         let size = |pipe| [Arg::At(numbers::place(hand.base, 2 * pipe)), libc::F_GETPIPE_SZ.into()];
         let sizes: Vec<Call> = (0..PIPES).map(|pipe| b.call(libc::SYS_fcntl, size(pipe))).collect();
         hand.run(&mut b)?;
@@ -84,15 +98,44 @@ impl Outlet {
                 errno: rustix::io::Errno::PERM,
             });
         }
-        let pipe = |ends: &[i32]| Ok(Pipe { read: Arc::new(numbers::duplicate(hand, ends[0])?), write: ends[1] });
-        let pipes = numbers::read(hand)?.chunks_exact(2).take(PIPES).map(pipe).collect::<Result<_>>()?;
-        Ok(Outlet { pipes, room, turn: 0 })
+        let pipe = |ends: &[i32]| -> Result<Pipe> {
+            Ok(Pipe { read: Arc::new(numbers::duplicate(hand, ends[0])?), write: ends[1] })
+        };
+        let numbers = numbers::read(hand)?;
+        let pipes = numbers.chunks_exact(2).take(PIPES).map(pipe).collect::<Result<_>>()?;
+        let probe = pipe(&numbers[2 * PROBE..][..2])?;
+        Ok(Outlet { pipes, room, turn: 0, probe })
     }
 
     /// The calls that it makes in the process beside those of a farewell.
     #[must_use]
-    pub fn calls() -> [i64; 3] {
-        [libc::SYS_pipe2, libc::SYS_fcntl, libc::SYS_vmsplice]
+    pub fn calls() -> [i64; 4] {
+        [libc::SYS_pipe2, libc::SYS_fcntl, libc::SYS_vmsplice, libc::SYS_writev]
+    }
+
+    /// How many pages [`Outlet::begin_with_zeros`] is asked about at once.
+    pub const PROBED_AT_ONCE: usize = 512;
+
+    /// Which of these pages may be pages of zeros: none of which that is not known, and not those that the process may not
+    /// read.
+    pub fn begin_with_zeros(&mut self, hand: &mut Hand, pages: &[u64]) -> Result<Vec<bool>> {
+        let mut b = Batch::new();
+        let words = pages.iter().flat_map(|page| [*page, PROBED as u64]);
+        let vector = b.bytes(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
+        let call = b.attempt(libc::SYS_writev, [self.probe.write.into(), vector.into(), pages.len().into()]);
+        hand.run(&mut b)?;
+        let mut bytes = vec![0; b.result(call).unwrap_or(0) as usize];
+        let own = |errno| Error::Own { what: "read from a pipe of a process", errno };
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match rustix::io::read(&self.probe.read, &mut bytes[filled..]).map_err(own)? {
+                0 => return Err(own(rustix::io::Errno::PIPE)),
+                count => filled += count,
+            }
+        }
+        let mut known: Vec<bool> = bytes.chunks_exact(PROBED).map(|first| first == [0; PROBED]).collect();
+        known.resize(pages.len(), false);
+        Ok(known)
     }
 
     /// Bytes that can be filled in at once for this position of the file.

@@ -67,7 +67,7 @@ pub const CONTROL: u64 = 0x1d80;
 /// Numbers of descriptors, 32 bits each; negative if there is none.
 pub const NUMBERS: u64 = CONTROL + 16;
 /// How many fit.
-pub const NUMBERS_MAX: usize = 16;
+pub const NUMBERS_MAX: usize = 18;
 /// A futex word: how many of the process's other threads have left for home.
 pub const LEFT: u64 = 0x1e00;
 /// A word for each of [`THREADS`]: as many as there are other threads in the

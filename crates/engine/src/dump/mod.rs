@@ -17,7 +17,9 @@ use crate::files::socket::Held;
 use crate::files::socket::{Networks, packet};
 use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds, io_uring};
 use crate::freeze::{Frozen, Process, Thread};
-use crate::memory::{self, AllExtras, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
+use crate::memory::{
+    self, AllExtras, MappedFiles, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record,
+};
 use crate::namespaces::{self, Contents, Dumping, Owned};
 use crate::network_lock::NetworkLocks;
 use crate::parallel;
@@ -174,6 +176,7 @@ pub fn dump(
     cx.locked = about.network.ends();
     let pages_ids = cx.pages_ids.clone();
     let files = Mutex::new(cx);
+    let mapped = MappedFiles::default();
     let tree = Tree {
         images,
         files: &files,
@@ -184,6 +187,7 @@ pub fn dump(
         server: options.page_server.as_deref(),
         alone: pids.len() == 1,
         precopied: about.precopied,
+        mapped: &mapped,
         files_ahead: false,
     };
     let gathered = tree.write_all(frozen, report)?;
@@ -235,6 +239,8 @@ struct Tree<'c, 'a> {
     alone: bool,
     /// What was copied while the tree ran.
     precopied: Option<&'a Precopied<'a>>,
+    /// The files that its processes map.
+    mapped: &'a MappedFiles,
     /// Whether another thread writes its files meanwhile.
     files_ahead: bool,
 }
@@ -393,7 +399,8 @@ impl<'a> Tree<'_, 'a> {
         let space = spaces.take(ids.vm_id);
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
         let (images, server, alone, precopied) = (self.images, self.server, self.alone, self.precopied);
-        let place = PagesPlace { images, pages_id, server, alone, precopied };
+        let files = Some(self.mapped);
+        let place = PagesPlace { images, pages_id, server, alone, precopied, files };
         Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 
@@ -557,18 +564,19 @@ fn dump_memory(
     };
     // What cannot be carried is told first.
     let mut vmas = mappings(&mut extras, process, &flagged, &space.scratches)?;
-    let (count, guards, aios) = match early {
+    let (count, beside, aios) = match early {
         Some(written) => {
-            let (count, guards) = written?;
-            (count, guards, Vec::new())
+            let (count, beside) = written?;
+            (count, beside, Vec::new())
         }
         None => {
             let aios = aio::collect(process.pid, hand.as_deref_mut(), &vmas)?;
-            let (count, guards) = dump_private(place, process, hand, space, &vmas)?;
-            (count, guards, aios)
+            let (count, beside) = dump_private(place, process, hand, space, &vmas)?;
+            (count, beside, aios)
         }
     };
-    memory::add_guards(&mut vmas, guards);
+    memory::add_guards(&mut vmas, beside.guards);
+    extras.like_file = beside.like_file;
     let mut cx = lock(files);
     find_files(&mut cx, process, &flagged, &mut vmas)?;
     let mm = mm_record(&mut cx, process, &asked.mm, b, vmas, aios)?;

@@ -94,7 +94,18 @@ pub fn begin(
     map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
     tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec())?;
+    part_from_files(hand, &space.contents.extras.like_file)?;
     aio::build(hand, service, &mm.vmas)
+}
+
+/// Makes pages the process's own, as if it had written to them: what becomes of their file is nothing to them any more.
+fn part_from_files(hand: &mut Hand, pages: &[(u64, u64)]) -> Result<()> {
+    let mut b = Batch::new();
+    for &(start, end) in pages {
+        b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_POPULATE_WRITE.into()]);
+        spill(hand, &mut b)?;
+    }
+    Ok(hand.run(&mut b)?)
 }
 
 /// What all address spaces of a tree are built with.

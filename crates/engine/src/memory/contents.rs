@@ -2,7 +2,7 @@
 //! a pages file of the image itself, or of the parent that it names, or of the
 //! parent's parent.
 
-use super::{extras::Extras, vma::status};
+use super::{extras::Extras, ranges::Range, vma::status};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::VmaEntry;
@@ -83,6 +83,7 @@ impl Contents {
     }
 
     fn has_pages(&self, vma: &VmaEntry) -> bool {
-        self.within(vma.start, vma.end).next().is_some()
+        let is_inside = |like_file: &Range| like_file.0 < vma.end && vma.start < like_file.1;
+        self.within(vma.start, vma.end).next().is_some() || self.extras.like_file.iter().any(is_inside)
     }
 }

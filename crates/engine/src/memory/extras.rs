@@ -5,6 +5,7 @@
 //! The mapping that the hand made for itself shows what the process has asked
 //! for all its future mappings (mlockall(2), MCL_FUTURE).
 
+use super::ranges::Range;
 use crate::Result;
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags};
@@ -45,6 +46,9 @@ pub struct Extras {
     /// although they cannot be written now: once they could be.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     counted: BTreeSet<u64>,
+    /// Pages of its own that were as their file has them, and are not stored: first addresses and ends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub like_file: Vec<Range>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]

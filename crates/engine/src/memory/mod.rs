@@ -5,6 +5,7 @@
 //! |---------|--------------------------------------------------------------|
 //! | vma     | what a mapping is, read from /proc, as a record              |
 //! | pages   | copying contents out of a frozen process into the image      |
+//! | absent  | what is there without a page, and need not be stored          |
 //! | common  | pages that processes share until one writes: stored once      |
 //! | splice  | the short way of many pages into their file                    |
 //! | shared  | segments of shared memory that an image has without a file      |
@@ -19,6 +20,7 @@
 //! | vdso    | moving this kernel's vdso to where the program expects it    |
 //! | vdso_redirect | leading another kernel's vdso to this one's           |
 
+mod absent;
 pub mod aio;
 mod build;
 mod common;
@@ -38,6 +40,7 @@ mod vdso_redirect;
 mod vma;
 mod write_behind;
 
+pub use absent::{Absent, MappedFiles};
 pub use build::{Shape, free_besides};
 pub use common::{Common, find as find_common, have_in_common};
 pub use contents::{Piece, Source as PieceSource, Store};

@@ -8,6 +8,7 @@
 use super::ranges;
 use super::{
     PAGE,
+    absent::{Absent, MappedFiles},
     common::{Common, Held},
     splice::{Splice, WORTH_IT},
     vma::{is_droppable, status},
@@ -21,6 +22,7 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan};
+use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_page_server::send::Upload;
 use cryonaut_page_server::{Sender, Target};
 use cryonaut_puppet::Hand;
@@ -55,6 +57,31 @@ impl PageCount {
     }
 }
 
+/// A run of memory that is not fetched yet.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u64,
+    len: u64,
+    how: How,
+}
+
+/// What becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// All of it is stored.
+    Stored,
+    /// What is not zeros is.
+    UnlessZero,
+    /// Nothing: the parent image has it.
+    InParent,
+}
+
+impl How {
+    fn absent(self) -> Absent {
+        if self == How::UnlessZero { Absent::Zeros } else { Absent::Unknown }
+    }
+}
+
 /// A pagemap and its pages, being written.
 #[derive(Debug)]
 pub struct PageWriter<'a> {
@@ -66,12 +93,14 @@ pub struct PageWriter<'a> {
     file: WriteBehind,
     /// Contents that are at hand, not yet handed on.
     buffer: Vec<u8>,
-    /// Memory whose contents come behind them, and its length.
-    spans: Vec<Remote>,
+    /// Memory that comes behind them, and the length of what is to be fetched of it.
+    spans: Vec<Span>,
     spans_len: usize,
     /// How they come from now on; otherwise they are read.
     splice: Option<Splice<'a>>,
     count: PageCount,
+    /// Pages that are as their file has them, and were left out.
+    like_file: Vec<ranges::Range>,
 }
 
 impl<'a> PageWriter<'a> {
@@ -104,6 +133,7 @@ impl<'a> PageWriter<'a> {
             spans_len: 0,
             splice: None,
             count: PageCount::default(),
+            like_file: Vec::new(),
         }
     }
 
@@ -121,49 +151,76 @@ impl<'a> PageWriter<'a> {
     /// Notes that a run of pages follows.
     fn note(&mut self, start: u64, len: u64) -> Result<()> {
         self.entry(start, len, PageFlags::PRESENT)?;
-        self.count.scanned += len / PAGE;
         self.count.written += len / PAGE;
         Ok(())
     }
 
     /// Notes that a run of pages is in the parent image.
-    fn elsewhere(&mut self, start: u64, len: u64) -> Result<()> {
-        self.entry(start, len, PageFlags::PARENT)?;
+    fn elsewhere(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
         self.count.scanned += len / PAGE;
-        Ok(())
+        // In the order of what is still to be fetched.
+        self.spans.push(Span { start, len, how: How::InParent });
+        if self.spans.len() == MAX_SPANS { self.fetch(pid) } else { Ok(()) }
     }
 
-    /// Adds pages whose contents `read` gets, piece by piece: it is told where
-    /// in the run a piece begins.
-    fn read(&mut self, start: u64, len: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
-        self.note(start, len)?;
+    /// Adds pages whose contents `read` gets, piece by piece, but for those that are as if they were `absent`: it is told
+    /// where in the run a piece begins.
+    fn read(
+        &mut self,
+        start: u64,
+        len: u64,
+        absent: &Absent,
+        mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.count.scanned += len / PAGE;
         let mut done = 0;
         while done < len {
             let filled = self.buffer.len();
             let take = (len - done).min((PIECE - filled) as u64);
             self.buffer.resize(filled + take as usize, 0);
             read(done, &mut self.buffer[filled..])?;
+            let end = self.keep(start + done, filled..filled + take as usize, absent, filled)?;
+            self.buffer.truncate(end);
             done += take;
             self.hand_on_if_full()?;
         }
         Ok(())
     }
 
+    /// Notes the pages that begin at `start`, whose contents are in a part of the buffer, but for those that are as if they
+    /// were absent, and moves them to `to`. Returns the end of them there.
+    fn keep(&mut self, start: u64, part: Range<usize>, absent: &Absent, mut to: usize) -> Result<usize> {
+        let all = (start, start + part.len() as u64);
+        let same = absent.same(start, &self.buffer[part.clone()]);
+        if matches!(absent, Absent::File(..)) {
+            same.iter().for_each(|same| ranges::push(&mut self.like_file, *same));
+        }
+        for kept in ranges::without(&[all], &same) {
+            let (from, len) = (part.start + (kept.0 - start) as usize, (kept.1 - kept.0) as usize);
+            self.note(kept.0, len as u64)?;
+            if from != to {
+                self.buffer.copy_within(from..from + len, to);
+            }
+            to += len;
+        }
+        Ok(to)
+    }
+
     /// Adds pages whose contents are at hand.
     pub fn bytes(&mut self, start: u64, bytes: &[u8]) -> Result<()> {
-        self.read(start, bytes.len() as u64, |offset, room| {
+        self.read(start, bytes.len() as u64, &Absent::Unknown, |offset, room| {
             room.copy_from_slice(&bytes[offset as usize..][..room.len()]);
             Ok(())
         })
     }
 
     /// Adds a run of a process's readable memory; read when enough is together.
-    fn remote(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
-        self.note(start, len)?;
+    fn remote(&mut self, pid: i32, start: u64, len: u64, how: How) -> Result<()> {
+        self.count.scanned += len / PAGE;
         let (mut at, end) = (start, start + len);
         while at < end {
             let take = (end - at).min(self.room() as u64);
-            self.spans.push(Remote { address: at, len: take });
+            self.spans.push(Span { start: at, len: take, how });
             self.spans_len += take as usize;
             at += take;
             if self.room() == 0 || self.spans.len() == MAX_SPANS {
@@ -180,31 +237,57 @@ impl<'a> PageWriter<'a> {
         room - self.spans_len
     }
 
-    /// Reads what [`PageWriter::remote`] was told of. Before anything else is added.
+    /// Adds what [`PageWriter::remote`] and [`PageWriter::elsewhere`] were told of. Before anything else is added.
     fn fetch(&mut self, pid: i32) -> Result<()> {
-        if self.spans.is_empty() {
-            return Ok(());
-        }
-        if self.splice.is_some() {
+        let (spans, len) = (std::mem::take(&mut self.spans), std::mem::take(&mut self.spans_len));
+        if self.splice.is_some() && len > 0 {
             self.hand_on()?;
-        }
-        if let Some(splice) = &mut self.splice {
-            splice.push(&self.spans, &mut self.file)?;
-            self.spans.clear();
-            self.spans_len = 0;
-            return Ok(());
+            return self.push(&spans);
         }
         let filled = self.buffer.len();
-        self.buffer.resize(filled + self.spans_len, 0);
-        let got = read_spans(pid, &self.spans, &mut self.buffer[filled..]);
-        if got != Ok(self.spans_len) {
-            let at = self.spans.first().map_or(0, |s| s.address);
+        self.buffer.resize(filled + len, 0);
+        let to_fetch = spans.iter().filter(|span| span.how != How::InParent);
+        let remote: Vec<Remote> = to_fetch.map(|span| Remote { address: span.start, len: span.len }).collect();
+        let got = if remote.is_empty() { Ok(0) } else { read_spans(pid, &remote, &mut self.buffer[filled..]) };
+        if got != Ok(len) {
+            let at = remote.first().map_or(0, |s| s.address);
             let errno = got.err().unwrap_or(rustix::io::Errno::FAULT);
             return Err(Error::kernel(Object::Mapping(pid, at, "memory".into()), "read its contents", errno));
         }
-        self.spans.clear();
-        self.spans_len = 0;
+        let (mut from, mut to) = (filled, filled);
+        for span in spans {
+            if span.how == How::InParent {
+                self.entry(span.start, span.len, PageFlags::PARENT)?;
+                continue;
+            }
+            let part = from..from + span.len as usize;
+            from = part.end;
+            to = self.keep(span.start, part, &span.how.absent(), to)?;
+        }
+        self.buffer.truncate(to);
         self.hand_on_if_full()
+    }
+
+    /// Has the process hand its pages on.
+    fn push(&mut self, spans: &[Span]) -> Result<()> {
+        let Some(splice) = &mut self.splice else { return Ok(()) };
+        let suspects = spans.iter().filter(|span| span.how == How::UnlessZero);
+        let zeros = splice.zeros(&suspects.map(|span| (span.start, span.start + span.len)).collect::<Vec<_>>())?;
+        let mut remote = Vec::new();
+        for span in spans {
+            if span.how == How::InParent {
+                self.entry(span.start, span.len, PageFlags::PARENT)?;
+                continue;
+            }
+            for (start, end) in ranges::without(&[(span.start, span.start + span.len)], &zeros) {
+                self.note(start, end - start)?;
+                remote.push(Remote { address: start, len: end - start });
+            }
+        }
+        match &mut self.splice {
+            Some(splice) if !remote.is_empty() => splice.push(&remote, &mut self.file),
+            _ => Ok(()),
+        }
     }
 
     fn hand_on_if_full(&mut self) -> Result<()> {
@@ -236,6 +319,15 @@ impl<'a> PageWriter<'a> {
     }
 }
 
+/// What is found where pages are looked for, and is none of those that are stored.
+#[derive(Debug, Default)]
+pub struct Beside {
+    /// Guard regions.
+    pub guards: Vec<Range<u64>>,
+    /// Pages of the process's own that are as their file has them.
+    pub like_file: Vec<ranges::Range>,
+}
+
 /// Where the pages of a process go.
 #[derive(Debug, Clone, Copy)]
 pub struct PagesPlace<'a> {
@@ -249,11 +341,13 @@ pub struct PagesPlace<'a> {
     pub alone: bool,
     /// What was copied while the tree ran.
     pub precopied: Option<&'a Precopied<'a>>,
+    /// The files that its processes map.
+    pub files: Option<&'a MappedFiles>,
 }
 
 /// Writes the pages that the process has of its own, and those with whom it
 /// shares its memory (`space`): what it holds for others to a layer, the rest
-/// here. Guard regions found on the way come back.
+/// here. What else is found on the way comes back.
 ///
 /// Unless the process is alone, it may share pages with others until one of
 /// them writes. process_vm_readv(2) would end that: it pins what it reads, and
@@ -264,22 +358,23 @@ pub fn dump_private(
     mut hand: Option<&mut Hand>,
     space: &SharedSpace,
     vmas: &[VmaEntry],
-) -> Result<(PageCount, Vec<Range<u64>>)> {
-    let PagesPlace { images, alone, precopied, .. } = place;
+) -> Result<(PageCount, Beside)> {
+    let PagesPlace { alone, precopied, .. } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     if let Some(mut copied) = precopied.and_then(|precopied| precopied.of(&space.pids)) {
-        return finish_precopied(images, &ids, &mut copied, vmas);
+        return finish_precopied(place.images, &ids, &mut copied, vmas);
     }
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
+    let source = Source { process, mem: &mem, alone, files: place.files };
     let mut written = 0;
     if let Some(held) = &space.common.held {
-        written = write_held(held, process, hand.as_deref_mut(), &mem, vmas)?;
+        written = write_held(held, source, hand.as_deref_mut(), vmas)?;
     }
-    let (mut count, guards) = write_private(out, process, hand, &mem, vmas, &space.common, alone)?;
+    let (mut count, beside) = write_private(out, source, hand, vmas, &space.common)?;
     // Looked at once, with all others.
     count.written += written;
-    Ok((count, guards))
+    Ok((count, beside))
 }
 
 /// The same of a process that was copied while it ran: what it has written to since then.
@@ -288,10 +383,10 @@ fn finish_precopied(
     ids: &[u64],
     copied: &mut Space,
     vmas: &[VmaEntry],
-) -> Result<(PageCount, Vec<Range<u64>>)> {
+) -> Result<(PageCount, Beside)> {
     let map = |id: &u64| PagemapWriter::create(images, ImageKind::Pagemap, *id, copied.pages_id());
     let mut maps = ids.iter().map(map).collect::<std::result::Result<Vec<_>, _>>()?;
-    let (mut kept, mut guards) = (Vec::new(), Vec::new());
+    let (mut kept, mut beside) = (Vec::new(), Beside::default());
     copied.stand_still();
     for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
         let first = &neighbours[0];
@@ -311,71 +406,113 @@ fn finish_precopied(
                 .into_iter()
                 .filter(|run| !run.categories.contains(Categories::FILE))
                 .partition(|run| run.categories.contains(Categories::GUARD));
-            guards.extend(of_guards.iter().map(|run| run.start..run.end));
+            beside.guards.extend(of_guards.iter().map(|run| run.start..run.end));
             let changed: Vec<ranges::Range> = changed.iter().map(PageRun::range).collect();
             copied.copy(&changed, is_anonymous)?;
         }
     }
     let count = copied.write_map(&mut maps, &kept)?;
     maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
-    Ok((count, guards))
+    Ok((count, beside))
+}
+
+/// A process whose pages are written.
+#[derive(Debug, Clone, Copy)]
+struct Source<'a> {
+    process: &'a Process,
+    /// Its /proc/PID/mem.
+    mem: &'a File,
+    /// No other process is in the tree.
+    alone: bool,
+    /// The files that are mapped, if what is as there need not be stored.
+    files: Option<&'a MappedFiles>,
+}
+
+impl Source<'_> {
+    /// Adds pages of one mapping, whichever way they can come.
+    fn add(&self, out: &mut PageWriter<'_>, vma: &VmaEntry, run: &PageRun) -> Result<()> {
+        let may_read = vma.prot & libc::PROT_READ as u32 != 0;
+        match self.absent(vma) {
+            absent @ Absent::File(..) => self.through_file(out, run, &absent),
+            absent if (self.alone || out.splice.is_some()) && may_read => {
+                let how = if matches!(absent, Absent::Zeros) { How::UnlessZero } else { How::Stored };
+                out.remote(self.process.speaker(), run.start, run.end - run.start, how)
+            }
+            absent => self.through_file(out, run, &absent),
+        }
+    }
+
+    /// What is in a mapping where it has no pages.
+    fn absent(&self, vma: &VmaEntry) -> Absent {
+        let Some(files) = self.files else { return Absent::Unknown };
+        absent(self.process, vma, |vma| files.absent(&self.process.task, vma))
+    }
+
+    /// Memory that the process itself may not read, or shares: through /proc/PID/mem, which asks no leave of the protection
+    /// and pins nothing.
+    fn through_file(&self, out: &mut PageWriter<'_>, run: &PageRun, absent: &Absent) -> Result<()> {
+        if run.start == run.end {
+            return Ok(());
+        }
+        out.fetch(self.process.speaker())?;
+        out.read(run.start, run.end - run.start, absent, |offset, room| {
+            let at = run.start + offset;
+            self.mem.read_exact_at(room, at).map_err(|e| {
+                let errno = crate::error::errno_of(&e);
+                Error::kernel(Object::Mapping(self.process.pid, at, "memory".into()), "read its contents", errno)
+            })
+        })
+    }
 }
 
 /// Writes the pages that a process holds for itself and others; how many there are.
-fn write_held(held: &Held, process: &Process, hand: Option<&mut Hand>, mem: &File, vmas: &[VmaEntry]) -> Result<u64> {
-    let place =
-        PagesPlace { images: &held.images, pages_id: held.pages_id, server: None, alone: false, precopied: None };
+fn write_held(held: &Held, source: Source<'_>, hand: Option<&mut Hand>, vmas: &[VmaEntry]) -> Result<u64> {
+    let place = PagesPlace {
+        images: &held.images,
+        pages_id: held.pages_id,
+        server: None,
+        alone: false,
+        precopied: None,
+        files: None,
+    };
+    // The file must have all of them, whatever they are.
+    let source = Source { alone: false, files: None, ..source };
     let mut out = PageWriter::shared(place, ImageKind::Pagemap, &[])?;
     if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
-        out.splice = hand.and_then(|hand| Splice::open(process, hand, mem));
+        out.splice = hand.and_then(|hand| Splice::open(source.process, hand, source.mem));
     }
     let mut rest = vmas;
     for (start, end) in &held.pages {
         let run = PageRun { start: *start, end: *end, categories: Categories::empty() };
         let mut at = run.start;
         in_each(&mut rest, &run, |vma, part| {
-            // The file must have all of them, whatever the records say.
-            through_file(&mut out, mem, process, &PageRun { start: at, end: part.start, ..run })?;
+            // Whatever the records say.
+            source.through_file(&mut out, &PageRun { start: at, end: part.start, ..run }, &Absent::Unknown)?;
             at = part.end;
-            page_contents(&mut out, mem, process, vma, part, false)
+            source.add(&mut out, vma, part)
         })?;
-        through_file(&mut out, mem, process, &PageRun { start: at, ..run })?;
+        source.through_file(&mut out, &PageRun { start: at, ..run }, &Absent::Unknown)?;
     }
-    out.fetch(process.speaker())?;
+    out.fetch(source.process.speaker())?;
     Ok(out.finish()?.written)
-}
-
-/// Adds pages of one mapping, whichever way they can come.
-fn page_contents(
-    out: &mut PageWriter<'_>,
-    mem: &File,
-    process: &Process,
-    vma: &VmaEntry,
-    run: &PageRun,
-    alone: bool,
-) -> Result<()> {
-    if (alone || out.splice.is_some()) && vma.prot & libc::PROT_READ as u32 != 0 {
-        return out.remote(process.speaker(), run.start, run.end - run.start);
-    }
-    through_file(out, mem, process, run)
 }
 
 fn write_private<'a>(
     mut out: PageWriter<'a>,
-    process: &Process,
+    source: Source<'_>,
     mut hand: Option<&'a mut Hand>,
-    mem: &'a File,
     vmas: &[VmaEntry],
     common: &Common,
-    alone: bool,
-) -> Result<(PageCount, Vec<Range<u64>>)> {
+) -> Result<(PageCount, Beside)> {
+    let Source { process, mem, .. } = source;
+    let speaker = process.speaker();
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mut private = 0;
     let mut guards = Vec::new();
     for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
         let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
         if is_whole(first) {
-            out.remote(process.speaker(), first.start, first.end - first.start)?;
+            out.remote(speaker, first.start, first.end - first.start, How::Stored)?;
             continue;
         }
         if !is_scanned(first) {
@@ -395,20 +532,21 @@ fn write_private<'a>(
                 common.cut(run, |run, elsewhere| {
                     let len = run.end - run.start;
                     if elsewhere {
-                        return out.elsewhere(run.start, len);
+                        return out.elsewhere(speaker, run.start, len);
                     }
                     private += len;
                     if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
-                        out.fetch(process.speaker())?;
+                        out.fetch(speaker)?;
                         out.splice = Splice::open(process, hand, mem);
                     }
-                    page_contents(&mut out, mem, process, vma, run, alone)
+                    source.add(&mut out, vma, run)
                 })
             })
         })?;
     }
-    out.fetch(process.speaker())?;
-    Ok((out.finish()?, guards))
+    out.fetch(speaker)?;
+    let like_file = std::mem::take(&mut out.like_file);
+    Ok((out.finish()?, Beside { guards, like_file }))
 }
 
 /// Whether the kernel is asked which pages of it there are. Mappings without
@@ -420,6 +558,15 @@ fn is_scanned(vma: &VmaEntry) -> bool {
 /// Whether memory of it without pages holds zeros.
 fn is_anonymous(vma: &VmaEntry) -> bool {
     vma.status & status::ANON_PRIVATE != 0 && vma.flags & libc::MAP_HUGETLB as u32 == 0
+}
+
+/// What is in a mapping where it has no pages; of a file's, `of_file` tells.
+fn absent(process: &Process, vma: &VmaEntry, of_file: impl FnOnce(&Vma) -> Absent) -> Absent {
+    if is_anonymous(vma) {
+        return Absent::Zeros;
+    }
+    let found = process.maps.partition_point(|one| one.end <= vma.start);
+    process.maps.get(found).map_or(Absent::Unknown, of_file)
 }
 
 /// Whether every page of it is written: of the kernel's code, since a reader on
@@ -453,22 +600,6 @@ fn holds_pages(vma: &VmaEntry) -> bool {
     let private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
     let ring = vma.status & status::AIORING != 0;
     (private || ring) && !is_droppable(vma) && vma.status & status::REGULAR != 0 && vma.status & status::VVAR == 0
-}
-
-/// Memory that the process itself may not read, or shares: through
-/// /proc/PID/mem, which asks no leave of the protection and pins nothing.
-fn through_file(out: &mut PageWriter<'_>, mem: &File, process: &Process, run: &PageRun) -> Result<()> {
-    if run.start == run.end {
-        return Ok(());
-    }
-    out.fetch(process.speaker())?;
-    out.read(run.start, run.end - run.start, |offset, room| {
-        let at = run.start + offset;
-        mem.read_exact_at(room, at).map_err(|e| {
-            let errno = crate::error::errno_of(&e);
-            Error::kernel(Object::Mapping(process.pid, at, "memory".into()), "read its contents", errno)
-        })
-    })
 }
 
 fn each_run(

@@ -8,6 +8,9 @@
 //!
 //! What cannot go this way is read through /proc/PID/mem, in its place.
 
+use super::PAGE;
+use super::absent::Absent;
+use super::ranges::{self, Range};
 use super::write_behind::{WriteBehind, failed};
 use crate::attributes::filter;
 use crate::freeze::Process;
@@ -73,6 +76,19 @@ impl<'a> Splice<'a> {
         self.outlet.as_ref().map_or(0, |outlet| outlet.room(position))
     }
 
+    /// Pages of zeros among these, which ascend: not all if the process may not read them all.
+    pub fn zeros(&mut self, ranges: &[Range]) -> Result<Vec<Range>> {
+        let Some(outlet) = &mut self.outlet else { return Ok(Vec::new()) };
+        let pages: Vec<u64> = ranges.iter().flat_map(|range| (range.0..range.1).step_by(PAGE as usize)).collect();
+        let mut suspects = Vec::new();
+        for some in pages.chunks(Outlet::PROBED_AT_ONCE) {
+            let begin = outlet.begin_with_zeros(self.hand, some)?;
+            let found = some.iter().zip(begin).filter(|(_, begins)| *begins);
+            found.for_each(|(page, _)| ranges::push(&mut suspects, (*page, *page + PAGE)));
+        }
+        self.source.zeros(&suspects)
+    }
+
     /// Appends pages of the process to the file.
     pub fn push(&mut self, spans: &[Remote], file: &mut WriteBehind) -> Result<()> {
         let Some(outlet) = &mut self.outlet else { return Ok(()) };
@@ -112,6 +128,28 @@ impl Drop for Splice<'_> {
 }
 
 impl Source {
+    /// Pages of zeros among these.
+    fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
+        let (mut zeros, mut buffer) = (Vec::new(), Vec::new());
+        for range in ranges {
+            let mut at = range.0;
+            while at < range.1 {
+                buffer.resize(PIECE.min(range.1 - at) as usize, 0);
+                self.read(&mut buffer, at)?;
+                Absent::Zeros.same(at, &buffer).into_iter().for_each(|same| ranges::push(&mut zeros, same));
+                at += buffer.len() as u64;
+            }
+        }
+        Ok(zeros)
+    }
+
+    fn read(&self, buffer: &mut [u8], at: u64) -> Result<()> {
+        self.mem.read_exact_at(buffer, at).map_err(|e| {
+            let object = Object::Mapping(self.pid, at, "memory".into());
+            Error::kernel(object, "read its contents", crate::error::errno_of(&e))
+        })
+    }
+
     fn append(&self, portion: &Portion, file: &File) -> Result<()> {
         let mut moved = 0;
         while moved < portion.filled && !self.refused.load(Ordering::Relaxed) {
@@ -135,10 +173,7 @@ impl Source {
             skip = skip.saturating_sub(span.len);
             while at < end {
                 buffer.resize(PIECE.min(end - at) as usize, 0);
-                self.mem.read_exact_at(&mut buffer, at).map_err(|e| {
-                    let object = Object::Mapping(self.pid, at, "memory".into());
-                    Error::kernel(object, "read its contents", crate::error::errno_of(&e))
-                })?;
+                self.read(&mut buffer, at)?;
                 file.write_all(&buffer).map_err(|e| failed(&e))?;
                 at += buffer.len() as u64;
             }

@@ -4,8 +4,8 @@ use super::direct_io;
 use super::reader::{RunningMemory, pieces};
 use super::store::Store;
 use crate::freeze::Process;
-use crate::memory::ranges::Range;
-use crate::memory::{self, KnownFlags, PAGE, PageCount};
+use crate::memory::ranges::{self, Range};
+use crate::memory::{self, Absent, KnownFlags, PAGE, PageCount};
 use crate::report::RoundReport;
 use crate::report::micros;
 use crate::tracking::{TrackedSpace, is_tracked};
@@ -189,24 +189,18 @@ impl Space {
         Ok(())
     }
 
-    /// Puts what was read; of anonymous memory not the pages of zeros, which is what memory without pages is.
+    /// Puts what was read; of anonymous memory not the pages of zeros, which is what memory without pages is. What a file
+    /// has may change while the process runs, so its pages are all put.
     fn put(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
-        let page = PAGE as usize;
-        let is_left_out = |page: &[u8]| is_anonymous && page.iter().all(|byte| *byte == 0);
+        let absent = if is_anonymous { Absent::Zeros } else { Absent::Unknown };
         let mut rest = self.memory.bytes();
         for run in runs {
             let (bytes, later) = rest.split_at((run.1 - run.0) as usize);
             rest = later;
-            let pages: Vec<&[u8]> = bytes.chunks(page).collect();
-            let mut at = run.0;
-            for same in pages.chunk_by(|a, b| is_left_out(a) == is_left_out(b)) {
-                let len = (same.len() * page) as u64;
-                let bytes = &bytes[(at - run.0) as usize..][..len as usize];
-                match is_left_out(same[0]) {
-                    true => self.store.forget((at, at + len)),
-                    false => self.store.put(at, bytes)?,
-                }
-                at += len;
+            let same = absent.same(run.0, bytes);
+            same.iter().for_each(|same| self.store.forget(*same));
+            for (start, end) in ranges::without(&[*run], &same) {
+                self.store.put(start, &bytes[(start - run.0) as usize..(end - run.0) as usize])?;
             }
         }
         Ok(())
@@ -248,7 +242,7 @@ impl Space {
         Ok(out)
     }
 
-    /// Copies pages of the frozen process.
+    /// Copies pages of the frozen process, of anonymous memory not those of zeros.
     ///
     /// # Errors
     /// If they cannot be read, or not be written.
