@@ -25,7 +25,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 30] = [
+const WORKLOADS: [&str; 31] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -47,6 +47,7 @@ const WORKLOADS: [&str; 30] = [
     "files/ghost",
     "files/hard_linked",
     "tree/sessions",
+    "namespaces/pid_family",
     "tree/stopped",
     "signals/alternate_stack",
     "timers/timerfd",

