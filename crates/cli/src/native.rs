@@ -96,6 +96,9 @@ struct Checkpoint {
     /// Either all, or those connections of which one end has one of these inode numbers
     #[arg(long, value_name = "INODES", num_args = 0.., require_equals = true, value_delimiter = ',')]
     ext_unix_sk: Option<Vec<u32>>,
+    /// Leave the mount with this mountpoint out, and what is mounted upon it: the tree comes back without
+    #[arg(long, value_name = "MOUNTPOINT")]
+    skip_mnt: Vec<String>,
 }
 
 fn precopy_mode(text: &str) -> Result<PrecopyMode, String> {
@@ -301,6 +304,7 @@ fn checkpoint(asked: &Checkpoint) -> Result<ExitCode> {
         shell_job: asked.shared.shell_job,
         link_remap: asked.link_remap,
         ext_unix_sockets: asked.ext_unix_sk.as_ref().is_some_and(Vec::is_empty),
+        skip_mounts: asked.skip_mnt.clone(),
         external: asked.ext_unix_sk.iter().flatten().map(|inode| format!("unix[{inode}]")).collect(),
         tcp: asked.shared.tcp_policies(),
         network_lock: asked.shared.network_lock,
@@ -370,6 +374,7 @@ fn checkpoint_container(asked: &Checkpoint, container: &Container) -> Result<Exi
         (asked.link_remap, "--link-remap"),
         (asked.compress.is_some(), "--compress"),
         (asked.ext_unix_sk.is_some(), "--ext-unix-sk"),
+        (!asked.skip_mnt.is_empty(), "--skip-mnt"),
     ];
     let mut options = asked.shared.for_runtime(&else_asked)?;
     options.extend(asked.leave_running.then_some("--leave-running"));

@@ -106,6 +106,8 @@ pub struct CheckpointOptions {
     /// of a Unix socket be outside of the tree; `mnt[MOUNTPOINT]:NAME`, `mnt[]:ms` and `dev[MAJOR/MINOR]:NAME` are of
     /// mounts.
     pub external: Vec<String>,
+    /// Mountpoints: what is mounted there, and upon that, is left out, and the tree comes back without (`--skip-mnt`).
+    pub skip_mounts: Vec<String>,
     /// Network namespaces of the tree come back empty, for the caller to fill (`--empty-ns net`).
     pub empty_network: bool,
     /// Peers of Unix sockets may be outside of the tree (`--ext-unix-sk`).
@@ -146,6 +148,7 @@ impl Default for CheckpointOptions {
             network_lock: LockMethod::Nftables,
             timeout: Duration::from_secs(10),
             external: Vec::new(),
+            skip_mounts: Vec::new(),
             empty_network: false,
             ext_unix_sockets: false,
             orphan_terminals: false,

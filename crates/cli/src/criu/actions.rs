@@ -47,6 +47,7 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
         skip_in_flight: settings.skip_in_flight,
         network_lock: settings.network_lock,
         external: settings.external,
+        skip_mounts: settings.skip_mounts,
         empty_network: settings.empty_network,
         ext_unix_sockets: settings.ext_unix_sockets,
         orphan_terminals: settings.orphan_terminals,

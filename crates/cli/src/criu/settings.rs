@@ -40,6 +40,7 @@ pub struct Settings {
     pub timeout: Option<u64>,
     pub inherit_fds: Vec<(i32, String)>,
     pub external: Vec<String>,
+    pub skip_mounts: Vec<String>,
     pub empty_network: bool,
     /// Namespaces of others that the tree's root enters: kind, and a path or pid.
     pub join: Vec<(String, String)>,
@@ -294,6 +295,7 @@ impl Settings {
                 "skip" => self.network_lock = LockMethod::Skip,
                 other => return Err(format!("--network-lock: '{other}' is none of nftables, iptables, skip")),
             },
+            "skip-mnt" => self.skip_mounts.push(text(name, &value)?),
             "external" => {
                 let resource = text(name, &value)?;
                 // `console:` and the like, which LXC gives without meaning anything by it, name nothing.

@@ -129,7 +129,7 @@ pub const OPTIONS: &[Spec] = &[
     here("enable-external-masters", None, Nothing),
     // What cannot be carried is refused by its own name.
     here("enable-fs", None, Value),
-    later("skip-mnt", Value, MOUNTS),
+    here("skip-mnt", None, Value),
     // Another way to the same mounts.
     here("mntns-compat-mode", None, Nothing),
     later("lsm-profile", Value, SECURITY),

@@ -85,7 +85,8 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     let externals = Externals::of(&cx.options.external);
     let mut tables: Vec<(u32, Vec<MntEntry>)> = Vec::new();
     for own in &all {
-        let told = read(cx, own, &ours)?;
+        let mut told = read(cx, own, &ours)?;
+        table::leave_out(&mut told.mounts, &cx.options.skip_mounts);
         let mut entries = table::record_all(&told.mounts, &ours, &externals)?;
         if let Some((_, first)) = tables.first() {
             table::forget_namesakes(&mut entries, first);

@@ -114,6 +114,13 @@ pub fn record_all(mounts: &[MountInfo], ours: &[MountInfo], externals: &External
         mark_external(info, entry, ours, externals);
         check_options(info, entry)?;
     }
+    let root = mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/").map(|mount| mount.dev);
+    for (info, entry) in &entries {
+        // The tree's root may be of any kind, and mounts of parts of it.
+        if entry.ext_key.is_none() && Some(info.dev) != root {
+            refuse_by_type(info, entry)?;
+        }
+    }
     Ok(entries.into_iter().map(|(_, entry)| entry).collect())
 }
 
@@ -158,6 +165,43 @@ fn check_options(info: &MountInfo, entry: &MntEntry) -> Result<()> {
         return Err(Error::unsupported(object(entry), "it has quotas, which cannot be carried", ""));
     }
     Ok(())
+}
+
+/// File systems that are nothing without a process that serves them.
+fn refuse_by_type(info: &MountInfo, entry: &MntEntry) -> Result<()> {
+    let reason = match info.fs_type.as_slice() {
+        b"autofs" => "what is mounted upon it is up to an automounter (autofs), to which it cannot be given back",
+        name if name == b"fuse" || name == b"fuseblk" || name.starts_with(b"fuse.") => {
+            "its files are those of a process that serves them (FUSE), with which it cannot be connected again"
+        }
+        _ => return Ok(()),
+    };
+    let name = String::from_utf8_lossy(&info.fs_type).into_owned();
+    let place = String::from_utf8_lossy(&entry.mountpoint).into_owned();
+    Err(Error::unsupported(
+        Object::Other(format!("mount {} ({place}, {name})", entry.mnt_id)),
+        reason,
+        "leave it out with --skip-mnt MOUNTPOINT, or name another for its place with --external mnt[MOUNTPOINT]:NAME",
+    ))
+}
+
+/// Forgets the mounts with these mountpoints, and those upon them, but not the root.
+pub fn leave_out(mounts: &mut Vec<MountInfo>, places: &[String]) {
+    if places.is_empty() {
+        return;
+    }
+    let is_named = |mount: &MountInfo| {
+        let place = paths::of(&mount.mount_point);
+        place != b"/" && places.iter().any(|named| named.as_bytes() == place)
+    };
+    let mut left_out: Vec<i32> = mounts.iter().filter(|mount| is_named(mount)).map(|mount| mount.id).collect();
+    let mut known = 0;
+    while known < left_out.len() {
+        let upon = left_out[known];
+        left_out.extend(mounts.iter().filter(|mount| mount.parent == upon && mount.id != upon).map(|mount| mount.id));
+        known += 1;
+    }
+    mounts.retain(|mount| !left_out.contains(&mount.id));
 }
 
 /// Takes note of what is from outside.
@@ -214,6 +258,29 @@ mod tests {
         assert_eq!((all[0].shared_id, all[0].master_id), (Some(8), Some(7)));
         assert_eq!((all[1].root.as_slice(), all[1].deleted, all[1].fstype), (&b"/gone"[..], Some(true), 0));
         assert_eq!(u64::from(all[1].flags), libc::MS_NOATIME | libc::MS_UNBINDABLE);
+    }
+
+    #[test]
+    fn what_is_to_be_left_out_goes_with_all_upon_it() {
+        let mounts = parse(
+            b"30 20 8:1 / / rw - ext4 /dev/a rw\n31 30 0:5 / /gone rw - tmpfs t rw\n32 31 0:6 / /gone/below rw - tmpfs t rw\n\
+            33 30 0:7 / /kept rw - tmpfs t rw\n34 30 0:8 / /f rw - fuse.sshfs s rw\n35 30 0:9 / /a rw - autofs a rw\n",
+        )
+        .unwrap();
+        let left = |places: &[&str]| {
+            let mut mounts = mounts.clone();
+            leave_out(&mut mounts, &places.iter().map(|&place| place.to_owned()).collect::<Vec<_>>());
+            mounts
+        };
+        let ids = |mounts: Vec<MountInfo>| mounts.into_iter().map(|mount| mount.id).collect::<Vec<_>>();
+        assert_eq!(ids(left(&["/", "/gone"])), [30, 33, 34, 35]);
+        assert_eq!(ids(left(&["/none"])), [30, 31, 32, 33, 34, 35]);
+        let refused = |places: &[&str]| {
+            record_all(&left(places), &[], &Externals::default()).map_err(|error| error.to_string()).err()
+        };
+        assert!(refused(&["/a"]).is_some_and(|text| text.contains("FUSE") && text.contains("/f, fuse.sshfs")));
+        assert!(refused(&["/f"]).is_some_and(|text| text.contains("autofs")));
+        assert_eq!(refused(&["/a", "/f"]), None);
     }
 
     #[test]
