@@ -29,6 +29,7 @@ pub mod memfd;
 mod pidfd;
 mod pipe;
 mod pipe_data;
+mod posix_queue;
 pub mod regular;
 mod regular_path;
 pub mod shared_pages;
@@ -120,6 +121,7 @@ pub static KINDS: &[&dyn FileKind] = &[
     &socket::Unix,
     &socket::Netlink,
     &socket::Packet,
+    &posix_queue::Descriptor,
     &crate::namespaces::file::NamespaceFile,
     &crate::namespaces::net::tun::TunFile,
     &regular::Regular,

@@ -2,11 +2,12 @@
 //! uses them at the moment or not, queues of messages of POSIX, and the limits of all these.
 //!
 //! Everything is read and made by a thread that is in the namespace, and is found again under its own id. Mappings of
-//! shared memory are those of processes (`files/sysv.rs`). POSIX has no way to look at a message without taking it:
-//! only empty queues are carried, in `cryonaut-posix-queues-ID.json`.
+//! shared memory are those of processes (`files/sysv.rs`). Queues of POSIX ([`posix`]) are in
+//! `cryonaut-posix-queues-ID.json`.
 //!
 //! Not told by the kernel, and not carried: who has used an object last, and when.
 
+pub mod posix;
 pub mod undo;
 
 use super::{Building, Dumping, Halves, Own};
@@ -18,11 +19,10 @@ use cryonaut_image::ImageKind;
 use cryonaut_image::records::{IpcDescEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::sys::namespace::within;
-use cryonaut_kernel::sys::posix_queues::{self, Queue};
+use cryonaut_kernel::sys::posix_queues;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED};
 use cryonaut_kernel::sys::sysv_queues::{self as queues, Described, Kind};
 use rustix::fs::OFlags;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -69,7 +69,7 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
             Ok((one, queues::values(one.id, one.size).map_err(failed)?))
         });
         let sets = sets.collect::<Result<Vec<_>>>()?;
-        let posix = posix_queues::list().map_err(own.failed("list its queues of POSIX"))?;
+        let posix = posix_queues::list().map_err(posix::unread(own))?;
         Ok((limits, memory, messages, sets, posix))
     });
     let (limits, memory, messages, sets, posix) = read?;
@@ -96,51 +96,7 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         file.append_tailed(&IpcSemEntry { desc: described(&one), nsems: values.len() as u32 }, &bytes)?;
     }
-    if let Some(full) = posix.iter().find(|queue| queue.messages > 0) {
-        return Err(Error::unsupported(
-            Object::Other(format!("the queue /{} of {}", full.name, own.object())),
-            format!("there are {} messages in it, which cannot be carried yet", full.messages),
-            "let the program receive them first",
-        ));
-    }
-    if posix.is_empty() {
-        Ok(())
-    } else {
-        {
-            let posix: Vec<PosixQueue> = posix.into_iter().map(PosixQueue::from).collect();
-            Ok(images.write_json(&posix_name(own), &posix)?)
-        }
-    }
-}
-
-/// A queue of POSIX in the image.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct PosixQueue {
-    name: String,
-    mode: u32,
-    owner: (u32, u32),
-    most_messages: i64,
-    longest_message: i64,
-}
-
-impl From<Queue> for PosixQueue {
-    fn from(Queue { name, mode, owner, most, longest, .. }: Queue) -> Self {
-        let owner = users::inside(owner);
-        PosixQueue { name, mode, owner, most_messages: most, longest_message: longest }
-    }
-}
-
-impl PosixQueue {
-    fn as_told(&self) -> Queue {
-        let PosixQueue { name, mode, owner, most_messages, longest_message } = self;
-        let (name, most, longest) = (name.clone(), *most_messages, *longest_message);
-        Queue { name, mode: *mode, owner: users::outside(*owner), most, longest, messages: 0 }
-    }
-}
-
-fn posix_name(own: &Own) -> String {
-    format!("posix-queues-{}", own.id)
+    posix::write(images, own, posix)
 }
 
 fn described(one: &Described) -> IpcDescEntry {
@@ -226,16 +182,13 @@ fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     let limits: IpcVarEntry = images.read_one(ImageKind::IpcVar, id)?;
     let memory = images.read_tailed::<IpcShmEntry>(ImageKind::IpcnsShm, id)?;
     let sets = images.read_tailed::<IpcSemEntry>(ImageKind::IpcnsSem, id)?;
-    let posix: Vec<PosixQueue> = images.read_json(&posix_name(own))?.unwrap_or_default();
+    let posix = posix::recorded(images, own)?;
     let held = inside(own, || {
         set_limits(own, &limits)?;
         let held = memory.iter().map(|(entry, data)| make_memory(cx, own, entry, data)).collect::<Result<Vec<_>>>()?;
         make_queues(cx, own)?;
         sets.iter().try_for_each(|(entry, bytes)| make_set(own, entry, bytes))?;
-        for queue in &posix {
-            let object = Object::Other(format!("the queue /{} of {}", queue.name, own.object()));
-            posix_queues::make(&queue.as_told()).map_err(|e| Error::kernel(object, "make it", e))?;
-        }
+        posix.iter().try_for_each(|queue| posix::make(queue, own.object()).map(drop))?;
         for (name, next) in NEXT.into_iter().zip([limits.msg_next_id, limits.sem_next_id, limits.shm_next_id]) {
             if let Some(next) = next {
                 set(name, &(next as i32).to_string()).map_err(own.failed(format!("set {name}")))?;
