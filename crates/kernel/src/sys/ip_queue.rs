@@ -1,7 +1,9 @@
-//! Packets that wait in a raw socket or one for pings, as they stand in the kernel's memory ([`super::bpf_iter`]): a call
-//! tells of the first alone without taking it (SO_PEEK_OFF is not for these).
+//! Packets that wait in a raw socket or one for pings, and those that have brought errors to any socket (MSG_ERRQUEUE), as
+//! they stand in the kernel's memory ([`super::bpf_iter`]): a call tells of the first alone without taking it (SO_PEEK_OFF
+//! is not for these), and of an error only by taking it.
 
-use super::unix_memory::Reader;
+use super::bpf_iter::Field;
+use super::unix_memory::{Buffer, Reader};
 use rustix::io::Errno;
 use std::os::fd::BorrowedFd;
 
@@ -19,10 +21,42 @@ pub struct IpPacket {
 pub fn packets(socket: BorrowedFd<'_>) -> Result<Vec<IpPacket>, Errno> {
     let reader = Reader::new()?;
     let all = reader.received(reader.sock(socket)?)?;
-    let one = |buffer| {
-        let (text, headers) = (reader.text(&buffer)?.ok_or(Errno::NOTSUP)?, buffer.data.saturating_sub(buffer.network));
+    all.iter().map(|buffer| reader.packet(buffer)).collect()
+}
+
+/// A message in the queue of errors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IpError {
+    /// The error.
+    pub error: i32,
+    /// The packet of ICMP that has brought it; `None` if it has another origin.
+    pub packet: Option<Vec<u8>>,
+}
+
+/// The messages in the queue of errors of a socket, first come first. The errors are those of [`packets`].
+pub fn errors(socket: BorrowedFd<'_>) -> Result<Vec<IpError>, Errno> {
+    // SO_EE_ORIGIN_ICMP and SO_EE_ORIGIN_ICMP6 (linux/errqueue.h).
+    const BY_PACKET: [u64; 2] = [2, 3];
+    let reader = Reader::new()?;
+    let begin = reader.field("sk_buff", "cb", 8)?.offset + reader.field("sock_exterr_skb", "ee", 8)?.offset;
+    let told = |name, len| {
+        reader.field("sock_extended_err", name, len).map(|field| Field { offset: begin + field.offset, ..field })
+    };
+    let fields = [told("ee_errno", 4)?, told("ee_origin", 1)?];
+    let one = |buffer: &Buffer| {
+        let [error, origin] = reader.values(buffer.address, &fields)?[..] else { return Err(Errno::NOTSUP) };
+        let packet = BY_PACKET.contains(&origin).then(|| reader.packet(buffer)).transpose()?;
+        Ok(IpError { error: error as i32, packet: packet.map(|packet| packet.bytes) })
+    };
+    reader.queue(reader.sock(socket)?, "sk_error_queue")?.iter().map(one).collect()
+}
+
+impl Reader {
+    /// A packet, of which what was read by the kernel's own protocols stands in front of its data.
+    fn packet(&self, buffer: &Buffer) -> Result<IpPacket, Errno> {
+        let (text, headers) = (self.text(buffer)?.ok_or(Errno::NOTSUP)?, buffer.data.saturating_sub(buffer.network));
         // What a raw socket of IPv4 gets begins with its header.
-        let mut bytes = reader.bytes(buffer.network, headers as usize)?;
+        let mut bytes = self.bytes(buffer.network, headers as usize)?;
         bytes.extend(text);
         let payload = match bytes.first().map(|first| first >> 4) {
             Some(4) => usize::from(bytes[0] & 0xf) * 4,
@@ -30,8 +64,7 @@ pub fn packets(socket: BorrowedFd<'_>) -> Result<Vec<IpPacket>, Errno> {
             _ => return Err(Errno::NOTSUP),
         };
         if payload < 20 || payload > bytes.len() { Err(Errno::NOTSUP) } else { Ok(IpPacket { bytes, payload }) }
-    };
-    all.into_iter().map(one).collect()
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,11 @@ impl Reader {
 
     /// What a socket has received, first come first.
     pub fn received(&self, sock: u64) -> Result<Vec<Buffer>, Errno> {
+        self.queue(sock, "sk_receive_queue")
+    }
+
+    /// What is in a queue of a socket.
+    pub fn queue(&self, sock: u64, queue: &str) -> Result<Vec<Buffer>, Errno> {
         let parts = |name, len| {
             let beside = self.field("sk_buff", "cb", 8)?.offset;
             self.field("unix_skb_parms", name, len).map(|field| Field { offset: beside + field.offset, len })
@@ -118,7 +123,7 @@ impl Reader {
         let fields = [len, paged, data, head, end, owner, network, pid, uid, gid, rights, consumed];
         let most = fields.iter().map(|field| field.offset as usize + 8).max().unwrap_or_default();
         // The head of the list begins as its members do.
-        let queue = sock + u64::from(self.field("sock", "sk_receive_queue", 8)?.offset);
+        let queue = sock + u64::from(self.field("sock", queue, 8)?.offset);
         let next = self.field("sk_buff", "next", 8)?;
         let first = self.values(queue, &[next])?[0];
         let all = bpf_iter::blocks(self.btf, self.own, (first, queue), next.offset, most)?;

@@ -40,6 +40,9 @@ pub struct Extra {
     /// The error that waits for the program (SO_ERROR), or 0; of a connection that has ended it is told there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub error: i32,
+    /// Packets that have brought messages about errors, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<String>,
     /// Urgent data that was received, and behind how many bytes of what was not acknowledged there is some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urgent: Option<Urgent>,

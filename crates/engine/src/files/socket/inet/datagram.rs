@@ -6,7 +6,8 @@ use super::super::Sort;
 use super::super::beside::Extra;
 use super::super::settings::{self, Setting};
 use super::{
-    CLOSE, address, describe, error, multicast, object, raw, ready, sort_of, state, unread, unread_packets, zone_of,
+    CLOSE, address, describe, error, error_queue, multicast, object, raw, ready, sort_of, state, unread,
+    unread_packets, zone_of,
 };
 use crate::files::{Build, Collect, OpenFile};
 use crate::{Error, Result};
@@ -138,6 +139,9 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry, extra
         return raw::build(socket, record);
     }
     unread::build(cx, socket, record)?;
+    if !extra.errors.is_empty() {
+        return error_queue::build(socket, record, extra);
+    }
     if extra.error == 0 {
         return Ok(());
     }

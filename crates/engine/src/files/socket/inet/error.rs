@@ -7,6 +7,7 @@ use super::{packet, ready, sort_of, state};
 use crate::files::OpenFile;
 use crate::{Error, Result};
 use cryonaut_image::records::InetSkEntry;
+use cryonaut_kernel::sys::socket_inside::Waits;
 use cryonaut_kernel::sys::{socket, socket_inside};
 use libc::{IPPROTO_IP, IPPROTO_IPV6};
 use rustix::event::PollFlags;
@@ -14,18 +15,15 @@ use rustix::io::Errno;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-/// The error that waits, or 0. Refused is what cannot be told, and messages in the queue of errors.
-pub fn waiting(file: &OpenFile<'_>) -> Result<i32> {
+/// The error that waits, or 0, and how many messages are in the queue of errors. Refused is what cannot be told.
+pub fn waiting(file: &OpenFile<'_>) -> Result<Waits> {
     let none = file.asked.seen().map(|seen| !seen.has_error());
     if none.unwrap_or_else(|| !ready(file.file).contains(PollFlags::ERR)) {
-        return Ok(0);
+        return Ok(Waits { error: 0, messages: 0 });
     }
     let refuse = |reason: String| Err(Error::unsupported(file.object(), reason, CLOSE));
     match socket_inside::waits(file.file) {
-        Ok(waits) if waits.messages > 0 => {
-            refuse(format!("it has {} messages about errors that the program has not read", waits.messages))
-        }
-        Ok(waits) => Ok(waits.error),
+        Ok(waits) => Ok(waits),
         Err(Errno::NOENT | Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => refuse(
             "it has an error or a message about one for the program, which cannot be looked at without BTF, CAP_BPF and \
              CAP_PERFMON"

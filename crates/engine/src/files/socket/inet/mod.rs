@@ -14,6 +14,7 @@ mod connection;
 mod datagram;
 mod ended;
 mod error;
+mod error_queue;
 mod in_flight;
 mod inside;
 mod multicast;
@@ -45,6 +46,7 @@ use crate::users;
 use crate::{Error, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use cryonaut_kernel::sys::socket;
+use cryonaut_kernel::sys::socket_inside::Waits;
 use libc::{IPPROTO_IP, IPPROTO_IPV6};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Mode, Uid};
@@ -92,7 +94,7 @@ impl FileKind for Inet {
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
         let failed = |e| Error::kernel(file.object(), "ask what it is", e);
         let sort = file.asked.sort(file.file).map_err(failed)?;
-        let error = error::waiting(file)?;
+        let Waits { error, messages } = error::waiting(file)?;
         let mut record = InetSkEntry {
             id,
             ino: file.stat.st_ino as u32,
@@ -116,12 +118,15 @@ impl FileKind for Inet {
         if let Some(inside) = &inside {
             inside::collect(file, inside, &mut extra)?;
         }
+        if messages > 0 {
+            error_queue::collect(file, &record, error, &mut extra)?;
+        }
         if sort.is_tcp() {
             tcp::collect(cx, file, &mut record, &mut extra, (error, inside.as_ref()))?;
         } else {
             datagram::collect(cx, file, sort, &mut record, &mut extra)?;
             let peer = address::peer(file.file).ok().flatten();
-            if error != 0 && !error::can_come(&record, error, peer) {
+            if error != 0 && messages == 0 && !error::can_come(&record, error, peer) {
                 return Err(error::refuse(file, error));
             }
             extra.error = error;

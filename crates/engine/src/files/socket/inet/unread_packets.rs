@@ -81,7 +81,7 @@ fn hindrance(packet: &IpPacket, sort: Sort) -> Option<String> {
 }
 
 /// The destination.
-fn whither(packet: &[u8]) -> Option<IpAddr> {
+pub fn whither(packet: &[u8]) -> Option<IpAddr> {
     match packet.first()? >> 4 {
         4 => Some(Ipv4Addr::from(*packet.get(16..)?.first_chunk::<4>()?).into()),
         6 => Some(Ipv6Addr::from(*packet.get(24..)?.first_chunk::<16>()?).into()),
@@ -147,7 +147,7 @@ pub fn build(cx: &Build<'_>, socket: BorrowedFd<'_>, record: &InetSkEntry) -> Re
 }
 
 /// Nothing is to leave this host: only an address of ours can be bound.
-fn is_ours(to: IpAddr) -> std::result::Result<(), Errno> {
+pub fn is_ours(to: IpAddr) -> std::result::Result<(), Errno> {
     let bound = UdpSocket::bind(SocketAddr::new(to, 0));
     bound.map(drop).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
 }
