@@ -27,7 +27,7 @@ use crate::precopy::Precopied;
 use crate::questions::{self, Questions};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{self, SharedSpace, UnwrittenSpaces};
-use crate::{CheckpointOptions, Error, Result};
+use crate::{CheckpointOptions, Error, Progress, Result};
 use cryonaut_image::records::{CoreEntry, InventoryEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, VmaEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
@@ -188,6 +188,7 @@ pub fn dump(
         alone: pids.len() == 1,
         precopied: about.precopied,
         mapped: &mapped,
+        progress: &options.progress,
         files_ahead: false,
     };
     let gathered = tree.write_all(frozen, report)?;
@@ -241,6 +242,7 @@ struct Tree<'c, 'a> {
     precopied: Option<&'a Precopied<'a>>,
     /// The files that its processes map.
     mapped: &'a MappedFiles,
+    progress: &'a Progress,
     /// Whether another thread writes its files meanwhile.
     files_ahead: bool,
 }
@@ -251,6 +253,9 @@ impl<'a> Tree<'_, 'a> {
         let mut spaces = UnwrittenSpaces::of(&frozen.processes);
         let looking = Instant::now();
         let is_precopied = |p: &Process| self.precopied.is_some_and(|precopied| precopied.of(&[p.pid]).is_some());
+        // Roughly: what is shared, or of zeros, is not written for each.
+        let to_do = frozen.processes.iter().filter(|p| !is_precopied(p)).map(|p| p.status.rss_anon_kib << 10);
+        self.progress.expect(to_do.sum());
         memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
         report.memory_us += micros(looking.elapsed());
         for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
@@ -400,7 +405,8 @@ impl<'a> Tree<'_, 'a> {
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
         let (images, server, alone, precopied) = (self.images, self.server, self.alone, self.precopied);
         let files = Some(self.mapped);
-        let place = PagesPlace { images, pages_id, server, alone, precopied, files };
+        let progress = Some(self.progress);
+        let place = PagesPlace { images, pages_id, server, alone, precopied, files, progress };
         Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 

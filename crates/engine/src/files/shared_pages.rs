@@ -4,7 +4,7 @@
 
 use super::{Collect, PagesIds};
 use crate::memory::{PAGE, PageCount, PageWriter, PagesPlace};
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Progress, Result};
 use cryonaut_image::{Chain, DumpDir, ImageDir, ImageKind};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -24,14 +24,15 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 /// `page` is the size in bytes of the file's pages. Huge ones do not say where
 /// their holes are: what is zero is a hole there.
 pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
-    let count = write_out((cx.images, &cx.pages_ids), id, file, size, page, object)?;
+    let progress = Some(&cx.options.progress);
+    let count = write_out((cx.images, &cx.pages_ids, progress), id, file, size, page, object)?;
     cx.shared_pages.add(count);
     Ok(())
 }
 
 /// The same for who does not look for files.
 pub fn write_out(
-    (images, pages_ids): (&DumpDir, &PagesIds),
+    (images, pages_ids, progress): (&DumpDir, &PagesIds, Option<&Progress>),
     id: u64,
     file: &File,
     size: u64,
@@ -39,12 +40,13 @@ pub fn write_out(
     object: &Object,
 ) -> Result<PageCount> {
     let (pages_id, server) = (pages_ids.new_id(), pages_ids.server());
-    let place = PagesPlace { images, pages_id, server, alone: false, precopied: None, files: None };
+    let place = PagesPlace { images, pages_id, server, alone: false, precopied: None, files: None, progress };
     let mut out = PageWriter::new(place, ImageKind::ShmemPagemap, id)?;
     let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;
     while let Some((data, hole)) = next_data(file, at, size, object)? {
         let (mut from, end) = (data / PAGE * PAGE, hole.next_multiple_of(PAGE));
+        progress.iter().for_each(|progress| progress.expect(end - from));
         while from < end {
             let piece = &mut buffer[..PIECE.min(end - from) as usize];
             let there = size.saturating_sub(from).min(piece.len() as u64) as usize;

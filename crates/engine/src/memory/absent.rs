@@ -61,9 +61,12 @@ fn read(file: &File, bytes: &mut [u8], offset: u64) -> usize {
     filled
 }
 
-/// Files that are mapped in a tree, opened once each; by device and inode.
+/// Device and inode of a file.
+type Inode = ((u32, u32), u64);
+
+/// Files that are mapped in a tree, opened once each, as far as they are to be opened.
 #[derive(Debug, Default)]
-pub struct MappedFiles(Mutex<BTreeMap<((u32, u32), u64), Option<Arc<File>>>>);
+pub struct MappedFiles(Mutex<BTreeMap<Inode, Option<Arc<File>>>>);
 
 impl MappedFiles {
     /// What there is without pages in a private mapping of a process. Of a device that is not known: to look might change

@@ -4,8 +4,8 @@
 use super::contents::{Contents, Piece, Store};
 use super::vma::status;
 use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
-use crate::Result;
 use crate::files::{Build, io_uring, sysv};
+use crate::{Progress, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
@@ -93,7 +93,7 @@ pub fn begin(
         others.into_iter().partition(|vma| vma.status & status::SYSVIPC != 0);
     map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
-    tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec())?;
+    tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec(), &tree.progress)?;
     part_from_files(hand, &space.contents.extras.like_file)?;
     aio::build(hand, service, &mm.vmas)
 }
@@ -119,6 +119,8 @@ pub struct Tree<'i> {
     pub detour: u64,
     /// Private pages that have been read into place.
     pub pages_filled: u64,
+    /// Who is told of them as they are read.
+    pub progress: Progress,
 }
 
 /// What one is built of.

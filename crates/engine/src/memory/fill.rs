@@ -9,7 +9,7 @@
 use super::PAGE;
 use super::contents::{Piece, Store};
 use crate::freeze::pid_of;
-use crate::{Error, Result, parallel};
+use crate::{Error, Progress, Result, parallel};
 use cryonaut_kernel::sys::mem::{self, Remote};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
@@ -35,11 +35,17 @@ struct Read {
 }
 
 /// Reads the pages into place. Returns how many they are.
-pub(super) fn fill(hand: &mut Hand, service: &Service, store: &mut Store<'_>, mut pieces: Vec<Piece>) -> Result<u64> {
+pub(super) fn fill(
+    hand: &mut Hand,
+    service: &Service,
+    store: &mut Store<'_>,
+    mut pieces: Vec<Piece>,
+    progress: &Progress,
+) -> Result<u64> {
     // File by file; within each they ascend by address and offset.
     pieces.sort_by_key(|piece| piece.source);
     for group in pieces.chunk_by(|a, b| a.source == b.source) {
-        fill_from(hand, service, &store.pages(group[0].source)?, &reads(group))?;
+        fill_from(hand, service, &store.pages(group[0].source)?, &reads(group), progress)?;
     }
     Ok(pieces.iter().map(|piece| piece.len / PAGE).sum())
 }
@@ -71,20 +77,21 @@ fn reads(pieces: &[Piece]) -> Vec<Read> {
     out
 }
 
-fn fill_from(hand: &mut Hand, service: &Service, pages: &File, reads: &[Read]) -> Result<()> {
-    let left = if reads.len() > FEW { write(hand.pid(), pages, reads)? } else { reads.iter().collect() };
+fn fill_from(hand: &mut Hand, service: &Service, pages: &File, reads: &[Read], progress: &Progress) -> Result<()> {
+    let left = if reads.len() > FEW { write(hand.pid(), pages, reads, progress)? } else { reads.iter().collect() };
     if left.is_empty() {
         return Ok(());
     }
     let number = service.give(hand, &[pages.as_fd()])?[0];
     read_itself(hand, number, &left)?;
+    progress.advance(left.iter().map(|read| read.len).sum());
     let mut b = Batch::new();
     b.call(libc::SYS_close, [number.into()]);
     Ok(hand.run(&mut b)?)
 }
 
 /// Writes what is to be read into the process, by several threads; returns what is left to it.
-fn write<'r>(pid: i32, pages: &File, reads: &'r [Read]) -> Result<Vec<&'r Read>> {
+fn write<'r>(pid: i32, pages: &File, reads: &'r [Read], progress: &Progress) -> Result<Vec<&'r Read>> {
     let pid = pid_of(pid)?;
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
@@ -92,6 +99,8 @@ fn write<'r>(pid: i32, pages: &File, reads: &'r [Read]) -> Result<Vec<&'r Read>>
         while let Some(read) = reads.get(next.fetch_add(1, Ordering::Relaxed)) {
             if mem::write_spans_of_file(pid, pages, read.offset, &read.places) != Ok(read.len as usize) {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).push(read);
+            } else {
+                progress.advance(read.len);
             }
         }
     };

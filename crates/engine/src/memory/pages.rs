@@ -18,7 +18,7 @@ use crate::freeze::Process;
 use crate::precopy::{Precopied, Space};
 use crate::sharing::SharedSpace;
 use crate::tracking::own_pages;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Progress, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan};
@@ -101,6 +101,7 @@ pub struct PageWriter<'a> {
     count: PageCount,
     /// Pages that are as their file has them, and were left out.
     like_file: Vec<ranges::Range>,
+    progress: Progress,
 }
 
 impl<'a> PageWriter<'a> {
@@ -111,19 +112,19 @@ impl<'a> PageWriter<'a> {
 
     /// The same for several ids with the same pages.
     fn shared(place: PagesPlace<'_>, kind: ImageKind, ids: &[u64]) -> Result<Self> {
-        let PagesPlace { images, pages_id, server, .. } = place;
+        let PagesPlace { images, pages_id, server, progress, .. } = place;
         let target = ids.first().and_then(|id| Target::of(kind, *id));
         if let (Some(server), Some(target)) = (server, target) {
             let upload = server.begin(target)?;
             let pipe = upload.pages().map_err(|e| super::write_behind::failed(&e))?;
-            return Ok(Self::with(Vec::new(), Some(upload), pipe));
+            return Ok(Self::with(Vec::new(), Some(upload), pipe, progress));
         }
         let map = |id: &u64| PagemapWriter::create(images, kind, *id, pages_id);
         let maps = ids.iter().map(map).collect::<std::result::Result<_, _>>()?;
-        Ok(Self::with(maps, None, images.raw_file(ImageKind::Pages, u64::from(pages_id))?))
+        Ok(Self::with(maps, None, images.raw_file(ImageKind::Pages, u64::from(pages_id))?, progress))
     }
 
-    fn with(maps: Vec<PagemapWriter>, upload: Option<Upload>, pages: File) -> Self {
+    fn with(maps: Vec<PagemapWriter>, upload: Option<Upload>, pages: File, progress: Option<&Progress>) -> Self {
         PageWriter {
             maps,
             upload,
@@ -134,6 +135,7 @@ impl<'a> PageWriter<'a> {
             splice: None,
             count: PageCount::default(),
             like_file: Vec::new(),
+            progress: progress.cloned().unwrap_or_default(),
         }
     }
 
@@ -181,6 +183,7 @@ impl<'a> PageWriter<'a> {
             read(done, &mut self.buffer[filled..])?;
             let end = self.keep(start + done, filled..filled + take as usize, absent, filled)?;
             self.buffer.truncate(end);
+            self.progress.advance(take);
             done += take;
             self.hand_on_if_full()?;
         }
@@ -240,6 +243,7 @@ impl<'a> PageWriter<'a> {
     /// Adds what [`PageWriter::remote`] and [`PageWriter::elsewhere`] were told of. Before anything else is added.
     fn fetch(&mut self, pid: i32) -> Result<()> {
         let (spans, len) = (std::mem::take(&mut self.spans), std::mem::take(&mut self.spans_len));
+        self.progress.advance(len as u64);
         if self.splice.is_some() && len > 0 {
             self.hand_on()?;
             return self.push(&spans);
@@ -343,6 +347,8 @@ pub struct PagesPlace<'a> {
     pub precopied: Option<&'a Precopied<'a>>,
     /// The files that its processes map.
     pub files: Option<&'a MappedFiles>,
+    /// Who is told how far it is.
+    pub progress: Option<&'a Progress>,
 }
 
 /// Writes the pages that the process has of its own, and those with whom it
@@ -366,7 +372,7 @@ pub fn dump_private(
     }
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
-    let source = Source { process, mem: &mem, alone, files: place.files };
+    let source = Source { process, mem: &mem, alone, files: place.files, progress: place.progress };
     let mut written = 0;
     if let Some(held) = &space.common.held {
         written = write_held(held, source, hand.as_deref_mut(), vmas)?;
@@ -426,6 +432,7 @@ struct Source<'a> {
     alone: bool,
     /// The files that are mapped, if what is as there need not be stored.
     files: Option<&'a MappedFiles>,
+    progress: Option<&'a Progress>,
 }
 
 impl Source<'_> {
@@ -474,6 +481,7 @@ fn write_held(held: &Held, source: Source<'_>, hand: Option<&mut Hand>, vmas: &[
         alone: false,
         precopied: None,
         files: None,
+        progress: source.progress,
     };
     // The file must have all of them, whatever they are.
     let source = Source { alone: false, files: None, ..source };

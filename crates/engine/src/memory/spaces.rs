@@ -8,11 +8,11 @@ use super::build::{self, Space, Tree};
 use super::contents::{Contents, Piece, Store};
 use super::inherit::{Comparison, Inheritance, Record};
 use super::{AllExtras, PAGE, SharedBuild, ranges, status};
-use crate::Result;
 use crate::files::Build;
 use crate::lazy::{Handover, comes_later};
 use crate::plan::{Plan, SharedSpaces};
 use crate::restore::Scratches;
+use crate::{Progress, Result};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_puppet::Hand;
@@ -61,13 +61,20 @@ impl<'p> AddressSpaces<'p> {
     ///
     /// `lazily`, much of the memory is left to come later, and of much memory only what the image has once for a process
     /// and its creator is inherited: to compare contents takes as long as to read them.
-    pub fn read(images: &'p ImageDir, plan: &'p Plan, scratches: &Scratches<'_>, lazily: bool) -> Result<Self> {
+    pub fn read(
+        images: &'p ImageDir,
+        plan: &'p Plan,
+        scratches: &Scratches<'_>,
+        lazily: bool,
+        progress: &Progress,
+    ) -> Result<Self> {
         let extras = AllExtras::read(images)?;
         let mut tree = Tree {
             store: Store::new(images),
             shared: SharedBuild::default(),
             detour: scratches.detour(),
             pages_filled: 0,
+            progress: progress.clone(),
         };
         let mut spaces = BTreeMap::new();
         let owners = plan.processes.values().filter(|p| plan.spaces.owner(p.pid()) == p.pid());
@@ -99,6 +106,7 @@ impl<'p> AddressSpaces<'p> {
             let pieces = one.inherited.rest(&one.contents.pieces);
             let given = given.remove(pid).unwrap_or_default();
             (one.now, one.later) = if lazily { divide(&one.mm.vmas, &pieces, given) } else { (pieces, Vec::new()) };
+            progress.expect(one.now.iter().map(|piece| piece.len).sum());
         }
         Ok(AddressSpaces { tree, spaces, shared: &plan.spaces, forebears })
     }

@@ -78,7 +78,14 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     for (one, pages) in memory {
         let what = object(own, "segment of memory", one.id);
         let size = one.size;
-        let count = shared_pages::write_out((images, &cx.pages_ids), one.id as u64, &pages, size, PAGE, &what)?;
+        let count = shared_pages::write_out(
+            (images, &cx.pages_ids, Some(&cx.options.progress)),
+            one.id as u64,
+            &pages,
+            size,
+            PAGE,
+            &what,
+        )?;
         cx.shared_pages.add(count);
         let desc = described(&one);
         file.append_tailed(&IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None }, &[])?;

@@ -38,7 +38,7 @@ use crate::memory::PageCount;
 use crate::options::{CheckpointOptions, Pause, PrecopyMode, PrecopyOptions};
 use crate::report::{PrecopyReport, Untracked, micros};
 use crate::tracking::{Kept, TrackedSpace, end_all};
-use crate::{Error, Object, Result, memory};
+use crate::{Error, Object, Progress, Result, memory};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::stat::State;
@@ -65,6 +65,7 @@ pub struct Precopied<'a> {
     root: i32,
     images: &'a DumpDir,
     options: PrecopyOptions,
+    progress: Progress,
     /// How long to wait for the tree to stop.
     timeout: Duration,
     /// By pid.
@@ -140,9 +141,10 @@ impl<'a> Precopied<'a> {
 
     /// With what is known of the processes since the parent of the image was made.
     fn begin(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
-        let (timeout, parent, options) = (options.timeout, options.parent.as_ref(), options.precopy.clone());
+        let (timeout, parent, progress) = (options.timeout, options.parent.as_ref(), options.progress.clone());
+        let options = options.precopy.clone();
         let (spaces, pages_ids, report) = (BTreeMap::new(), PagesIds::default(), PrecopyReport::default());
-        let mut precopied = Precopied { root, images, options, timeout, spaces, pages_ids, report, stops: 0 };
+        let mut precopied = Precopied { root, images, options, progress, timeout, spaces, pages_ids, report, stops: 0 };
         if let Some(parent) = parent {
             precopied.resume(&ImageDir::open(images.path().join(parent))?)?;
         }
@@ -159,7 +161,8 @@ impl<'a> Precopied<'a> {
             let in_parent = map.runs().iter().map(|run| run.vaddr..run.end()).collect();
             let pages_id = self.pages_ids.new_id();
             let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            self.spaces.insert(pid, Mutex::new(Space::new(memory, tracked, (file, pages_id), in_parent)));
+            self.spaces
+                .insert(pid, Mutex::new(Space::new(memory, tracked, (file, pages_id), in_parent, (&self.progress, 0))));
         }
         Ok(())
     }
@@ -233,7 +236,9 @@ impl<'a> Precopied<'a> {
             }
             let pages_id = self.pages_ids.new_id();
             let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            self.spaces.insert(process.pid, Mutex::new(Space::new(memory, space, (file, pages_id), RangeSet::new())));
+            let progress = (&self.progress, process.status.rss_anon_kib << 10);
+            let space = Space::new(memory, space, (file, pages_id), RangeSet::new(), progress);
+            self.spaces.insert(process.pid, Mutex::new(space));
         }
         Ok(())
     }

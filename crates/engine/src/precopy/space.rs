@@ -9,7 +9,7 @@ use crate::memory::{self, Absent, KnownFlags, PAGE, PageCount};
 use crate::report::RoundReport;
 use crate::report::micros;
 use crate::tracking::{TrackedSpace, is_tracked};
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Progress, Result};
 use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Vma};
@@ -28,6 +28,9 @@ pub struct Space {
     flags: Option<KnownFlags>,
     /// The image names its pages.
     is_in_image: bool,
+    progress: Progress,
+    /// Bytes that were said to be there to be copied, and have not been.
+    expected: u64,
 }
 
 /// What a round did.
@@ -68,14 +71,18 @@ struct Area {
 impl Space {
     /// Of a process whose writes are tracked; its pages go into `pages-PAGES_ID.img`, which is `file`.
     /// The parent of the image has `in_parent`, which is as the process has it as far as it is not written to.
+    /// `progress` is told what of the bytes that are `expected` has been copied.
     pub fn new(
         memory: RunningMemory,
         tracked: TrackedSpace,
         (file, pages_id): (File, u32),
         in_parent: RangeSet<u64>,
+        (progress, expected): (&Progress, u64),
     ) -> Space {
+        progress.expect(expected);
+        let progress = progress.clone();
         let store = Store::new(file, in_parent);
-        Space { memory, tracked, store, pages_id, flags: None, is_in_image: false }
+        Space { memory, tracked, store, pages_id, flags: None, is_in_image: false, progress, expected }
     }
 
     /// The number of its file of pages.
@@ -135,10 +142,15 @@ impl Space {
             };
             round.looking += looking.elapsed();
             let copying = Instant::now();
-            round.pages += runs.iter().map(|run| (run.1 - run.0) / PAGE).sum::<u64>();
+            let bytes = runs.iter().map(|run| run.1 - run.0).sum::<u64>();
+            round.pages += bytes / PAGE;
+            self.progress.expect(bytes.saturating_sub(self.expected));
+            self.expected = self.expected.saturating_sub(bytes);
             self.copy_running(&runs, area.is_anonymous)?;
             round.copying += copying.elapsed();
         }
+        // All there is, if it is less than was thought.
+        self.progress.advance(std::mem::take(&mut self.expected));
         Ok(round)
     }
 
@@ -193,6 +205,7 @@ impl Space {
     /// has may change while the process runs, so its pages are all put.
     fn put(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
         let absent = if is_anonymous { Absent::Zeros } else { Absent::Unknown };
+        self.progress.advance(self.memory.bytes().len() as u64);
         let mut rest = self.memory.bytes();
         for run in runs {
             let (bytes, later) = rest.split_at((run.1 - run.0) as usize);

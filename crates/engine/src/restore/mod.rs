@@ -169,7 +169,7 @@ impl Seed<'_> {
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
         build.cgroups = cgroups;
-        let mut spaces = AddressSpaces::read(images, plan, scratches, options.lazy.is_asked())?;
+        let mut spaces = AddressSpaces::read(images, plan, scratches, options.lazy.is_asked(), &options.progress)?;
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
         fill_networks(&mut nursery, plan, &service, &mut build, &mut network)?;
