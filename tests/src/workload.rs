@@ -195,6 +195,17 @@ impl Workload {
         Err(self.failure("checkpoint", format!("these processes are still there after the checkpoint: {left:?}")))
     }
 
+    /// Somebody else has checkpointed it: its dead are collected.
+    pub fn collect(&mut self) {
+        let members = self.family.members_and_zombies();
+        self.bury(members);
+    }
+
+    /// Whether any of its processes lives.
+    pub fn is_there(&self) -> bool {
+        !self.family.members().is_empty()
+    }
+
     /// Checkpoints the workload, which goes on running.
     ///
     /// # Errors

@@ -112,8 +112,10 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         "aio_remap" | "tcp_half_closed" | "ipv6_freebind" | "link_nsid" | "net_diag_raw" | "newifindex"
         | "sk_unix_file" | "sockopt_buf_lock" => true,
         "mem_dirty_track" => has(Id::UffdWpAsync) && has(Id::PagemapScan),
-        // Memory on demand and a store of pidfds: not here yet, whatever the kernel can.
-        "uffd" | "uffd-noncoop" | "pidfd_store" => return CriuAnswer::NotInThisBuild,
+        "uffd" => has(Id::Uffd),
+        "uffd-noncoop" => has(Id::UffdEvents),
+        // Not here yet, whatever the kernel can.
+        "pidfd_store" => return CriuAnswer::NotInThisBuild,
         _ => return CriuAnswer::Unknown,
     };
     if answer { CriuAnswer::Present } else { CriuAnswer::Absent }

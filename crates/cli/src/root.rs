@@ -3,6 +3,9 @@
 use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
+/// What [`wait`] tells of one that was killed.
+pub const KILLED: u8 = 128 + rustix::process::Signal::KILL.as_raw() as u8;
+
 /// Waits until it ends. Its exit status, or 128 and the number of the signal that ended it, as shells put it.
 ///
 /// # Errors

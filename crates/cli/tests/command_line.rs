@@ -104,7 +104,14 @@ fn criu_tells_its_version_in_criu_s_form() {
 
 #[test]
 fn criu_check_answers_with_its_status() {
-    for (feature, is_there) in [("mnt_id", true), ("userns", true), ("mem_dirty_track", true), ("nonsense", false)] {
+    for (feature, is_there) in [
+        ("mnt_id", true),
+        ("userns", true),
+        ("mem_dirty_track", true),
+        ("uffd", true),
+        ("uffd-noncoop", true),
+        ("nonsense", false),
+    ] {
         let output = criu(&["check", "--no-default-config", "-verbosity=0", "--feature", feature]);
         assert_eq!(output.status.success(), is_there, "{feature}");
         assert_eq!(stderr(&output), "", "level 0 is silence");
@@ -115,7 +122,7 @@ fn criu_check_answers_with_its_status() {
 fn criu_refuses_by_name_and_says_so_in_the_log() {
     let dir = tempfile::tempdir().expect("a directory");
     for (arguments, name) in [
-        (&["restore", "--lazy-pages"][..], "--lazy-pages"),
+        (&["dump", "-t", "1", "--lazy-pages", "-R"][..], "--lazy-pages"),
         (&["dump", "--warp"], "--warp"),
         (&["dump"], "--tree"),
         (&["warp"], "warp"),

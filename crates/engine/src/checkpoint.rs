@@ -6,6 +6,7 @@ use crate::cgroups::{Membership, Thawed};
 use crate::dump::{About, dump, expect_files};
 use crate::files::socket::{self, Held, Peers};
 use crate::freeze::{self, Frozen, Process, pid_of};
+use crate::lazy::PageService;
 use crate::lineage::{Kin, Lineage};
 use crate::namespaces::{self, Owned, inner, net, pid, user};
 use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
@@ -127,7 +128,6 @@ fn checkpoint_here(
     let commit = |images: DumpDir| -> Result<Remains> {
         let remains =
             images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?;
-        links.keep();
         Ok(remains)
     };
     let keeps = options.keep_tracking && options.afterwards != Afterwards::Kill;
@@ -147,10 +147,12 @@ fn checkpoint_here(
             report.frozen_us = micros(stood_still.elapsed());
             keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
+            links.keep();
         }
         Afterwards::LeaveStopped => {
             keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
+            links.keep();
             frozen.stop()?;
             network.lift()?;
             told.unlock()?;
@@ -160,6 +162,10 @@ fn checkpoint_here(
         Afterwards::Kill => {
             keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
+            if let Some(service) = &options.lazy_pages {
+                hand_over(service, &frozen, dir, options)?;
+            }
+            links.keep();
             told.keep();
             if let Some(thawed) = thawed {
                 thawed.end();
@@ -184,6 +190,19 @@ fn checkpoint_here(
     keep(keeping);
     report.total_us = micros(begun.elapsed());
     Ok(report)
+}
+
+/// Lets whoever restores the tree fetch its memory. If that fails, the image is none any more.
+fn hand_over(service: &PageService, frozen: &Frozen, dir: &Path, options: &CheckpointOptions) -> Result<()> {
+    let root = frozen.processes[0].pid;
+    let done = options.hook.call(Moment::StatusReady, root).and_then(|()| service.serve(&frozen.processes));
+    done.inspect_err(|_| {
+        // What makes a directory an image. The rest is replaced by the next dump.
+        let inventory = ImageKind::Inventory.file_name(None).map(|name| dir.join(name));
+        if let Err(e) = inventory.map_err(std::io::Error::other).and_then(std::fs::remove_file) {
+            tracing::warn!("{}: what is there lacks its memory, and looks like an image: {e}", dir.display());
+        }
+    })
 }
 
 /// Copies the memory of a tree that goes on, what was written since the parent of the image was made or else all of it, for
@@ -253,8 +272,8 @@ fn precopy<'a>(pid: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Re
             is_large || options.keep_tracking || options.parent.is_some()
         }
     };
-    // A page server takes each page once.
-    if !is_wanted || options.page_server.is_some() {
+    // A page server takes each page once; what comes later is not copied.
+    if !is_wanted || options.page_server.is_some() || options.lazy_pages.is_some() {
         tracking::end_all(pid)?;
         return Ok(None);
     }

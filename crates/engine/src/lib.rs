@@ -34,7 +34,7 @@ pub use cgroups::{CgroupMode, CgroupOptions, CgroupProperties};
 pub use checkpoint::{checkpoint, pre_dump};
 pub use cryonaut_image::Codec;
 pub use error::{Error, Object, Result};
-pub use lazy::{LOG as LAZY_LOG, Lazy};
+pub use lazy::{LOG as LAZY_LOG, Lazy, PageServer, PageService, SOCKET as LAZY_SOCKET, serve_restore};
 pub use options::{Afterwards, CheckpointOptions, LockMethod, Pause, PrecopyMode, PrecopyOptions, RestoreOptions};
 pub use report::{CheckpointReport, PrecopyReport, RestoreReport};
 pub use restore::restore;

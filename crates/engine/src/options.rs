@@ -1,7 +1,7 @@
 //! What a caller may ask of a checkpoint and of a restore.
 
 use crate::cgroups::CgroupOptions;
-use crate::lazy::Lazy;
+use crate::lazy::{Lazy, PageService};
 use crate::tcp_policy::TcpPolicies;
 use crate::{Hook, Progress};
 use cryonaut_image::Codec;
@@ -116,6 +116,9 @@ pub struct CheckpointOptions {
     pub orphan_terminals: bool,
     /// Takes the pages of memory in the place of files (`--page-server`).
     pub page_server: Option<Arc<Sender>>,
+    /// Serves the pages that may come later, which the image then leaves out, until whoever restores has them
+    /// (`--lazy-pages`). For a tree that ends with the checkpoint.
+    pub lazy_pages: Option<Arc<PageService>>,
     /// Store pages files compressed, which CRIU cannot read.
     pub compress: Option<Codec>,
     /// Wait until the image is on stable storage.
@@ -153,6 +156,7 @@ impl Default for CheckpointOptions {
             ext_unix_sockets: false,
             orphan_terminals: false,
             page_server: None,
+            lazy_pages: None,
             compress: None,
             sync: false,
             cgroups: CgroupOptions::default(),

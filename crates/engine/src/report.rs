@@ -19,6 +19,9 @@ pub struct CheckpointReport {
     /// Private pages that are left to the image before.
     #[serde(default)]
     pub pages_in_parent: u64,
+    /// Private pages that were left to whoever restores.
+    #[serde(default)]
+    pub pages_lazy: u64,
     /// Shared pages looked at.
     pub shared_pages_scanned: u64,
     /// Shared pages in the image.

@@ -64,6 +64,15 @@ impl Piece {
     }
 }
 
+/// Where the pages of an address space are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundPages {
+    /// In files, ascending by address.
+    pub pieces: Vec<Piece>,
+    /// With a page server (flags `LAZY` without `PRESENT`): first addresses, and the first behind, ascending.
+    pub elsewhere: Vec<(u64, u64)>,
+}
+
 impl<'i> Chain<'i> {
     /// Of an image; its parents are opened when they are asked for.
     pub fn new(image: &'i ImageDir) -> Self {
@@ -133,23 +142,34 @@ impl<'i> Chain<'i> {
     /// The pages of an address space or a segment (`kind` is `Pagemap` or `ShmemPagemap`), ascending by address.
     ///
     /// # Errors
-    /// As for [`Pagemap::read`]; [`Error::Parent`] if a parent lacks what it is said to have; [`Error::Elsewhere`] if
-    /// pages are in none of the images, but with a page server.
+    /// As for [`Chain::found`]; [`Error::Elsewhere`] if pages are in none of the images, but with a page server.
     pub fn pieces(&mut self, kind: ImageKind, id: u64) -> Result<Vec<Piece>> {
+        let found = self.found(kind, id)?;
+        match found.elsewhere.first() {
+            None => Ok(found.pieces),
+            Some((address, _)) => Err(Error::Elsewhere { path: self.image().path_of(kind, id)?, address: *address }),
+        }
+    }
+
+    /// The same, with those that were left to a page server.
+    ///
+    /// # Errors
+    /// As for [`Pagemap::read`]; [`Error::Parent`] if a parent lacks what it is said to have.
+    pub fn found(&mut self, kind: ImageKind, id: u64) -> Result<FoundPages> {
         let first = Pagemap::read(self.image(), kind, id)?;
-        let mut out = Vec::with_capacity(first.runs().len());
+        let mut out = FoundPages { pieces: Vec::with_capacity(first.runs().len()), elsewhere: Vec::new() };
         // What is still to be found: level and addresses, the first at the end.
         let mut wanted: Vec<(usize, Run)> = first.runs().iter().rev().map(|run| (0, *run)).collect();
         let mut maps = vec![first];
         while let Some((level, run)) = wanted.pop() {
             if let Some(offset) = run.offset {
                 let source = Source { level, pages_id: maps[level].pages_id() };
-                out.push(Piece { start: run.vaddr, len: run.len(), source, offset });
+                out.pieces.push(Piece { start: run.vaddr, len: run.len(), source, offset });
                 continue;
             }
             if !run.flags.contains(PageFlags::PARENT) {
-                let path = self.expected(level)?.path_of(kind, id)?;
-                return Err(Error::Elsewhere { path, address: run.vaddr });
+                out.elsewhere.push((run.vaddr, run.end()));
+                continue;
             }
             let above = level + 1;
             if maps.len() == above {

@@ -42,7 +42,7 @@ pub mod stats;
 mod tail;
 mod verify;
 
-pub use chain::{Chain, Piece, Source};
+pub use chain::{Chain, FoundPages, Piece, Source};
 pub use dump_dir::{CommitOptions, DumpDir, Durability, Leavings, Remains, is_part_of_an_image};
 pub use entry_reader::EntryReader;
 pub use entry_writer::EntryWriter;

@@ -10,6 +10,10 @@ use cryonaut_image::PAGE_SIZE;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+/// How long a server may not move that has been asked for something.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The end of a connection that asks.
 #[derive(Debug)]
@@ -33,7 +37,9 @@ impl Client {
     /// # Errors
     /// As for [`Stream::connect`].
     pub fn connect(place: Place, tls: Option<&TlsOptions>) -> Result<Self> {
-        Ok(Client { stream: Stream::connect(place, tls)?, asked: VecDeque::new() })
+        let stream = Stream::connect(place, tls)?;
+        stream.set_patience(PATIENCE).map_err(Error::io(stream.peer(), "set a limit of time"))?;
+        Ok(Client { stream, asked: VecDeque::new() })
     }
 
     /// Asks for pages of a process, without waiting for them.

@@ -27,6 +27,16 @@ pub enum Error {
         /// What was wrong.
         problem: String,
     },
+    /// Pages were asked for that are nowhere.
+    #[error("process {pid}: it has no page at {address:#x} to serve: {problem}")]
+    Absent {
+        /// Whose.
+        pid: u64,
+        /// The first.
+        address: u64,
+        /// Why not.
+        problem: String,
+    },
     /// The other end has failed, and says no more than that.
     #[error("page server {peer}: it has failed with status {status}; its own log tells why")]
     Failed {

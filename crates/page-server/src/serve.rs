@@ -27,7 +27,24 @@ pub trait PageSource {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Protocol`]; those of the source, after which the connection is closed.
-pub fn serve(mut stream: Stream, source: &mut dyn PageSource) -> Result<()> {
+pub fn serve(stream: Stream, source: &mut dyn PageSource) -> Result<()> {
+    answer(stream, source).map(drop)
+}
+
+/// The same for pages that are lost with us: who asks has to say that he has all that he wants.
+///
+/// # Errors
+/// As for [`serve`]; [`Error::Io`] if he is gone without a word.
+pub fn hand_over(stream: Stream, source: &mut dyn PageSource) -> Result<()> {
+    let peer = stream.peer().to_owned();
+    match answer(stream, source)? {
+        true => Ok(()),
+        false => Err(Error::io(&peer, "hand all pages over")(std::io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Whether the other end has said that it wants no more.
+fn answer(mut stream: Stream, source: &mut dyn PageSource) -> Result<bool> {
     let peer = stream.peer().to_owned();
     let mut answer = Vec::new();
     while let Some(request) = Request::read(&mut stream, &peer)? {
@@ -43,11 +60,11 @@ pub fn serve(mut stream: Stream, source: &mut dyn PageSource) -> Result<()> {
                 let sent = stream.write_all(&answer[..len]).and_then(|()| stream.flush());
                 sent.map_err(Error::io(&peer, "send it pages"))?;
             }
-            Command::Close { .. } => return acknowledge(stream),
+            Command::Close { .. } => return acknowledge(stream).map(|()| true),
             other => return Err(Error::protocol(&peer, format!("{other:?} makes no sense when pages are asked for"))),
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Says that all went well, and waits for the other end to close.

@@ -2,6 +2,7 @@
 
 use crate::tls::{ClientTls, ServerTls, TlsOptions};
 use crate::{Error, Result};
+use rustix::net::sockopt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -78,6 +79,7 @@ impl Stream {
             Place::Socket(fd) => (TcpStream::from(fd), "at the socket given".to_owned(), String::new(), true),
         };
         let _ = socket.set_nodelay(true);
+        notice_silence(&socket);
         let inner = match tls {
             None => Inner::Plain(socket),
             Some(tls) => Inner::Client(Box::new(tls.client(socket, &peer, &host)?)),
@@ -93,6 +95,7 @@ impl Stream {
         let socket = TcpStream::from(socket);
         // A request is answered at once; that a socket of another kind knows no such option matters not.
         let _ = socket.set_nodelay(true);
+        notice_silence(&socket);
         let inner = match tls {
             None => Inner::Plain(socket),
             Some(tls) => Inner::Server(Box::new(tls.server(socket, &peer)?)),
@@ -165,6 +168,16 @@ impl Stream {
             Inner::Server(tls) => tls.socket(),
         }
     }
+}
+
+/// Has the kernel find out within about a minute that the other host is gone, even if nobody waits for it to say something.
+/// That a socket of another kind knows no such options matters not.
+fn notice_silence(socket: &TcpStream) {
+    let (idle, between, times) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+    let _ = sockopt::set_socket_keepalive(socket, true);
+    let _ = sockopt::set_tcp_keepidle(socket, idle);
+    let _ = sockopt::set_tcp_keepintvl(socket, between);
+    let _ = sockopt::set_tcp_keepcnt(socket, times);
 }
 
 impl AsFd for Stream {

@@ -7,6 +7,7 @@
 mod exports;
 mod image;
 mod kills;
+mod lazily;
 pub mod newer;
 mod podman;
 mod podman_kills;
@@ -60,6 +61,7 @@ pub fn suite(program: &Path) -> ExitCode {
         ("programs", programs::tests()),
         ("words", words::tests()),
         ("kills", kills::tests().into_iter().chain(podman_kills::tests()).collect()),
+        ("lazily", lazily::tests()),
     ];
     let all = rooms.into_iter().flat_map(|(room, tests)| tests.into_iter().map(move |test| (room, test)));
     let trial = |(room, (name, body)): (&str, Test)| {

@@ -302,7 +302,7 @@ const MAPPED: &str = r#"
     "gidMappings": [{"containerID": 0, "hostID": 100000, "size": 5000}],"#;
 
 /// What `runc spec` would write, without a terminal and with room to write.
-fn config(name: &str, bundle: Bundle) -> String {
+pub(super) fn config(name: &str, bundle: Bundle) -> String {
     let Bundle { user, pids, namespaces, terminal, may_mount, script } = bundle;
     let mapped = if namespaces.contains(&"user") { MAPPED } else { "" };
     let namespaces: Vec<String> = namespaces.iter().map(|kind| format!(r#"{{"type": "{kind}"}}"#)).collect();

@@ -8,13 +8,14 @@ use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, bail, ensure};
 use cryonaut_engine::{
-    Afterwards, CgroupOptions, CheckpointOptions, CheckpointReport, Hook, PrecopyMode, PrecopyOptions, RestoreOptions,
-    TcpPolicy,
+    Afterwards, Answer, CgroupOptions, CheckpointOptions, CheckpointReport, Hook, LAZY_SOCKET, Lazy, Moment,
+    PageService, PrecopyMode, PrecopyOptions, RestoreOptions, TcpPolicy,
 };
 use cryonaut_image::{ImageDir, dedup};
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `criu dump`.
@@ -24,10 +25,16 @@ use std::time::Duration;
 pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
-    refuse_lazy(&settings)?;
     let auto_dedup = settings.auto_dedup;
+    let lazy_pages = if settings.lazy_pages { Some(Arc::new(page_service(&settings)?)) } else { None };
+    let (hook, status) = match &lazy_pages {
+        // Who fetches the memory waits for that.
+        Some(_) => (hook.and(when_ready(settings.status_fd.clone())), None),
+        None => (hook, settings.status_fd.clone()),
+    };
     let mut options = CheckpointOptions {
-        page_server: page_server::sender(&settings)?,
+        page_server: if settings.lazy_pages { None } else { page_server::sender(&settings)? },
+        lazy_pages,
         cgroups: cgroups(&settings, place),
         afterwards: match (settings.leave_running, settings.leave_stopped) {
             (true, _) => Afterwards::LeaveRunning,
@@ -69,9 +76,29 @@ pub fn dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
             Err(error) => tracing::warn!("parents keep what is newer now: {error}"),
         }
     }
-    tell_dumped(&report, place, settings.display_stats, settings.status_fd)?;
+    tell_dumped(&report, place, settings.display_stats, status)?;
     tracing::info!("Dumping finished successfully");
     Ok(())
+}
+
+/// Where whoever restores a dump fetches its memory.
+fn page_service(settings: &Settings) -> Result<PageService> {
+    let goes_on = if settings.leave_running { "--leave-running" } else { "--leave-stopped" };
+    ensure!(
+        !settings.leave_running && !settings.leave_stopped,
+        "--lazy-pages hands the tree over to whoever restores it: {goes_on} cannot be had as well"
+    );
+    Ok(PageService::new(page_server::lazy_listener(settings)?, settings.tls.options()))
+}
+
+/// Tells who waits at the descriptor that the pages may be fetched.
+fn when_ready(status: Option<PathBuf>) -> Hook {
+    Hook::new(move |event| {
+        if event.moment == Moment::StatusReady {
+            page_server::tell_ready_at(status.as_deref()).map_err(|error| format!("{error:#}"))?;
+        }
+        Ok(Answer::default())
+    })
 }
 
 /// `criu pre-dump`.
@@ -114,8 +141,12 @@ fn tell_dumped(report: &CheckpointReport, place: &Place, is_wanted: bool, status
 /// Those of the engine. Nothing of the tree is left.
 pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     place.check()?;
-    refuse_lazy(&settings)?;
+    let lazy = match settings.lazy_pages {
+        true => Lazy::Server(place.work.join(LAZY_SOCKET)),
+        false => Lazy::No,
+    };
     let options = RestoreOptions {
+        lazy,
         cgroups: cgroups(&settings, place),
         shell_job: settings.shell_job,
         leave_stopped: settings.leave_stopped,
@@ -150,11 +181,6 @@ pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
     tell_ready(settings.status_fd)?;
     tracing::info!("Restore finished successfully. Tasks resumed.");
     Ok(report.root_pid)
-}
-
-fn refuse_lazy(settings: &Settings) -> Result<()> {
-    ensure!(!settings.lazy_pages, "--lazy-pages is not in this build, which lacks memory on demand");
-    Ok(())
 }
 
 /// `criu dedup`: makes holes in the image's parents for the pages that it has itself.
@@ -203,8 +229,9 @@ fn limit(seconds: u64) -> Duration {
 }
 
 /// One zero byte to what the caller waits on; it is closed when we end.
-pub fn tell_ready(status: Option<PathBuf>) -> Result<()> {
+pub fn tell_ready(status: Option<impl AsRef<Path>>) -> Result<()> {
     let Some(status) = status else { return Ok(()) };
-    let told = File::options().write(true).open(&status).and_then(|mut file| file.write_all(&[0]));
+    let status = status.as_ref();
+    let told = File::options().write(true).open(status).and_then(|mut file| file.write_all(&[0]));
     told.with_context(|| format!("--status-fd: {} cannot be written to", status.display()))
 }

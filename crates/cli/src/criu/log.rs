@@ -31,7 +31,12 @@ struct Sink {
 /// When the file cannot be made.
 pub fn start(path: Option<&Path>, verbosity: u8) -> io::Result<()> {
     let out: Box<dyn Write + Send> = match path {
-        Some(path) => Box::new(File::create(path)?),
+        Some(path) => {
+            // Others of this program write to its end.
+            let file = File::options().create(true).append(true).open(path)?;
+            file.set_len(0)?;
+            Box::new(file)
+        }
         None => Box::new(io::stderr()),
     };
     *SINK.lock().unwrap_or_else(PoisonError::into_inner) = Some(Sink { start: Instant::now(), out });

@@ -3,6 +3,7 @@
 mod actions;
 mod cgroup_props;
 mod config;
+mod lazy_pages;
 mod log;
 mod page_server;
 mod place;
@@ -33,6 +34,7 @@ Usage:
   criu check [--feature NAME]
   criu swrk FD
   criu page-server [-D DIR] --port PORT [--address ADDRESS] [--daemon] [--lazy-pages] [options]
+  criu lazy-pages [-D DIR] [-W DIR] [--page-server --address ADDRESS --port PORT] [--daemon] [options]
   criu pre-dump -t PID [-D DIR] [--prev-images-dir DIR] [OPTIONS]
   criu dedup [-D DIR]
   criu service [--address PATH] [options]
@@ -102,7 +104,8 @@ fn act(settings: Settings, place: &Place) -> Result<ExitCode> {
         Some("service") => rpc::service(&settings, place),
         Some("page-server") => page_server::run(&settings, place),
         Some("dedup") => actions::dedup(place).map(|()| ExitCode::SUCCESS),
-        Some(action @ ("lazy-pages" | "cpuinfo" | "exec")) => {
+        Some("lazy-pages") => lazy_pages::run(&settings, place),
+        Some(action @ ("cpuinfo" | "exec")) => {
             bail!("the action {action} is not in this build")
         }
         Some(other) => bail!("unknown action: {other}"),
@@ -114,6 +117,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     ensure!(!settings.exec_cmd || !settings.operands.is_empty(), "--exec-cmd: the command to run must stand behind --");
     let command = settings.exec_cmd.then(|| settings.operands.clone());
     let waits = !settings.detached && !settings.sibling;
+    let is_lazy = settings.lazy_pages;
     place.check()?;
     let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
     let root_pid = actions::restore(settings, place, hook)?;
@@ -122,8 +126,12 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
         return Err(error).with_context(|| format!("{}: cannot be run", command[0].display()));
     }
     if waits {
-        // How it ends is its own affair: the restore went well.
-        root::wait(root_pid)?;
+        // How it ends is its own affair: the restore went well, unless it was killed for its memory.
+        let status = root::wait(root_pid)?;
+        ensure!(
+            !is_lazy || status != root::KILLED,
+            "process {root_pid}: it was killed; if its memory was lost, the log of criu lazy-pages tells why"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,9 +9,10 @@ use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, ensure};
 use cryonaut_page_server::receive::{ReceiveOptions, receive};
 use cryonaut_page_server::serve::serve;
-use cryonaut_page_server::{Address, ImagePages, Listener, Place as At, Sender, Stream};
+use cryonaut_page_server::{Address, Client, ImagePages, Listener, Place as At, Sender, Stream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
@@ -67,23 +68,40 @@ pub fn start(settings: &Settings, place: &Place) -> Result<(Child, u16)> {
 /// # Errors
 /// When it cannot be reached, or nothing says where it is.
 pub fn sender(settings: &Settings) -> Result<Option<Arc<Sender>>> {
+    let connect = |at| Ok(Arc::new(Sender::connect(at, settings.tls.options().as_ref())?));
+    way(settings)?.map(connect).transpose()
+}
+
+/// The same to ask it for pages.
+///
+/// # Errors
+/// When it cannot be reached, or nothing says where it is.
+pub fn client(settings: &Settings) -> Result<Option<Client>> {
+    way(settings)?.map(|at| Ok(Client::connect(at, settings.tls.options().as_ref())?)).transpose()
+}
+
+fn way(settings: &Settings) -> Result<Option<At>> {
     if !settings.page_server {
         return Ok(None);
     }
-    let at = match settings.ps_socket {
+    Ok(Some(match settings.ps_socket {
         Some(number) => {
             let socket = take_inherited(number).with_context(|| format!("--ps-socket: {number} is not open"))?;
             At::Socket(socket)
         }
         None => At::At(address(settings, true)?),
-    };
-    Ok(Some(Arc::new(Sender::connect(at, settings.tls.options().as_ref())?)))
+    }))
 }
 
 /// Says that whoever connects is served from now on. Who waits for that may do so for the end of what we say.
-fn tell_ready(settings: &Settings) -> Result<()> {
-    super::actions::tell_ready(settings.status_fd.clone())?;
-    let own = settings.status_fd.as_deref().and_then(|file| file.strip_prefix("/proc/self/fd").ok());
+pub fn tell_ready(settings: &Settings) -> Result<()> {
+    tell_ready_at(settings.status_fd.as_deref())
+}
+
+/// The same at this file.
+pub fn tell_ready_at(status: Option<&Path>) -> Result<()> {
+    super::actions::tell_ready(status)?;
+    let own = status.and_then(|file| file.strip_prefix("/proc/self/fd").ok());
     let number = own.and_then(|number| number.to_str()?.parse().ok());
     number.map_or(Ok(()), |number| Ok(cryonaut_kernel::sys::fcntl::let_go_of_inherited(number)?))
 }
@@ -103,6 +121,21 @@ fn address(settings: &Settings, needs_port: bool) -> Result<Address> {
 fn listener(settings: &Settings) -> Result<Listener> {
     let listener = Listener::bind(&address(settings, false)?)?;
     tracing::info!("The page server is listening at port {}", listener.port()?);
+    Ok(listener)
+}
+
+/// Where a dump waits that serves its pages itself. Callers may name the address of the host to which the tree goes, as
+/// CRIU takes no notice of it: then it is every address of this one.
+pub fn lazy_listener(settings: &Settings) -> Result<Listener> {
+    let address = address(settings, false)?;
+    ensure!(address.port != 0, "--lazy-pages: --port is missing: at which are the pages to be served?");
+    let is_elsewhere =
+        |error: &cryonaut_page_server::Error| error.errno() == Some(rustix::io::Errno::ADDRNOTAVAIL.raw_os_error());
+    let listener = Listener::bind(&address).or_else(|error| match is_elsewhere(&error) {
+        true => Listener::bind(&Address { host: String::new(), ..address }),
+        false => Err(error),
+    })?;
+    tracing::info!("Pages will be served at port {}", listener.port()?);
     Ok(listener)
 }
 

@@ -272,6 +272,19 @@ impl Settings {
         switches.chain(files).chain(verbosity).collect()
     }
 
+    /// Those that say where a page server is, for one in the background that asks it.
+    pub fn way_to_page_server(&self) -> Vec<OsString> {
+        if !self.page_server {
+            return Vec::new();
+        }
+        let mut options = vec!["--page-server".into()];
+        options.extend(self.port.map(|port| format!("--port={port}").into()));
+        if let Some(address) = &self.address {
+            options.extend(["--address".into(), address.clone()]);
+        }
+        options
+    }
+
     fn add_cgroup_properties(&mut self, name: &str, text: &str) -> Result<(), String> {
         let more = cgroup_props::parse(text).map_err(|problem| format!("--{name}: {problem}"))?;
         self.cgroups.properties.extend(more);

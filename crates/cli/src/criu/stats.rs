@@ -14,6 +14,7 @@ pub fn of_dump(report: &CheckpointReport) -> DumpStatsEntry {
         pages_scanned: report.pages_scanned,
         pages_written: report.pages_written,
         pages_skipped_parent: report.pages_in_parent,
+        pages_lazy: report.pages_lazy,
         shpages_scanned: Some(report.shared_pages_scanned),
         shpages_written: Some(report.shared_pages_written),
         ..DumpStatsEntry::default()

@@ -322,6 +322,10 @@ fn several_questions_may_be_asked_in_one_session() {
     assert!(found.mem_track.is_some());
     assert_eq!((found.lazy_pages, found.pidfd_store), (Some(false), Some(false)));
     assert!(client.ended().success());
+    let features = CriuFeatures { mem_track: None, lazy_pages: Some(true), pidfd_store: None };
+    let request = CriuReq { features: Some(features), ..of_type(CriuReqType::FeatureCheck) };
+    let done = Client::quiet().request(&request, |_| true);
+    assert_eq!(done.answer.features.expect("features").lazy_pages, Some(true));
 
     let mut client = Client::quiet();
     let socket = std::mem::replace(&mut client.socket, File::open("/dev/null").expect("it opens").into());

@@ -186,6 +186,7 @@ pub fn dump(
         pages_ids,
         server: options.page_server.as_deref(),
         alone: pids.len() == 1,
+        lazily: options.lazy_pages.is_some(),
         precopied: about.precopied,
         mapped: &mapped,
         progress: &options.progress,
@@ -238,6 +239,8 @@ struct Tree<'c, 'a> {
     server: Option<&'a Sender>,
     /// Whether it is one process.
     alone: bool,
+    /// Whether what may come later stays with its process.
+    lazily: bool,
     /// What was copied while the tree ran.
     precopied: Option<&'a Precopied<'a>>,
     /// The files that its processes map.
@@ -256,7 +259,9 @@ impl<'a> Tree<'_, 'a> {
         // Roughly: what is shared, or of zeros, is not written for each.
         let to_do = frozen.processes.iter().filter(|p| !is_precopied(p)).map(|p| p.status.rss_anon_kib << 10);
         self.progress.expect(to_do.sum());
-        memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
+        if !self.lazily {
+            memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
+        }
         report.memory_us += micros(looking.elapsed());
         for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
             report.processes += processes.len();
@@ -265,6 +270,7 @@ impl<'a> Tree<'_, 'a> {
                 report.pages_scanned += written.count.scanned;
                 report.pages_written += written.count.written;
                 report.pages_in_parent += written.count.in_parent;
+                report.pages_lazy += written.count.lazy;
                 report.memory_us += written.memory_us;
                 self.gathered.threads.extend(written.extras);
                 if let Some((space, extras)) = written.space {
@@ -403,10 +409,9 @@ impl<'a> Tree<'_, 'a> {
         let owner = (!self.files_ahead).then(|| Owner::of(process, self.tables.insert(ids.files_id)));
         let space = spaces.take(ids.vm_id);
         let pages_id = if space.is_some() { self.pages_ids.new_id() } else { 0 };
-        let (images, server, alone, precopied) = (self.images, self.server, self.alone, self.precopied);
-        let files = Some(self.mapped);
-        let progress = Some(self.progress);
-        let place = PagesPlace { images, pages_id, server, alone, precopied, files, progress };
+        let (images, server, precopied, files) = (self.images, self.server, self.precopied, Some(self.mapped));
+        let (alone, lazily, progress) = (self.alone, self.lazily, Some(self.progress));
+        let place = PagesPlace { images, pages_id, server, alone, lazily, precopied, files, progress };
         Ok(Some(Told { process, questions, task, first: (facts, told), owner, space, place }))
     }
 

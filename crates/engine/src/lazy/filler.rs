@@ -14,9 +14,10 @@ use cryonaut_kernel::Errno;
 use cryonaut_kernel::uffd::{CopyMode, Uffd};
 use cryonaut_kernel::uffd_journal::{Entry, Journal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, pidfd_send_signal};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Bytes that are filled at once while nobody waits: as long as who begins to wait then waits for them, too.
@@ -39,6 +40,11 @@ impl Log {
             let _ = std::fs::create_dir_all(directory);
         }
         Log(File::options().create(true).append(true).open(path).ok())
+    }
+
+    /// Writes to a file that is open.
+    pub fn to(file: File) -> Log {
+        Log(Some(file))
     }
 
     /// The open file.
@@ -81,10 +87,17 @@ pub(super) struct Filler {
     waits: bool,
     /// Nothing is filled any more, only poisoned.
     has_given_up: bool,
+    /// The processes of the tree that are ended if a source is lost; those that they have made since are not among them.
+    /// Whoever takes over has the same: they stay open to the end.
+    tree: Vec<OwnedFd>,
+    /// Whether it runs, or is about to.
+    runs: bool,
+    /// Why the tree cannot go on.
+    lost: Option<String>,
 }
 
 /// The life of a filler that hears of its work from a restore: fills all that is missing. Its exit code.
-pub fn run(front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Log) -> i32 {
+pub fn run(mut front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Log) -> i32 {
     let _note = filling::note();
     let made = Journal::new().and_then(|journal| Ok((journal, Pair::new()?)));
     let (journal, pair) = match made {
@@ -95,47 +108,80 @@ pub fn run(front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Log) -
         }
     };
     let buffer = vec![0; AT_ONCE as usize];
-    let mut filler =
-        Filler { spaces: Vec::new(), sources, journal, pair, log, buffer, turn: 0, waits: false, has_given_up: false };
-    match filler.prepare(front) {
-        Ok(Some(front)) => {
+    let mut filler = Filler {
+        spaces: Vec::new(),
+        sources,
+        journal,
+        pair,
+        log,
+        buffer,
+        turn: 0,
+        waits: false,
+        has_given_up: false,
+        tree: Vec::new(),
+        runs: false,
+        lost: None,
+    };
+    match filler.prepare(front.as_mut()) {
+        Ok(true) => {
             // It stays open: its number must not be another's when whoever takes over drops its own copy.
             std::mem::forget(front);
             filler.work()
         }
-        Ok(None) => 1,
-        Err(error) => {
-            filler.log.say(&format!("the restore cannot be followed: {error}"));
+        Ok(false) => 1,
+        Err(problem) => {
+            filler.log.say(&format!("the restore cannot be followed: {problem}"));
+            // Before its processes end, which it would notice.
+            let _ = front.refuse(&problem);
+            filler.end_tree();
             1
         }
     }
 }
 
 impl Filler {
-    /// Takes address spaces in, and serves who waits already, until the tree is about to run; nothing if it will not.
-    fn prepare(&mut self, mut front: Box<dyn Front>) -> std::io::Result<Option<Box<dyn Front>>> {
+    /// Takes address spaces in, and serves who waits already, until the tree is about to run; whether it is. Fails with what
+    /// to tell the restore.
+    fn prepare(&mut self, front: &mut dyn Front) -> Result<bool, String> {
         loop {
-            let waits = self.wait(Some(front.as_fd()), None)?;
-            if waits {
-                match front.hear()? {
-                    Heard::Source(source) => self.sources.push(source),
-                    Heard::Space(space) => self.spaces.push(space),
-                    Heard::Gone => return Ok(None),
-                    Heard::Go => {
-                        self.hire()?;
-                        // This may be the keeper, long after the other has answered and the restore has ended. If it
-                        // is not and nobody hears it, the tree is killed, and its memory is found gone.
-                        let _ = front.answer();
-                        return Ok(Some(front));
-                    }
-                }
-            }
-            if self.journal.is_full() {
-                // Nobody is there yet to read it.
-                self.journal = Journal::new()?;
+            if let Some(runs) = self.hear(front).map_err(|error| error.to_string())? {
+                return Ok(runs);
             }
             self.serve();
+            if let Some(why) = self.lost.take() {
+                return Err(why);
+            }
         }
+    }
+
+    /// Hears what there is, if there is something before somebody waits for a page. Whether the tree runs, or never will.
+    fn hear(&mut self, front: &mut dyn Front) -> std::io::Result<Option<bool>> {
+        let heard = if self.wait(Some(front.as_fd()), None)? { front.hear()? } else { Vec::new() };
+        for heard in heard {
+            match heard {
+                Heard::Source(source) => self.sources.push(source),
+                Heard::Process(process) => self.tree.push(process),
+                Heard::Space(space) => self.spaces.push(space),
+                Heard::Gone => return Ok(Some(false)),
+                Heard::Go => {
+                    if !front.is_own() {
+                        // What ends one is not to end the other as well: nobody would be left.
+                        cryonaut_kernel::sys::signal::block_all();
+                    }
+                    self.runs = true;
+                    self.hire()?;
+                    // This may be the keeper, long after the other has answered and the restore has ended. If it
+                    // is not and nobody hears it, the tree is killed, and its memory is found gone.
+                    let _ = front.answer();
+                    return Ok(Some(true));
+                }
+            }
+        }
+        if self.journal.is_full() {
+            // Nobody is there yet to read it.
+            self.journal = Journal::new()?;
+        }
+        Ok(None)
     }
 
     /// Fills everything.
@@ -161,7 +207,12 @@ impl Filler {
             };
         }
         self.pair.part();
-        0
+        for source in &mut self.sources {
+            if let Err(error) = source.finish() {
+                self.log.say(&format!("all memory is there, but its source was not told: {error}"));
+            }
+        }
+        i32::from(self.lost.is_some())
     }
 
     /// Waits until something is to be read, at most so many nanoseconds. Whether from `front`.
@@ -287,6 +338,9 @@ impl Filler {
     /// Pages that cannot be had any more must not be zeros: who touches them is told by SIGBUS. Before Linux 6.6, who
     /// touches them waits for as long as they are not to be had.
     fn spoil(&mut self, index: usize, part: Part, error: &std::io::Error) -> Outcome {
+        if self.sources[part.source as usize].is_lost() {
+            self.lose(&error.to_string());
+        }
         let (outcome, is_unknown) = self.poison(index, part);
         let space = &self.spaces[index];
         let problem = format!(
@@ -317,6 +371,28 @@ impl Filler {
         self.log.say(&format!("memory is not filled any more: {why}; who touches what is missing gets a SIGBUS"));
     }
 
+    /// A source is lost, and nothing else has its pages: the tree cannot go on.
+    fn lose(&mut self, why: &str) {
+        if self.lost.is_none() {
+            self.give_up(why);
+            self.lost = Some(why.to_owned());
+            // Until it runs, the restore is told before.
+            if self.runs {
+                self.end_tree();
+            }
+        }
+    }
+
+    fn end_tree(&mut self) {
+        if !self.tree.is_empty() {
+            self.log.say("the tree is ended, since its memory is lost");
+        }
+        for process in &self.tree {
+            // Fails for one that has ended.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+
     /// Takes the place of who has worked until now and left this journal.
     pub(super) fn take_over(&mut self, mut left: Journal) {
         for entry in left.replay() {
@@ -336,10 +412,9 @@ impl Filler {
                 }
             }
         }
-        for source in &mut self.sources {
-            if let Err(error) = source.take_over() {
-                self.log.say(&format!("a source of memory is lost: {error}"));
-            }
+        let failures: Vec<_> = self.sources.iter_mut().filter_map(|source| source.take_over().err()).collect();
+        if let Some(error) = failures.first() {
+            self.lose(&error.to_string());
         }
         for space in &mut self.spaces {
             // Who was told of is not told of again, unless it is woken and faults once more.

@@ -7,6 +7,7 @@ use crate::memory::ranges::Range;
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::sys::scm_rights;
 use cryonaut_kernel::uffd::Uffd;
+use rustix::net::{RecvFlags, recv};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
@@ -18,6 +19,8 @@ use std::os::unix::fs::FileExt;
 pub enum Heard {
     /// Another source; they are counted from 0.
     Source(Box<dyn Source>),
+    /// A process that is to be ended if a source is lost.
+    Process(OwnedFd),
     /// An address space to fill.
     Space(Space),
     /// All are there, and the tree is about to run.
@@ -31,17 +34,30 @@ pub trait Front: Debug {
     /// Has something to be heard when it can be read.
     fn as_fd(&self) -> BorrowedFd<'_>;
 
-    /// Hears one thing.
+    /// Hears at least one thing, unless what is told means nothing to who fills.
     ///
     /// # Errors
     /// When it cannot be understood.
-    fn hear(&mut self) -> io::Result<Heard>;
+    fn hear(&mut self) -> io::Result<Vec<Heard>>;
 
     /// Everything is taken over for good.
     ///
     /// # Errors
     /// When nobody hears it.
     fn answer(&mut self) -> io::Result<()>;
+
+    /// Memory is lost for good.
+    ///
+    /// # Errors
+    /// When nobody hears it.
+    fn refuse(&mut self, _why: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the restore has made its filler itself, aside from everything that a signal would reach.
+    fn is_own(&self) -> bool {
+        true
+    }
 }
 
 /// First word of a message of ours.
@@ -64,23 +80,24 @@ impl Front for OwnFront {
         self.0.as_fd()
     }
 
-    fn hear(&mut self) -> io::Result<Heard> {
+    fn hear(&mut self) -> io::Result<Vec<Heard>> {
         let mut words = [0u8; 16];
         let got = scm_rights::receive(&self.0, &mut words)?;
         if got.bytes == 0 {
-            return Ok(Heard::Gone);
+            return Ok(vec![Heard::Gone]);
         }
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| words[at + i]));
         let mut files = got.files.into_iter();
-        match (word(0), files.next(), files.next()) {
-            (SOURCE, Some(file), None) => Ok(Heard::Source(Box::new(File::from(file)))),
+        let heard = match (word(0), files.next(), files.next()) {
+            (SOURCE, Some(file), None) => Heard::Source(Box::new(File::from(file))),
             (SPACE, Some(uffd), Some(list)) => {
                 let (missing, areas) = read_list(&File::from(list))?;
-                Ok(Heard::Space(Space::new(word(8) as i32, Uffd::from_fd(uffd), missing, areas)))
+                Heard::Space(Space::new(word(8) as i32, Uffd::from_fd(uffd), missing, areas))
             }
-            (GO, None, None) => Ok(Heard::Go),
-            _ => Err(io::ErrorKind::InvalidData.into()),
-        }
+            (GO, None, None) => Heard::Go,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        Ok(vec![heard])
     }
 
     fn answer(&mut self) -> io::Result<()> {
@@ -123,9 +140,16 @@ pub fn send_space(socket: BorrowedFd<'_>, pid: i32, uffd: &Uffd, parts: &[Part],
 /// Tells it that the tree is about to run, and waits until it has taken over.
 pub fn send_go(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     send(socket, &words(&[GO, 0]), &[])?;
+    await_answer(socket)
+}
+
+/// Waits until it has taken over.
+pub(super) fn await_answer(socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut answer = [0u8; 1];
-    match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut answer))? {
-        1 => Ok(()),
+    let got = rustix::io::retry_on_intr(|| recv(socket, &mut answer[..], RecvFlags::PEEK))?;
+    match got {
+        // Anything else is why not.
+        (1, _) if answer == [1] => Ok(()),
         _ => Err(Errno::PIPE),
     }
 }

@@ -2,8 +2,10 @@
 
 use super::filler::{self, Log};
 use super::front::{self, OwnFront};
-use super::{Lazy, Part, comes_later};
-use crate::memory::{Piece, PieceSource, Store};
+use super::server::Refusals;
+use super::{Lazy, Part, areas_for_server, comes_later};
+use crate::memory::ranges::Range;
+use crate::memory::{Contents, Piece, PieceSource, Store};
 use crate::plan::Plan;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
@@ -13,9 +15,10 @@ use cryonaut_kernel::sys::pidfd;
 use cryonaut_kernel::uffd::{Features, Mode, Uffd, raw};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
-use rustix::process::{Pid, PidfdGetfdFlags, pidfd_getfd};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -26,6 +29,20 @@ const EVENTS: Features =
 
 /// "RSTF", by which CRIU's restore tells its server that the tree is about to run.
 pub(super) const FINISHED: u32 = 0x5253_5446;
+
+/// What our server of pages says as soon as a restore has reached it. CRIU's says nothing.
+pub(super) const GREETING: u8 = b'C';
+/// How long it may take for that: it waits for nothing else.
+const GREETING_PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// What of an address space is not there yet.
+#[derive(Debug, Clone, Copy)]
+pub struct LeftOut<'a> {
+    /// What comes later, ascending.
+    pub pieces: &'a [Piece],
+    /// All that there is, with what only a server has.
+    pub contents: &'a Contents,
+}
 
 /// A filler, and the way to it.
 #[derive(Debug)]
@@ -81,6 +98,12 @@ impl Handover {
         let socket =
             socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).map_err(absent)?;
         connect(&socket, &SocketAddrUnix::new(path).map_err(absent)?).map_err(absent)?;
+        if !is_greeted(&socket) {
+            // CRIU's brings what the image flags as LAZY, which need not be what we leave out.
+            let reason = "the server of pages there is not this program, and may not bring all that is missing";
+            let object = Object::Path(path.display().to_string());
+            return Err(Error::unsupported(object, reason, "start `criu lazy-pages` of this program"));
+        }
         Ok(socket)
     }
 
@@ -91,22 +114,22 @@ impl Handover {
         service: &Service,
         store: &mut Store<'_>,
         vmas: &[VmaEntry],
-        pieces: &[Piece],
+        left_out: LeftOut<'_>,
     ) -> Result<()> {
-        if pieces.is_empty() {
+        let LeftOut { pieces, contents } = left_out;
+        if pieces.is_empty() && contents.elsewhere.is_empty() {
             return Ok(());
         }
         let pid = hand.pid();
         let uffd = make(hand, service)?;
-        let (mut rest, mut areas) = (pieces, Vec::new());
-        for vma in vmas.iter().filter(|vma| comes_later(vma)) {
-            rest = &rest[rest.partition_point(|piece| piece.end() <= vma.start)..];
-            if rest.first().is_some_and(|piece| piece.start < vma.end) {
-                uffd.register(vma.start, vma.end - vma.start, Mode::MISSING).map_err(|errno| {
-                    Error::kernel(Object::Mapping(pid, vma.start, "memory".into()), "hear of its faults", errno)
-                })?;
-                areas.push((vma.start, vma.end));
-            }
+        let areas = match self.is_server {
+            true => areas_for_server(vmas, &contents.pieces, &contents.elsewhere),
+            false => areas_of(vmas, pieces),
+        };
+        for (start, end) in &areas {
+            uffd.register(*start, end - start, Mode::MISSING).map_err(|errno| {
+                Error::kernel(Object::Mapping(pid, *start, "memory".into()), "hear of its faults", errno)
+            })?;
         }
         self.told.insert(pid);
         if self.is_server {
@@ -130,6 +153,11 @@ impl Handover {
         Ok(Part { start: piece.start, len: piece.len, source, offset: piece.offset })
     }
 
+    /// A way to hear why a server has failed.
+    pub fn refusals(&self) -> Option<Refusals> {
+        if self.is_server { self.socket.try_clone().ok().map(Refusals) } else { None }
+    }
+
     /// Everybody is there. A server of CRIU's counts the processes, those without missing memory as well.
     pub fn complete(&mut self, pids: impl Iterator<Item = i32>) -> Result<()> {
         if self.is_server {
@@ -142,24 +170,52 @@ impl Handover {
         Ok(())
     }
 
+    /// The server is given the process as well, to end it if its pages are lost.
     fn tell_server(&self, pid: i32, uffd: Option<&Uffd>) -> Result<()> {
         let socket = self.socket.as_fd();
         let number = if uffd.is_some() { pid } else { -pid };
-        let told = front::send(socket, &number.to_ne_bytes(), &[]).and_then(|()| match uffd {
-            Some(uffd) => front::send(socket, &[0], &[uffd.as_fd()]),
-            None => Ok(()),
+        let told = front::send(socket, &number.to_ne_bytes(), &[]).and_then(|()| {
+            let Some(uffd) = uffd else { return Ok(()) };
+            let process = pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+            front::send(socket, &[0], &[uffd.as_fd(), process.as_fd()])
         });
         told.map_err(failed("tell it of a process"))
     }
 
     /// The tree is about to run. From here on the memory is the filler's affair.
     pub fn go(self) -> Result<()> {
+        let socket = self.socket.as_fd();
         let told = match self.is_server {
-            true => front::send(self.socket.as_fd(), &FINISHED.to_ne_bytes(), &[]),
-            false => front::send_go(self.socket.as_fd()),
+            true => front::send(socket, &FINISHED.to_ne_bytes(), &[]),
+            false => front::send_go(socket),
         };
-        told.map_err(failed("leave the memory to it"))
+        told.map_err(failed("leave the memory to it"))?;
+        match self.is_server {
+            true => front::await_answer(socket).map_err(failed("leave the memory to it")),
+            false => Ok(()),
+        }
     }
+}
+
+/// Whether a server that was reached is ours.
+fn is_greeted(socket: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(socket, PollFlags::IN)];
+    let is_told =
+        rustix::io::retry_on_intr(|| poll(&mut watched, Some(&GREETING_PATIENCE))).is_ok_and(|told| told == 1);
+    let mut greeting = [0];
+    is_told && rustix::io::read(socket, &mut greeting).is_ok_and(|got| got == 1) && greeting == [GREETING]
+}
+
+/// The mappings that hold these pieces.
+fn areas_of(vmas: &[VmaEntry], pieces: &[Piece]) -> Vec<Range> {
+    let (mut rest, mut areas) = (pieces, Vec::new());
+    for vma in vmas.iter().filter(|vma| comes_later(vma)) {
+        rest = &rest[rest.partition_point(|piece| piece.end() <= vma.start)..];
+        if rest.first().is_some_and(|piece| piece.start < vma.end) {
+            areas.push((vma.start, vma.end));
+        }
+    }
+    areas
 }
 
 /// A userfaultfd of the process, which keeps nothing of it.

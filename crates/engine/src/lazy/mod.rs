@@ -31,14 +31,20 @@ mod front;
 mod handover;
 mod missing;
 mod pair;
+mod remote;
+mod server;
+mod service;
 mod source;
 mod space;
 
-use crate::memory::status;
+use crate::memory::ranges::Range;
+use crate::memory::{Piece, status};
 use cryonaut_image::records::VmaEntry;
 pub use filling::wait_until_filled;
-pub use handover::Handover;
+pub use handover::{Handover, LeftOut};
 pub use missing::Part;
+pub use server::{PageServer, Refusals, serve_restore};
+pub use service::PageService;
 use std::path::PathBuf;
 
 /// Whether memory comes later, and from whom.
@@ -59,10 +65,19 @@ impl Lazy {
     pub fn is_asked(&self) -> bool {
         *self != Lazy::No
     }
+
+    /// Whether a server does, which may have pages that the image has not.
+    #[must_use]
+    pub fn is_by_server(&self) -> bool {
+        matches!(self, Lazy::Server(_))
+    }
 }
 
 /// Where a filler says what goes wrong, if nobody tells another place.
 pub const LOG: &str = "/run/cryonaut/lazy.log";
+
+/// The name of the socket at which a server of pages waits for a restore, in the working directory of both.
+pub const SOCKET: &str = "lazy-pages.socket";
 
 /// The file whose lock says that somebody fills memory.
 const LOCK: &str = "/run/cryonaut/filling";
@@ -79,4 +94,19 @@ pub fn comes_later(vma: &VmaEntry) -> bool {
         && vma.flags & libc::MAP_TYPE as u32 == PRIVATE
         && vma.flags & NOT as u32 == 0
         && vma.madv.unwrap_or(0) & 1 << libc::MADV_WIPEONFORK == 0
+}
+
+/// Which mappings of a process a restore registers for a server, and the server takes for registered: those that may come
+/// later and have pages in the image, and those of which the server alone has pages.
+fn areas_for_server(vmas: &[VmaEntry], pieces: &[Piece], elsewhere: &[Range]) -> Vec<Range> {
+    let has_pieces = |vma: &VmaEntry| {
+        let next = pieces.get(pieces.partition_point(|piece| piece.end() <= vma.start));
+        next.is_some_and(|piece| piece.start < vma.end)
+    };
+    let is_left_out = |vma: &VmaEntry| {
+        let next = elsewhere.get(elsewhere.partition_point(|(_, end)| *end <= vma.start));
+        next.is_some_and(|(start, _)| *start < vma.end)
+    };
+    let counts = |vma: &&VmaEntry| comes_later(vma) && has_pieces(vma) || is_left_out(vma);
+    vmas.iter().filter(counts).map(|vma| (vma.start, vma.end)).collect()
 }

@@ -20,6 +20,19 @@ pub trait Source: Debug {
     fn take_over(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    /// Whether nothing comes from it any more: then the tree cannot go on.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
+    /// Nothing is wanted any more.
+    ///
+    /// # Errors
+    /// When that cannot be said to whoever should know.
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A pages file.

@@ -6,7 +6,7 @@ use super::{extras::Extras, ranges::Range, vma::status};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::VmaEntry;
-pub use cryonaut_image::{Chain as Store, Piece, Source};
+pub use cryonaut_image::{Chain as Store, FoundPages, Piece, Source};
 use std::os::unix::fs::FileExt;
 
 /// The private pages of a process.
@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 pub struct Contents {
     /// Ascending by address.
     pub pieces: Vec<Piece>,
+    /// Pages that a page server has in the place of the image, ascending.
+    pub elsewhere: Vec<Range>,
     /// The pages of the vdso that the program was started with.
     vdso: Vec<Piece>,
     /// What is kept of the process beside its pages.
@@ -23,14 +25,15 @@ pub struct Contents {
 impl Contents {
     /// What an image has for a process.
     pub fn read(store: &mut Store<'_>, pid: i32, vmas: &[VmaEntry], extras: Extras) -> Result<Self> {
-        let pieces = store.pieces(ImageKind::Pagemap, pid as u64)?;
+        let FoundPages { pieces, elsewhere } = store.found(ImageKind::Pagemap, pid as u64)?;
         // The vdso's pages are those of the kernel on which the program was started.
         let Some(vdso) = vmas.iter().find(|v| v.status & status::VDSO != 0) else {
-            return Ok(Contents { pieces, vdso: Vec::new(), extras });
+            return Ok(Contents { pieces, elsewhere, vdso: Vec::new(), extras });
         };
         let inside = pieces.iter().filter_map(|p| p.clip(vdso.start, vdso.end)).collect();
         let outside = |p: Piece| [p.clip(0, vdso.start), p.clip(vdso.end, u64::MAX)];
-        Ok(Contents { pieces: pieces.into_iter().flat_map(outside).flatten().collect(), vdso: inside, extras })
+        let pieces = pieces.into_iter().flat_map(outside).flatten().collect();
+        Ok(Contents { pieces, elsewhere, vdso: inside, extras })
     }
 
     /// The code of the vdso that the program was started with; `None` if it
@@ -83,7 +86,8 @@ impl Contents {
     }
 
     fn has_pages(&self, vma: &VmaEntry) -> bool {
-        let is_inside = |like_file: &Range| like_file.0 < vma.end && vma.start < like_file.1;
-        self.within(vma.start, vma.end).next().is_some() || self.extras.like_file.iter().any(is_inside)
+        let is_inside = |range: &Range| range.0 < vma.end && vma.start < range.1;
+        let mut others = self.extras.like_file.iter().chain(&self.elsewhere);
+        self.within(vma.start, vma.end).next().is_some() || others.any(is_inside)
     }
 }

@@ -43,7 +43,7 @@ mod write_behind;
 pub use absent::{Absent, MappedFiles};
 pub use build::{Shape, free_besides};
 pub use common::{Common, find as find_common, have_in_common};
-pub use contents::{Piece, Source as PieceSource, Store};
+pub use contents::{Contents, Piece, Source as PieceSource, Store};
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
 pub use flags::{KnownFlags, has_flag};

@@ -15,6 +15,7 @@ use super::{
     write_behind::WriteBehind,
 };
 use crate::freeze::Process;
+use crate::lazy::comes_later;
 use crate::precopy::{Precopied, Space};
 use crate::sharing::SharedSpace;
 use crate::tracking::own_pages;
@@ -46,6 +47,8 @@ pub struct PageCount {
     pub written: u64,
     /// Pages that are left to the image before.
     pub in_parent: u64,
+    /// Pages that stay with the process until whoever restores it fetches them.
+    pub lazy: u64,
 }
 
 impl PageCount {
@@ -54,6 +57,7 @@ impl PageCount {
         self.scanned += other.scanned;
         self.written += other.written;
         self.in_parent += other.in_parent;
+        self.lazy += other.lazy;
     }
 }
 
@@ -74,11 +78,22 @@ enum How {
     UnlessZero,
     /// Nothing: the parent image has it.
     InParent,
+    /// Nothing: the process keeps it until whoever restores it fetches it.
+    Left,
 }
 
 impl How {
     fn absent(self) -> Absent {
         if self == How::UnlessZero { Absent::Zeros } else { Absent::Unknown }
+    }
+
+    /// What a pagemap says of it, if nothing is to be fetched.
+    fn elsewhere(self) -> Option<PageFlags> {
+        match self {
+            How::InParent => Some(PageFlags::PARENT),
+            How::Left => Some(PageFlags::LAZY),
+            How::Stored | How::UnlessZero => None,
+        }
     }
 }
 
@@ -162,6 +177,14 @@ impl<'a> PageWriter<'a> {
         self.count.scanned += len / PAGE;
         // In the order of what is still to be fetched.
         self.spans.push(Span { start, len, how: How::InParent });
+        if self.spans.len() == MAX_SPANS { self.fetch(pid) } else { Ok(()) }
+    }
+
+    /// Notes that a run of pages stays with the process.
+    fn leave(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
+        self.count.scanned += len / PAGE;
+        self.count.lazy += len / PAGE;
+        self.spans.push(Span { start, len, how: How::Left });
         if self.spans.len() == MAX_SPANS { self.fetch(pid) } else { Ok(()) }
     }
 
@@ -250,7 +273,7 @@ impl<'a> PageWriter<'a> {
         }
         let filled = self.buffer.len();
         self.buffer.resize(filled + len, 0);
-        let to_fetch = spans.iter().filter(|span| span.how != How::InParent);
+        let to_fetch = spans.iter().filter(|span| span.how.elsewhere().is_none());
         let remote: Vec<Remote> = to_fetch.map(|span| Remote { address: span.start, len: span.len }).collect();
         let got = if remote.is_empty() { Ok(0) } else { read_spans(pid, &remote, &mut self.buffer[filled..]) };
         if got != Ok(len) {
@@ -260,8 +283,8 @@ impl<'a> PageWriter<'a> {
         }
         let (mut from, mut to) = (filled, filled);
         for span in spans {
-            if span.how == How::InParent {
-                self.entry(span.start, span.len, PageFlags::PARENT)?;
+            if let Some(flags) = span.how.elsewhere() {
+                self.entry(span.start, span.len, flags)?;
                 continue;
             }
             let part = from..from + span.len as usize;
@@ -279,8 +302,8 @@ impl<'a> PageWriter<'a> {
         let zeros = splice.zeros(&suspects.map(|span| (span.start, span.start + span.len)).collect::<Vec<_>>())?;
         let mut remote = Vec::new();
         for span in spans {
-            if span.how == How::InParent {
-                self.entry(span.start, span.len, PageFlags::PARENT)?;
+            if let Some(flags) = span.how.elsewhere() {
+                self.entry(span.start, span.len, flags)?;
                 continue;
             }
             for (start, end) in ranges::without(&[(span.start, span.start + span.len)], &zeros) {
@@ -343,6 +366,8 @@ pub struct PagesPlace<'a> {
     pub server: Option<&'a Sender>,
     /// Whether no other process is in the tree.
     pub alone: bool,
+    /// Whether what may come later stays with the process.
+    pub lazily: bool,
     /// What was copied while the tree ran.
     pub precopied: Option<&'a Precopied<'a>>,
     /// The files that its processes map.
@@ -365,14 +390,14 @@ pub fn dump_private(
     space: &SharedSpace,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Beside)> {
-    let PagesPlace { alone, precopied, .. } = place;
+    let PagesPlace { alone, lazily, precopied, files, .. } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     if let Some(mut copied) = precopied.and_then(|precopied| precopied.of(&space.pids)) {
         return finish_precopied(place.images, &ids, &mut copied, vmas);
     }
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
-    let source = Source { process, mem: &mem, alone, files: place.files, progress: place.progress };
+    let source = Source { process, mem: &mem, alone, lazily, files, progress: place.progress };
     let mut written = 0;
     if let Some(held) = &space.common.held {
         written = write_held(held, source, hand.as_deref_mut(), vmas)?;
@@ -430,6 +455,8 @@ struct Source<'a> {
     mem: &'a File,
     /// No other process is in the tree.
     alone: bool,
+    /// What may come later stays with the process.
+    lazily: bool,
     /// The files that are mapped, if what is as there need not be stored.
     files: Option<&'a MappedFiles>,
     progress: Option<&'a Progress>,
@@ -479,6 +506,7 @@ fn write_held(held: &Held, source: Source<'_>, hand: Option<&mut Hand>, vmas: &[
         pages_id: held.pages_id,
         server: None,
         alone: false,
+        lazily: false,
         precopied: None,
         files: None,
         progress: source.progress,
@@ -536,6 +564,9 @@ fn write_private<'a>(
                 }
                 if run.categories.contains(Categories::FILE) {
                     return Ok(());
+                }
+                if source.lazily && comes_later(vma) {
+                    return out.leave(speaker, run.start, run.end - run.start);
                 }
                 common.cut(run, |run, elsewhere| {
                     let len = run.end - run.start;

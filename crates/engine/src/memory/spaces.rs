@@ -9,12 +9,12 @@ use super::contents::{Contents, Piece, Store};
 use super::inherit::{Comparison, Inheritance, Record};
 use super::{AllExtras, PAGE, SharedBuild, ranges, status};
 use crate::files::Build;
-use crate::lazy::{Handover, comes_later};
+use crate::lazy::{Handover, Lazy, LeftOut, comes_later};
 use crate::plan::{Plan, SharedSpaces};
 use crate::restore::Scratches;
 use crate::{Progress, Result};
-use cryonaut_image::ImageDir;
 use cryonaut_image::records::{MmEntry, VmaEntry};
+use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_puppet::Hand;
 use cryonaut_puppet::passing::Service;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,15 +59,16 @@ impl<'p> AddressSpaces<'p> {
     /// Of the processes of a plan; `scratches` tells where their hands have
     /// their scratch mappings.
     ///
-    /// `lazily`, much of the memory is left to come later, and of much memory only what the image has once for a process
+    /// Lazily, much of the memory is left to come later, and of much memory only what the image has once for a process
     /// and its creator is inherited: to compare contents takes as long as to read them.
     pub fn read(
         images: &'p ImageDir,
         plan: &'p Plan,
         scratches: &Scratches<'_>,
-        lazily: bool,
+        lazy: &Lazy,
         progress: &Progress,
     ) -> Result<Self> {
+        let lazily = lazy.is_asked();
         let extras = AllExtras::read(images)?;
         let mut tree = Tree {
             store: Store::new(images),
@@ -81,6 +82,10 @@ impl<'p> AddressSpaces<'p> {
         for (pid, mm) in owners.filter_map(|p| Some((p.pid(), p.mm.as_ref()?))) {
             mm.vmas.iter().filter(|v| v.status & status::ANON_SHARED != 0).for_each(|v| tree.shared.note(v));
             let contents = Contents::read(&mut tree.store, pid, &mm.vmas, extras.of(pid))?;
+            if let Some((address, _)) = contents.elsewhere.first().filter(|_| !lazy.is_by_server()) {
+                let path = images.path_of(ImageKind::Pagemap, pid as u64)?;
+                return Err(cryonaut_image::Error::Elsewhere { path, address: *address }.into());
+            }
             let inherited = Inheritance::default();
             let scratches = scratches.of_space(pid);
             let (now, later) = (Vec::new(), Vec::new());
@@ -120,7 +125,9 @@ impl<'p> AddressSpaces<'p> {
     /// Private pages that come later, each once.
     #[must_use]
     pub fn pages_later(&self) -> u64 {
-        self.spaces.values().flat_map(|one| &one.later).map(|piece| piece.len / PAGE).sum()
+        let later = |one: &One<'_>| one.later.iter().map(|piece| piece.len).sum::<u64>();
+        let elsewhere = |one: &One<'_>| one.contents.elsewhere.iter().map(|(start, end)| end - start).sum::<u64>();
+        self.spaces.values().map(|one| (later(one) + elsewhere(one)) / PAGE).sum()
     }
 
     /// Whether a process must have its memory before any child is born.
@@ -156,7 +163,8 @@ impl<'p> AddressSpaces<'p> {
         one.finished = true;
         build::finish(hand, service, files, one.mm, one.space())?;
         // From here on whatever touches the memory waits for what is missing.
-        handover.map_or(Ok(()), |to| to.take(hand, service, &mut self.tree.store, &one.mm.vmas, &one.later))
+        let left_out = LeftOut { pieces: &one.later, contents: &one.contents };
+        handover.map_or(Ok(()), |to| to.take(hand, service, &mut self.tree.store, &one.mm.vmas, left_out))
     }
 }
 

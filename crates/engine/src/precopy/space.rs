@@ -286,7 +286,7 @@ impl Space {
 
     fn count(&self) -> PageCount {
         let (written, in_parent) = (self.store.present_len() / PAGE, self.store.parent_len() / PAGE);
-        PageCount { scanned: written + in_parent, written, in_parent }
+        PageCount { scanned: written + in_parent, written, in_parent, lazy: 0 }
     }
 
     /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else.

@@ -13,7 +13,7 @@ use crate::attributes::{leader, limits, signals, task, timers};
 use crate::cgroups::Restoring;
 use crate::files::socket::Peers;
 use crate::files::{Build, Settle, io_uring, kind_of};
-use crate::lazy::Handover;
+use crate::lazy::{Handover, Refusals};
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
 use crate::namespaces::{net, pid};
@@ -160,6 +160,16 @@ struct Seed<'a> {
 impl Seed<'_> {
     /// Builds the tree and lets it run.
     fn grow(self, options: &RestoreOptions) -> Result<RestoreReport> {
+        let mut refusals = None;
+        let done = self.grow_unless_refused(options, &mut refusals);
+        done.map_err(|error| match refusals.and_then(Refusals::hear) {
+            Some(why) => Error::unsupported(Object::Other("memory".into()), format!("it cannot be had: {why}"), ""),
+            None => error,
+        })
+    }
+
+    /// The same. Who brings its memory may say through `refusals` why that cannot be.
+    fn grow_unless_refused(self, options: &RestoreOptions, refusals: &mut Option<Refusals>) -> Result<RestoreReport> {
         let Seed { begun, images, plan, scratches, verdict, mut service, cgroups, mut handover } = self;
         let owner = Object::Other("the tree's user namespace".into());
         let _owner = users::own_files().map_err(|e| Error::kernel(owner, "make files in the name of its root", e))?;
@@ -169,7 +179,7 @@ impl Seed<'_> {
         let mut build = Build::new(images, options, &plan.files);
         build.root_pid = plan.root;
         build.cgroups = cgroups;
-        let mut spaces = AddressSpaces::read(images, plan, scratches, options.lazy.is_asked(), &options.progress)?;
+        let mut spaces = AddressSpaces::read(images, plan, scratches, &options.lazy, &options.progress)?;
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
         fill_networks(&mut nursery, plan, &service, &mut build, &mut network)?;
@@ -179,6 +189,7 @@ impl Seed<'_> {
             // Not before: it could have taken one of the tree's pids.
             handover = Handover::begin(&options.lazy, plan)?;
         }
+        *refusals = handover.as_ref().and_then(Handover::refusals);
         for process in plan.processes.values() {
             if let Some(fs) = &process.fs {
                 let hand = nursery.hand(process.pid())?;

@@ -8,7 +8,7 @@ use rustix::process::Pid;
 use super::check;
 
 /// Blocks every signal for the calling thread. Neither allocates nor touches anything of libc's.
-pub(crate) fn block_all() {
+pub fn block_all() {
     let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
     // SAFETY: rt_sigprocmask reads eight bytes of `all`.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
