@@ -13,6 +13,8 @@ pub const TESTS: &[(&str, &str, Body)] = &[
     ("runc_kinds", "hybrid", |host| kinds(&Podman { host, runtime: "runc" })),
     ("crun_pod", "v2", |host| pod(&Podman { host, runtime: "crun" })),
     ("runc_pod", "hybrid", |host| pod(&Podman { host, runtime: "runc" })),
+    ("crun_pre_dump", "v2", |host| pre_dump(&Podman { host, runtime: "crun" })),
+    ("runc_pre_dump", "hybrid", |host| pre_dump(&Podman { host, runtime: "runc" })),
     ("crun_connection", "v2", |host| connection(&Podman { host, runtime: "crun" })),
     ("runc_connection", "hybrid", |host| connection(&Podman { host, runtime: "runc" })),
 ];
@@ -117,6 +119,22 @@ fn pod(podman: &Podman<'_>) -> Result<(), Failed> {
     podman.podman("pod rm --force --all --time 0")?;
     podman.podman("pod create --name after --share ipc,net,uts,pid")?;
     podman.podman("container restore --import /c.tar.gz --pod after")?;
+    podman.host.count.goes_on(5)
+}
+
+/// Most of the memory goes ahead, and the rest builds on it.
+fn pre_dump(podman: &Podman<'_>) -> Result<(), Failed> {
+    podman.start("--network none")?;
+    podman.podman("container checkpoint --pre-checkpoint --compress none --export /before.tar c")?;
+    podman.host.count.goes_on(5)?;
+    podman.podman("container checkpoint --with-previous --compress none --export /c.tar c")?;
+    podman.host.count.stands_still()?;
+    let parent = podman.host.run("tar -tvf /c.tar | grep -o 'checkpoint/parent -> .*'")?;
+    if !parent.ends_with("../pre-checkpoint") {
+        return Err(format!("the dump does not build on the one before: {parent}").into());
+    }
+    podman.end()?;
+    podman.podman("container restore --import-previous /before.tar --import /c.tar")?;
     podman.host.count.goes_on(5)
 }
 
