@@ -7,7 +7,7 @@
 //! that number, the lowest that is free: nobody else opens anything meanwhile.
 
 use crate::{Arg, Batch, Error, Hand, Result, numbers};
-use cryonaut_kernel::uffd::Uffd;
+use cryonaut_kernel::uffd::{Uffd, raw};
 
 /// Ends of the pipe.
 const ENDS: usize = 2;
@@ -28,6 +28,32 @@ pub fn of_process(hand: &mut Hand) -> Result<Uffd> {
     let made = made?;
     closed?;
     Ok(made)
+}
+
+/// The same of a process that is being built: it dies with us, so nothing is to be noted for a farewell. Faults of the
+/// kernel in its memory count as well. `device` is its descriptor of `/dev/userfaultfd`, if it was lent that; it is closed.
+///
+/// # Errors
+/// `EPERM` if it may not have one without the device.
+pub fn of_newborn(hand: &mut Hand, device: Option<i32>) -> Result<Uffd> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let mut b = Batch::new();
+    let made = match device {
+        None => b.call(libc::SYS_userfaultfd, [flags.into()]),
+        Some(device) => {
+            let new = u64::from(raw::USERFAULTFD_IOC_NEW);
+            let made = b.call(libc::SYS_ioctl, [device.into(), new.into(), flags.into()]);
+            b.call(libc::SYS_close, [device.into()]);
+            made
+        }
+    };
+    hand.run(&mut b)?;
+    let number = b.result(made).unwrap_or_default() as i32;
+    let taken = numbers::duplicate(hand, number);
+    let mut b = Batch::new();
+    b.call(libc::SYS_close, [number.into()]);
+    hand.run(&mut b)?;
+    Ok(Uffd::from_fd(taken?))
 }
 
 /// The calls that it makes in the process beside those of a farewell.

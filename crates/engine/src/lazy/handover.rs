@@ -11,14 +11,13 @@ use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::sys::aside::set_aside;
-use cryonaut_kernel::sys::pidfd;
-use cryonaut_kernel::uffd::{Features, Mode, Uffd, raw};
+use cryonaut_kernel::uffd::{Features, Mode, Uffd};
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Hand};
+use cryonaut_puppet::{Hand, userfaultfd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -220,37 +219,21 @@ fn areas_of(vmas: &[VmaEntry], pieces: &[Piece]) -> Vec<Range> {
 
 /// A userfaultfd of the process, which keeps nothing of it.
 fn make(hand: &mut Hand, service: &Service) -> Result<Uffd> {
-    let flags = (OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
     let pid = hand.pid();
-    let own = |action: &'static str| move |errno| Error::kernel(Object::Process(pid), action, errno);
-    let mut b = Batch::new();
-    let made = b.attempt(libc::SYS_userfaultfd, [flags.into()]);
-    hand.run(&mut b)?;
-    let number = match b.result(made) {
+    let uffd = match userfaultfd::of_newborn(hand, None) {
         // Its user namespace may not be trusted with it: whom we lend the device is.
-        Err(Errno::PERM) => make_by_device(hand, service, flags)?,
-        answer => answer.map_err(own("make a userfaultfd in it"))? as i32,
+        Err(cryonaut_puppet::Error::Call { errno: Errno::PERM, .. }) => make_by_device(hand, service)?,
+        made => made?,
     };
-    let thread = Pid::from_raw(hand.tid()).ok_or(Errno::SRCH).and_then(pidfd::open_thread);
-    let taken = thread.and_then(|thread| pidfd_getfd(&thread, number, PidfdGetfdFlags::empty()));
-    let mut b = Batch::new();
-    b.call(libc::SYS_close, [number.into()]);
-    hand.run(&mut b)?;
-    let uffd = Uffd::from_fd(taken.map_err(own("take its userfaultfd"))?);
-    uffd.api(EVENTS).map_err(own("hear of changes of its memory"))?;
+    let own = |errno| Error::kernel(Object::Process(pid), "hear of changes of its memory", errno);
+    uffd.api(EVENTS).map_err(own)?;
     Ok(uffd)
 }
 
-fn make_by_device(hand: &mut Hand, service: &Service, flags: u32) -> Result<i32> {
+fn make_by_device(hand: &mut Hand, service: &Service) -> Result<Uffd> {
     const DEVICE: &str = "/dev/userfaultfd";
     let device = rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty());
     let device = device.map_err(|errno| Error::kernel(Object::Path(DEVICE.into()), "open it", errno))?;
     let lent = service.give(hand, &[device.as_fd()])?[0];
-    let mut b = Batch::new();
-    let made = b.call(libc::SYS_ioctl, [lent.into(), u64::from(raw::USERFAULTFD_IOC_NEW).into(), flags.into()]);
-    b.call(libc::SYS_close, [lent.into()]);
-    hand.run(&mut b)?;
-    b.result(made)
-        .map(|number| number as i32)
-        .map_err(|errno| Error::kernel(Object::Process(hand.pid()), "make a userfaultfd in it", errno))
+    Ok(userfaultfd::of_newborn(hand, Some(lent))?)
 }
