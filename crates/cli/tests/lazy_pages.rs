@@ -129,20 +129,40 @@ fn from_a_page_server_under_tls() {
     through_a_server(&["memory/changes"], &tls(dir.path()));
 }
 
-/// Stands between a server of pages and its page server; of what comes back it lets so many bytes through.
-fn relay(listener: TcpListener, server: u16, most: u64) -> std::thread::JoinHandle<()> {
+/// Who brings the memory out of an image is killed: another takes over, and nothing is lost.
+#[test]
+fn who_brings_memory_is_killed_and_another_goes_on() {
+    let dir = TempDir::new().expect("a directory");
+    let engine = Engine::Criu(script(dir.path(), "", "--pidfile lazy.pid"));
+    for name in ["memory/large", "memory/changes"] {
+        let found = declaration(name).expect("there is such a workload");
+        let mut workload = Workload::start_with(found, (engine.clone(), engine.clone()), false).expect("it starts");
+        workload.checkpoint().expect("a dump");
+        workload.restore().expect("a restore");
+        end(&fs::read_to_string(workload.images().join("lazy.pid")).expect("the pidfile"));
+        workload.finish().expect("its own checks");
+    }
+}
+
+/// Stands between a server of pages and its page server; of what comes back it lets so many bytes through. Then it hangs
+/// up, or if it `stalls`, when who asks does.
+fn relay(listener: TcpListener, server: u16, most: u64, stalls: bool) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let (asks, _) = listener.accept().expect("a connection");
         let answers = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, server)).expect("the server");
         let (mut questions, mut to) = (asks.try_clone().expect("a copy"), answers.try_clone().expect("a copy"));
-        std::thread::spawn(move || std::io::copy(&mut questions, &mut to));
+        let asking = std::thread::spawn(move || std::io::copy(&mut questions, &mut to));
         let _ = std::io::copy(&mut answers.take(most), &mut &asks);
+        if stalls {
+            let _ = asking.join();
+        }
         let _ = asks.shutdown(std::net::Shutdown::Both);
     })
 }
 
-/// A page server that is gone in the middle: the tree is ended, and whoever waits for any of it is told.
-fn server_dies(most: u64) -> (Output, Output, Workload) {
+/// A page server that is gone in the middle, or with `stalls` says nothing more, and then who asks it is killed: the tree is
+/// ended, and whoever waits for any of it is told.
+fn server_dies(most: u64, stalls: bool) -> (Output, Output, Workload) {
     let mut workload = Workload::start("memory/large").expect("it starts");
     let dir = TempDir::new().expect("a directory");
     let images = dir.path().join("images");
@@ -160,7 +180,7 @@ fn server_dies(most: u64) -> (Output, Output, Workload) {
         .spawn()
         .expect("it runs");
     server.stdout.take().expect("it is piped").read_exact(&mut [0]).expect("it is ready");
-    let relay = relay(listener, port, most);
+    let relay = relay(listener, port, most, stalls);
     let mut lazy = criu(&["lazy-pages", "--no-default-config", "-D", &directory, "--status-fd", "1"])
         .args(["--page-server", "--address", "127.0.0.1", "--port", &between])
         .stdout(Stdio::piped())
@@ -168,8 +188,17 @@ fn server_dies(most: u64) -> (Output, Output, Workload) {
         .spawn()
         .expect("it runs");
     lazy.stdout.as_mut().expect("it is piped").read_exact(&mut [0]).expect("it is ready");
-    let restored =
-        criu(&["restore", "--no-default-config", "-D", &directory, "--lazy-pages"]).output().expect("it runs");
+    let restored = criu(&["restore", "--no-default-config", "-D", &directory, "--lazy-pages"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    if stalls {
+        within("the tree runs, and waits", || workload.misses_memory().then_some(()));
+        std::thread::sleep(Duration::from_millis(500));
+        lazy.kill().expect("it is there");
+    }
+    let restored = restored.wait_with_output().expect("it ends");
     let lazy = lazy.wait_with_output().expect("it ends");
     relay.join().expect("it went well");
     let _ = server.wait();
@@ -180,13 +209,21 @@ fn server_dies(most: u64) -> (Output, Output, Workload) {
 fn a_page_server_that_dies_ends_the_tree() {
     // Before the first page, in the middle, and near the end.
     for most in [0, 8 << 20, 24 << 20] {
-        let (restored, lazy, workload) = server_dies(most);
+        let (restored, lazy, workload) = server_dies(most, false);
         assert!(!lazy.status.success() && told(&lazy).contains("page server"), "{most}: {}", told(&lazy));
         assert!(!restored.status.success(), "{most}: {}", told(&restored));
         let why = told(&restored);
         assert!(why.contains("page server") || why.contains("log of criu lazy-pages"), "{most}: {why}");
         assert!(!workload.is_there(), "{most}: the tree goes on");
     }
+}
+
+#[test]
+fn who_asks_a_page_server_is_killed_and_the_tree_ends() {
+    let (restored, lazy, workload) = server_dies(8 << 20, true);
+    assert!(!restored.status.success(), "{}", told(&restored));
+    assert!(told(&lazy).contains("was killed") && told(&lazy).contains("the tree is ended"), "{}", told(&lazy));
+    within("the tree ends", || (!workload.is_there()).then_some(()));
 }
 
 #[test]
