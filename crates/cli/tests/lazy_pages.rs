@@ -151,7 +151,10 @@ fn relay(listener: TcpListener, server: u16, most: u64, stalls: bool) -> std::th
         let (asks, _) = listener.accept().expect("a connection");
         let answers = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, server)).expect("the server");
         let (mut questions, mut to) = (asks.try_clone().expect("a copy"), answers.try_clone().expect("a copy"));
-        let asking = std::thread::spawn(move || std::io::copy(&mut questions, &mut to));
+        let asking = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut questions, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
         let _ = std::io::copy(&mut answers.take(most), &mut &asks);
         if stalls {
             let _ = asking.join();
@@ -220,7 +223,7 @@ fn a_page_server_that_dies_ends_the_tree() {
 
 #[test]
 fn who_asks_a_page_server_is_killed_and_the_tree_ends() {
-    let (restored, lazy, workload) = server_dies(8 << 20, true);
+    let (restored, lazy, workload) = server_dies(2 << 20, true);
     assert!(!restored.status.success(), "{}", told(&restored));
     assert!(told(&lazy).contains("was killed") && told(&lazy).contains("the tree is ended"), "{}", told(&lazy));
     within("the tree ends", || (!workload.is_there()).then_some(()));

@@ -92,6 +92,8 @@ pub(super) struct Filler {
     tree: Vec<OwnedFd>,
     /// Whether it runs, or is about to.
     runs: bool,
+    /// The way to the restore. It stays open: its number must not be another's when whoever takes over has its own copy.
+    front: Option<Box<dyn Front>>,
     /// Why the tree cannot go on.
     lost: Option<String>,
 }
@@ -120,12 +122,12 @@ pub fn run(mut front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Lo
         has_given_up: false,
         tree: Vec::new(),
         runs: false,
+        front: None,
         lost: None,
     };
     match filler.prepare(front.as_mut()) {
         Ok(true) => {
-            // It stays open: its number must not be another's when whoever takes over drops its own copy.
-            std::mem::forget(front);
+            filler.front = Some(front);
             filler.work()
         }
         Ok(false) => 1,
@@ -376,8 +378,10 @@ impl Filler {
         if self.lost.is_none() {
             self.give_up(why);
             self.lost = Some(why.to_owned());
-            // Until it runs, the restore is told before.
+            // Until it runs, the restore is told by who hears it.
             if self.runs {
+                // It may not have ended yet. If it has, nobody hears this.
+                let _ = self.front.as_mut().map(|front| front.refuse(why));
                 self.end_tree();
             }
         }
