@@ -40,7 +40,8 @@ pub fn write_out(
     object: &Object,
 ) -> Result<PageCount> {
     let (pages_id, server) = (pages_ids.new_id(), pages_ids.server());
-    let place = PagesPlace { images, pages_id, server, alone: false, lazily: false, precopied: None, files: None, progress };
+    let place =
+        PagesPlace { images, pages_id, server, alone: false, lazily: false, precopied: None, files: None, progress };
     let mut out = PageWriter::new(place, ImageKind::ShmemPagemap, id)?;
     let mut buffer = vec![0; PIECE.min(size.next_multiple_of(PAGE)) as usize];
     let mut at = 0;
