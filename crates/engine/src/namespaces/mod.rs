@@ -310,7 +310,9 @@ impl Arranged {
     pub fn refuse(&self, options: &RestoreOptions) -> Result<()> {
         let of_root = self.made.get(&self.root).into_iter().flatten();
         let of_root: Vec<&str> = of_root.map(|(at, _)| word(KINDS[*at].kind)).collect();
-        if let Some((kind, place)) = options.join.iter().find(|(kind, _)| !of_root.contains(&kind.as_str())) {
+        // That of the surroundings, as a container has it that shares it with a pod that has none of its own, needs no entering.
+        let is_known = |(kind, place): &&(String, String)| of_root.contains(&kind.as_str()) || is_ours(kind, place);
+        if let Some((kind, place)) = options.join.iter().find(|one| !is_known(one)) {
             return Err(Error::unsupported(
                 Object::Process(self.root),
                 format!("it is to enter {place}, and had no {kind} namespace other than that of its surroundings"),
@@ -397,10 +399,22 @@ fn word(kind: Namespace) -> &'static str {
     kind.link().trim_start_matches("ns/")
 }
 
+/// Where a namespace is that the caller tells by a pid or a path.
+fn path_of(kind: &str, place: &str) -> String {
+    if place.parse::<u32>().is_ok() { format!("/proc/{place}/ns/{kind}") } else { place.to_owned() }
+}
+
+/// Whether such a namespace is the one in which we are.
+fn is_ours(kind: &str, place: &str) -> bool {
+    let of = |path: String| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let told = of(path_of(kind, place));
+    told.is_some() && told == of(format!("/proc/self/ns/{kind}"))
+}
+
 /// The namespace that the root is to enter instead of its own (`--join-ns`).
 fn joined(options: &RestoreOptions, kind: Namespace) -> Result<Option<OwnedFd>> {
     let Some((_, place)) = options.join.iter().find(|(name, _)| name == word(kind)) else { return Ok(None) };
-    let path = if place.parse::<u32>().is_ok() { format!("/proc/{place}/{}", kind.link()) } else { place.clone() };
+    let path = path_of(word(kind), place);
     let opened = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     opened.map(Some).map_err(|e| Error::kernel(Object::Path(path), "open it", e))
 }

@@ -11,7 +11,7 @@ put() {
     printf %s "$1" >"$image/blobs/sha256/$digest"
 }
 oci=application/vnd.oci.image
-put "{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{\"Cmd\":[\"sh\"]},
+put "{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{\"Cmd\":[\"sh\"],\"Env\":[\"PATH=/bin\"]},
   \"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"sha256:$layer\"]}}"
 put "{\"schemaVersion\":2,\"mediaType\":\"$oci.manifest.v1+json\",
   \"config\":{\"mediaType\":\"$oci.config.v1+json\",\"digest\":\"sha256:$digest\",\"size\":$size},

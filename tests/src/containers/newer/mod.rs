@@ -4,6 +4,7 @@
 //! `scripts/newer-runtimes.sh` brings the root file system in.
 
 mod containerd;
+mod cri;
 mod lxc;
 mod podman;
 
@@ -31,7 +32,7 @@ type Body = fn(&NewerHost) -> Result<(), Failed>;
 
 /// `newer::RUNTIME::NAME`, with `program` in the place of criu. The whole `main` of a test program.
 pub fn suite(program: &Path) -> ExitCode {
-    let all = [("podman", podman::TESTS), ("containerd", containerd::TESTS), ("lxc", lxc::TESTS)];
+    let all = [("podman", podman::TESTS), ("containerd", containerd::TESTS), ("cri", cri::TESTS), ("lxc", lxc::TESTS)];
     let all = all.into_iter().flat_map(|(runtime, tests)| tests.iter().map(move |test| (runtime, test)));
     let trial = |(runtime, (name, layout, body)): (&str, &'static (&str, &str, Body))| {
         let program = program.to_owned();
