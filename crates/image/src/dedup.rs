@@ -3,6 +3,7 @@
 //! The pages files keep their size and the pagemaps stay as they are: the pages become holes. A parent is then good for
 //! its children alone.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -25,7 +26,36 @@ pub struct Deduplicated {
 /// # Errors
 /// [`Error::Io`], also if the file system knows no holes; those of reading the images.
 pub fn dedup(image: &ImageDir) -> Result<Deduplicated> {
+    let parents = parents_of(image)?;
+    // By the place of the parent and the number of its pages file.
+    let mut files: BTreeMap<(usize, u32), PagesFile> = BTreeMap::new();
+    for (kind, id) in image.files()? {
+        let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) else { continue };
+        let map = Pagemap::read(image, kind, id)?;
+        // What is not said to be in the parent is here, or nowhere.
+        let mut newer = Vec::new();
+        add(&mut newer, &map);
+        for (place, parent) in parents.iter().enumerate() {
+            // It need not know of a younger process.
+            if parent.entries_optional(kind, id)?.is_none() {
+                break;
+            }
+            let map = Pagemap::read(parent, kind, id)?;
+            files.entry((place, map.pages_id())).or_default().note(&map, &newer);
+            add(&mut newer, &map);
+        }
+    }
     let mut done = Deduplicated::default();
+    for ((place, pages_id), file) in files {
+        done.pages += file.take_out(&parents[place], pages_id)?;
+    }
+    Ok(done)
+}
+
+/// Parents that are looked at; more is a circle.
+const MAX_PARENTS: usize = 1000;
+
+fn parents_of(image: &ImageDir) -> Result<Vec<ImageDir>> {
     let mut parents = Vec::new();
     let mut next = image.parent()?;
     while let Some(parent) = next {
@@ -35,34 +65,23 @@ pub fn dedup(image: &ImageDir) -> Result<Deduplicated> {
             return Err(Error::parent(image.path(), "the parents go round in a circle"));
         }
     }
-    for (kind, id) in image.files()? {
-        let (ImageKind::Pagemap | ImageKind::ShmemPagemap, Some(id)) = (kind, id) else { continue };
-        let map = Pagemap::read(image, kind, id)?;
-        // What is not said to be in the parent is here, or nowhere.
-        let mut newer = Vec::new();
-        add(&mut newer, &map);
-        for parent in &parents {
-            // It need not know of a younger process.
-            if parent.entries_optional(kind, id)?.is_none() {
-                break;
-            }
-            let map = Pagemap::read(parent, kind, id)?;
-            done.pages += take_out(parent, &map, &newer)?;
-            add(&mut newer, &map);
-        }
-    }
-    Ok(done)
+    Ok(parents)
 }
 
-/// Parents that are looked at; more is a circle.
-const MAX_PARENTS: usize = 1000;
+/// A set of addresses or places in a file: ranges that ascend and do not touch.
+type Ranges = Vec<(u64, u64)>;
 
-/// Adds the runs of a map that are not the parent's to a set of ranges, which ascend and do not touch.
-fn add(set: &mut Vec<(u64, u64)>, map: &Pagemap) {
+/// Adds the runs of a map that are not the parent's to a set.
+fn add(set: &mut Ranges, map: &Pagemap) {
     let own = map.runs().iter().filter(|run| !run.flags.contains(PageFlags::PARENT));
     set.extend(own.map(|run| (run.vaddr, run.end())));
-    set.sort_unstable();
-    set.dedup_by(|next, before| {
+    unite(set);
+}
+
+/// Makes ranges a set.
+fn unite(ranges: &mut Ranges) {
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, before| {
         let touch = next.0 <= before.1;
         if touch {
             before.1 = before.1.max(next.1);
@@ -71,25 +90,61 @@ fn add(set: &mut Vec<(u64, u64)>, map: &Pagemap) {
     });
 }
 
-/// Makes the pages of a map that lie in `newer` holes of its file; how many they are.
-fn take_out(parent: &ImageDir, map: &Pagemap, newer: &[(u64, u64)]) -> Result<u64> {
-    let mut file = None;
-    let mut pages = 0;
-    for run in map.runs() {
-        let Some(offset) = run.offset else { continue };
-        let first = newer.partition_point(|(_, end)| *end <= run.vaddr);
-        for (start, end) in newer[first..].iter().take_while(|(start, _)| *start < run.end()) {
-            let (from, to) = (run.vaddr.max(*start), run.end().min(*end));
-            let file = match &file {
-                Some(file) => file,
-                None => file.insert(parent.open_pages_to_change(map.pages_id())?),
-            };
-            punch(file, offset + (from - run.vaddr), to - from)
-                .map_err(|errno| Error::io("make holes in", parent.path().to_owned(), errno.into()))?;
-            pages += (to - from) / PAGE_SIZE;
+/// What of a set is not in another.
+fn without(set: &[(u64, u64)], other: &[(u64, u64)]) -> Ranges {
+    let mut left = Vec::new();
+    for &(start, end) in set {
+        let mut at = start;
+        let first = other.partition_point(|(_, behind)| *behind <= start);
+        for &(from, to) in other[first..].iter().take_while(|(from, _)| *from < end) {
+            if at < from {
+                left.push((at, from));
+            }
+            at = to;
+        }
+        if at < end {
+            left.push((at, end));
         }
     }
-    Ok(pages)
+    left
+}
+
+/// What becomes of the places in a parent's pages file. Pages that processes share are in one file, which is named by the
+/// pagemaps of all of them: what one has anew, another may have nowhere else.
+#[derive(Debug, Default)]
+struct PagesFile {
+    newer: Ranges,
+    needed: Ranges,
+}
+
+impl PagesFile {
+    /// Notes what a process has in it, of which the addresses in `newer` are to be had from a nearer image.
+    fn note(&mut self, map: &Pagemap, newer: &[(u64, u64)]) {
+        for run in map.runs() {
+            let Some(offset) = run.offset else { continue };
+            let place = |(start, end): &(u64, u64)| (offset + (start - run.vaddr), offset + (end - run.vaddr));
+            let all = [(run.vaddr, run.end())];
+            let needed = without(&all, newer);
+            self.newer.extend(without(&all, &needed).iter().map(place));
+            self.needed.extend(needed.iter().map(place));
+        }
+    }
+
+    /// Makes holes of what nobody needs; how many pages that is.
+    fn take_out(mut self, parent: &ImageDir, pages_id: u32) -> Result<u64> {
+        unite(&mut self.newer);
+        unite(&mut self.needed);
+        let holes = without(&self.newer, &self.needed);
+        if holes.is_empty() {
+            return Ok(0);
+        }
+        let file = parent.open_pages_to_change(pages_id)?;
+        for (start, end) in &holes {
+            punch(&file, *start, end - start)
+                .map_err(|errno| Error::io("make holes in", parent.path().to_owned(), errno.into()))?;
+        }
+        Ok(holes.iter().map(|(start, end)| (end - start) / PAGE_SIZE).sum())
+    }
 }
 
 /// Makes holes for all pages that a restore has taken out of an image and its parents: the image is used up.
@@ -201,6 +256,38 @@ mod tests {
         }
         fs::remove_dir_all(dir.path().join("1")).unwrap();
         assert_eq!(contents(&dir.path().join("3")), before);
+    }
+
+    #[test]
+    fn what_another_process_has_in_the_same_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let dump = DumpDir::create(dir.path()).unwrap();
+        let layer = dump.add_layers(1).unwrap().remove(0);
+        let map = |dump: &DumpDir, pid: u64, pages_id: u32, runs: &[(u64, u64, PageFlags)]| {
+            let mut map = PagemapWriter::create(dump, ImageKind::Pagemap, pid, pages_id).unwrap();
+            for (at, count, flags) in runs {
+                map.push(at * PAGE_SIZE, *count, *flags).unwrap();
+            }
+            map.finish().unwrap();
+        };
+        let pages = |dump: &DumpDir, pages_id: u64, count: u64| {
+            let mut pages = dump.raw_file(ImageKind::Pages, pages_id).unwrap();
+            pages.write_all(&vec![1; (count * PAGE_SIZE) as usize]).unwrap();
+        };
+        // Both have three pages in common; the second and the third have been written to by the other, the third by both.
+        for pid in [PID, 8] {
+            map(&layer, pid, 1, &[(0x100, 3, PageFlags::PRESENT)]);
+        }
+        pages(&layer, 1, 3);
+        map(&dump, PID, 2, &[(0x100, 2, PageFlags::PARENT), (0x102, 1, PageFlags::PRESENT)]);
+        pages(&dump, 2, 1);
+        map(&dump, 8, 3, &[(0x100, 1, PageFlags::PARENT), (0x101, 2, PageFlags::PRESENT)]);
+        pages(&dump, 3, 2);
+        drop(layer);
+        dump.write_one(ImageKind::Inventory, None, &InventoryEntry { img_version: 2, ..Default::default() }).unwrap();
+        drop(dump.commit(CommitOptions::default()).unwrap());
+        assert_eq!(dedup(&ImageDir::open(dir.path()).unwrap()).unwrap().pages, 1);
+        assert_eq!(contents(dir.path()), [(0x100, 1), (0x101, 1), (0x102, 1)]);
     }
 
     #[test]
