@@ -294,10 +294,12 @@ impl Filler {
                 space.next = part.end();
                 self.install(self.turn, part)
             }
-            None => Outcome::Done,
+            // What is displaced is missing again when what is on its way has been told.
+            None => quiet(&space.uffd),
         };
         self.note_quiet(self.turn, outcome);
-        if outcome == Outcome::Gone || self.spaces[self.turn].missing.is_empty() {
+        let is_filled = outcome == Outcome::Done && self.spaces[self.turn].missing.is_empty();
+        if outcome == Outcome::Gone || is_filled {
             // Otherwise once more, when there is room to note it.
             self.leave(self.turn);
             return Outcome::Done;
@@ -305,7 +307,7 @@ impl Filler {
         outcome
     }
 
-    /// The kernel has filled something in an address space, so nothing is on its way to be told.
+    /// The kernel has filled something in an address space, or would have, so nothing is on its way to be told.
     fn note_quiet(&mut self, index: usize, outcome: Outcome) {
         let space = &mut self.spaces[index];
         // Without room for the note, who takes over would not know: then it is done the next time.
@@ -439,6 +441,15 @@ fn zeros(uffd: &Uffd, page: u64) -> Outcome {
         Err(Errno::AGAIN | Errno::NOMEM) => Outcome::Changing,
         Err(Errno::SRCH) => Outcome::Gone,
         // It is there, or not registered any more: who waits tries again.
+        _ => Outcome::Done,
+    }
+}
+
+/// Whether the kernel would fill something now, asked by what it never does.
+fn quiet(uffd: &Uffd) -> Outcome {
+    match uffd.zeropage(0, 0, false) {
+        Err(Errno::AGAIN) => Outcome::Changing,
+        // EINVAL: for the range, at which it looks after that.
         _ => Outcome::Done,
     }
 }
