@@ -22,11 +22,23 @@ use super::wait::{Who, wait};
 /// It is a copy of this process with one thread, which may allocate. What another thread of ours holds at this moment, a
 /// lock of its own, is never let go there.
 pub fn set_aside(keep: &[RawFd], taken: impl Fn(i32) -> bool, body: impl FnOnce() -> i32) -> Result<(), Errno> {
-    // SAFETY: fork(3) leaves a copy of this process with this thread alone, in which the C library works. What leaves it
-    // does so by _exit.
-    let middle = check(unsafe { libc::fork() })?;
-    let Some(middle) = Pid::from_raw(middle) else {
+    let middle = loop {
+        // SAFETY: fork(3) leaves a copy of this process with this thread alone, in which the C library works. What leaves
+        // it does so by _exit.
+        let middle = check(unsafe { libc::fork() })?;
+        match Pid::from_raw(middle) {
+            // Its number would stay that of the session.
+            Some(child) if taken(middle) => {
+                wait(Who::One(child))?;
+            }
+            middle => break middle,
+        }
+    };
+    let Some(middle) = middle else {
         let _abort = super::process::AbortOnUnwind;
+        if taken(rustix::process::getpid().as_raw_nonzero().get()) {
+            leave(0);
+        }
         // Fails only for who has a session already.
         let _ = rustix::process::setsid();
         loop {
