@@ -125,6 +125,8 @@ impl Sender {
         let (entries, told) = channel();
         let relay = Relay { line: self.line.clone(), target, told, pages: from };
         let thread = std::thread::Builder::new().name("page server".into()).spawn(move || relay.run(stream));
+        // The stream has gone with what the thread was to run.
+        let thread = thread.inspect_err(|_| self.line.set(State::Broken(None)));
         let thread = thread.map_err(Error::io(&self.peer, "begin a thread"))?;
         Ok(Upload { entries, pages: into, has_parent, thread, peer: self.peer.clone() })
     }
