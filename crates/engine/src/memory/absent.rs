@@ -6,6 +6,7 @@ use super::ranges::{self, Range};
 use cryonaut_kernel::proc::{Task, maps::Vma};
 use rustix::fs::OFlags;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,12 +62,12 @@ fn read(file: &File, bytes: &mut [u8], offset: u64) -> usize {
     filled
 }
 
-/// Device and inode of a file.
-type Inode = ((u32, u32), u64);
+/// Device, inode and path of a file: on btrfs, files of two subvolumes may have the first two in common.
+type Identity = ((u32, u32), u64, OsString);
 
 /// Files that are mapped in a tree, opened once each, as far as they are to be opened.
 #[derive(Debug, Default)]
-pub struct MappedFiles(Mutex<BTreeMap<Inode, Option<Arc<File>>>>);
+pub struct MappedFiles(Mutex<BTreeMap<Identity, Option<Arc<File>>>>);
 
 impl MappedFiles {
     /// What there is without pages in a private mapping of a process. Of a device that is not known: to look might change
@@ -86,7 +87,7 @@ impl MappedFiles {
             let file = || task.open_file(&name, OFlags::RDONLY).ok();
             (kind.is_file() && !is_huge).then(file)?.map(|file| Arc::new(File::from(file)))
         };
-        let file = known.entry((vma.dev, vma.inode)).or_insert_with(open).clone();
+        let file = known.entry((vma.dev, vma.inode, vma.path.clone())).or_insert_with(open).clone();
         file.map_or(Absent::Unknown, |file| Absent::File(file, vma.start, vma.offset))
     }
 }
