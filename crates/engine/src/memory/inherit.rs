@@ -130,11 +130,15 @@ impl Comparison {
             }
             if !pages.is_empty() {
                 out.mappings.insert(vma.start, Mapping { end: vma.end, prot: mapped(origin) });
-                let spans = |contents: &Contents| -> Vec<(u64, u64)> {
+                let stored = |contents: &Contents| -> Vec<(u64, u64)> {
                     contents.within(vma.start, vma.end).map(|p| (p.start, p.end())).collect()
                 };
-                let kept = if self.is_for_later { &pages } else { &spans(mine) };
-                out.surplus.extend(ranges::without(&spans(its), kept));
+                // What is as the file has it comes from there again.
+                let area = [(vma.start, vma.end)];
+                let like_file = ranges::without(&area, &ranges::without(&area, &its.extras.like_file));
+                let theirs = ranges::union([stored(its), like_file].concat());
+                let kept = if self.is_for_later { &pages } else { &stored(mine) };
+                out.surplus.extend(ranges::without(&theirs, kept));
                 out.pages.append(&mut pages);
             }
         }
