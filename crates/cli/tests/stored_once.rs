@@ -61,3 +61,20 @@ fn what_is_there_without_pages_is_not_stored() {
     workload.restore().expect("a restore");
     workload.finish().expect("its own checks");
 }
+
+#[test]
+fn a_file_that_has_changed_since_is_told() {
+    let mut workload = Workload::start("memory/not_stored").expect("it starts");
+    workload.checkpoint().expect("a checkpoint");
+    let file = workload.images().with_file_name("state").join("file");
+    let before = fs::read(&file).expect("it maps a file");
+    let mut other = before.clone();
+    // Of a page that the process had written to, if only what was there before.
+    other[4 << 12] ^= 1;
+    fs::write(&file, &other).expect("it can be changed");
+    let failure = workload.restore().expect_err("its memory is in no other place");
+    assert!(failure.to_string().contains("have changed since the checkpoint"), "{failure}");
+    fs::write(&file, &before).expect("it can be as it was");
+    workload.restore().expect("a restore");
+    workload.finish().expect("its own checks");
+}

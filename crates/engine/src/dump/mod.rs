@@ -587,7 +587,7 @@ fn dump_memory(
         }
     };
     memory::add_guards(&mut vmas, beside.guards);
-    extras.like_file = beside.like_file;
+    (extras.like_file, extras.like_file_sum) = (beside.like_file, beside.like_file_sum);
     let mut cx = lock(files);
     find_files(&mut cx, process, &flagged, &mut vmas)?;
     let mm = mm_record(&mut cx, process, &asked.mm, b, vmas, aios)?;

@@ -2,10 +2,11 @@
 //! the mappings of the record are made and filled.
 
 use super::contents::{Contents, Piece, Store};
+use super::extras::Extras;
 use super::vma::status;
 use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
 use crate::files::{Build, io_uring, sysv};
-use crate::{Progress, Result};
+use crate::{Error, Object, Progress, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
@@ -94,18 +95,34 @@ pub fn begin(
     map_segments(hand, files, &segments)?;
     map_all(hand, &others, &numbers, space)?;
     tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec(), &tree.progress)?;
-    part_from_files(hand, &space.contents.extras.like_file)?;
+    part_from_files(hand, &space.contents.extras)?;
     aio::build(hand, service, &mm.vmas)
 }
 
 /// Makes pages the process's own, as if it had written to them: what becomes of their file is nothing to them any more.
-fn part_from_files(hand: &mut Hand, pages: &[(u64, u64)]) -> Result<()> {
+/// It must be as it was, though: they are in no other place.
+fn part_from_files(hand: &mut Hand, extras: &Extras) -> Result<()> {
     let mut b = Batch::new();
-    for &(start, end) in pages {
+    for &(start, end) in &extras.like_file {
         b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_POPULATE_WRITE.into()]);
         spill(hand, &mut b)?;
     }
-    Ok(hand.run(&mut b)?)
+    hand.run(&mut b)?;
+    let Some(expected) = &extras.like_file_sum else { return Ok(()) };
+    let pid = hand.pid();
+    let mut sum = blake3::Hasher::new();
+    let mut page = [0; super::PAGE as usize];
+    for at in extras.like_file.iter().flat_map(|(start, end)| (*start..*end).step_by(super::PAGE as usize)) {
+        let mapping = || Object::Mapping(pid, at, "memory".into());
+        cryonaut_puppet::memory::read(pid, at, &mut page)
+            .map_err(|e| Error::kernel(mapping(), "read its contents", e))?;
+        sum.update(&page);
+    }
+    if sum.finalize().to_hex().as_str() == expected {
+        return Ok(());
+    }
+    let reason = "it had pages that were as in files which it maps, and these files have changed since the checkpoint";
+    Err(Error::unsupported(Object::Process(pid), reason, "bring the files back as they were"))
 }
 
 /// What all address spaces of a tree are built with.

@@ -49,6 +49,9 @@ pub struct Extras {
     /// Pages of its own that were as their file has them, and are not stored: first addresses and ends.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub like_file: Vec<Range>,
+    /// BLAKE3 of what is in these, one behind the other: their files may be others by the time of a restore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub like_file_sum: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]

@@ -116,6 +116,8 @@ pub struct PageWriter<'a> {
     count: PageCount,
     /// Pages that are as their file has them, and were left out.
     like_file: Vec<ranges::Range>,
+    /// Of what is in them.
+    like_file_sum: Box<blake3::Hasher>,
     progress: Progress,
 }
 
@@ -150,6 +152,7 @@ impl<'a> PageWriter<'a> {
             splice: None,
             count: PageCount::default(),
             like_file: Vec::new(),
+            like_file_sum: Box::default(),
             progress: progress.cloned().unwrap_or_default(),
         }
     }
@@ -219,7 +222,11 @@ impl<'a> PageWriter<'a> {
         let all = (start, start + part.len() as u64);
         let same = absent.same(start, &self.buffer[part.clone()]);
         if matches!(absent, Absent::File(..)) {
-            same.iter().for_each(|same| ranges::push(&mut self.like_file, *same));
+            for &(from, to) in &same {
+                ranges::push(&mut self.like_file, (from, to));
+                let from_start = |at: u64| part.start + (at - start) as usize;
+                self.like_file_sum.update(&self.buffer[from_start(from)..from_start(to)]);
+            }
         }
         for kept in ranges::without(&[all], &same) {
             let (from, len) = (part.start + (kept.0 - start) as usize, (kept.1 - kept.0) as usize);
@@ -353,6 +360,8 @@ pub struct Beside {
     pub guards: Vec<Range<u64>>,
     /// Pages of the process's own that are as their file has them.
     pub like_file: Vec<ranges::Range>,
+    /// BLAKE3 of what is in them.
+    pub like_file_sum: Option<String>,
 }
 
 /// Where the pages of a process go.
@@ -585,7 +594,8 @@ fn write_private<'a>(
     }
     out.fetch(speaker)?;
     let like_file = std::mem::take(&mut out.like_file);
-    Ok((out.finish()?, Beside { guards, like_file }))
+    let like_file_sum = (!like_file.is_empty()).then(|| out.like_file_sum.finalize().to_hex().to_string());
+    Ok((out.finish()?, Beside { guards, like_file, like_file_sum }))
 }
 
 /// Whether the kernel is asked which pages of it there are. Mappings without
