@@ -5,6 +5,7 @@
 //! |---------|--------------------------------------------------------------|
 //! | vma     | what a mapping is, read from /proc, as a record              |
 //! | pages   | copying contents out of a frozen process into the image      |
+//! | page_writer | a pagemap with its pages, into files or to a page server      |
 //! | absent  | what is there without a page, and need not be stored          |
 //! | common  | pages that processes share until one writes: stored once      |
 //! | splice  | the short way of many pages into their file                    |
@@ -30,6 +31,7 @@ mod fields;
 mod fill;
 mod flags;
 mod inherit;
+mod page_writer;
 mod pages;
 pub mod ranges;
 mod shared;
@@ -47,7 +49,8 @@ pub use contents::{Contents, Piece, Source as PieceSource, Store};
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
 pub use flags::{KnownFlags, has_flag};
-pub use pages::{PageCount, PageWriter, PagesPlace, dump_private};
+pub use page_writer::{PageCount, PageWriter, PagesPlace};
+pub use pages::dump_private;
 pub use shared::SharedBuild;
 pub use spaces::AddressSpaces;
 pub use splice::WORTH_IT;
