@@ -233,8 +233,7 @@ pub struct PageRuns<'fd> {
 }
 
 impl<'fd> PageRuns<'fd> {
-    /// Through the PAGEMAP_SCAN ioctl (the first item is ENOTTY before Linux 6.7). `pagemap` is an open
-    /// `/proc/PID/pagemap`.
+    /// As by [`scan_or_read`]. `pagemap` is an open `/proc/PID/pagemap`.
     pub fn scan(pagemap: BorrowedFd<'fd>, query: Query) -> Self {
         Self::new(pagemap, query, Source::Scan)
     }
@@ -257,7 +256,7 @@ impl<'fd> PageRuns<'fd> {
                 return Ok(None);
             }
             let (count, reached) = match &mut self.source {
-                Source::Scan => scan(self.pagemap, &self.query, &mut self.batch)?,
+                Source::Scan => scan_or_read(self.pagemap, &self.query, &mut self.batch)?,
                 Source::File { entries } => read_runs(self.pagemap, &self.query, entries, &mut self.batch)?,
             };
             // A walk that does not get on would go on for ever.
@@ -298,6 +297,17 @@ impl Iterator for PageRuns<'_> {
         let next = self.advance();
         self.failed = next.is_err();
         next.transpose()
+    }
+}
+
+/// The same as [`scan`], before Linux 6.7 from the file, which takes longer: then `query.flags` must be empty, or it is
+/// ENOTTY.
+pub fn scan_or_read(pagemap: BorrowedFd<'_>, query: &Query, runs: &mut [PageRun]) -> Result<(usize, u64), Errno> {
+    match scan(pagemap, query, runs) {
+        Err(Errno::NOTTY) if query.flags.is_empty() => {
+            read_runs(pagemap, query, &mut vec![Entry::default(); runs.len()], runs)
+        }
+        told => told,
     }
 }
 

@@ -19,12 +19,13 @@ use crate::tracking::own_pages;
 use crate::{Error, Object, Progress, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
-use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan};
+use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan_or_read};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::Hand;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 /// Pages that are looked for at a time, while those found before are written.
@@ -315,10 +316,9 @@ fn each_run(
 ) -> Result<()> {
     let mut runs = [PageRun::default(); 512];
     while query.start < query.end {
-        let (count, stopped) = scan(pagemap, &query, &mut runs).map_err(|errno| {
-            let remedy = if errno == rustix::io::Errno::NOTTY { "this needs Linux 6.7 or later" } else { "" };
+        let (count, stopped) = scan_or_read(pagemap.as_fd(), &query, &mut runs).map_err(|errno| {
             let object = Object::Mapping(process.pid, query.start, "memory".into());
-            Error::Kernel { object, action: "ask which pages it has".into(), errno, remedy }
+            Error::kernel(object, "ask which pages it has", errno)
         })?;
         for run in &runs[..count] {
             each(run)?;
