@@ -66,7 +66,7 @@ pub fn device() -> Result<Option<u64>, Errno> {
     root()?.map(|root| rustix::fs::fstat(root).map(|stat| stat.st_dev)).transpose()
 }
 
-/// All queues that have a name.
+/// All queues that have a name. EILSEQ if one of the names is no text.
 pub fn list() -> Result<Vec<Queue>, Errno> {
     let Some(root) = root()? else { return Ok(Vec::new()) };
     let listing = rustix::fs::openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -77,7 +77,8 @@ pub fn list() -> Result<Vec<Queue>, Errno> {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {
-            found.push(read(&name.to_string_lossy(), open_named(name, OFlags::RDONLY | OFlags::NONBLOCK)?.as_fd())?);
+            let text = name.to_str().map_err(|_| Errno::ILSEQ)?;
+            found.push(read(text, open_named(name, OFlags::RDONLY | OFlags::NONBLOCK)?.as_fd())?);
         }
     }
     Ok(found)

@@ -92,5 +92,14 @@ pub fn recorded(images: &ImageDir, own: &Own) -> Result<Vec<PosixQueue>> {
 /// Makes one by the calling thread, which is in its namespace.
 pub fn make(queue: &PosixQueue, of: Object) -> Result<OwnedFd> {
     let object = Object::Other(format!("the queue /{} of {of}", queue.name));
-    posix_queues::make(&queue.as_told()).map_err(|e| Error::kernel(object, "make it", e))
+    posix_queues::make(&queue.as_told()).map_err(|errno| Error::Kernel {
+        object,
+        action: "make it".into(),
+        errno,
+        remedy: match errno {
+            // All queues count for who makes them, not for those whose they were.
+            Errno::MFILE => "raise the limit of bytes in queues of messages for the restore (ulimit -q)",
+            _ => "",
+        },
+    })
 }
