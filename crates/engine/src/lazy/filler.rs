@@ -72,6 +72,17 @@ enum Outcome {
     Gone,
 }
 
+impl Outcome {
+    /// When to try again, if that is to be tried.
+    fn pause(self) -> Option<i64> {
+        match self {
+            Outcome::Done | Outcome::Gone => None,
+            Outcome::Changing => Some(A_MOMENT),
+            Outcome::Lacking => Some(A_WHILE),
+        }
+    }
+}
+
 /// A filler at work.
 #[derive(Debug)]
 pub(super) struct Filler {
@@ -145,20 +156,23 @@ impl Filler {
     /// Takes address spaces in, and serves who waits already, until the tree is about to run; whether it is. Fails with what
     /// to tell the restore.
     fn prepare(&mut self, front: &mut dyn Front) -> Result<bool, String> {
+        let mut pause = None;
         loop {
-            if let Some(runs) = self.hear(front).map_err(|error| error.to_string())? {
+            if let Some(runs) = self.hear(front, pause).map_err(|error| error.to_string())? {
                 return Ok(runs);
             }
-            self.serve();
+            // Who waits already is not forgotten where memory is short for a moment.
+            pause = self.serve().pause();
             if let Some(why) = self.lost.take() {
                 return Err(why);
             }
         }
     }
 
-    /// Hears what there is, if there is something before somebody waits for a page. Whether the tree runs, or never will.
-    fn hear(&mut self, front: &mut dyn Front) -> std::io::Result<Option<bool>> {
-        let heard = if self.wait(Some(front.as_fd()), None)? { front.hear()? } else { Vec::new() };
+    /// Hears what there is, if there is something before somebody waits for a page or the pause is over. Whether the tree
+    /// runs, or never will.
+    fn hear(&mut self, front: &mut dyn Front, pause: Option<i64>) -> std::io::Result<Option<bool>> {
+        let heard = if self.wait(Some(front.as_fd()), pause)? { front.hear()? } else { Vec::new() };
         for heard in heard {
             match heard {
                 Heard::Source(source) => self.sources.push(source),
@@ -196,13 +210,8 @@ impl Filler {
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 continue;
             }
-            let pause = match outcome {
-                Outcome::Done | Outcome::Gone => 0,
-                Outcome::Changing => A_MOMENT,
-                Outcome::Lacking => A_WHILE,
-            };
             // Failing, it only was no pause.
-            let _ = self.wait(None, Some(pause));
+            let _ = self.wait(None, Some(outcome.pause().unwrap_or(0)));
             outcome = match self.serve() {
                 Outcome::Done => self.fill_some(),
                 other => other,
