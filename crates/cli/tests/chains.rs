@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cryonaut");
 
-/// The script: pre-dumps go beside the image, into PATH.1 and PATH.2.
+/// The script: pre-dumps go beside the image, into PATH.1 and PATH.2. Who waits for a word (`memory/given_back`) gets it
+/// behind them.
 fn script(dir: &Path, restorer: &str) -> PathBuf {
     let path = dir.join("criu");
     let text = format!(
@@ -24,6 +25,8 @@ fn script(dir: &Path, restorer: &str) -> PathBuf {
          name=$(basename $images); mkdir $images.1 $images.2\n\
          {PROGRAM} criu pre-dump -t $tree -D $images.1 -o pre.log\n\
          {PROGRAM} criu pre-dump -t $tree -D $images.2 --prev-images-dir ../$name.1 -o pre.log\n\
+         state=$CRYONAUT_WORKLOAD/state\n\
+         if [ -p $state/word ]; then printf x > $state/word; while [ ! -e $state/heard ]; do sleep 0.01; done; fi\n\
          exec {PROGRAM} criu dump \"$@\" --prev-images-dir ../$name.2\n"
     );
     fs::write(&path, text).expect("a script");
@@ -39,6 +42,8 @@ fn round_trip(name: &str, restorer: &str) -> (u64, u64) {
     let mut workload = Workload::start_with(found, (engine.clone(), engine), false).expect("it starts");
     workload.checkpoint().unwrap_or_else(|failure| panic!("{failure}"));
     let images = workload.images();
+    let is_there = |name: &str| images.with_file_name("state").join(name).exists();
+    assert_eq!(is_there("word"), is_there("heard"), "it has had its word");
     let sizes = (pages_in(&images.with_extension("1")), pages_in(&images));
     workload.restore().expect("a restore");
     workload.finish().expect("its own checks");
@@ -58,6 +63,12 @@ fn memory_that_never_rests_comes_back_from_a_chain() {
     for name in names {
         round_trip(name, &format!("{PROGRAM} criu"));
     }
+}
+
+/// What a process has given back was as it is left in the parent, and protected as that is.
+#[test]
+fn what_was_given_back_to_a_file_does_not_come_back() {
+    round_trip("memory/given_back", &format!("{PROGRAM} criu"));
 }
 
 #[test]
