@@ -49,6 +49,8 @@ int main(int argc, char **argv)
 		MUST(dup2(MUST(open("/a", O_RDONLY | O_DIRECTORY)), PLACE));
 		wl_child_ready();
 		wl_wait();
+		while (access("/begin", F_OK) < 0)
+			wl_sleep_ms(5);
 		put("/a/new", "new");
 		put("/a/file", "after");
 		/* The watches are there as long as what they watch. */
@@ -65,6 +67,8 @@ int main(int argc, char **argv)
 	wl_ready();
 	if (wl_lose)
 		MUST(inotify_rm_watch(watches, wd[1]));
+	/* Not before: what has come is told also when the watch is gone. */
+	close(MUST(open(wl_path("begin"), O_CREAT | O_WRONLY, 0600)));
 	CHECK(come(watches, wd, 3) == 3, "what is watched does not tell");
 	close(MUST(open(wl_path("done"), O_CREAT | O_WRONLY, 0600)));
 	wl_join(child);
