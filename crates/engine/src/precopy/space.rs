@@ -131,7 +131,7 @@ impl Space {
         for area in areas {
             let looking = Instant::now();
             // In this order: what is written after the protection is found by the next round.
-            let changed = self.tracked.changed(area.range)?;
+            let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
             let is_untracked = |run: &&PageRun| {
                 run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
             };
@@ -243,7 +243,7 @@ impl Space {
     /// If the kernel does not tell.
     pub fn last_changes(&mut self, range: Range, is_anonymous: bool) -> Result<Vec<PageRun>> {
         let mut out = Vec::new();
-        for run in self.tracked.changed(range)? {
+        for run in self.tracked.changed(range, !is_anonymous)? {
             // What is in memory and no file's has contents, if only zeros.
             if is_anonymous && run.categories.contains(Categories::PRESENT) {
                 out.push(PageRun { categories: Categories::empty(), ..run });

@@ -128,13 +128,15 @@ impl TrackedSpace {
     /// Pages of a range that may not be as they were when they were last protected: written, not there, or not
     /// registered; and those that are a file's. Of a file's mapping, a page that the process has given back
     /// (MADV_DONTNEED) leaves a mark of its protection, and once it is looked at it is the file's, and as protected as its
-    /// own was. Ascending, each run with PRESENT and WPALLOWED as they are.
+    /// own was. For that the kernel has to look at each page, so it is asked of files' mappings (`of_file`) alone. Ascending,
+    /// each run with PRESENT and WPALLOWED as they are.
     ///
     /// # Errors
     /// If the kernel does not tell; `ESRCH` if the process has ended.
-    pub fn changed(&mut self, range: Range) -> Result<Vec<PageRun>> {
+    pub fn changed(&mut self, range: Range, of_file: bool) -> Result<Vec<PageRun>> {
         let tell = Categories::PRESENT | Categories::WPALLOWED;
-        let any = tell | Categories::WRITTEN | Categories::FILE;
+        let files = if of_file { Categories::FILE } else { Categories::empty() };
+        let any = tell | Categories::WRITTEN | files;
         self.all_runs(Query { start: range.0, end: range.1, inverted: tell, any, tell, ..Query::default() })
     }
 
