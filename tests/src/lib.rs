@@ -9,8 +9,10 @@
 //! killed.
 
 mod catalogue;
+mod certificates;
 mod command;
 pub mod containers;
+mod echo;
 mod engine;
 mod family;
 pub mod fingerprint;
@@ -26,7 +28,9 @@ mod vdso;
 mod workload;
 
 pub use catalogue::{Declaration, catalogue, declaration};
+pub use certificates::tls_options;
 pub use command::{CommandFailure, run_command};
+pub use echo::Echo;
 pub use engine::Engine;
 pub use family::Family;
 pub use workload::{Failure, Workload};

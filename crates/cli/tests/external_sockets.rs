@@ -1,52 +1,22 @@
 //! Unix sockets whose other end is outside of the tree, by the options of the `criu` command line.
 
+use cryonaut_tests::Echo;
 use std::fs;
-use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// A process that sends back what it gets, with our end, and the inode numbers of ours and of its own.
-struct Echo {
-    child: Child,
-    ours: UnixStream,
-    numbers: [u64; 2],
-}
 
 fn inode(socket: impl AsFd) -> u64 {
     rustix::fs::fstat(socket).expect("a socket has a number").st_ino
 }
 
-impl Echo {
-    fn start() -> Echo {
-        let (ours, theirs) = UnixStream::pair().expect("a pair");
-        let numbers = [inode(&ours), inode(&theirs)];
-        let twin = OwnedFd::from(theirs.try_clone().expect("a duplicate"));
-        let mut command = Command::new("setsid");
-        command.arg("cat").stdin(OwnedFd::from(theirs)).stdout(twin).stderr(Stdio::null());
-        let child = command.spawn().expect("setsid(1) and cat(1)");
-        drop(command);
-        let mut echo = Echo { child, ours, numbers };
-        echo.answers("first");
-        echo
-    }
-
-    fn answers(&mut self, text: &str) {
-        let mut got = vec![0; text.len()];
-        self.ours.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
-        self.ours.write_all(text.as_bytes()).expect("it takes it");
-        self.ours.read_exact(&mut got).expect("it answers");
-        assert_eq!(got, text.as_bytes());
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// An echo, and the inode numbers of our end and of its own.
+fn start() -> (Echo<UnixStream>, [u64; 2]) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let numbers = [inode(&ours), inode(&theirs)];
+    (Echo::start(ours, theirs.into()), numbers)
 }
 
 fn criu(action: &str, images: &Path, stdin: Stdio, arguments: &[&str]) -> Output {
@@ -60,7 +30,7 @@ fn told(output: &Output) -> String {
 }
 
 /// Dumped with `arguments`, and ended.
-fn dump(echo: &mut Echo, images: &Path, arguments: &[&str]) {
+fn dump(echo: &mut Echo<UnixStream>, images: &Path, arguments: &[&str]) {
     let pid = echo.child.id().to_string();
     let all = [&["-t", pid.as_str()], arguments].concat();
     let output = criu("dump", images, Stdio::null(), &all);
@@ -71,7 +41,7 @@ fn dump(echo: &mut Echo, images: &Path, arguments: &[&str]) {
 #[test]
 fn an_inherited_socket_takes_the_place_of_one_with_an_end_outside() {
     for by_own_number in [false, true] {
-        let mut echo = Echo::start();
+        let (mut echo, numbers) = start();
         let images = tempfile::tempdir().expect("a directory");
         let pid = echo.child.id().to_string();
         let refused = criu("dump", images.path(), Stdio::null(), &["-t", &pid]);
@@ -79,11 +49,11 @@ fn an_inherited_socket_takes_the_place_of_one_with_an_end_outside() {
         assert!(!refused.status.success() && told(&refused).contains(&wanted), "{}", told(&refused));
         echo.answers("it goes on");
 
-        let external = format!("unix[{}]", echo.numbers[usize::from(by_own_number)]);
+        let external = format!("unix[{}]", numbers[usize::from(by_own_number)]);
         dump(&mut echo, images.path(), &["--external", &external]);
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         echo.ours = ours;
-        let key = format!("fd[0]:socket:[{}]", echo.numbers[1]);
+        let key = format!("fd[0]:socket:[{}]", numbers[1]);
         let stdin = Stdio::from(OwnedFd::from(theirs));
         let output = criu("restore", images.path(), stdin, &["-d", "--inherit-fd", &key]);
         assert!(output.status.success(), "{}", told(&output));
@@ -94,7 +64,7 @@ fn an_inherited_socket_takes_the_place_of_one_with_an_end_outside() {
 #[test]
 fn a_list_of_numbers_lets_those_ends_be_outside_and_no_others() {
     for native in [false, true] {
-        let mut echo = Echo::start();
+        let (mut echo, numbers) = start();
         let images = tempfile::tempdir().expect("a directory");
         let pid = echo.child.id().to_string();
         let checkpoint = |list: &str| match native {
@@ -106,7 +76,7 @@ fn a_list_of_numbers_lets_those_ends_be_outside_and_no_others() {
         };
         let refused = checkpoint("--ext-unix-sk=1,2");
         assert!(!refused.status.success() && told(&refused).contains("outside of the tree"), "{}", told(&refused));
-        for number in echo.numbers {
+        for number in numbers {
             let done = checkpoint(&format!("--ext-unix-sk=1,{number}"));
             assert!(done.status.success(), "{}", told(&done));
             echo.answers("it goes on");
@@ -116,7 +86,7 @@ fn a_list_of_numbers_lets_those_ends_be_outside_and_no_others() {
 
 #[test]
 fn without_another_the_end_outside_is_gone() {
-    let mut echo = Echo::start();
+    let (mut echo, _) = start();
     let images = tempfile::tempdir().expect("a directory");
     dump(&mut echo, images.path(), &["--ext-unix-sk"]);
     let output = criu("restore", images.path(), Stdio::null(), &["-d", "--ext-unix-sk"]);

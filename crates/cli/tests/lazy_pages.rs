@@ -3,7 +3,7 @@
 //!
 //! A small script stands in the place of criu: for a restore it begins the server of pages in the directory of the image.
 
-use cryonaut_tests::{Engine, Workload, declaration};
+use cryonaut_tests::{Engine, Workload, declaration, tls_options};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -108,25 +108,10 @@ fn from_a_page_server() {
     through_a_server(&WORKLOADS, "");
 }
 
-/// An authority, and a certificate of both ends, by openssl(1); the options that name them.
-fn tls(dir: &Path) -> String {
-    let run = |arguments: &str| {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().expect("openssl");
-        assert!(done.status.success(), "{arguments}: {}", told(&done));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
-    fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n").expect("a file");
-    run(&format!("req {key} -keyout key.pem -out request -subj /CN=127.0.0.1"));
-    run("x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem");
-    let file = |name: &str| dir.join(name).display().to_string();
-    format!("--tls --tls-cacert {} --tls-cert {} --tls-key {}", file("ca.pem"), file("cert.pem"), file("key.pem"))
-}
-
 #[test]
 fn from_a_page_server_under_tls() {
     let dir = TempDir::new().expect("a directory");
-    through_a_server(&["memory/changes"], &tls(dir.path()));
+    through_a_server(&["memory/changes"], &tls_options(dir.path()));
 }
 
 /// Who brings the memory out of an image is killed: another takes over, and nothing is lost.
@@ -392,7 +377,7 @@ fn a_dump_hands_its_tree_over() {
 #[test]
 fn a_dump_hands_its_tree_over_under_tls() {
     let dir = TempDir::new().expect("a directory");
-    let options: Vec<String> = tls(dir.path()).split(' ').map(str::to_owned).collect();
+    let options: Vec<String> = tls_options(dir.path()).split(' ').map(str::to_owned).collect();
     handed_over(&options);
 }
 

@@ -3,7 +3,7 @@
 //! A small script stands in the place of criu: for a dump it begins a server in the directory of the image, to which the
 //! dump then sends. Those with CRIU are there when the environment names it (CRIU).
 
-use cryonaut_tests::{Engine, Workload, declaration};
+use cryonaut_tests::{Engine, Workload, declaration, tls_options};
 use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -77,25 +77,10 @@ fn the_peer_to_ours() {
     round_trip("memory/cow", (&peer, &ours(), &peer), "");
 }
 
-/// An authority, and certificates of both ends, by openssl(1); the options that name them.
-fn tls(dir: &Path) -> String {
-    let run = |arguments: &str| {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(dir).output().expect("openssl");
-        assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
-    };
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"));
-    fs::write(dir.join("names"), "subjectAltName=IP:127.0.0.1\n").expect("a file");
-    run(&format!("req {key} -keyout key.pem -out request -subj /CN=127.0.0.1"));
-    run("x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out cert.pem");
-    let file = |name: &str| dir.join(name).display().to_string();
-    format!("--tls --tls-cacert {} --tls-cert {} --tls-key {}", file("ca.pem"), file("cert.pem"), file("key.pem"))
-}
-
 #[test]
 fn under_tls() {
     let dir = TempDir::new().expect("a directory");
-    let options = tls(dir.path());
+    let options = tls_options(dir.path());
     round_trip("memory/large", (&ours(), &ours(), &ours()), &options);
     let Some(peer) = peer() else { return };
     for (dumper, server) in [(ours(), peer.clone()), (peer, ours())] {

@@ -1,49 +1,18 @@
 //! Connections of TCP for a caller who may do everything but that (CAP_NET_ADMIN): it is said so, and nothing has happened.
 
-use std::io::{Read, Write};
+use cryonaut_tests::Echo;
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Output, Stdio};
 
 const CRYONAUT: &str = env!("CARGO_BIN_EXE_cryonaut");
 
-/// A process that sends back what it gets over a connection, and our end of that.
-struct Echo {
-    child: Child,
-    ours: TcpStream,
-}
-
-impl Echo {
-    fn start() -> Echo {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
-        let ours = TcpStream::connect(listener.local_addr().expect("its address")).expect("connect");
-        let (theirs, _) = listener.accept().expect("accept");
-        let twin = OwnedFd::from(theirs.try_clone().expect("a duplicate"));
-        let mut command = Command::new("setsid");
-        command.arg("cat").stdin(OwnedFd::from(theirs)).stdout(twin).stderr(Stdio::null());
-        let child = command.spawn().expect("setsid(1) and cat(1)");
-        drop(command);
-        let mut echo = Echo { child, ours };
-        echo.answers("first");
-        echo
-    }
-
-    fn answers(&mut self, text: &str) {
-        let mut got = vec![0; text.len()];
-        self.ours.set_read_timeout(Some(Duration::from_secs(10))).expect("a limit");
-        self.ours.write_all(text.as_bytes()).expect("it takes it");
-        self.ours.read_exact(&mut got).expect("it answers");
-        assert_eq!(got, text.as_bytes());
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start() -> Echo<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+    let ours = TcpStream::connect(listener.local_addr().expect("its address")).expect("connect");
+    let (theirs, _) = listener.accept().expect("accept");
+    Echo::start(ours, theirs.into())
 }
 
 fn criu(before: &[&str], action: &str, images: &Path, arguments: &[&str]) -> Output {
@@ -62,7 +31,7 @@ fn refused(action: &str, images: &Path, arguments: &[&str]) {
 
 #[test]
 fn who_may_not_repair_connections_is_told_so() {
-    let mut echo = Echo::start();
+    let mut echo = start();
     let images = tempfile::tempdir().expect("a directory");
     let pid = echo.child.id().to_string();
     // With a caller who sees to the packets, it is the call itself that is refused.

@@ -126,9 +126,7 @@ fn checkpoint_here(
     options.hook.call(Moment::PostDump, pid)?;
     let durability = if options.sync { Durability::Synced } else { Durability::Relaxed };
     let commit = |images: DumpDir| -> Result<Remains> {
-        let remains =
-            images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?;
-        Ok(remains)
+        Ok(images.commit(CommitOptions { durability, compress: options.compress, ..CommitOptions::default() })?)
     };
     let keeps = options.keep_tracking && options.afterwards != Afterwards::Kill;
     let settle = |precopied: Option<Precopied<'_>>, report: &mut CheckpointReport| -> Result<Option<Keeping>> {

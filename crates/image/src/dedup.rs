@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
+use crate::ranges::{self, Range};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::chain::Chain;
@@ -68,73 +69,36 @@ fn parents_of(image: &ImageDir) -> Result<Vec<ImageDir>> {
     Ok(parents)
 }
 
-/// A set of addresses or places in a file: ranges that ascend and do not touch.
-type Ranges = Vec<(u64, u64)>;
-
 /// Adds the runs of a map that are not the parent's to a set.
-fn add(set: &mut Ranges, map: &Pagemap) {
+fn add(set: &mut Vec<Range>, map: &Pagemap) {
     let own = map.runs().iter().filter(|run| !run.flags.contains(PageFlags::PARENT));
     set.extend(own.map(|run| (run.vaddr, run.end())));
-    unite(set);
-}
-
-/// Makes ranges a set.
-fn unite(ranges: &mut Ranges) {
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, before| {
-        let touch = next.0 <= before.1;
-        if touch {
-            before.1 = before.1.max(next.1);
-        }
-        touch
-    });
-}
-
-/// What of a set is not in another.
-fn without(set: &[(u64, u64)], other: &[(u64, u64)]) -> Ranges {
-    let mut left = Vec::new();
-    for &(start, end) in set {
-        let mut at = start;
-        let first = other.partition_point(|(_, behind)| *behind <= start);
-        for &(from, to) in other[first..].iter().take_while(|(from, _)| *from < end) {
-            if at < from {
-                left.push((at, from));
-            }
-            at = to;
-        }
-        if at < end {
-            left.push((at, end));
-        }
-    }
-    left
+    *set = ranges::union(std::mem::take(set));
 }
 
 /// What becomes of the places in a parent's pages file. Pages that processes share are in one file, which is named by the
 /// pagemaps of all of them: what one has anew, another may have nowhere else.
 #[derive(Debug, Default)]
 struct PagesFile {
-    newer: Ranges,
-    needed: Ranges,
+    newer: Vec<Range>,
+    needed: Vec<Range>,
 }
 
 impl PagesFile {
     /// Notes what a process has in it, of which the addresses in `newer` are to be had from a nearer image.
-    fn note(&mut self, map: &Pagemap, newer: &[(u64, u64)]) {
+    fn note(&mut self, map: &Pagemap, newer: &[Range]) {
         for run in map.runs() {
             let Some(offset) = run.offset else { continue };
-            let place = |(start, end): &(u64, u64)| (offset + (start - run.vaddr), offset + (end - run.vaddr));
+            let place = |(start, end): &Range| (offset + (start - run.vaddr), offset + (end - run.vaddr));
             let all = [(run.vaddr, run.end())];
-            let needed = without(&all, newer);
-            self.newer.extend(without(&all, &needed).iter().map(place));
-            self.needed.extend(needed.iter().map(place));
+            self.newer.extend(ranges::common(&all, newer).iter().map(place));
+            self.needed.extend(ranges::without(&all, newer).iter().map(place));
         }
     }
 
     /// Makes holes of what nobody needs; how many pages that is.
-    fn take_out(mut self, parent: &ImageDir, pages_id: u32) -> Result<u64> {
-        unite(&mut self.newer);
-        unite(&mut self.needed);
-        let holes = without(&self.newer, &self.needed);
+    fn take_out(self, parent: &ImageDir, pages_id: u32) -> Result<u64> {
+        let holes = ranges::without(&ranges::union(self.newer), &ranges::union(self.needed));
         if holes.is_empty() {
             return Ok(0);
         }

@@ -35,6 +35,7 @@ mod image_dir;
 mod kind;
 mod manifest;
 mod pages;
+pub mod ranges;
 mod shape;
 pub mod squash;
 mod staging;

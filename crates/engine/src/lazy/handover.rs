@@ -3,8 +3,7 @@
 use super::filler::{self, Log};
 use super::front::{self, OwnFront};
 use super::server::Refusals;
-use super::{Lazy, Part, areas_for_server, comes_later};
-use crate::memory::ranges::Range;
+use super::{Lazy, Part, areas_of};
 use crate::memory::{Contents, Piece, PieceSource, Store};
 use crate::plan::Plan;
 use crate::{Error, Object, Result};
@@ -122,8 +121,8 @@ impl Handover {
         let pid = hand.pid();
         let uffd = make(hand, service)?;
         let areas = match self.is_server {
-            true => areas_for_server(vmas, &contents.pieces, &contents.elsewhere),
-            false => areas_of(vmas, pieces),
+            true => areas_of(vmas, &contents.pieces, &contents.elsewhere),
+            false => areas_of(vmas, pieces, &[]),
         };
         for (start, end) in &areas {
             uffd.register(*start, end - start, Mode::MISSING).map_err(|errno| {
@@ -185,14 +184,10 @@ impl Handover {
     pub fn go(self) -> Result<()> {
         let socket = self.socket.as_fd();
         let told = match self.is_server {
-            true => front::send(socket, &FINISHED.to_ne_bytes(), &[]),
+            true => front::send(socket, &FINISHED.to_ne_bytes(), &[]).and_then(|()| front::await_answer(socket)),
             false => front::send_go(socket),
         };
-        told.map_err(failed("leave the memory to it"))?;
-        match self.is_server {
-            true => front::await_answer(socket).map_err(failed("leave the memory to it")),
-            false => Ok(()),
-        }
+        told.map_err(failed("leave the memory to it"))
     }
 }
 
@@ -203,18 +198,6 @@ fn is_greeted(socket: &OwnedFd) -> bool {
         rustix::io::retry_on_intr(|| poll(&mut watched, Some(&GREETING_PATIENCE))).is_ok_and(|told| told == 1);
     let mut greeting = [0];
     is_told && rustix::io::read(socket, &mut greeting).is_ok_and(|got| got == 1) && greeting == [GREETING]
-}
-
-/// The mappings that hold these pieces.
-fn areas_of(vmas: &[VmaEntry], pieces: &[Piece]) -> Vec<Range> {
-    let (mut rest, mut areas) = (pieces, Vec::new());
-    for vma in vmas.iter().filter(|vma| comes_later(vma)) {
-        rest = &rest[rest.partition_point(|piece| piece.end() <= vma.start)..];
-        if rest.first().is_some_and(|piece| piece.start < vma.end) {
-            areas.push((vma.start, vma.end));
-        }
-    }
-    areas
 }
 
 /// A userfaultfd of the process, which keeps nothing of it.

@@ -96,9 +96,9 @@ pub fn comes_later(vma: &VmaEntry) -> bool {
         && vma.madv.unwrap_or(0) & 1 << libc::MADV_WIPEONFORK == 0
 }
 
-/// Which mappings of a process a restore registers for a server, and the server takes for registered: those that may come
-/// later and have pages in the image, and those of which the server alone has pages.
-fn areas_for_server(vmas: &[VmaEntry], pieces: &[Piece], elsewhere: &[Range]) -> Vec<Range> {
+/// Which mappings of a process a restore registers, and a server takes for registered: those that may come later and have
+/// some of these pieces, and those of which a page server alone has pages.
+fn areas_of(vmas: &[VmaEntry], pieces: &[Piece], elsewhere: &[Range]) -> Vec<Range> {
     let has_pieces = |vma: &VmaEntry| {
         let next = pieces.get(pieces.partition_point(|piece| piece.end() <= vma.start));
         next.is_some_and(|piece| piece.start < vma.end)

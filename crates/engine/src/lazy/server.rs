@@ -18,7 +18,7 @@ use super::handover::{FINISHED, GREETING};
 use super::missing::{Missing, Part};
 use super::remote::{Connection, RemotePages};
 use super::space::Space;
-use super::{areas_for_server, comes_later};
+use super::{areas_of, comes_later};
 use crate::memory::ranges::{self, Range};
 use cryonaut_image::records::MmEntry;
 use cryonaut_image::{Chain, FoundPages, ImageKind, Piece, Source};
@@ -98,7 +98,7 @@ impl ServerFront {
     fn process(&mut self, pid: i32, uffd: Uffd) -> crate::Result<Vec<Heard>> {
         let FoundPages { pieces, elsewhere } = self.images.found(ImageKind::Pagemap, pid as u64)?;
         let mm: MmEntry = self.images.image().read_one(ImageKind::Mm, pid as u64)?;
-        let areas = areas_for_server(&mm.vmas, &pieces, &elsewhere);
+        let areas = areas_of(&mm.vmas, &pieces, &elsewhere);
         let later: Vec<Range> = mm.vmas.iter().filter(|vma| comes_later(vma)).map(|vma| (vma.start, vma.end)).collect();
         let here: Vec<Piece> = pieces.iter().flat_map(|piece| within(piece, &later)).collect();
         let (mut heard, mut missing) = (Vec::new(), Missing::default());

@@ -11,6 +11,7 @@ use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
 use cryonaut_kernel::sys::mapping_flags::{self, RawFlags};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// The lower 32 bits of `vm_flags`, from the lowest on; `None` for bits that smaps does not name.
 const NAMES: [Option<VmFlags>; 32] = [
@@ -81,9 +82,14 @@ fn is_vsyscall(vma: &Vma) -> bool {
 impl KnownFlags {
     /// Learns those of a process that may be running. `None` if it changes too much meanwhile, or the kernel does not tell.
     pub fn learn(task: &Task, tid: i32) -> Option<KnownFlags> {
-        // Our own mappings are few and small.
-        let ours = Task::current().ok().and_then(|this| Self::of_running(&this, std::process::id() as i32));
-        ours.filter(|ours| ours.cover(tid)).or_else(|| Self::of_running(task, tid))
+        Self::of_ourselves().filter(|ours| ours.cover(tid)).cloned().or_else(|| Self::of_running(task, tid))
+    }
+
+    /// Those of our own mappings, which are few and small.
+    fn of_ourselves() -> Option<&'static KnownFlags> {
+        static OURS: OnceLock<Option<KnownFlags>> = OnceLock::new();
+        let learn = || KnownFlags::of_running(&Task::current().ok()?, std::process::id() as i32);
+        OURS.get_or_init(learn).as_ref()
     }
 
     /// Whether everything that a process has was met.

@@ -135,7 +135,7 @@ impl Comparison {
                 };
                 // What is as the file has it comes from there again.
                 let area = [(vma.start, vma.end)];
-                let like_file = ranges::without(&area, &ranges::without(&area, &its.extras.like_file));
+                let like_file = ranges::common(&area, &its.extras.like_file);
                 let theirs = ranges::union([stored(its), like_file].concat());
                 let kept = if self.is_for_later { &pages } else { &stored(mine) };
                 out.surplus.extend(ranges::without(&theirs, kept));

@@ -159,19 +159,14 @@ impl<'a> PageWriter<'a> {
         Ok(())
     }
 
-    /// Notes that a run of pages is in the parent image.
-    pub(super) fn elsewhere(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
+    /// Notes a run of pages of which nothing is to be fetched.
+    pub(super) fn elsewhere(&mut self, pid: i32, start: u64, len: u64, how: How) -> Result<()> {
         self.count.scanned += len / PAGE;
+        if how == How::Left {
+            self.count.lazy += len / PAGE;
+        }
         // In the order of what is still to be fetched.
-        self.spans.push(Span { start, len, how: How::InParent });
-        if self.spans.len() == MAX_SPANS { self.fetch(pid) } else { Ok(()) }
-    }
-
-    /// Notes that a run of pages stays with the process.
-    pub(super) fn leave(&mut self, pid: i32, start: u64, len: u64) -> Result<()> {
-        self.count.scanned += len / PAGE;
-        self.count.lazy += len / PAGE;
-        self.spans.push(Span { start, len, how: How::Left });
+        self.spans.push(Span { start, len, how });
         if self.spans.len() == MAX_SPANS { self.fetch(pid) } else { Ok(()) }
     }
 

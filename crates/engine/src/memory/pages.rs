@@ -5,7 +5,7 @@
 
 use super::ranges;
 use super::{
-    absent::{Absent, MappedFiles},
+    absent::Absent,
     common::{Common, Held},
     page_writer::{How, PageCount, PageWriter, PagesPlace},
     splice::{Splice, WORTH_IT},
@@ -16,11 +16,10 @@ use crate::lazy::comes_later;
 use crate::precopy::Space;
 use crate::sharing::SharedSpace;
 use crate::tracking::own_pages;
-use crate::{Error, Object, Progress, Result};
+use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan_or_read};
-use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_puppet::Hand;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -56,14 +55,13 @@ pub fn dump_private(
     space: &SharedSpace,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Beside)> {
-    let PagesPlace { alone, lazily, precopied, files, .. } = place;
     let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
-    if let Some(mut copied) = precopied.and_then(|precopied| precopied.of(&space.pids)) {
+    if let Some(mut copied) = place.precopied.and_then(|precopied| precopied.of(&space.pids)) {
         return finish_precopied(place.images, &ids, &mut copied, vmas);
     }
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
-    let source = Source { process, mem: &mem, alone, lazily, files, progress: place.progress };
+    let source = Source { process, mem: &mem, place };
     let mut written = 0;
     if let Some(held) = &space.common.held {
         written = write_held(held, source, hand.as_deref_mut(), vmas)?;
@@ -119,13 +117,7 @@ struct Source<'a> {
     process: &'a Process,
     /// Its /proc/PID/mem.
     mem: &'a File,
-    /// No other process is in the tree.
-    alone: bool,
-    /// What may come later stays with the process.
-    lazily: bool,
-    /// The files that are mapped, if what is as there need not be stored.
-    files: Option<&'a MappedFiles>,
-    progress: Option<&'a Progress>,
+    place: PagesPlace<'a>,
 }
 
 impl Source<'_> {
@@ -134,7 +126,7 @@ impl Source<'_> {
         let may_read = vma.prot & libc::PROT_READ as u32 != 0;
         match self.absent(vma) {
             absent @ Absent::File(..) => self.through_file(out, run, &absent),
-            absent if (self.alone || out.splice.is_some()) && may_read => {
+            absent if (self.place.alone || out.splice.is_some()) && may_read => {
                 let how = if matches!(absent, Absent::Zeros) { How::UnlessZero } else { How::Stored };
                 out.remote(self.process.speaker(), run.start, run.end - run.start, how)
             }
@@ -144,8 +136,13 @@ impl Source<'_> {
 
     /// What is in a mapping where it has no pages.
     fn absent(&self, vma: &VmaEntry) -> Absent {
-        let Some(files) = self.files else { return Absent::Unknown };
-        absent(self.process, vma, |vma| files.absent(&self.process.task, vma))
+        let Some(files) = self.place.files else { return Absent::Unknown };
+        if is_anonymous(vma) {
+            return Absent::Zeros;
+        }
+        let maps = &self.process.maps;
+        let found = maps.get(maps.partition_point(|one| one.end <= vma.start));
+        found.map_or(Absent::Unknown, |found| files.absent(&self.process.task, found))
     }
 
     /// Memory that the process itself may not read, or shares: through /proc/PID/mem, which asks no leave of the protection
@@ -167,18 +164,10 @@ impl Source<'_> {
 
 /// Writes the pages that a process holds for itself and others; how many there are.
 fn write_held(held: &Held, source: Source<'_>, hand: Option<&mut Hand>, vmas: &[VmaEntry]) -> Result<u64> {
-    let place = PagesPlace {
-        images: &held.images,
-        pages_id: held.pages_id,
-        server: None,
-        alone: false,
-        lazily: false,
-        precopied: None,
-        files: None,
-        progress: source.progress,
-    };
-    // The file must have all of them, whatever they are.
-    let source = Source { alone: false, files: None, ..source };
+    // The file must have all of them, whatever they are; others have them, too.
+    let (images, pages_id) = (&held.images, held.pages_id);
+    let place = PagesPlace { images, pages_id, server: None, alone: false, lazily: false, files: None, ..source.place };
+    let source = Source { place, ..source };
     let mut out = PageWriter::shared(place, ImageKind::Pagemap, &[])?;
     if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
         out.splice = hand.and_then(|hand| Splice::open(source.process, hand, source.mem));
@@ -231,13 +220,13 @@ fn write_private<'a>(
                 if run.categories.contains(Categories::FILE) {
                     return Ok(());
                 }
-                if source.lazily && comes_later(vma) {
-                    return out.leave(speaker, run.start, run.end - run.start);
+                if source.place.lazily && comes_later(vma) {
+                    return out.elsewhere(speaker, run.start, run.end - run.start, How::Left);
                 }
                 common.cut(run, |run, elsewhere| {
                     let len = run.end - run.start;
                     if elsewhere {
-                        return out.elsewhere(speaker, run.start, len);
+                        return out.elsewhere(speaker, run.start, len, How::InParent);
                     }
                     private += len;
                     if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
@@ -264,15 +253,6 @@ fn is_scanned(vma: &VmaEntry) -> bool {
 /// Whether memory of it without pages holds zeros.
 fn is_anonymous(vma: &VmaEntry) -> bool {
     vma.status & status::ANON_PRIVATE != 0 && vma.flags & libc::MAP_HUGETLB as u32 == 0
-}
-
-/// What is in a mapping where it has no pages; of a file's, `of_file` tells.
-fn absent(process: &Process, vma: &VmaEntry, of_file: impl FnOnce(&Vma) -> Absent) -> Absent {
-    if is_anonymous(vma) {
-        return Absent::Zeros;
-    }
-    let found = process.maps.partition_point(|one| one.end <= vma.start);
-    process.maps.get(found).map_or(Absent::Unknown, of_file)
 }
 
 /// Whether every page of it is written: of the kernel's code, since a reader on

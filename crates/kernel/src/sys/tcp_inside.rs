@@ -124,24 +124,31 @@ impl Reader {
         Ok(all)
     }
 
+    /// Both addresses of a connection: those of IPv4, then both halves of each of IPv6.
+    fn addresses(&self) -> Result<[Field; 6], Errno> {
+        let common = |name, len| self.field("sock_common", name, len);
+        let (own, other) = (common("skc_v6_rcv_saddr", 8)?, common("skc_v6_daddr", 8)?);
+        let behind = |field: Field| Field { offset: field.offset + 8, ..field };
+        Ok([common("skc_rcv_saddr", 4)?, common("skc_daddr", 4)?, own, behind(own), other, behind(other)])
+    }
+
     fn numbers(&self) -> Result<[Field; NUMBERS], Errno> {
         let common = |name, len| self.field("sock_common", name, len);
         let tcp = |name, len| self.field("tcp_sock", name, len);
         let agreed = |name, len| self.inner(("tcp_sock", "rx_opt", "tcp_options_received", name), len);
-        let v6 = [common("skc_v6_rcv_saddr", 8)?, common("skc_v6_daddr", 8)?];
-        let behind = |field: Field| Field { offset: field.offset + 8, ..field };
+        let [own, other, own_first, own_second, other_first, other_second] = self.addresses()?;
         Ok([
             common("skc_family", 2)?,
             common("skc_state", 1)?,
             // Who has been reset has no `skc_num` any more.
             self.field("inet_sock", "inet_sport", 2)?,
             common("skc_dport", 2)?,
-            common("skc_rcv_saddr", 4)?,
-            common("skc_daddr", 4)?,
-            v6[0],
-            behind(v6[0]),
-            v6[1],
-            behind(v6[1]),
+            own,
+            other,
+            own_first,
+            own_second,
+            other_first,
+            other_second,
             tcp("write_seq", 4)?,
             tcp("snd_una", 4)?,
             tcp("snd_wnd", 4)?,
@@ -205,19 +212,18 @@ impl Reader {
 
     fn of_handshake(&self) -> Result<[Field; 13], Errno> {
         let common = |name, len| self.field("sock_common", name, len);
-        let v6 = [common("skc_v6_rcv_saddr", 8)?, common("skc_v6_daddr", 8)?];
-        let behind = |field: Field| Field { offset: field.offset + 8, ..field };
+        let [own, other, own_first, own_second, other_first, other_second] = self.addresses()?;
         Ok([
             common("skc_family", 2)?,
             common("skc_listener", 8)?,
             common("skc_num", 2)?,
             common("skc_dport", 2)?,
-            common("skc_rcv_saddr", 4)?,
-            common("skc_daddr", 4)?,
-            v6[0],
-            behind(v6[0]),
-            v6[1],
-            behind(v6[1]),
+            own,
+            other,
+            own_first,
+            own_second,
+            other_first,
+            other_second,
             self.field("tcp_request_sock", "snt_isn", 4)?,
             self.field("tcp_request_sock", "rcv_isn", 4)?,
             self.field("request_sock", "mss", 2)?,

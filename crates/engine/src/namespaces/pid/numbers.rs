@@ -51,7 +51,7 @@ impl Numbers {
         }
         for process in processes.iter().filter(|process| !process.is_zombie()) {
             let of_children = process.task.namespace(Namespace::PidForChildren)?;
-            if of_children != process.task.namespace(Namespace::Pid)? {
+            if of_children != process.namespaces.pid() {
                 let number = of_children.map(|inode| known.0.get(&inode).copied().ok_or(process.pid)).transpose();
                 numbers.children.insert(process.pid, number.map_err(children_elsewhere)?);
             }

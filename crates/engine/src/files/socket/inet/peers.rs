@@ -184,8 +184,7 @@ fn at_a_glance(
     }
     let mut peers = Vec::new();
     let half_open = OnceCell::new();
-    let some_half_open =
-        || *half_open.get_or_init(|| sock_diag::tcp(1 << state::SYN_RECV).is_ok_and(|all| !all.is_empty()));
+    let some_half_open = || *half_open.get_or_init(waiting::any_half_open);
     for (fd, socket) in sockets.iter().filter(is_tcp) {
         let stage = match socket.state() {
             state::LISTEN if in_flight && (socket.backlog() > 0 || some_half_open()) => {

@@ -122,6 +122,11 @@ pub fn may_wait(state: u32) -> bool {
     matches!(state, state::ESTABLISHED | state::CLOSE_WAIT)
 }
 
+/// Whether there are handshakes that are not over in our network namespace.
+pub fn any_half_open() -> bool {
+    sock_diag::tcp(1 << state::SYN_RECV).is_ok_and(|all| !all.is_empty())
+}
+
 /// Writes down who waits at a listening socket, and who is about to.
 pub fn collect(
     cx: &mut Collect<'_>,
@@ -184,8 +189,7 @@ fn collect_half_open(
     extra: &Extra,
 ) -> Result<Vec<Guest>> {
     let Some(locked) = cx.locked else { return Ok(Vec::new()) };
-    let any = || sock_diag::tcp(1 << state::SYN_RECV).is_ok_and(|all| !all.is_empty());
-    if !*cx.sockets.here.half_open.get_or_insert_with(any) {
+    if !*cx.sockets.here.half_open.get_or_insert_with(any_half_open) {
         return Ok(Vec::new());
     }
     let all = match tcp_inside::half_open(file.file) {

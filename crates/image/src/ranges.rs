@@ -1,4 +1,4 @@
-//! Sets of addresses: ranges that ascend and do not touch.
+//! Sets of addresses, or of places in a file: ranges that ascend and do not touch.
 
 /// A range of addresses; the end is not in it.
 pub type Range = (u64, u64);
@@ -13,6 +13,7 @@ pub fn push(set: &mut Vec<Range>, range: Range) {
 }
 
 /// What is in any of these, which may overlap and be in any order.
+#[must_use]
 pub fn union(mut all: Vec<Range>) -> Vec<Range> {
     all.sort_unstable();
     let mut out: Vec<Range> = Vec::new();
@@ -26,6 +27,7 @@ pub fn union(mut all: Vec<Range>) -> Vec<Range> {
 }
 
 /// What is in `a` and not in `b`.
+#[must_use]
 pub fn without(a: &[Range], b: &[Range]) -> Vec<Range> {
     let mut out = Vec::new();
     for &(mut start, end) in a {
@@ -37,6 +39,12 @@ pub fn without(a: &[Range], b: &[Range]) -> Vec<Range> {
         push(&mut out, (start, end.max(start)));
     }
     out
+}
+
+/// What is in both.
+#[must_use]
+pub fn common(a: &[Range], b: &[Range]) -> Vec<Range> {
+    without(a, &without(a, b))
 }
 
 #[cfg(test)]
@@ -53,6 +61,7 @@ mod tests {
     fn they_are_sets() {
         for (a, b) in (0..128).flat_map(|a| (0..128).map(move |b| (a, b))) {
             assert_eq!(without(&set(a), &set(b)), set(a & !b));
+            assert_eq!(common(&set(a), &set(b)), set(a & b));
         }
     }
 }
