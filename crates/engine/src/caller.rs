@@ -1,11 +1,12 @@
 //! What a caller hears of a run while it goes on: moments at which it may act, and how much is done.
 
-use crate::{Error, Result};
+use crate::{Error, Object, Result};
+use cryonaut_kernel::warden::Warden;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A moment of a run: first those of a checkpoint, in their order, then those of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,34 @@ impl Moment {
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// Of whoever cannot know that a restored tree runs unless we tell: until it is [released](Self::release), the tree ends
+/// with us, or when this is dropped.
+#[derive(Debug, Clone, Default)]
+pub struct Custody(Arc<Mutex<Option<Warden>>>);
+
+impl Custody {
+    /// Holds these processes.
+    ///
+    /// # Errors
+    /// Of the system, that no process can be had for it.
+    pub(crate) fn hold(&self, processes: &[BorrowedFd<'_>]) -> Result<()> {
+        let warden = Warden::hire(processes)
+            .map_err(|e| Error::kernel(Object::Other("the restored tree".into()), "have somebody watch over it", e))?;
+        *self.held() = Some(warden);
+        Ok(())
+    }
+
+    /// The caller knows: the tree is his.
+    pub fn release(&self) {
+        let held = self.held().take();
+        held.into_iter().for_each(Warden::dismiss);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Warden>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -29,7 +29,7 @@ mod tcp_policy;
 mod tracking;
 mod users;
 
-pub use caller::{Answer, Event, Hook, Moment, Progress};
+pub use caller::{Answer, Custody, Event, Hook, Moment, Progress};
 pub use cgroups::{CgroupMode, CgroupOptions, CgroupProperties};
 pub use checkpoint::{checkpoint, pre_dump};
 pub use cryonaut_image::Codec;

@@ -3,7 +3,7 @@
 use crate::cgroups::CgroupOptions;
 use crate::lazy::{Lazy, PageService};
 use crate::tcp_policy::TcpPolicies;
-use crate::{Hook, Progress};
+use crate::{Custody, Hook, Progress};
 use cryonaut_image::Codec;
 use cryonaut_page_server::Sender;
 use std::path::PathBuf;
@@ -206,4 +206,6 @@ pub struct RestoreOptions {
     pub hook: Hook,
     /// How far the memory is.
     pub progress: Progress,
+    /// Who ends the tree if we end before the caller has been told that it runs; `None`: it is nobody's but its own.
+    pub custody: Option<Custody>,
 }

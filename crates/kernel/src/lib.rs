@@ -10,6 +10,7 @@
 //! - [`heap`]: how this program keeps its own memory.
 //! - [`janitor`]: a process that clears up should this one be killed.
 //! - [`guard`]: processes that put connections right should this one be killed.
+//! - [`warden`]: a process that ends others should this one be killed.
 //! - [`features`]: what this kernel can do, each thing found out by doing it.
 //!
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
@@ -25,6 +26,7 @@ pub mod proc;
 pub mod sys;
 pub mod uffd;
 pub mod uffd_journal;
+pub mod warden;
 
 pub use rustix::io::Errno;
 pub use rustix::process::Pid;

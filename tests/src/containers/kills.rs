@@ -107,14 +107,7 @@ fn round(host: &Host, who: Who, phase: Phase, pause: Duration) -> Result<(), Fai
     if known {
         deleted?;
     } else {
-        // Killed when the tree goes on and runc has not heard of it yet, runc takes its own state back and leaves a container
-        // that is whole: the one gap that is known (ARCHITECTURE, plan).
-        sleep(Duration::from_millis(200));
-        let is_disowned = who == Who::Checkpointer && phase == Phase::Restore && container.count.so_far()? > before;
         let cgroups = cgroups_of(host)?;
-        if is_disowned {
-            end_all(&cgroups)?;
-        }
         // Cgroups that it had made already; only empty ones can be removed, and what was killed takes a moment to end.
         until("something stays in its cgroups", || {
             cgroups.iter().all(|cgroup| !cgroup.exists() || fs::remove_dir(cgroup).is_ok())
@@ -162,17 +155,6 @@ pub(super) fn cgroups_at(path: &str) -> Result<Vec<PathBuf>, Failed> {
     // Several names of one hierarchy are links.
     let real = hierarchies.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(real.map(|hierarchy| hierarchy.path().join(path)).filter(|cgroup| cgroup.exists()).collect())
-}
-
-/// Kills what is in these cgroups.
-fn end_all(cgroups: &[PathBuf]) -> Result<(), Failed> {
-    for cgroup in cgroups {
-        for pid in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
-            // It may have ended.
-            let _ = Pid::from_raw(pid.parse()?).map(|pid| kill_process(pid, Signal::KILL));
-        }
-    }
-    Ok(())
 }
 
 /// No mount, cgroup or process.

@@ -8,7 +8,7 @@ use crate::features::{self, CriuAnswer};
 use crate::pidfile::Pidfile;
 use anyhow::{Context, Result, bail, ensure};
 use cryonaut_engine::{
-    Afterwards, Answer, CgroupOptions, CheckpointOptions, CheckpointReport, Hook, LAZY_SOCKET, Lazy, Moment,
+    Afterwards, Answer, CgroupOptions, CheckpointOptions, CheckpointReport, Custody, Hook, LAZY_SOCKET, Lazy, Moment,
     PageService, PrecopyMode, PrecopyOptions, RestoreOptions, TcpPolicy,
 };
 use cryonaut_image::{ImageDir, dedup};
@@ -139,7 +139,7 @@ fn tell_dumped(report: &CheckpointReport, place: &Place, is_wanted: bool, status
 ///
 /// # Errors
 /// Those of the engine. Nothing of the tree is left.
-pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
+pub fn restore(settings: Settings, place: &Place, hook: Hook, custody: Option<Custody>) -> Result<i32> {
     place.check()?;
     let lazy = match settings.lazy_pages {
         true => Lazy::Server(place.work.join(LAZY_SOCKET)),
@@ -161,6 +161,7 @@ pub fn restore(settings: Settings, place: &Place, hook: Hook) -> Result<i32> {
         network_lock: settings.network_lock,
         root: settings.root,
         hook,
+        custody,
         ..RestoreOptions::default()
     };
     let pidfile = Pidfile::claim(settings.pidfile.map(|file| place.work.join(file)))?;

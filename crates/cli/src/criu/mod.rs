@@ -120,7 +120,7 @@ fn restore(settings: Settings, place: &Place) -> Result<ExitCode> {
     let is_lazy = settings.lazy_pages;
     place.check()?;
     let hook = script::hook(settings.scripts.clone(), place.absolute_images()?);
-    let root_pid = actions::restore(settings, place, hook)?;
+    let root_pid = actions::restore(settings, place, hook, None)?;
     if let Some(command) = command {
         let error = Command::new(&command[0]).args(&command[1..]).exec();
         return Err(error).with_context(|| format!("{}: cannot be run", command[0].display()));

@@ -21,7 +21,7 @@ use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
 use crate::users;
-use crate::{Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
+use crate::{Custody, Error, LockMethod, Moment, Object, RestoreOptions, Result, freeze};
 use cryonaut_image::ImageDir;
 use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::proc::values::Namespace;
@@ -29,6 +29,7 @@ use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Hand, Verdict, scratch, spawn, stops};
 use rustix::io::Errno;
+use rustix::process::{PidfdFlags, pidfd_open};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -60,6 +61,16 @@ impl Drop for Nursery<'_> {
 }
 
 impl Nursery<'_> {
+    /// From here on they end with us even when they run.
+    fn give_into(&self, custody: &Custody) -> Result<()> {
+        let open = |pid: &i32| {
+            let failed = |e| Error::kernel(Object::Process(*pid), "open it", e);
+            pidfd_open(freeze::pid_of(*pid)?, PidfdFlags::empty()).map_err(failed)
+        };
+        let pidfds = self.hands.keys().map(open).collect::<Result<Vec<_>>>()?;
+        custody.hold(&pidfds.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+    }
+
     fn hand(&mut self, pid: i32) -> Result<&mut Hand> {
         self.hands.get_mut(&pid).ok_or_else(|| Error::kernel(Object::Process(pid), "build it", Errno::SRCH))
     }
@@ -89,8 +100,11 @@ pub fn restore(dir: &Path, options: &RestoreOptions) -> Result<RestoreReport> {
     // Not from within: it is none of the tree, and must not be seen there.
     seed.handover = Handover::begin(&options.lazy, &plan)?;
     let nursery = Cradle::of_root(&images, &plan, options, &scratches)?;
+    if let Some(custody) = &options.custody {
+        custody.hold(&[nursery.tree.pidfd.as_fd()])?;
+    }
     let report = inner::run(&nursery.tree, Some(nursery.free_pid), &options.hook, |outer| {
-        seed.grow(&RestoreOptions { hook: outer.hook(), ..options.clone() })
+        seed.grow(&RestoreOptions { hook: outer.hook(), custody: None, ..options.clone() })
     })?;
     let root_pid = nursery.leave();
     made.keep();
@@ -218,6 +232,9 @@ impl Seed<'_> {
         drop(spaces);
         options.hook.call(Moment::PostRestore, plan.root)?;
         options.hook.call(Moment::PreResume, plan.root)?;
+        if let Some(custody) = &options.custody {
+            nursery.give_into(custody)?;
+        }
         let mut links = None;
         let at_last = || {
             handover.map_or(Ok(()), Handover::go)?;

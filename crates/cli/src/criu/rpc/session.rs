@@ -9,7 +9,7 @@ use crate::criu::{CRIU_VERSION, GIT_ID, actions, config, log, page_server, scrip
 use crate::failure;
 use crate::features::{CriuAnswer, criu_feature};
 use anyhow::{Context, Error, Result, anyhow, bail};
-use cryonaut_engine::Hook;
+use cryonaut_engine::{Custody, Hook};
 use cryonaut_image::rpc::{
     CriuDumpResp, CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp, CriuRestoreResp,
     CriuVersion,
@@ -46,11 +46,13 @@ fn bad(problem: impl Into<String>) -> Error {
 /// Serves a caller to the end.
 pub fn serve(peer: Peer, manner: Manner) -> ExitCode {
     let peer = Arc::new(peer);
+    // What he does not hear of is not his, and ends with us.
+    let custody = Custody::default();
     loop {
         let (response, more) = match peer.receive() {
             Ok(Received::End) => return ExitCode::SUCCESS,
             Ok(Received::Request(request)) => {
-                let response = work_on(&peer, &request, manner);
+                let response = work_on(&peer, &request, manner, &custody);
                 let more = request.keep_open() && may_go_on(request.r#type());
                 (response, more)
             }
@@ -61,6 +63,7 @@ pub fn serve(peer: Peer, manner: Manner) -> ExitCode {
         if peer.send(&response, None).is_err() || !response.success {
             return ExitCode::FAILURE;
         }
+        custody.release();
         if !more {
             return ExitCode::SUCCESS;
         }
@@ -79,10 +82,10 @@ fn may_go_on(kind: CriuReqType) -> bool {
     )
 }
 
-fn work_on(peer: &Arc<Peer>, request: &CriuReq, manner: Manner) -> CriuResp {
+fn work_on(peer: &Arc<Peer>, request: &CriuReq, manner: Manner, custody: &Custody) -> CriuResp {
     let kind = CriuReqType::try_from(request.r#type);
     let done = match kind {
-        Ok(kind) => act(peer, kind, request, manner),
+        Ok(kind) => act(peer, kind, request, manner, custody),
         Err(_) => Err(bad(format!("{} is no type of request", request.r#type))),
     };
     let kind = kind.unwrap_or(CriuReqType::Empty);
@@ -92,7 +95,7 @@ fn work_on(peer: &Arc<Peer>, request: &CriuReq, manner: Manner) -> CriuResp {
     })
 }
 
-fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner) -> Result<CriuResp> {
+fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner, custody: &Custody) -> Result<CriuResp> {
     let done = CriuResp { r#type: kind as i32, success: true, ..CriuResp::default() };
     match kind {
         CriuReqType::Version => Ok(CriuResp { version: Some(version()), ..done }),
@@ -106,7 +109,7 @@ fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner) -
         }
         CriuReqType::Restore => {
             let call = Call::prepare(peer, kind, request.opts.as_ref(), manner)?;
-            let pid = actions::restore(call.settings, &call.place, call.hook)?;
+            let pid = actions::restore(call.settings, &call.place, call.hook, Some(custody.clone()))?;
             Ok(CriuResp { restore: Some(CriuRestoreResp { pid }), ..done })
         }
         CriuReqType::PreDump | CriuReqType::SinglePreDump => {
