@@ -2,7 +2,7 @@
 
 use super::{Files, lock};
 use crate::freeze::Process;
-use crate::memory::{self, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
+use crate::memory::{self, KnownFlags, PageCount, PagesPlace, aio, dump_private, find_files, mappings, mm_record};
 use crate::questions::Questions;
 use crate::sharing::SharedSpace;
 use crate::{Result, parallel};
@@ -36,6 +36,7 @@ pub fn dump_memory(
     let precopied = place.precopied.and_then(|precopied| precopied.of(&space.pids));
     let is_tracked = precopied.as_ref().is_some_and(|space| space.is_ours());
     let known = precopied.as_ref().and_then(|copied| copied.mappings(process, &space.scratches));
+    let known = known.or_else(|| KnownFlags::prepared()?.of_frozen(process, &space.scratches));
     drop(precopied);
     let smaps = || -> Result<Vec<FlaggedVma>> {
         let mut flagged = known.map_or_else(|| process.task.smaps(), Ok)?;

@@ -4,8 +4,9 @@
 //! Only the thread that holds the tree can ask its hands and read what ptrace
 //! tells. It does so for one process after the other; the rest of a process,
 //! which needs nothing but /proc and what was told, is done by further threads
-//! at the same time; of a process that is alone, its files. What finds out which
-//! files processes have in common is one for all: they take turns.
+//! at the same time; of a process that is alone its files, of many all files,
+//! while they are still being asked. What finds out which files processes have
+//! in common is one for all: they take turns.
 
 mod address_space;
 mod descriptors;
@@ -281,11 +282,11 @@ impl<'a> Tree<'_, 'a> {
 
     /// Writes down some of the processes.
     fn write_some(&mut self, processes: &mut [Process], spaces: &mut UnwrittenSpaces) -> Result<Vec<Written>> {
-        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
-        let mut asked: Vec<Option<Questions>> = processes.iter_mut().map(ask).collect::<Result<_>>()?;
-        for process in &*processes {
-            write_pstree(self.images, process)?;
+        self.files_ahead = parallel::threads_for(processes.len()) > 1 && !processes.iter().any(comes_last);
+        if self.files_ahead {
+            return self.write_many(processes, spaces);
         }
+        let mut asked = self.ask(processes)?;
         let (true, [one], [Some(questions)]) = (self.alone, &mut *processes, &mut asked[..]) else {
             return self.write_asked(processes, asked, spaces);
         };
@@ -302,6 +303,27 @@ impl<'a> Tree<'_, 'a> {
             one.threads.extend(others);
         }
         written
+    }
+
+    /// Asks the hands of all that live.
+    fn ask(&self, processes: &mut [Process]) -> Result<Vec<Option<Questions>>> {
+        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
+        let asked = processes.iter_mut().map(ask).collect::<Result<_>>()?;
+        processes.iter().try_for_each(|process| write_pstree(self.images, process))?;
+        Ok(asked)
+    }
+
+    /// Writes down so many that it is worth not to let others wait while this thread asks: they begin with all files.
+    fn write_many(&mut self, processes: &mut [Process], spaces: &mut UnwrittenSpaces) -> Result<Vec<Written>> {
+        let owner = |p: &Process| Some(Owner::of(p, self.tables.insert(p.ids?.files_id)));
+        let owners: Vec<Owner> = processes.iter().filter_map(owner).collect();
+        let files = self.files;
+        let beside = || owners.iter().try_for_each(|owner| descriptors::write(files, owner));
+        let (of_files, written) = parallel::both(beside, || {
+            let asked = self.ask(processes)?;
+            self.write_asked(processes, asked, spaces)
+        });
+        of_files.and(written)
     }
 
     /// Writes down a process that is alone and has answered: its files, and those of its threads that are taken apart, are

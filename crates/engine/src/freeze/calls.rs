@@ -74,7 +74,7 @@ pub(super) fn call_but_vfork(task: &Task, pid: i32, tid: i32, limit: Duration) -
 
 /// Whether a call returns only when its child no longer needs the memory
 /// (`CLONE_VFORK`).
-fn is_vfork(tid: i32, call: Syscall) -> bool {
+pub(super) fn is_vfork(tid: i32, call: Syscall) -> bool {
     const VFORK: u64 = libc::CLONE_VFORK as u64;
     let flags_of = |at: u64| {
         let mut flags = [0; 8];

@@ -13,6 +13,7 @@ pub use process::{Ended, Process, Thread};
 use crate::attributes::extras::Restart;
 use crate::attributes::{filter, restart, thread};
 use crate::cgroups::Thawed;
+use crate::memory::KnownFlags;
 use crate::namespaces::{inner, pid};
 use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
@@ -32,6 +33,8 @@ use std::time::Duration;
 
 /// How long the end of the init of a pid namespace is waited for, once everybody in it that is the tree's has ended.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long a thread may take to stop that is to be let go.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -53,10 +56,11 @@ pub struct Frozen {
     verdict: Option<Verdict>,
 }
 
-/// Gets ready what a process with many threads wants, before they stand still.
+/// Gets ready what processes with many threads or much memory want, or many processes, before they stand still.
 pub fn prepare(root: i32) {
     let threads = pid_of(root).ok().and_then(|pid| Task::open(pid).ok()?.thread_count().ok());
     thread::prepare(threads.unwrap_or_default() as usize);
+    KnownFlags::prepare(root);
 }
 
 impl Frozen {
@@ -75,7 +79,7 @@ impl Frozen {
             frozen.hold_standing(root)?;
             freezer.open()?;
         }
-        let mut held = vec![frozen.take(root, 0, limit)?];
+        let mut held = vec![frozen.take((root, 0), open_task(root)?, limit)?];
         let mut at = 0;
         // Until a whole pass over the tree finds no child that is not held.
         loop {
@@ -83,10 +87,10 @@ impl Frozen {
             while at < held.len() {
                 let children = children_of(&mut held[at..])?;
                 at = held.len();
-                for (child, parent) in children {
-                    if !held.iter().any(|p| p.pid == child) {
-                        held.push(frozen.take(child, parent, limit)?);
-                    }
+                let is_new = |(child, _): &(i32, i32)| !held.iter().any(|p| p.pid == *child);
+                let new: Vec<(i32, i32)> = children.into_iter().filter(is_new).collect();
+                for (child, task) in frozen.hold_first(new)? {
+                    held.push(frozen.take(child, task, limit)?);
                 }
             }
             if held.len() == before {
@@ -121,15 +125,27 @@ impl Frozen {
         Ok(())
     }
 
-    /// Holds all threads of one process.
-    fn take(&mut self, pid: i32, ppid: i32, limit: Duration) -> Result<Held> {
-        let gone = |e: cryonaut_kernel::proc::Error| Error::Kernel {
-            object: Object::Process(pid),
-            action: "find it".into(),
-            errno: e.errno().unwrap_or(Errno::SRCH),
-            remedy: "it may have ended; look it up again",
-        };
-        let task = Task::open(pid_of(pid)?).map_err(gone)?;
+    /// Begins to hold the leaders of processes, each with its parent: while one is looked into, the others come to a stop.
+    fn hold_first(&mut self, processes: Vec<(i32, i32)>) -> Result<Vec<((i32, i32), Task)>> {
+        let mut all = Vec::with_capacity(processes.len());
+        for (pid, parent) in processes {
+            let task = open_task(pid)?;
+            let call = task.thread(pid_of(pid)?).syscall().ok();
+            // Who is in vfork may have to be waited for.
+            if !call.is_some_and(|call| calls::is_vfork(pid, call)) {
+                let asleep = restart::asleep(&task, pid, call);
+                if stops::seize(pid, stops::VISIT).map_err(|e| explain_seize(pid, pid, &task, e))? {
+                    self.seized.push((pid, pid));
+                    self.ahead.insert(pid, asleep);
+                }
+            }
+            all.push(((pid, parent), task));
+        }
+        Ok(all)
+    }
+
+    /// Holds all threads of one process, which is given with its parent.
+    fn take(&mut self, (pid, ppid): (i32, i32), task: Task, limit: Duration) -> Result<Held> {
         let mut threads: Vec<Thread> = Vec::new();
         let mut not_suspended = None;
         // Most processes have one thread, which needs no looking for.
@@ -146,7 +162,7 @@ impl Frozen {
                     self.seized.retain(|&(_, t)| t != tid);
                 }
             }
-            let count = task.thread_count().map_err(gone)? as usize;
+            let count = task.thread_count().map_err(|e| gone(pid, &e))? as usize;
             if listed && threads.len() == before || threads.len() == count {
                 break;
             }
@@ -373,6 +389,10 @@ impl Frozen {
                 }
             }
         }
+        for tid in std::mem::take(&mut self.ahead).into_keys() {
+            // Nobody lets go of one that has not come to its stop.
+            let _ = stops::wait_stopped(tid, STOPS_WITHIN);
+        }
         for &(_, tid) in &self.seized {
             if let Err(e) = trace::detach(tid) {
                 first_error.get_or_insert(e);
@@ -432,6 +452,20 @@ impl Held {
         restart::look_again(pid, &mut threads);
         let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
         Ok(Process { pid, ppid, task, stat, status, threads, ended, maps, namespaces, ids: None, hand: None })
+    }
+}
+
+fn open_task(pid: i32) -> Result<Task> {
+    Task::open(pid_of(pid)?).map_err(|e| gone(pid, &e))
+}
+
+/// Why nothing is known of a process.
+fn gone(pid: i32, e: &cryonaut_kernel::proc::Error) -> Error {
+    Error::Kernel {
+        object: Object::Process(pid),
+        action: "find it".into(),
+        errno: e.errno().unwrap_or(Errno::SRCH),
+        remedy: "it may have ended; look it up again",
     }
 }
 

@@ -5,7 +5,9 @@
 //! to the next, and are known as far as they were met: in this process, and if the other has more, in that while it runs.
 //! Once it stands still the kernel's own numbers are enough. Anything that was not met before has smaps read again.
 
-use crate::freeze::Process;
+use super::WORTH_IT;
+use crate::freeze::{Process, pid_of};
+use crate::parallel;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
 use cryonaut_kernel::sys::mapping_flags::{self, RawFlags};
@@ -49,6 +51,9 @@ const NAMES: [Option<VmFlags>; 32] = [
     Some(VmFlags::MERGEABLE),
 ];
 
+/// What our own mappings have told.
+static OURS: OnceLock<Option<KnownFlags>> = OnceLock::new();
+
 /// What is known of a process's flags.
 #[derive(Debug, Clone)]
 pub struct KnownFlags {
@@ -85,9 +90,26 @@ impl KnownFlags {
         Self::of_ourselves().filter(|ours| ours.cover(tid)).cloned().or_else(|| Self::of_running(task, tid))
     }
 
+    /// Has another thread learn those of our own mappings, if smaps would take long: of a process with much memory, or of
+    /// many. For who is not frozen yet.
+    pub fn prepare(root: i32) {
+        const MANY: usize = 8;
+        let Some(task) = pid_of(root).ok().and_then(|pid| Task::open(pid).ok()) else { return };
+        let is_large = || task.status().is_ok_and(|status| status.vm_rss_kib << 10 >= WORTH_IT);
+        if task.all_children().len() >= MANY || is_large() {
+            parallel::aside(|| {
+                let _ = Self::of_ourselves();
+            });
+        }
+    }
+
+    /// Those of our own mappings, if they have been learnt.
+    pub fn prepared() -> Option<&'static KnownFlags> {
+        OURS.get()?.as_ref()
+    }
+
     /// Those of our own mappings, which are few and small.
     fn of_ourselves() -> Option<&'static KnownFlags> {
-        static OURS: OnceLock<Option<KnownFlags>> = OnceLock::new();
         let learn = || KnownFlags::of_running(&Task::current().ok()?, std::process::id() as i32);
         OURS.get_or_init(learn).as_ref()
     }
