@@ -25,7 +25,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 31] = [
+const WORKLOADS: [&str; 32] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -45,6 +45,7 @@ const WORKLOADS: [&str; 31] = [
     "fds/io_uring_polled",
     "fds/io_uring_registered_single",
     "files/ghost",
+    "mounts/hidden",
     "files/hard_linked",
     "tree/sessions",
     "namespaces/pid_family",
@@ -196,14 +197,6 @@ fn no_new_names(workload: &Workload, before: &[String]) -> Result<(), String> {
         }
         sleep(Duration::from_millis(1));
     }
-}
-
-/// A deleted file gets its old name for the moment of two calls, and nothing can take that back in between.
-fn restored_names(workload: &Workload, before: &[String]) -> Result<(), String> {
-    if workload.declaration().name.starts_with("files/") {
-        return Ok(());
-    }
-    no_new_names(workload, before)
 }
 
 /// Nothing half alive has had time to notice anything.
@@ -362,7 +355,7 @@ fn restores(own: &Engine, name: &str, blows: u64, chance: &mut Chance) -> Result
             let left = workload.bury(dead.clone());
             let seen = all_gone(&left, &workload.images())
                 .and_then(|()| no_complaint(&workload))
-                .and_then(|()| restored_names(&workload, &before_names));
+                .and_then(|()| no_new_names(&workload, &before_names));
             explain(&workload, "restore", blow, seen)?;
         }
     }

@@ -19,14 +19,15 @@ impl Picture {
         Self(pids.map(|pid| (pid, process(pid))).collect())
     }
 
-    /// The same without the numbers of inodes, which a restore changes.
+    /// The same without the numbers of inodes and devices, which a restore changes.
     pub(crate) fn without_inodes(mut self) -> Self {
         for things in self.0.values_mut() {
             for (name, text) in things.iter_mut() {
                 let kept: fn(&str) -> String = match name.as_str() {
-                    "maps" => {
-                        |line| line.split_whitespace().enumerate().filter(|(i, _)| *i != 4).map(|w| w.1).collect()
-                    }
+                    "maps" => |line| {
+                        let words = line.split_whitespace().enumerate();
+                        words.filter(|(at, _)| !matches!(at, 3 | 4)).map(|(_, word)| word).collect()
+                    },
                     "fd" => |line| line.split('[').next().unwrap_or_default().to_owned(),
                     _ => str::to_owned,
                 };

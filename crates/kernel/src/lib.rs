@@ -9,6 +9,7 @@
 //! - [`uffd_journal`]: reading its events so that none is lost with the reader.
 //! - [`heap`]: how this program keeps its own memory.
 //! - [`janitor`]: a process that clears up should this one be killed.
+//! - [`temporary_name`]: names of files that are there for a moment, and never longer, though this one be killed.
 //! - [`guard`]: processes that put connections right should this one be killed.
 //! - [`warden`]: a process that ends others should this one be killed.
 //! - [`features`]: what this kernel can do, each thing found out by doing it.
@@ -16,6 +17,7 @@
 //! This crate decides nothing: it reports what the kernel says and does what it is told.
 #![allow(unsafe_code)]
 
+mod errand;
 pub mod features;
 pub mod guard;
 pub mod heap;
@@ -24,6 +26,7 @@ pub mod keeper;
 pub mod pagemap;
 pub mod proc;
 pub mod sys;
+pub mod temporary_name;
 pub mod uffd;
 pub mod uffd_journal;
 pub mod warden;

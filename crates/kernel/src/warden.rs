@@ -4,13 +4,13 @@
 //! Like a [`janitor`](crate::janitor), a warden is a child that waits for the end of its maker, and makes system calls and
 //! nothing else.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::sys::process::{Child, Spawn, spawn};
+use crate::sys::process::{Child, Spawn, close_all_but, spawn};
 use crate::sys::signal;
 use crate::sys::wait::{Who, wait};
 
@@ -32,7 +32,7 @@ impl Warden {
         let child = unsafe {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
                 signal::block_all();
-                let_go_but(&reader, processes);
+                close_all_but(processes, reader.as_fd());
                 if is_deserted(reader.as_fd()) {
                     for process in processes {
                         // Fails for one that has ended.
@@ -58,20 +58,6 @@ impl Drop for Warden {
     fn drop(&mut self) {
         self.pipe = None;
         let _ = wait(Who::One(self.child.pid));
-    }
-}
-
-/// Closes every other descriptor: whoever waits for the end of a pipe of ours must not wait for the warden's.
-fn let_go_but(reader: &OwnedFd, processes: &[BorrowedFd<'_>]) {
-    let is_kept = |fd: i32| fd == reader.as_raw_fd() || processes.iter().any(|process| process.as_raw_fd() == fd);
-    let last = processes.iter().map(|process| process.as_raw_fd()).fold(reader.as_raw_fd(), i32::max);
-    // SAFETY: others are left without their descriptors, but nothing in this process uses or drops them: it ends with
-    // _exit.
-    unsafe {
-        for fd in (0..last).filter(|fd| !is_kept(*fd)) {
-            libc::syscall(libc::SYS_close, fd);
-        }
-        libc::syscall(libc::SYS_close_range, last as u32 + 1, u32::MAX, 0);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bringing deleted files back: each is made under its old name, so that the
 //! kernel shows the same path for it, and deleted at once; a descriptor keeps
-//! it until every record has opened it. So there is nothing to clean up, and
-//! nothing is left behind if the restorer is killed.
+//! it until every record has opened it. So there is nothing to clean up; nor is
+//! a name left behind if the restorer is killed between the two.
 //!
 //! Where the old name is taken, another beside it serves; where the directory
 //! has gone, it is made for the moment.
@@ -16,12 +16,15 @@ use cryonaut_kernel::sys::handle::{name_to_handle_at, open_by_handle_at};
 use cryonaut_kernel::sys::mount;
 use cryonaut_kernel::sys::process::{Child, Spawn, spawn_idle};
 use cryonaut_kernel::sys::wait::{Who, wait};
+use cryonaut_kernel::temporary_name::{TemporaryName, Thing};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The remapped files of an image, and those made so far.
@@ -248,9 +251,14 @@ fn make_somewhere(path: &Path, ghost: u32, entry: &GhostFileEntry) -> std::resul
     let above = path.ancestors().skip(2).map(|directory| directory.join(name));
     let elsewhere = ["/tmp", "/dev/shm"].into_iter().map(|directory| Path::new(directory).join(name));
     let candidates = [path.to_owned(), PathBuf::from(&beside)].into_iter().chain(above).chain(elsewhere);
+    let thing = match FileType::from_raw_mode(entry.mode) {
+        FileType::Symlink => Thing::Symlink(c_string(OsStr::from_bytes(entry.symlnk_target()))?),
+        FileType::Directory => Thing::File(FileType::Directory, Mode::RWXU, 0),
+        kind => Thing::File(kind, Mode::RUSR | Mode::WUSR, entry.rdev.map_or(0, u64::from)),
+    };
     let mut first = None;
     for candidate in candidates {
-        match make_and_delete(&candidate, entry) {
+        match TemporaryName::new(CWD, &candidate).and_then(|name| name.open(&thing)) {
             Ok(file) => return Ok(file),
             Err(errno) => first = first.or(Some(errno).filter(|&e| e != Errno::EXIST)),
         }
@@ -258,71 +266,8 @@ fn make_somewhere(path: &Path, ghost: u32, entry: &GhostFileEntry) -> std::resul
     Err(first.unwrap_or(Errno::EXIST))
 }
 
-fn make_and_delete(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
-    in_directories_of(path, || make_at(path, entry))
-}
-
-/// Does something while the directories of a path are there: those that are not are made for the moment.
-fn in_directories_of<T>(
-    path: &Path,
-    act: impl FnOnce() -> std::result::Result<T, Errno>,
-) -> std::result::Result<T, Errno> {
-    let made = make_directories(path.parent().unwrap_or(Path::new("/")))?;
-    let done = act();
-    for directory in made.iter().rev() {
-        if let Err(errno) = rustix::fs::rmdir(directory) {
-            tracing::warn!("{}: cannot remove the temporary directory: {errno}", directory.display());
-        }
-    }
-    done
-}
-
-/// Makes the directories of a path that do not exist, and returns them.
-fn make_directories(path: &Path) -> std::result::Result<Vec<PathBuf>, Errno> {
-    let mut missing: Vec<PathBuf> = path.ancestors().take_while(|p| !p.exists()).map(Path::to_owned).collect();
-    missing.reverse();
-    for (index, directory) in missing.iter().enumerate() {
-        if let Err(errno) = rustix::fs::mkdir(directory, Mode::RWXU) {
-            for made in missing[..index].iter().rev() {
-                let _ = rustix::fs::rmdir(made);
-            }
-            return Err(errno);
-        }
-    }
-    Ok(missing)
-}
-
-/// Makes the file, opens it and deletes it. Only a death between the calls
-/// leaves it behind: its name could not be told from somebody else's.
-fn make_at(path: &Path, entry: &GhostFileEntry) -> std::result::Result<OwnedFd, Errno> {
-    let kind = FileType::from_raw_mode(entry.mode);
-    let private = Mode::RUSR | Mode::WUSR;
-    let path_only = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let (file, removal) = match kind {
-        FileType::RegularFile => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-            (rustix::fs::open(path, flags, private), AtFlags::empty())
-        }
-        FileType::Directory => {
-            rustix::fs::mkdir(path, Mode::RWXU)?;
-            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::REMOVEDIR)
-        }
-        FileType::Symlink => {
-            rustix::fs::symlink(entry.symlnk_target(), path)?;
-            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
-        }
-        _ => {
-            let device = entry.rdev.map_or(0, u64::from);
-            rustix::fs::mknodat(CWD, path, kind, private, device)?;
-            (rustix::fs::open(path, path_only, Mode::empty()), AtFlags::empty())
-        }
-    };
-    // EEXIST is about somebody else's file.
-    if file.as_ref().is_err() && kind == FileType::RegularFile {
-        return file;
-    }
-    rustix::fs::unlinkat(CWD, path, removal)?;
-    file
+fn c_string(path: impl AsRef<OsStr>) -> std::result::Result<CString, Errno> {
+    CString::new(path.as_ref().as_bytes()).map_err(|_| Errno::INVAL)
 }
 
 /// Writes the contents of the ghost.
@@ -361,15 +306,8 @@ fn open_linked(cx: &mut Build<'_>, reg: &RegFileEntry, to: u32) -> Result<OwnedF
         errno,
         remedy: "such an image can be restored once, on the file system of the checkpoint",
     };
-    let under_its_name = in_directories_of(&path, || {
-        rustix::fs::linkat(CWD, &link, CWD, &path, AtFlags::empty())?;
-        let file = open(&path);
-        Ok((file, rustix::fs::unlink(&path)))
-    });
-    let file = match under_its_name {
-        Ok((file, removed)) => removed.and(file),
-        Err(_) => open(&link),
-    };
+    let under_its_name = TemporaryName::new(CWD, &path).and_then(|name| name.open(&Thing::Link(c_string(&link)?)));
+    let file = under_its_name.or_else(|_| open(&link));
     let file = file.map_err(failed)?;
     cx.ghosts.links.push((way, link));
     Ok(file)

@@ -119,6 +119,20 @@ pub unsafe fn spawn(spawn: &Spawn<'_>, body: impl FnOnce() -> i32) -> Result<Chi
     }
 }
 
+/// Closes every other descriptor in a child that ends with `_exit`: whoever waits for the end of a pipe of ours must not
+/// wait for the child's.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>], and: BorrowedFd<'_>) {
+    let is_kept = |fd: i32| fd == and.as_raw_fd() || kept.iter().any(|kept| kept.as_raw_fd() == fd);
+    let last = kept.iter().map(|kept| kept.as_raw_fd()).fold(and.as_raw_fd(), i32::max);
+    // SAFETY: others are left without their descriptors, but nothing in this process uses or drops them: see above.
+    unsafe {
+        for fd in (0..last).filter(|fd| !is_kept(*fd)) {
+            libc::syscall(libc::SYS_close, fd);
+        }
+        libc::syscall(libc::SYS_close_range, last as u32 + 1, u32::MAX, 0);
+    }
+}
+
 /// Keeps a panic from unwinding into the copy of the parent's frames.
 pub(crate) struct AbortOnUnwind;
 

@@ -1,5 +1,6 @@
 //! Queued signals: the raw `siginfo_t` and the calls that send one with chosen contents.
 
+use std::marker::PhantomData;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -12,6 +13,36 @@ pub fn block_all() {
     let (all, none) = (u64::MAX, std::ptr::null_mut::<u64>());
     // SAFETY: rt_sigprocmask reads eight bytes of `all`.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const all, none, size_of::<u64>()) };
+}
+
+/// While it is there, every signal is blocked for the thread that has made it.
+#[derive(Debug)]
+pub(crate) struct AllBlocked {
+    before: u64,
+    /// Of one thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl AllBlocked {
+    pub(crate) fn new() -> Self {
+        let (all, mut before) = (u64::MAX, 0u64);
+        let size = size_of::<u64>();
+        // SAFETY: rt_sigprocmask reads eight bytes of `all` and writes eight to `before`.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, &raw mut before, size);
+        }
+        Self { before, _here: PhantomData }
+    }
+}
+
+impl Drop for AllBlocked {
+    fn drop(&mut self) {
+        let (before, none) = (self.before, std::ptr::null_mut::<u64>());
+        // SAFETY: rt_sigprocmask reads eight bytes of `before`.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const before, none, size_of::<u64>())
+        };
+    }
 }
 
 /// A `siginfo_t` as 128 raw bytes: what an image stores, what ptrace and rt_sigqueueinfo exchange.

@@ -22,9 +22,13 @@ use cryonaut_kernel::sys::namespace::{self, within};
 use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
 use cryonaut_kernel::sys::tty;
 use cryonaut_kernel::sys::wait::{Who, wait};
+use cryonaut_kernel::temporary_name::{KeptName, TemporaryName, Thing};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A step that the kernel refused: at which place (0 is the root), what, and why.
 type Failed = (usize, &'static str, Errno);
@@ -168,86 +172,56 @@ fn fill(cx: &Building<'_>, this: usize, stock: &BTreeMap<usize, OwnedFd>) -> Res
     Ok(())
 }
 
-/// A file or directory that was made to be mounted and then removed.
-struct MadeRemoved {
-    directory: OwnedFd,
-    name: Vec<u8>,
-    flags: AtFlags,
-    /// Directories that were made for it, the deepest last.
-    above: Vec<(OwnedFd, Vec<u8>)>,
-}
-
-impl MadeRemoved {
-    fn remove(self) -> std::result::Result<(), Errno> {
-        rustix::fs::unlinkat(&self.directory, self.name.as_slice(), self.flags)?;
-        for (directory, name) in self.above.iter().rev() {
-            rustix::fs::unlinkat(directory, name.as_slice(), AtFlags::REMOVEDIR)?;
-        }
-        Ok(())
-    }
-}
-
 /// Makes what mounts show that has been removed.
-fn make_removed(built: &Built, this: usize, stock: &BTreeMap<usize, OwnedFd>) -> Result<Vec<(usize, MadeRemoved)>> {
-    let mut all = Vec::new();
+fn make_removed(built: &Built, this: usize, stock: &BTreeMap<usize, OwnedFd>) -> Result<Vec<(usize, KeptName)>> {
+    let (mut all, mut known) = (Vec::new(), BTreeSet::new());
     for (at, place) in built.plan.places.iter().enumerate().filter(|(_, place)| place.namespace == this) {
         let entry = &built.plan.entries[place.entry];
         let provider = stock.get(&place.provider).or(built.spares[place.provider].as_ref());
         let (true, None, Some(provider)) = (entry.deleted(), &entry.ext_key, provider) else { continue };
+        if !known.insert((place.provider, &place.below)) {
+            continue;
+        }
         // The image of another tool does not say what it was: that upon which it is mounted tells.
         let below = || {
             let parent = &built.plan.places[place.parent?];
             let mount = stock.get(&parent.provider)?;
             let path = paths::join(&parent.below, place.at.as_slice());
             let path = path.strip_prefix(b"/").unwrap_or(&path);
-            rustix::fs::statat(mount, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| (stat.st_mode, 0, 0))
+            rustix::fs::statat(mount, path, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| (stat.st_mode, (0, 0)))
         };
         let told = built.beside[this].removed.get(&entry.mnt_id);
-        let told = told.map(|one| (one, crate::users::outside((one.uid, one.gid))));
-        let told = told.map(|(one, (uid, gid))| (one.mode, uid, gid));
-        let (mode, uid, gid) = told.or_else(below).unwrap_or((libc::S_IFDIR | 0o755, 0, 0));
-        let made = make_one(provider.as_fd(), &place.below, (mode, uid, gid));
+        let told = told.map(|one| (one.mode, crate::users::outside((one.uid, one.gid))));
+        let (mode, owner) = told.or_else(below).unwrap_or((libc::S_IFDIR | 0o755, (0, 0)));
+        let made = keep_removed(provider.as_fd(), &place.below, mode, owner);
         all.push((at, made.map_err(|e| built.failed(at, "make what it shows, which has been removed", e))?));
     }
     Ok(all)
 }
 
-fn make_one(
+fn keep_removed(
     top: BorrowedFd<'_>,
     path: &[u8],
-    (mode, uid, gid): (u32, u32, u32),
-) -> std::result::Result<MadeRemoved, Errno> {
-    let mut directory = rustix::fs::openat(top, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
-    let Some((last, above)) = parts.split_last() else { return Err(Errno::INVAL) };
-    let mut made = Vec::new();
-    for part in above {
-        let open = |directory: &OwnedFd| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(directory, *part, flags, Mode::empty())
-        };
-        let next = match open(&directory) {
-            Err(Errno::NOENT) => {
-                rustix::fs::mkdirat(&directory, *part, Mode::RWXU)?;
-                let kept = rustix::io::fcntl_dupfd_cloexec(&directory, 0)?;
-                made.push((kept, part.to_vec()));
-                open(&directory)?
+    mode: u32,
+    (uid, gid): (u32, u32),
+) -> std::result::Result<KeptName, Errno> {
+    let path = Path::new(OsStr::from_bytes(path.strip_prefix(b"/").unwrap_or(path)));
+    let thing = Thing::File(FileType::from_raw_mode(mode), Mode::from_raw_mode(mode & 0o7777), 0);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for above in path.ancestors().skip(1) {
+        let part = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match rustix::fs::openat2(top, part, flags, Mode::empty(), resolve) {
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+            Ok(directory) => {
+                let rest = path.strip_prefix(above).unwrap_or(path);
+                let name = TemporaryName::new(directory.as_fd(), rest)?;
+                return name.keep(&thing, (Uid::from_raw(uid), Gid::from_raw(gid)));
             }
-            next => next?,
-        };
-        directory = next;
+        }
     }
-    let kind = FileType::from_raw_mode(mode);
-    let flags = if kind == FileType::Directory {
-        rustix::fs::mkdirat(&directory, *last, Mode::from_raw_mode(mode & 0o7777))?;
-        AtFlags::REMOVEDIR
-    } else {
-        rustix::fs::mknodat(&directory, *last, kind, Mode::from_raw_mode(mode & 0o7777), 0)?;
-        AtFlags::empty()
-    };
-    let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    rustix::fs::chownat(&directory, *last, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(MadeRemoved { directory, name: last.to_vec(), flags, above: made })
+    Err(Errno::INVAL)
 }
 
 /// User namespaces with the maps by which mounts show owners, by mount id.
@@ -292,7 +266,7 @@ struct Yard<'a> {
     /// Providers that are made with this namespace.
     stock: BTreeMap<usize, OwnedFd>,
     id_maps: BTreeMap<u32, OwnedFd>,
-    removed: Vec<(usize, MadeRemoved)>,
+    removed: Vec<(usize, KeptName)>,
 }
 
 /// Says at which place something failed, and what.
