@@ -31,8 +31,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-/// How long the end of the init of a pid namespace is waited for, once everybody in it that is the tree's has ended.
-const ENDS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the end of the init of a pid namespace is waited for, once everybody in it that is the tree's has ended: then
+/// it has no memory any more, and waits for whoever is to take the ends of those that had a parent outside.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a thread may take to stop that is to be let go.
 const STOPS_WITHIN: Duration = Duration::from_secs(1);
 
