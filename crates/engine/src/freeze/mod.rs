@@ -132,8 +132,8 @@ impl Frozen {
         for (pid, parent) in processes {
             let task = open_task(pid)?;
             let call = task.thread(pid_of(pid)?).syscall().ok();
-            // Who is in vfork may have to be waited for.
-            if !call.is_some_and(|call| calls::is_vfork(pid, call)) {
+            // One that stood in a freezer is held; who is in vfork may have to be waited for.
+            if !self.ahead.contains_key(&pid) && !call.is_some_and(|call| calls::is_vfork(pid, call)) {
                 let asleep = restart::asleep(&task, pid, call);
                 if stops::seize(pid, stops::VISIT).map_err(|e| explain_seize(pid, pid, &task, e))? {
                     self.seized.push((pid, pid));
