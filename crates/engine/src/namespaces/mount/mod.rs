@@ -167,7 +167,7 @@ fn read(cx: &Dumping<'_>, own: &Own, ours: &[MountInfo]) -> Result<Told> {
         let (mut beside, mut procs) = (Beside::default(), BTreeMap::new());
         let is_ours = |mount: &MountInfo| ours.iter().any(|one| one.dev == mount.dev);
         for mount in &mounts {
-            let idmapped = mount.options.split(|byte| *byte == b',').any(|word| word == b"idmapped");
+            let idmapped = reveal::is_idmapped(mount);
             let removed = paths::of(&mount.root).ends_with(table::DELETED);
             if mount.fs_type == b"proc" && !is_ours(mount) {
                 procs.extend(pid_namespace(mount)?.map(|inode| (table::kernel_dev(mount.dev), inode)));

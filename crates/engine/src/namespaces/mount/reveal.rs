@@ -66,7 +66,8 @@ fn widest<'m>(mounts: &'m [MountInfo], devs: &BTreeSet<u32>) -> Vec<(u32, &'m Mo
     let there =
         |mount: &&MountInfo| devs.contains(&kernel_dev(mount.dev)) && !paths::of(&mount.root).ends_with(DELETED);
     let mut all: Vec<&MountInfo> = mounts.iter().filter(there).collect();
-    all.sort_by_key(|mount| (paths::depth(paths::of(&mount.root)), !is_reachable(mount)));
+    // An idmapped one shows other owners than there are, and may not let us open what it shows.
+    all.sort_by_key(|mount| (paths::depth(paths::of(&mount.root)), is_idmapped(mount), !is_reachable(mount)));
     for mount in all {
         let dev = kernel_dev(mount.dev);
         let shown = |(other, wide): &(u32, &MountInfo)| {
@@ -77,6 +78,11 @@ fn widest<'m>(mounts: &'m [MountInfo], devs: &BTreeSet<u32>) -> Vec<(u32, &'m Mo
         }
     }
     chosen
+}
+
+/// Whether it shows other owners than the file system has.
+pub fn is_idmapped(mount: &MountInfo) -> bool {
+    mount.options.split(|byte| *byte == b',').any(|word| word == b"idmapped")
 }
 
 fn at(mount: &MountInfo) -> Option<OwnedFd> {
@@ -90,7 +96,11 @@ fn is_reachable(mount: &MountInfo) -> bool {
 }
 
 /// A mount without what others have mounted on it; `None` if its path does not lead to it, or it is not to be cloned.
+/// EOPNOTSUPP if it does not show who owns what.
 fn bare(mount: &MountInfo, mounts: &[MountInfo]) -> Result<Option<OwnedFd>, Errno> {
+    if is_idmapped(mount) {
+        return Err(Errno::OPNOTSUPP);
+    }
     let Some(open) = at(mount) else { return Ok(None) };
     if !mounts.iter().any(|other| other.parent == mount.id && other.id != mount.id) {
         return Ok(Some(open));
