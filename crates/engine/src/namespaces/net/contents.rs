@@ -8,6 +8,7 @@ use super::netfilter::{self, Firewall};
 use super::sysctl::{self, Settings};
 use super::table::{ADDRESSES, NEIGHBOURS, NEXT_HOPS, PROXY, ROUTES, RULES};
 use super::talk::{self, Kept, Magic, failed, object};
+use super::words;
 use crate::error::errno_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{NetDeviceEntry, NetnsEntry};
@@ -145,7 +146,7 @@ impl Contents {
         };
         let beside: Option<Beside> = images.read_json(&name(id))?;
         if beside.is_none() {
-            refuse_words(images, number)?;
+            words::refuse(images, number)?;
         }
         Ok(Some(Contents {
             record,
@@ -179,30 +180,6 @@ fn tracked(images: &ImageDir, number: u64) -> Result<Vec<Message>> {
     let name = ImageKind::NetnfCt.file_name(number)?;
     file.read_to_end(&mut bytes).map_err(|e| Error::kernel(Object::Other(name.clone()), "read it", errno_of(&e)))?;
     Message::all(&bytes).map_err(|_| Error::bad_image(name, "it has something that is no message of netlink"))
-}
-
-/// Rules of netfilter in the words of programs (`iptables-ID`, `nftables-ID`), of an image that is CRIU's: none are made of
-/// them but that nothing is filtered.
-fn refuse_words(images: &ImageDir, number: u64) -> Result<()> {
-    for kind in [ImageKind::Iptables, ImageKind::Ip6tables, ImageKind::Nftables] {
-        let Some(mut file) = images.open_raw_optional(kind, number)? else { continue };
-        let (mut bytes, name) = (Vec::new(), kind.file_name(number)?);
-        file.read_to_end(&mut bytes)
-            .map_err(|e| Error::kernel(Object::Other(name.clone()), "read it", errno_of(&e)))?;
-        let text = String::from_utf8_lossy(&bytes);
-        let says = |line: &str| match kind {
-            ImageKind::Nftables => !line.trim().is_empty(),
-            _ => line.starts_with("-A") || line.starts_with("-N") || line.contains(" DROP ") && line.starts_with(':'),
-        };
-        if text.trim_matches(['\0', '\n']).lines().any(says) {
-            return Err(Error::unsupported(
-                Object::Other(name),
-                "its rules are written for a program, which is not run",
-                "make them in the script of the moment setup-namespaces and remove this file from the image",
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn name(id: u32) -> String {

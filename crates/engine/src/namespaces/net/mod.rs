@@ -18,6 +18,7 @@ mod sysctl;
 mod table;
 mod talk;
 pub mod tun;
+mod words;
 
 use super::{Building, Dumping, Halves, Own, Owned, inherited, join, joined};
 use crate::freeze::Process;
