@@ -70,7 +70,8 @@ int main(int argc, char **argv)
 {
 	static const int families[COUNT] = { AF_INET, AF_INET6 };
 	struct linger none = { .l_onoff = 1 };
-	int ends[COUNT][2], ours[COUNT];
+	char byte;
+	int ends[COUNT][2], ours[COUNT], away[2];
 
 	wl_init(argc, argv);
 	for (int i = 0; i < COUNT; i++) {
@@ -80,12 +81,15 @@ int main(int argc, char **argv)
 		net_pair(listener, families[i], ends[i]);
 		close(listener);
 	}
+	MUST(pipe(away));
 	for (int i = 0; i < COUNT; i++) {
 		/* A child of a child that has ended has no place in the tree. */
 		if (MUST(fork()) == 0) {
 			if (MUST(fork()) == 0) {
 				MUST(setsid());
 				leave_the_family();
+				close(away[0]);
+				close(away[1]);
 				for (int other = 0; other < COUNT; other++) {
 					close(ends[other][1]);
 					if (other != i)
@@ -101,6 +105,10 @@ int main(int argc, char **argv)
 		close(ends[i][0]);
 		ours[i] = ends[i][1];
 	}
+	/* Nobody outside is taken for one of us any more. */
+	close(away[1]);
+	MUST(read(away[0], &byte, 1));
+	close(away[0]);
 	wl_say("ready\n");
 	answer(ours);
 	if (wl_lose) {
