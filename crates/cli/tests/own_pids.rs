@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Counts, as the init of new namespaces, and tells its pid and the host's name with each number; a child sleeps.
-const COUNTER: &str = "echo frozen > /proc/sys/kernel/hostname; sleep 1000 & n=0; while :; do n=$((n+1)); \
+/// Counts, as the init of new namespaces, and tells its pid and the host's name with each number; a child sleeps, and is to
+/// give back a semaphore when it ends (SEM_UNDO).
+const COUNTER: &str = "echo frozen > /proc/sys/kernel/hostname; \
+                       perl -e 'semop(semget(0, 1, 01600), pack(\"s!3\", 0, 3, 0x1000)); open(F, \">\", shift); sleep 1000' \
+                       \"$0-owes\" & until [ -e \"$0-owes\" ]; do sleep 0.01; done; n=0; while :; do n=$((n+1)); \
                        read -r host < /proc/sys/kernel/hostname; echo $$ $n $host $! >> \"$0\"; sleep 0.02; done";
 
 /// A counter that runs, by the pid of its init as we see it.
@@ -78,6 +81,13 @@ fn an_init_goes_on_with_its_numbers() {
         let output = cryonaut(&[&["checkpoint", &pid], flags, &["-o"]].concat(), &images);
         assert!(output.status.success(), "{}", told(&output));
         let before = last_line(&said).expect("a line");
+        let owed = fs::read_dir(&images)
+            .expect("the image")
+            .flatten()
+            .find(|file| file.file_name().to_string_lossy().starts_with("cryonaut-semaphores-"));
+        let owed = fs::read_to_string(owed.expect("what is to be given back").path()).expect("a text");
+        let owed: serde_json::Value = serde_json::from_str(&owed).expect("JSON");
+        assert_eq!(owed[0]["adjustments"], serde_json::json!([-3]));
         if running {
             within("it goes on", || last_line(&said).filter(|now| now.1 > before.1));
             continue;

@@ -1,9 +1,11 @@
 //! What semaphores of System V are to be given back when a process ends (SEM_UNDO, semop(2)). No call tells it; it is read
 //! from the kernel's own structures, whose layout it describes itself.
 
-use super::bpf_iter::{self, Field, Program};
+use super::bpf_iter::{self, Base, Field, Program};
 use super::unix_memory::Reader;
+use crate::proc::Task;
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// What threads have to give back to one set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct Undo {
 /// others; EPERM without the right to look.
 pub struct Lists {
     reader: Reader,
+    /// Where a thread has its list.
+    list: Field,
     program: Program,
 }
 
@@ -32,18 +36,32 @@ impl Lists {
     pub fn new() -> Result<Lists, Errno> {
         let reader = Reader::new()?;
         let list = reader.inner(("task_struct", "sysvsem", "sysv_sem", "undo_list"), 8)?;
-        Ok(Lists { program: Program::for_threads(reader.btf, &[list])?, reader })
+        Ok(Lists { program: Program::for_threads(reader.btf, &[list])?, list, reader })
     }
 
     /// The lists that the threads of a process have, by their addresses in the kernel. Threads, and processes, may have the
     /// same.
     pub fn of(&self, pid: i32) -> Result<Vec<u64>, Errno> {
-        let mut all: Vec<u64> =
-            self.program.of_threads(pid)?.iter().filter_map(|thread| thread.first().copied()).collect();
+        let mut all: Vec<u64> = match self.program.of_threads(pid) {
+            Err(Errno::NOTSUP) => self.of_each_thread(pid)?,
+            told => told?.iter().filter_map(|thread| thread.first().copied()).collect(),
+        };
         all.sort_unstable();
         all.dedup();
         all.retain(|list| *list != 0);
         Ok(all)
+    }
+
+    /// The same where we are in a pid namespace: by the numbers of the threads there.
+    fn of_each_thread(&self, pid: i32) -> Result<Vec<u64>, Errno> {
+        let failed = |e: crate::proc::Error| e.errno().unwrap_or(Errno::SRCH);
+        let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+        let threads = Task::open(pid).and_then(|task| task.tids()).map_err(failed)?;
+        let list_of = |tid: Pid| {
+            let told = bpf_iter::task_fields(self.reader.btf, tid.as_raw_nonzero().get(), Base::Task, &[self.list])?;
+            Ok(told.last().copied().unwrap_or_default())
+        };
+        threads.into_iter().map(list_of).collect()
     }
 
     /// What is on a list, for sets of one ipc namespace: their ids, and how many semaphores they have.
@@ -82,7 +100,10 @@ mod tests {
     #[test]
     fn who_has_nothing_to_give_back_has_nothing_on_a_list() {
         let Ok(lists) = Lists::new() else { return };
-        for list in lists.of(std::process::id() as i32).unwrap() {
+        let own = std::process::id() as i32;
+        let each = lists.of_each_thread(own).unwrap();
+        assert!(each.iter().filter(|list| **list != 0).all(|list| lists.of(own).unwrap().contains(list)));
+        for list in lists.of(own).unwrap() {
             assert_eq!(lists.read(list, &[]), Ok(Vec::new()));
         }
     }
