@@ -11,9 +11,9 @@ use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags};
 use cryonaut_puppet::Hand;
 
-/// Whether a process's memory is not to be written without its hand.
-pub fn hand_writes(process: &Process) -> bool {
-    has_much_memory(process) || process.maps.iter().any(aio::is_mapping)
+/// Whether a process's memory is not to be written without its hand: what was copied while it ran needs none.
+pub fn hand_writes(process: &Process, is_precopied: bool) -> bool {
+    (has_much_memory(process) && !is_precopied) || process.maps.iter().any(aio::is_mapping)
 }
 
 /// Whether its hand is to hand its pages on.

@@ -291,7 +291,8 @@ impl<'a> Tree<'_, 'a> {
             return self.write_asked(processes, asked, spaces);
         };
         // Its hand opens pipes for its memory, which are none of its descriptors.
-        if hand_writes(one) || comes_last(one) {
+        let is_precopied = self.precopied.is_some_and(|precopied| precopied.of(&[one.pid]).is_some());
+        if hand_writes(one, is_precopied) || comes_last(one) {
             return self.write_asked(processes, asked, spaces);
         }
         // Not before it has answered: it might have to wait for the processor.
@@ -482,7 +483,9 @@ enum Writer {
 impl Told<'_> {
     /// Whether its memory is not to be written without its hand.
     fn needs_hand(&self) -> bool {
-        self.space.is_some() && hand_writes(self.process)
+        let Some(space) = &self.space else { return false };
+        let is_precopied = self.place.precopied.is_some_and(|precopied| precopied.of(&space.pids).is_some());
+        hand_writes(self.process, is_precopied)
     }
 
     /// Writes what is left to write of the process.

@@ -18,6 +18,7 @@
 //! | direct_io | who writes to memory past the page tables          |
 //! | store  | where its pages lie in their file                     |
 //! | pace   | whether another round is worth it                     |
+//! | processor | how much of the processors it takes                |
 //!
 //! Copied in the freeze, as without it: small processes, shared memory, what a
 //! process has in common with another that has not written to it (its pages are
@@ -25,6 +26,7 @@
 
 mod direct_io;
 mod pace;
+mod processor;
 mod reader;
 mod space;
 mod store;
@@ -43,6 +45,7 @@ use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::stat::State;
 use pace::Pace;
+use processor::{Share, ahead_of_others};
 use rangemap::RangeSet;
 use reader::RunningMemory;
 use std::collections::BTreeMap;
@@ -74,6 +77,8 @@ pub struct Precopied<'a> {
     pub pages_ids: PagesIds,
     report: PrecopyReport,
     stops: u32,
+    /// Of the processors, for what takes long.
+    share: Share,
 }
 
 /// Tracking that goes on as soon as the image is there that says where it is to be had.
@@ -144,7 +149,10 @@ impl<'a> Precopied<'a> {
         let (timeout, parent, progress) = (options.timeout, options.parent.as_ref(), options.progress.clone());
         let options = options.precopy.clone();
         let (spaces, pages_ids, report) = (BTreeMap::new(), PagesIds::default(), PrecopyReport::default());
-        let mut precopied = Precopied { root, images, options, progress, timeout, spaces, pages_ids, report, stops: 0 };
+        // Others come first for no longer than leaves time enough for what must follow.
+        let share = Share::new(Some(Instant::now() + options.limit / 2));
+        let mut precopied =
+            Precopied { root, images, options, progress, timeout, spaces, pages_ids, report, stops: 0, share };
         if let Some(parent) = parent {
             precopied.resume(&ImageDir::open(images.path().join(parent))?)?;
         }
@@ -179,7 +187,7 @@ impl<'a> Precopied<'a> {
 
     /// Gets ready for the freeze.
     fn prepare(&self) {
-        self.spaces.values().for_each(|space| lock(space).prepare());
+        self.spaces.values().for_each(|space| lock(space).prepare(0));
     }
 
     /// Has the writes of the large processes of the tree tracked (of all, if it is always to be done), for which it stands
@@ -247,7 +255,8 @@ impl<'a> Precopied<'a> {
     fn leave_out(&mut self, pid: i32, reason: &str) -> Result<()> {
         self.report.untracked.push(Untracked { pid, reason: reason.into() });
         let Some(space) = self.spaces.remove(&pid) else { return Ok(()) };
-        space.into_inner().unwrap_or_else(PoisonError::into_inner).settle(self.images, false).map(drop)
+        let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
+        space.settle(self.images, false, &mut self.share).map(drop)
     }
 
     /// The rounds.
@@ -263,12 +272,16 @@ impl<'a> Precopied<'a> {
                 is_prepared = false;
                 continue;
             }
-            if is_prepared && !next {
+            if is_prepared && !next && self.spaces.values().all(|space| lock(space).is_ready()) {
                 return Ok(pace);
             }
             // What is not known yet when the rounds could end takes another, since this takes its time as well.
-            if !next || self.report.rounds.len() == 1 {
+            if self.report.rounds.len() == 1 {
+                // Of which nothing can be concluded yet.
                 self.prepare();
+                is_prepared = true;
+            } else if !next {
+                self.spaces.values().for_each(|space| lock(space).prepare_for_rest());
                 is_prepared = true;
             }
         }
@@ -280,7 +293,11 @@ impl<'a> Precopied<'a> {
         let mut gone = Vec::new();
         for (pid, space) in &self.spaces {
             let mut space = lock(space);
-            match space.round() {
+            let done = match space.is_new() {
+                true => space.round(Some(&mut self.share)),
+                false => ahead_of_others(|| space.round(None)),
+            };
+            match done {
                 Ok(of_space) => round.add(of_space),
                 Err(e) if !space.is_there() => {
                     tracing::debug!("process {pid}: {e}");
@@ -326,11 +343,12 @@ impl<'a> Precopied<'a> {
     ///
     /// # Errors
     /// If the image cannot be written.
-    pub fn settle(self, keeps: bool) -> Result<(PrecopyReport, Option<Keeping>)> {
+    pub fn settle(mut self, keeps: bool) -> Result<(PrecopyReport, Option<Keeping>)> {
+        self.share.without_end();
         let mut tracked = Vec::new();
         for space in self.spaces.into_values() {
             let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
-            tracked.extend(space.settle(self.images, keeps)?);
+            tracked.extend(space.settle(self.images, keeps, &mut self.share)?);
         }
         let keeping = match tracked.is_empty() {
             true => None,

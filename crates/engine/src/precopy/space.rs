@@ -1,6 +1,7 @@
 //! One address space that is copied while its process runs.
 
 use super::direct_io;
+use super::processor::Share;
 use super::reader::{RunningMemory, pieces};
 use super::store::Store;
 use crate::freeze::Process;
@@ -29,6 +30,8 @@ pub struct Space {
     /// The image names its pages.
     is_in_image: bool,
     progress: Progress,
+    /// Bytes that the last round copied; `None` before there was one.
+    last_bytes: Option<u64>,
     /// Bytes that were said to be there to be copied, and have not been.
     expected: u64,
 }
@@ -82,7 +85,17 @@ impl Space {
         progress.expect(expected);
         let progress = progress.clone();
         let store = Store::new(file, in_parent);
-        Space { memory, tracked, store, pages_id, flags: None, is_in_image: false, progress, expected }
+        Space {
+            memory,
+            tracked,
+            store,
+            pages_id,
+            flags: None,
+            is_in_image: false,
+            progress,
+            last_bytes: None,
+            expected,
+        }
     }
 
     /// The number of its file of pages.
@@ -119,11 +132,17 @@ impl Space {
         direct_io::reason(&self.memory.task)
     }
 
-    /// Copies what may have changed since the last round.
+    /// Whether all of it is still to be copied.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.last_bytes.is_none()
+    }
+
+    /// Copies what may have changed since the last round, with no more than a share of the processors if there is one.
     ///
     /// # Errors
     /// If the process has ended, or the file cannot be written.
-    pub fn round(&mut self) -> Result<Round> {
+    pub fn round(&mut self, mut share: Option<&mut Share>) -> Result<Round> {
         let maps = self.memory.task.maps()?;
         let areas = areas(&maps);
         self.store.forget_all_but(&areas.iter().map(|area| area.range).collect::<Vec<_>>());
@@ -146,11 +165,12 @@ impl Space {
             round.pages += bytes / PAGE;
             self.progress.expect(bytes.saturating_sub(self.expected));
             self.expected = self.expected.saturating_sub(bytes);
-            self.copy_running(&runs, area.is_anonymous)?;
+            self.copy_running(&runs, area.is_anonymous, share.as_deref_mut())?;
             round.copying += copying.elapsed();
         }
         // All there is, if it is less than was thought.
         self.progress.advance(std::mem::take(&mut self.expected));
+        self.last_bytes = Some(round.pages * PAGE);
         Ok(round)
     }
 
@@ -185,8 +205,11 @@ impl Space {
     }
 
     /// Copies pages of the running process. What is not there any more is left out: the next round will see it.
-    fn copy_running(&mut self, runs: &[Range], is_anonymous: bool) -> Result<()> {
+    fn copy_running(&mut self, runs: &[Range], is_anonymous: bool, mut share: Option<&mut Share>) -> Result<()> {
         for some in pieces(runs) {
+            if let Some(share) = share.as_deref_mut() {
+                share.keep();
+            }
             if self.memory.read(&some).is_ok() {
                 self.put(&some, is_anonymous)?;
                 continue;
@@ -219,10 +242,21 @@ impl Space {
         Ok(())
     }
 
-    /// Gets ready for the freeze.
-    pub fn prepare(&mut self) {
-        self.store.prepare();
+    /// Gets ready for a freeze in which no more than so many bytes are left.
+    pub fn prepare(&mut self, bytes: u64) {
+        self.store.prepare(bytes);
         self.flags = KnownFlags::learn(&self.memory.task, self.memory.tid);
+    }
+
+    /// The same after rounds, of which the last tells how much will be left; twice of that, since it varies.
+    pub fn prepare_for_rest(&mut self) {
+        self.prepare(2 * self.last_bytes.unwrap_or(0));
+    }
+
+    /// Whether it is ready for a freeze that leaves as much as the last round.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.store.has_room(self.last_bytes.unwrap_or(0))
     }
 
     /// The mappings of the frozen process, if they can be told without smaps.
@@ -300,11 +334,12 @@ impl Space {
         Ok(self.count())
     }
 
-    /// Ends the tracking, unless it is to be kept, and puts the file in order; it goes if the image does not name it.
+    /// Ends the tracking, unless it is to be kept, and puts the file in order, with a share of the processors; it goes if the
+    /// image does not name it.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn settle(self, images: &DumpDir, keeps: bool) -> Result<Option<TrackedSpace>> {
+    pub fn settle(self, images: &DumpDir, keeps: bool, share: &mut Share) -> Result<Option<TrackedSpace>> {
         let id = u64::from(self.pages_id);
         let tracked = if keeps && self.is_in_image {
             Some(self.tracked)
@@ -313,7 +348,7 @@ impl Space {
             None
         };
         match self.is_in_image {
-            true => self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?))?,
+            true => self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?), share)?,
             false => images.drop_raw_file(ImageKind::Pages, id)?,
         }
         Ok(tracked)

@@ -11,6 +11,7 @@
 //!   copying ──keep_late──▶ nobody may wait ──settle──▶ in order
 //! ```
 
+use super::processor::Share;
 use crate::Result;
 use crate::memory::pages_failed as failed;
 use crate::memory::ranges::Range;
@@ -29,7 +30,9 @@ const MOST_LATE: usize = 128 << 20;
 const GATHERED: usize = 1 << 20;
 /// Pieces from this length on are not worth another copy.
 const LONG_PIECE: usize = 64 << 10;
-/// Bytes of late contents for which memory is got ready.
+/// Bytes of a long piece that are copied from file to file at a time.
+const COPIED_AT_ONCE: u64 = 8 << 20;
+/// Bytes of late contents for which memory is got ready at least.
 const LATE_ROOM: usize = 4 << 20;
 
 /// The file.
@@ -80,12 +83,21 @@ impl Store {
         }
     }
 
-    /// Gets memory ready for contents that are to be kept back.
-    pub fn prepare(&mut self) {
-        // Memory that was written to is there, and needs no page faults any more.
-        self.late.resize(LATE_ROOM, 1);
+    /// Gets memory ready for so many bytes that are to be kept back. Without, each page of it would be faulted in and
+    /// cleared while the tree stands still, which takes longer than to copy it.
+    pub fn prepare(&mut self, bytes: u64) {
+        let room = (bytes as usize).clamp(LATE_ROOM, MOST_LATE);
+        // Memory that was written to is there.
+        self.late.resize(room, 1);
         self.late.clear();
-        self.late_places.reserve(LATE_ROOM / crate::memory::PAGE as usize);
+        self.late_places.resize(room / crate::memory::PAGE as usize, (1, 1));
+        self.late_places.clear();
+    }
+
+    /// Whether so many bytes, or the most that are, can be kept back in memory that is ready.
+    #[must_use]
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.late.capacity() as u64 >= bytes.min(MOST_LATE as u64)
     }
 
     /// From now on contents stay in memory until [`Store::settle`].
@@ -213,7 +225,7 @@ impl Store {
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn settle(mut self, new_file: impl FnOnce() -> Result<File>) -> Result<()> {
+    pub fn settle(mut self, new_file: impl FnOnce() -> Result<File>, share: &mut Share) -> Result<()> {
         self.write_gathered()?;
         let mut late = self.late.as_slice();
         for (offset, len) in &self.late_places {
@@ -233,7 +245,7 @@ impl Store {
         match tail {
             0 => {}
             1..=SHORT_TAIL => self.rewrite(rest, ordered)?,
-            _ => return self.copy_over(&wanted, &new_file()?),
+            _ => return self.copy_over(&wanted, &new_file()?, share),
         }
         self.file.set_len(ordered + tail).map_err(|e| failed(&e))
     }
@@ -251,13 +263,19 @@ impl Store {
     }
 
     /// Writes all pieces to another file.
-    fn copy_over(&self, pieces: &[Piece], mut into: &File) -> Result<()> {
+    fn copy_over(&self, pieces: &[Piece], mut into: &File, share: &mut Share) -> Result<()> {
         let mut from = &self.file;
         for piece in pieces {
             from.seek(SeekFrom::Start(piece.offset)).map_err(|e| failed(&e))?;
-            let copied = std::io::copy(&mut from.take(piece.len), &mut into).map_err(|e| failed(&e))?;
-            if copied != piece.len {
-                return Err(failed(&std::io::ErrorKind::UnexpectedEof.into()));
+            let mut left = piece.len;
+            while left > 0 {
+                let len = left.min(COPIED_AT_ONCE);
+                let copied = std::io::copy(&mut from.take(len), &mut into).map_err(|e| failed(&e))?;
+                if copied != len {
+                    return Err(failed(&std::io::ErrorKind::UnexpectedEof.into()));
+                }
+                left -= len;
+                share.keep();
             }
         }
         Ok(())
@@ -285,7 +303,7 @@ mod tests {
     /// The first byte of each page of the file, once it is settled.
     fn settled(store: Store) -> Vec<u8> {
         let mut file = store.file.try_clone().unwrap();
-        store.settle(|| unreachable!("all of it is short")).unwrap();
+        store.settle(|| unreachable!("all of it is short"), &mut Share::new(None)).unwrap();
         let mut all = Vec::new();
         file.rewind().unwrap();
         file.read_to_end(&mut all).unwrap();
@@ -356,7 +374,7 @@ mod tests {
         store.write_gathered().unwrap();
         let wanted: Vec<_> = store.present.iter().flat_map(|r| store.pieces(r.start, r.end)).collect();
         let into = tempfile::tempfile().unwrap();
-        store.copy_over(&wanted, &into).unwrap();
+        store.copy_over(&wanted, &into, &mut Share::new(None)).unwrap();
         let mut page = [0; 1];
         for n in 0..40u8 {
             into.read_exact_at(&mut page, u64::from(n) * PAGE).unwrap();
