@@ -103,7 +103,6 @@ pub fn begin(
 /// It must be as it was, though: they are in no other place.
 fn part_from_files(hand: &mut Hand, extras: &Extras) -> Result<()> {
     if extras.like_file.is_empty() {
-        // To wake a hand for nothing takes as long.
         return Ok(());
     }
     let mut b = Batch::new();
@@ -305,16 +304,18 @@ fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>,
 
 /// Completes an address space that was begun.
 pub fn finish(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &MmEntry, space: Space<'_>) -> Result<()> {
-    finish_mappings(hand, &mm.vmas, space)?;
-    set_fields(hand, service, files, mm)
+    let exe = service.give(hand, &[files.file(mm.exe_file_id)?])?[0];
+    let mut b = Batch::new();
+    finish_mappings(hand, &mut b, &mm.vmas, space)?;
+    set_fields(&mut b, exe, mm);
+    Ok(hand.run(&mut b)?)
 }
 
 /// Final protection, advice, locks and guard regions; seals last of all.
-fn finish_mappings(hand: &mut Hand, vmas: &[VmaEntry], space: Space<'_>) -> Result<()> {
+fn finish_mappings(hand: &mut Hand, b: &mut Batch, vmas: &[VmaEntry], space: Space<'_>) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
     let extras = &space.contents.extras;
-    let mut b = Batch::new();
-    extras.build_merging(&mut b);
+    extras.build_merging(b);
     for vma in vmas {
         let (start, len) = (vma.start, vma.end - vma.start);
         if vma.status & status::GUARD != 0 {
@@ -336,22 +337,21 @@ fn finish_mappings(hand: &mut Hand, vmas: &[VmaEntry], space: Space<'_>) -> Resu
                 b.attempt(libc::SYS_madvise, [start.into(), len.into(), advice.into()]);
             }
             if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-                extras.build_lock(&mut b, start, len);
+                extras.build_lock(b, start, len);
             }
         }
-        spill(hand, &mut b)?;
+        spill(hand, b)?;
     }
-    extras.build_future(&mut b);
+    extras.build_future(b);
     for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
-        extras.build_seal(&mut b, vma.start, vma.end - vma.start);
-        spill(hand, &mut b)?;
+        extras.build_seal(b, vma.start, vma.end - vma.start);
+        spill(hand, b)?;
     }
-    Ok(hand.run(&mut b)?)
+    Ok(())
 }
 
-fn set_fields(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &MmEntry) -> Result<()> {
-    let exe = service.give(hand, &[files.file(mm.exe_file_id)?])?[0];
-    let mut b = Batch::new();
+/// The fields of the address space, `exe` being the number of its executable, which is closed.
+fn set_fields(b: &mut Batch, exe: i32, mm: &MmEntry) {
     let auxv: Vec<u8> = mm.mm_saved_auxv.iter().flat_map(|w| w.to_le_bytes()).collect();
     let auxv = b.bytes(&auxv);
     let words: [u64; MM_MAP_WORDS] = [
@@ -381,5 +381,4 @@ fn set_fields(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &Mm
             [libc::PR_SET_THP_DISABLE.into(), u64::from(disabled).into(), 0.into(), 0.into(), 0.into()],
         );
     }
-    Ok(hand.run(&mut b)?)
 }

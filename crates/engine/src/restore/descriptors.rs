@@ -127,8 +127,6 @@ pub fn set_owner(file: BorrowedFd<'_>, id: u32, owner: &FownEntry) -> Result<()>
 }
 
 /// Closes the service descriptor, the last that the process has from us.
-pub fn withdraw(hand: &mut Hand, service: &Service) -> Result<()> {
-    let mut b = Batch::new();
+pub fn withdraw(b: &mut Batch, service: &Service) {
     b.attempt(libc::SYS_close, [service.number().into()]);
-    Ok(hand.run(&mut b)?)
 }

@@ -47,7 +47,11 @@ pub fn resume_all(
     let mut ready = Vec::new();
     for process in living {
         let hand = nursery.hand(process.pid())?;
-        descriptors::withdraw(hand, service)?;
+        let mut b = Batch::new();
+        descriptors::withdraw(&mut b, service);
+        // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
+        signals::build_actions(process.pid(), &mut b, &of_process(process)?.sigactions)?;
+        hand.run(&mut b)?;
         threads_of(hand, process, plan, own)?;
         let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
         let homes = homes(process, plan)?;
@@ -177,10 +181,6 @@ impl Ready<'_> {
 fn threads_of(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, own: &Own) -> Result<()> {
     let pid = process.pid();
     let inside = |tid: i32| plan.numbers.innermost(tid);
-    // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
-    let mut b = Batch::new();
-    signals::build_actions(pid, &mut b, &of_process(process)?.sigactions)?;
-    hand.run(&mut b)?;
     let timers = Timers::prepare(hand, process, plan)?;
     let (mut first, mut waiting, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let filters = common_filters(hand, process, plan)?;
