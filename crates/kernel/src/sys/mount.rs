@@ -7,10 +7,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use linux_raw_sys::general as uapi;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::check;
+use super::namespace::enter;
+use super::process::{Spawn, close_all_but, spawn};
+use super::wait::{Who, wait};
 
 /// How events of mounting and unmounting pass between a mount and others (mount_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,13 +125,45 @@ pub fn become_root(mount: BorrowedFd<'_>, upon: usize) -> Result<(), Errno> {
     rustix::process::chdir(c"/")
 }
 
-/// Gives the calling thread a mount namespace of its own, a copy of the one that it is in, in which nothing is heard of
-/// others any more, nor do they hear of it. It ends with the thread. Needs a thread that shares its directories with none,
-/// as [`within`](super::namespace::within) makes one.
-pub fn copy_namespace() -> Result<(), Errno> {
-    // SAFETY: unshare changes this thread's view of the file system, no memory.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-    keep_to_itself()
+/// Gives the calling thread a mount namespace of its own, a copy of `namespace`, in which nothing is heard of others any
+/// more, nor do they hear of it. It ends with the thread. Needs a thread that shares its directories with none, as
+/// [`within`](super::namespace::within) makes one.
+///
+/// The copy belongs to the same user namespace. In one that belonged to ours, no mount could be taken away from what it
+/// hides (`lock_mnt_tree`, fs/namespace.c). A process of its own makes it, since no thread may enter a user namespace.
+pub fn copy_namespace(namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+    let owner = super::namespace::owner(namespace)?;
+    let [(answers, answer), (end, ended)] = [pipe_with(PipeFlags::CLOEXEC)?, pipe_with(PipeFlags::CLOEXEC)?];
+    // SAFETY: the body makes system calls alone, by wrappers that neither allocate nor touch anything of libc's.
+    let child = unsafe {
+        spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
+            super::signal::block_all();
+            close_all_but(&[namespace, owner.as_fd(), answer.as_fd()], end.as_fd());
+            let copied = match enter(owner.as_fd(), libc::CLONE_NEWUSER) {
+                // It is in there.
+                Ok(()) | Err(Errno::INVAL) => {
+                    enter(namespace, libc::CLONE_NEWNS).and_then(|()| check(libc::unshare(libc::CLONE_NEWNS)).map(drop))
+                }
+                refused => refused,
+            };
+            let errno = copied.err().map_or(0, Errno::raw_os_error);
+            let _ = rustix::io::write(&answer, &errno.to_ne_bytes());
+            // Until the copy has been entered.
+            while rustix::io::read(&end, &mut [0]) == Err(Errno::INTR) {}
+            0
+        })
+    }?;
+    drop(answer);
+    let mut told = [0; size_of::<i32>()];
+    let copied =
+        match retry_on_intr(|| rustix::io::read(&answers, &mut told)).map(|len| (len, i32::from_ne_bytes(told))) {
+            Ok((4, 0)) => enter(child.pidfd.as_fd(), libc::CLONE_NEWNS),
+            Ok((4, errno)) => Err(Errno::from_raw_os_error(errno)),
+            _ => Err(Errno::CHILD),
+        };
+    drop(ended);
+    let _ = wait(Who::One(child.pid));
+    copied.and_then(|()| keep_to_itself())
 }
 
 /// Makes all mounts below the calling thread's root private.

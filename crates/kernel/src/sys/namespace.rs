@@ -1,7 +1,7 @@
 //! Acting inside of other namespaces: setns(2) by a thread that ends with what it did there.
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -36,6 +36,15 @@ pub fn open(task: &Task, kind: Namespace) -> proc::Result<OwnedFd> {
 /// The inode number of a namespace's file, which identifies the namespace while it lives.
 pub fn inode(file: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(rustix::fs::fstat(file)?.st_ino)
+}
+
+/// The user namespace to which another belongs (ioctl_ns(2)). EPERM if that is above ours.
+pub fn owner(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: this request takes no argument and returns a new descriptor.
+    let fd = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Runs `act` on a thread of its own that has entered these namespaces, in this order, and waits for it. Nothing else in

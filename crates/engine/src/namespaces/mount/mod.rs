@@ -127,7 +127,9 @@ impl Contents {
         for (object, files, devs) in self.of.into_iter().filter(|(.., devs)| !devs.is_empty()) {
             let me = Task::current()?;
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            let shown = within(&files, || reveal::tops(me.dir().as_fd(), &devs)).and_then(|shown| shown);
+            // The last of them is the mount namespace.
+            let Some(namespace) = files.last() else { continue };
+            let shown = within(&files, || reveal::tops(me.dir().as_fd(), *namespace, &devs)).and_then(|shown| shown);
             let shown = shown.map_err(|e| Error::kernel(object, "see what its file systems in memory hold", e))?;
             shown.into_iter().try_for_each(|(dev, tops)| contents::write(images, dev, &tops))?;
         }

@@ -18,9 +18,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub type Tops = Vec<(Vec<u8>, OwnedFd)>;
 
 /// Of each of these file systems (their device numbers), mounts that together show all that can be seen of it in the
-/// namespace that the calling thread is in. `proc` is the directory of this process in /proc. The thread may be in another
-/// namespace afterwards, and is to end.
-pub fn tops(proc: BorrowedFd<'_>, devs: &BTreeSet<u32>) -> Result<BTreeMap<u32, Tops>, Errno> {
+/// `namespace`, in which the calling thread is. `proc` is the directory of this process in /proc. The thread may be in
+/// another namespace afterwards, and is to end.
+pub fn tops(
+    proc: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    devs: &BTreeSet<u32>,
+) -> Result<BTreeMap<u32, Tops>, Errno> {
     let mut found: BTreeMap<u32, Tops> = devs.iter().map(|dev| (*dev, Tops::new())).collect();
     let mut left: Vec<(u32, Vec<u8>)> = Vec::new();
     let mounts = mounts_here(proc)?;
@@ -33,7 +37,7 @@ pub fn tops(proc: BorrowedFd<'_>, devs: &BTreeSet<u32>) -> Result<BTreeMap<u32, 
     if left.is_empty() {
         return Ok(found);
     }
-    mount::copy_namespace()?;
+    mount::copy_namespace(namespace)?;
     while !left.is_empty() {
         let mounts = mounts_here(proc)?;
         let before = left.len();
