@@ -106,7 +106,7 @@ impl Custody {
         Ok(())
     }
 
-    /// The caller knows: the tree is his.
+    /// The caller knows: the tree is his. If there is one, the next thing to do is to end ([`Warden::dismiss`]).
     pub fn release(&self) {
         let held = self.held().take();
         held.into_iter().for_each(Warden::dismiss);

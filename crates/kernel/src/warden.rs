@@ -45,7 +45,8 @@ impl Warden {
         Ok(Self { pipe: Some(writer), child })
     }
 
-    /// They are the caller's now. Between this and our end there should be as little as can be.
+    /// They are the caller's now. Whoever is killed between this and his end leaves them to nobody: so this does not wait for
+    /// the warden's own end, which is taken by whoever adopts it, and the next thing to do is to end.
     pub fn dismiss(mut self) {
         if let Some(pipe) = self.pipe.take() {
             // Fails only if somebody has ended it.
@@ -56,8 +57,9 @@ impl Warden {
 
 impl Drop for Warden {
     fn drop(&mut self) {
-        self.pipe = None;
-        let _ = wait(Who::One(self.child.pid));
+        if self.pipe.take().is_some() {
+            let _ = wait(Who::One(self.child.pid));
+        }
     }
 }
 

@@ -63,9 +63,9 @@ pub fn serve(peer: Peer, manner: Manner) -> ExitCode {
         if peer.send(&response, None).is_err() || !response.success {
             return ExitCode::FAILURE;
         }
-        custody.release();
         if !more {
-            return ExitCode::SUCCESS;
+            custody.release();
+            std::process::exit(0);
         }
     }
 }
