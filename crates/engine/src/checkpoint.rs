@@ -131,7 +131,7 @@ fn checkpoint_here(
     let keeps = options.keep_tracking && options.afterwards != Afterwards::Kill;
     let settle = |precopied: Option<Precopied<'_>>, report: &mut CheckpointReport| -> Result<Option<Keeping>> {
         let Some(precopied) = precopied else { return Ok(None) };
-        let (told, keeping) = precopied.settle(keeps)?;
+        let (told, keeping) = precopied.settle(keeps, options.afterwards != Afterwards::LeaveRunning)?;
         report.precopy = Some(told);
         Ok(keeping)
     };
@@ -228,7 +228,7 @@ fn pre_dump_here(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<Ch
     parallel::get_ready();
     let (precopied, count) = Precopied::pre_dump(pid, &images, options)?;
     images.write_one(ImageKind::Inventory, None, &crate::dump::inventory_of_pre_dump())?;
-    let (precopy, keeping) = precopied.settle(true)?;
+    let (precopy, keeping) = precopied.settle(true, false)?;
     let mut report = CheckpointReport {
         root_pid: pid,
         pages_scanned: count.scanned,

@@ -182,9 +182,15 @@ fn init(host: &Host) -> Result<(), Failed> {
     podman.count.goes_on(5)?;
     let processes = || podman.podman(&["exec", "c", "ps", "-o", "pid,ppid,stat,args"]);
     let family = |told: String| {
-        let line =
-            |line: &&str| ["sleep 1000", "sleep 1001", "[sleep]"].iter().any(|end| line.trim_end().ends_with(end));
-        told.lines().filter(line).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+        let lines: Vec<&str> = told.lines().map(str::trim).collect();
+        let parent = lines.iter().find(|line| line.ends_with("sleep 1001")).and_then(|line| line.split(' ').next());
+        // The counter's sleeps are zombies for a moment as well.
+        let is_ours = |line: &&&str| {
+            let its_parent = line.split_whitespace().nth(1);
+            let is_zombie = line.ends_with("[sleep]") && its_parent == parent;
+            is_zombie || line.ends_with("sleep 1000") || line.ends_with("sleep 1001")
+        };
+        lines.iter().filter(is_ours).map(|line| (*line).to_owned()).collect::<Vec<_>>()
     };
     let before = family(processes()?);
     podman.carry("c")?;

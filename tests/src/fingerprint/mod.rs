@@ -197,19 +197,26 @@ impl Baseline {
     const PATIENCE: usize = 25;
     /// Time between two looks: more than the pause in which workloads look for their word to go on.
     const PAUSE: Duration = Duration::from_millis(8);
+    /// What has not changed for so long is at rest: longer than the other end of a connection may wait with its word that
+    /// something has arrived (TCP_DELACK_MIN, 40 ms), and than the timers of workloads run.
+    const REST: Duration = Duration::from_millis(60);
 
-    /// Looks twice at a tree, and again as long as it still changes; what has changed between the last looks is known
-    /// to move by itself.
+    /// Looks at a tree until it has not changed for a while; if that does not come, what has changed between the last looks
+    /// is known to move by itself.
     pub fn take(members: impl Fn() -> Vec<Pid>) -> Self {
         let begun = Instant::now();
         let mut looks = vec![Fingerprint::take(&members())];
+        let mut since = Instant::now();
         let restless;
         loop {
             sleep(Self::PAUSE);
             let next = Fingerprint::take(&members());
             let moved = differences(&looks[looks.len() - 1], &next, &[]);
             looks.push(next);
-            let rest = moved.is_empty() && !looks[looks.len() - 1].works();
+            if !moved.is_empty() || looks[looks.len() - 1].works() {
+                since = Instant::now();
+            }
+            let rest = since.elapsed() > Self::REST;
             if rest || looks.len() == Self::LOOKS || looks.len() >= 4 && begun.elapsed() > Self::LONG_ENOUGH {
                 restless = !rest;
                 break;

@@ -28,7 +28,6 @@ const PROCESS_FILES: &[&str] = &[
     "projid_map",
     "setgroups",
     "timens_offsets",
-    "timers",
     "attr/current",
     "oom_score",
 ];
@@ -102,6 +101,13 @@ fn errno(error: cryonaut_kernel::proc::Error) -> Errno {
     error.errno().unwrap_or(Errno::INVAL)
 }
 
+/// Timers in the order of their ids: the kernel's is that in which threads happened to make them.
+fn by_id(timers: &str) -> String {
+    let mut all: Vec<&str> = timers.split("ID: ").filter(|timer| !timer.is_empty()).collect();
+    all.sort_by_key(|timer| timer.lines().next().and_then(|id| id.parse::<i64>().ok()));
+    all.iter().map(|timer| format!("ID: {}\n", timer.trim_end())).collect()
+}
+
 fn text(task: &Task, name: &str) -> Result<String, Errno> {
     let bytes = task.read(name).map_err(errno)?;
     Ok(String::from_utf8_lossy(&bytes).replace('\0', "\\0"))
@@ -159,6 +165,7 @@ pub(super) fn take(taking: &mut Taking, pid: Pid) {
     for name in PROCESS_FILES {
         taking.put_result(&object, *name, text(&task, name));
     }
+    taking.put_result(&object, "timers", text(&task, "timers").map(|told| by_id(&told)));
     for name in LINKS {
         let link = task.link(name).map_err(errno);
         taking.put_result(&object, *name, link.map(|path| path.display().to_string()));

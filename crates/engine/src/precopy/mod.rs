@@ -338,13 +338,17 @@ impl<'a> Precopied<'a> {
         pids.iter().filter_map(|pid| self.spaces.get(pid)).map(lock).find(|space| space.is_there())
     }
 
-    /// Ends it when the tree goes on or has been told to end: the files of pages are in order, and nothing of it is left
-    /// in the processes, unless their tracking is to be kept.
+    /// Ends it: the files of pages are in order, and nothing of it is left in the processes, unless their tracking is to be
+    /// kept. While the tree `waits` for that, it gets all of the processors.
     ///
     /// # Errors
     /// If the image cannot be written.
-    pub fn settle(mut self, keeps: bool) -> Result<(PrecopyReport, Option<Keeping>)> {
-        self.share.without_end();
+    pub fn settle(mut self, keeps: bool, waits: bool) -> Result<(PrecopyReport, Option<Keeping>)> {
+        if waits {
+            self.share.no_more()
+        } else {
+            self.share.without_end()
+        }
         let mut tracked = Vec::new();
         for space in self.spaces.into_values() {
             let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);

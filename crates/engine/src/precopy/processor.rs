@@ -53,6 +53,11 @@ impl Share {
         self.until = None;
     }
 
+    /// From now on nobody does.
+    pub fn no_more(&mut self) {
+        self.until = Some(Instant::now());
+    }
+
     /// Between two pieces of work: lets others run for as long as they are to.
     pub fn keep(&mut self) {
         let Some(now) = self.schedstat.as_ref().and_then(Times::read) else { return };
