@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -86,6 +86,9 @@ fn round(podman: &Podman<'_>, who: Who, phase: &str, pause: Duration) -> Result<
     };
     // It may have ended.
     let _ = victim.map(|victim| kill_process(victim, Signal::KILL));
+    if (who, phase) == (Who::Runtime, "restore") {
+        help_conmon(&mut running, &id)?;
+    }
     running.wait()?;
     until("our program or the runtime does not end", || checkpointer(&id).is_none() && !is_at_work(phase, &id))?;
     podman.count.so_far()?;
@@ -157,6 +160,27 @@ fn starts_and_stops(podman: &Podman<'_>) -> Result<(), Failed> {
     podman.count.goes_on(5)?;
     podman.podman(&["stop", "--time", "0", "c"])?;
     podman.count.stands_still()
+}
+
+/// If the runtime is killed when the container runs, conmon reads what it may have said until nobody has the other end of that
+/// pipe, which is the container's stderr as well; podman waits for it.
+fn help_conmon(podman: &mut Child, id: &str) -> Result<(), Failed> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while podman.try_wait()?.is_none() && Instant::now() < deadline {
+        sleep(Duration::from_millis(5));
+    }
+    if podman.try_wait()?.is_none() { end_all(&cgroups(id)?) } else { Ok(()) }
+}
+
+/// Kills what is in these cgroups.
+fn end_all(cgroups: &[PathBuf]) -> Result<(), Failed> {
+    for cgroup in cgroups {
+        for pid in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+            // It may have ended.
+            let _ = Pid::from_raw(pid.parse()?).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+    Ok(())
 }
 
 /// The container's cgroups that are there.
