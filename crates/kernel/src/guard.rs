@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use crate::sys::nf_tables::Ready;
-use crate::sys::process::{Child, Spawn, spawn};
+use crate::sys::process::{Child, Spawn, is_deserted, spawn};
 use crate::sys::signal;
 use crate::sys::socket::set_int;
 use crate::sys::tcp_repair;
@@ -186,13 +186,8 @@ impl Undertaker {
             spawn(&Spawn { exit_signal: 0, ..Spawn::default() }, || {
                 signal::block_all();
                 libc::syscall(libc::SYS_close, last);
-                let mut byte = [0u8];
-                loop {
-                    match rustix::io::read(&reader, &mut byte) {
-                        Ok(0) => break,
-                        Err(Errno::INTR) => {}
-                        _ => return 0,
-                    }
+                if !is_deserted(reader.as_fd()) {
+                    return 0;
                 }
                 if !ends(root) {
                     will.carry_out(&programs);

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::sys::process::{Child, Spawn, close_all_but, spawn};
+use crate::sys::process::{Child, Spawn, close_all_but, is_deserted, spawn};
 use crate::sys::signal;
 use crate::sys::wait::{Who, wait};
 
@@ -59,18 +59,6 @@ impl Drop for Warden {
     fn drop(&mut self) {
         if self.pipe.take().is_some() {
             let _ = wait(Who::One(self.child.pid));
-        }
-    }
-}
-
-/// Waits until the maker has ended without a word, or has said that it was all right.
-fn is_deserted(reader: BorrowedFd<'_>) -> bool {
-    let mut byte = [0u8];
-    loop {
-        match rustix::io::read(reader, &mut byte) {
-            Ok(0) => return true,
-            Err(Errno::INTR) => {}
-            _ => return false,
         }
     }
 }

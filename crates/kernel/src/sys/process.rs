@@ -119,6 +119,18 @@ pub unsafe fn spawn(spawn: &Spawn<'_>, body: impl FnOnce() -> i32) -> Result<Chi
     }
 }
 
+/// Of a child that waits at a pipe for its maker: waits until that has ended without a word (`true`), or has said one.
+pub(crate) fn is_deserted(reader: BorrowedFd<'_>) -> bool {
+    let mut byte = [0u8];
+    loop {
+        match rustix::io::read(reader, &mut byte) {
+            Ok(0) => return true,
+            Err(Errno::INTR) => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Closes every other descriptor in a child that ends with `_exit`: whoever waits for the end of a pipe of ours must not
 /// wait for the child's.
 pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>], and: BorrowedFd<'_>) {
