@@ -25,10 +25,12 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 32] = [
+const WORKLOADS: [&str; 34] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
+    "memory/large_alone",
+    "memory/large_limited",
     "memory/writer_copied",
     "memory/cow_many",
     "tree/family",

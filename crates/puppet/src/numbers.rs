@@ -8,6 +8,7 @@ use crate::scratch;
 use crate::{Arg, Batch, Error, Hand, Result, farewell, trace};
 use cryonaut_kernel::sys::pidfd;
 use rustix::process::PidfdGetfdFlags;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 /// How many there may be.
@@ -50,9 +51,9 @@ pub(crate) fn farewell(base: u64) -> Vec<u8> {
     (0..MAX).flat_map(close).collect::<Vec<u8>>()
 }
 
-/// Adds the end of the first `count` of them to a batch: each is closed and forgotten.
-pub(crate) fn close_in(b: &mut Batch, base: u64, count: usize) {
-    for at in (0..count).map(|index| place(base, index)) {
+/// Adds the end of some of them to a batch: each is closed and forgotten.
+pub(crate) fn close_in(b: &mut Batch, base: u64, which: Range<usize>) {
+    for at in which.map(|index| place(base, index)) {
         b.attempt(libc::SYS_close, [Arg::At(at)]);
         let wake = libc::FUTEX_WAKE_OP | libc::FUTEX_PRIVATE_FLAG;
         b.attempt(libc::SYS_futex, [at.into(), wake.into(), 0.into(), 0.into(), at.into(), STORE_NONE.into()]);
@@ -62,7 +63,7 @@ pub(crate) fn close_in(b: &mut Batch, base: u64, count: usize) {
 /// Closes all of them.
 pub(crate) fn close(hand: &mut Hand) -> Result<()> {
     let mut b = Batch::new();
-    close_in(&mut b, hand.base, MAX);
+    close_in(&mut b, hand.base, 0..MAX);
     hand.run(&mut b)
 }
 

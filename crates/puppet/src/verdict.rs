@@ -5,12 +5,10 @@
 //! tree of one process needs no common word: to kill it is one call. At a
 //! restore it says "die" until all is built, then "go on".
 //!
-//! A tree that is born inherits the page. One that is visited must be given a
-//! memfd: over a socket pair that the hand makes for a moment, since a process
-//! may have no rights to ours and no name in common with us. The farewell
-//! closes what it opened, should we die in between.
+//! A tree that is born inherits the page. One that is visited is lent a memfd
+//! (`lending`).
 
-use crate::{Arg, Batch, Error, Hand, Result, numbers, scratch};
+use crate::{Batch, Error, Hand, Result, lending, numbers, scratch};
 use cryonaut_kernel::Errno;
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -19,8 +17,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const PAGE: usize = 4096;
-/// Length of a control message with one descriptor (`CMSG_SPACE`).
-const ROOM_FOR_ONE: u64 = 24;
 
 /// The word.
 #[derive(Debug)]
@@ -81,7 +77,7 @@ impl Verdict {
         let Some(file) = &self.file else { return Vec::new() };
         let mut failed = Vec::new();
         let all = hands.into_iter().map(|hand| (Batch::new(), hand));
-        let asked: Vec<Visit<'_>> = all.filter_map(|one| step(&mut failed, one, ask_for_socket)).collect();
+        let asked: Vec<Visit<'_>> = all.filter_map(|one| step(&mut failed, one, ask)).collect();
         let send = |batch: &mut Batch, hand: &mut Hand| send(batch, hand, file.as_fd());
         let sent: Vec<Visit<'_>> = asked.into_iter().filter_map(|one| step(&mut failed, one, send)).collect();
         for one in sent {
@@ -117,44 +113,24 @@ impl Drop for Verdict {
     }
 }
 
-/// Where the numbers of a hand's descriptors are kept.
-const RECEIVED: usize = 0;
-const MINE: usize = 1;
-const THEIRS: usize = 2;
-
-/// Starts the batch that makes the socket pair.
-fn ask_for_socket(b: &mut Batch, hand: &mut Hand) -> Result<()> {
-    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
-    let pair = numbers::place(hand.base, MINE);
-    b.call(libc::SYS_socketpair, [libc::AF_UNIX.into(), kind.into(), 0.into(), pair.into()]);
+/// Starts the batch that asks for the file.
+fn ask(b: &mut Batch, hand: &mut Hand) -> Result<()> {
+    lending::ask_in(b, hand.base);
     hand.start(b)
 }
 
-/// Sends the file once the socket is there, and starts the batch that maps it.
+/// Sends the file once that is done, and starts the batch that maps it.
 fn send(b: &mut Batch, hand: &mut Hand, file: BorrowedFd<'_>) -> Result<()> {
     hand.wait(b)?;
-    let socket = numbers::duplicate(hand, numbers::read(hand)?[THEIRS])?;
-    crate::passing::send_files(&socket, &[file])?;
-
+    lending::send(hand, file)?;
     let base = hand.base;
     let mut map = Batch::new();
-    let payload = map.bytes(&[0; 8]);
-    let vector = map.bytes(&[0; 16]);
-    map.point(vector, payload);
-    map.set(vector.at(8), &1u64.to_le_bytes());
-    // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags.
-    let message = map.bytes(&[0; 56]);
-    map.point(message.at(16), vector);
-    map.set(message.at(24), &1u64.to_le_bytes());
-    map.set(message.at(32), &(base + scratch::CONTROL).to_le_bytes());
-    map.set(message.at(40), &ROOM_FOR_ONE.to_le_bytes());
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    map.call(libc::SYS_recvmsg, [Arg::At(numbers::place(base, MINE)), message.into(), flags.into()]);
+    lending::receive_in(&mut map, base);
     let at = base + scratch::VERDICT;
     let fixed = libc::MAP_SHARED | libc::MAP_FIXED;
-    let file = Arg::At(numbers::place(base, RECEIVED));
+    let file = lending::number(base);
     map.call(libc::SYS_mmap, [at.into(), PAGE.into(), libc::PROT_READ.into(), fixed.into(), file, 0.into()]);
-    numbers::close_in(&mut map, base, THEIRS + 1);
+    lending::close_in(&mut map, base);
     *b = map;
     hand.start(b)
 }

@@ -1,29 +1,13 @@
 /* Much memory in two processes, more than is copied page by page: some of it unreadable, some of it shared since the
  * fork, and holes in between. */
 #include "frame.h"
+#include "numbered_pages.h"
 
 #define MIB (1 << 20)
 #define SIZE (72l * MIB)
 #define HIDDEN (20l * MIB)
 #define HOLE (30l * MIB)
 #define SAMPLE (40l * MIB)
-
-/* Each page begins with its number: their order is what this is about. */
-static void fill(uint8_t *map, long from, long to, unsigned seed)
-{
-	for (long at = from; at < to; at += 4096) {
-		wl_fill(map + at, 64, seed);
-		*(long *)(map + at + 64) = at;
-	}
-}
-
-static void check(const uint8_t *map, long from, long to, unsigned seed)
-{
-	for (long at = from; at < to; at += 4096) {
-		CHECK(wl_differs(map + at, 64, seed) < 0, "the page at %ld differs", at);
-		CHECK(*(const long *)(map + at + 64) == at, "the page at %ld is that of %ld", at, *(const long *)(map + at + 64));
-	}
-}
 
 static void check_all(uint8_t *map, unsigned seed)
 {

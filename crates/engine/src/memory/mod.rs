@@ -8,7 +8,10 @@
 //! | page_writer | a pagemap with its pages, into files or to a page server      |
 //! | absent  | what is there without a page, and need not be stored          |
 //! | common  | pages that processes share until one writes: stored once      |
-//! | splice  | the short way of many pages into their file                    |
+//! | way     | how many pages leave a process without coming by us          |
+//! | direct  | ... the process writes them into their file itself           |
+//! | splice  | ... it hands them over through pipes                         |
+//! | frozen_memory | /proc/PID/mem of a process that stands still           |
 //! | shared  | segments of shared memory that an image has without a file      |
 //! | flags   | flags of mappings without a look at every page               |
 //! | fields  | brk, stack, arguments, auxv, executable                      |
@@ -26,10 +29,12 @@ pub mod aio;
 mod build;
 mod common;
 mod contents;
+mod direct;
 mod extras;
 mod fields;
 mod fill;
 mod flags;
+mod frozen_memory;
 mod inherit;
 mod page_writer;
 mod pages;
@@ -39,6 +44,7 @@ mod splice;
 mod vdso;
 mod vdso_redirect;
 mod vma;
+mod way;
 mod write_behind;
 
 pub use absent::{Absent, MappedFiles};
@@ -53,9 +59,9 @@ pub use page_writer::{PageCount, PageWriter, PagesPlace};
 pub use pages::dump_private;
 pub use shared::SharedBuild;
 pub use spaces::AddressSpaces;
-pub use splice::WORTH_IT;
 pub use vdso::recorded as recorded_vdso;
 pub use vma::{add_guards, find_files, is_kernels, mappings, mappings_without_flags, status};
+pub use way::WORTH_IT;
 pub use write_behind::failed as pages_failed;
 
 /// Bytes of a page.

@@ -1,20 +1,22 @@
 //! A pagemap with its pages, being written: into files, or to a page server.
 //!
-//! Few pages are read in large pieces and written; many come through pipes ([`splice`](super::splice)). Either way the
+//! Few pages are read in large pieces and written; many leave the process without coming by us ([`way`](super::way)). Either way the
 //! checkpointer's own memory does not depend on the size of the process.
 
 use super::ranges;
 use super::{
     PAGE,
     absent::{Absent, MappedFiles},
-    splice::Splice,
+    way::Way,
     write_behind::WriteBehind,
 };
+use crate::freeze::Process;
 use crate::precopy::Precopied;
 use crate::{Error, Object, Progress, Result};
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
 use cryonaut_page_server::send::Upload;
 use cryonaut_page_server::{Sender, Target};
+use cryonaut_puppet::Hand;
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
 use std::fs::File;
 use std::ops::Range;
@@ -96,7 +98,7 @@ pub struct PageWriter<'a> {
     spans: Vec<Span>,
     spans_len: usize,
     /// How they come from now on; otherwise they are read.
-    pub(super) splice: Option<Splice<'a>>,
+    pub(super) way: Option<Way<'a>>,
     count: PageCount,
     /// Pages that are as their file has them, and were left out.
     pub(super) like_file: Vec<ranges::Range>,
@@ -133,12 +135,20 @@ impl<'a> PageWriter<'a> {
             buffer: Vec::new(),
             spans: Vec::new(),
             spans_len: 0,
-            splice: None,
+            way: None,
             count: PageCount::default(),
             like_file: Vec::new(),
             like_file_sum: Box::default(),
             progress: progress.cloned().unwrap_or_default(),
         }
+    }
+
+    /// Opens a short way for what comes from now on, if the process can serve.
+    pub(super) fn open_way(&mut self, process: &Process, hand: &'a mut Hand, mem: &File, alone: bool) -> Result<()> {
+        self.fetch(process.speaker())?;
+        self.hand_on()?;
+        self.way = Way::open(process, hand, mem, alone, &mut self.file)?;
+        Ok(())
     }
 
     /// Notes that a run of pages follows, or is elsewhere.
@@ -245,7 +255,7 @@ impl<'a> PageWriter<'a> {
     /// Bytes that can be told of before they are fetched.
     fn room(&self) -> usize {
         let filled = self.buffer.len();
-        let room = self.splice.as_ref().map_or(PIECE - filled, |s| s.room(self.file.len() + filled as u64));
+        let room = self.way.as_ref().map_or(PIECE - filled, |way| way.room(self.file.len() + filled as u64));
         room - self.spans_len
     }
 
@@ -253,7 +263,7 @@ impl<'a> PageWriter<'a> {
     pub(super) fn fetch(&mut self, pid: i32) -> Result<()> {
         let (spans, len) = (std::mem::take(&mut self.spans), std::mem::take(&mut self.spans_len));
         self.progress.advance(len as u64);
-        if self.splice.is_some() && len > 0 {
+        if self.way.is_some() && len > 0 {
             self.hand_on()?;
             return self.push(&spans);
         }
@@ -283,9 +293,9 @@ impl<'a> PageWriter<'a> {
 
     /// Has the process hand its pages on.
     fn push(&mut self, spans: &[Span]) -> Result<()> {
-        let Some(splice) = &mut self.splice else { return Ok(()) };
+        let Some(way) = &mut self.way else { return Ok(()) };
         let suspects = spans.iter().filter(|span| span.how == How::UnlessZero);
-        let zeros = splice.zeros(&suspects.map(|span| (span.start, span.start + span.len)).collect::<Vec<_>>())?;
+        let zeros = way.zeros(&suspects.map(|span| (span.start, span.start + span.len)).collect::<Vec<_>>())?;
         let mut remote = Vec::new();
         for span in spans {
             if let Some(flags) = span.how.elsewhere() {
@@ -297,8 +307,8 @@ impl<'a> PageWriter<'a> {
                 remote.push(Remote { address: start, len: end - start });
             }
         }
-        match &mut self.splice {
-            Some(splice) if !remote.is_empty() => splice.push(&remote, &mut self.file),
+        match &mut self.way {
+            Some(way) if !remote.is_empty() => way.push(remote, &mut self.file),
             _ => Ok(()),
         }
     }
@@ -309,6 +319,9 @@ impl<'a> PageWriter<'a> {
 
     fn hand_on(&mut self) -> Result<()> {
         if !self.buffer.is_empty() {
+            if let Some(way) = &mut self.way {
+                way.settle(&self.file)?;
+            }
             self.buffer = self.file.append(std::mem::take(&mut self.buffer))?;
             self.buffer.clear();
         }
@@ -318,8 +331,8 @@ impl<'a> PageWriter<'a> {
     /// Completes the files.
     pub fn finish(mut self) -> Result<PageCount> {
         self.hand_on()?;
-        if let Some(splice) = self.splice.take() {
-            splice.close()?;
+        if let Some(way) = self.way.take() {
+            way.close(&self.file)?;
         }
         self.file.finish()?;
         // The pipe's end is the file's.

@@ -8,8 +8,8 @@ use super::{
     absent::Absent,
     common::{Common, Held},
     page_writer::{How, PageCount, PageWriter, PagesPlace},
-    splice::{Splice, WORTH_IT},
     vma::{is_droppable, status},
+    way::WORTH_IT,
 };
 use crate::freeze::Process;
 use crate::lazy::comes_later;
@@ -126,7 +126,7 @@ impl Source<'_> {
         let may_read = vma.prot & libc::PROT_READ as u32 != 0;
         match self.absent(vma) {
             absent @ Absent::File(..) => self.through_file(out, run, &absent),
-            absent if (self.place.alone || out.splice.is_some()) && may_read => {
+            absent if (self.place.alone || out.way.is_some()) && may_read => {
                 let how = if matches!(absent, Absent::Zeros) { How::UnlessZero } else { How::Stored };
                 out.remote(self.process.speaker(), run.start, run.end - run.start, how)
             }
@@ -170,7 +170,7 @@ fn write_held(held: &Held, source: Source<'_>, hand: Option<&mut Hand>, vmas: &[
     let source = Source { place, ..source };
     let mut out = PageWriter::shared(place, ImageKind::Pagemap, &[])?;
     if held.pages.iter().map(|(start, end)| end - start).sum::<u64>() >= WORTH_IT {
-        out.splice = hand.and_then(|hand| Splice::open(source.process, hand, source.mem));
+        hand.map_or(Ok(()), |hand| out.open_way(source.process, hand, source.mem, false))?;
     }
     let mut rest = vmas;
     for (start, end) in &held.pages {
@@ -230,8 +230,7 @@ fn write_private<'a>(
                     }
                     private += len;
                     if let Some(hand) = hand.take_if(|_| private >= WORTH_IT) {
-                        out.fetch(speaker)?;
-                        out.splice = Splice::open(process, hand, mem);
+                        out.open_way(process, hand, mem, source.place.alone)?;
                     }
                     source.add(&mut out, vma, run)
                 })

@@ -2,39 +2,26 @@
 //! puts them into pipes by reference (`puppet/outlet.rs`), the file's thread
 //! splices the pipes into it. While it does, the next ones are filled.
 //!
-//! The process could write to the file itself, which is one copy as well. But
-//! then the page cache would be charged to its memory cgroup (an image on a
-//! tmpfs could have it killed), and its limits of file size and I/O would hold.
-//!
 //! What cannot go this way is read through /proc/PID/mem, in its place.
 
 use super::PAGE;
-use super::absent::Absent;
+use super::frozen_memory::FrozenMemory;
 use super::ranges::{self, Range};
 use super::write_behind::{WriteBehind, failed};
-use crate::attributes::filter;
-use crate::freeze::Process;
-use crate::{Error, Object, Result};
+use crate::Result;
 use cryonaut_puppet::memory::Remote;
-use cryonaut_puppet::{Hand, Outlet, Portion, farewell_calls};
+use cryonaut_puppet::{Hand, Outlet, Portion};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
-/// Bytes of pages from which on the pipes are worth it.
-pub const WORTH_IT: u64 = 8 << 20;
-/// Bytes that are read at a time of what cannot be spliced.
-const PIECE: u64 = 1 << 18;
-
 /// The way.
 #[derive(Debug)]
-pub struct Splice<'a> {
+pub(super) struct Splice<'a> {
     hand: &'a mut Hand,
     source: Arc<Source>,
     /// Gone once it is closed.
@@ -46,29 +33,16 @@ pub struct Splice<'a> {
 /// What the thread of the file needs to know.
 #[derive(Debug)]
 struct Source {
-    pid: i32,
-    /// Its /proc/PID/mem.
-    mem: File,
+    memory: FrozenMemory,
     /// The file system cannot take pages out of a pipe.
     refused: AtomicBool,
 }
 
 impl<'a> Splice<'a> {
-    /// Opens it, if the process can serve: `mem` is its /proc/PID/mem.
-    ///
-    /// Between batches a hand must be where its farewell would close the pipes;
-    /// and its filters must not mind, should we die, the calls that are left:
-    /// those of a batch may fail then, those of the farewell may not.
-    pub fn open(process: &Process, hand: &'a mut Hand, mem: &File) -> Option<Self> {
-        let (tid, mode) = (hand.tid(), process.status.seccomp);
-        if !filter::permits(tid, mode, &farewell_calls()) || !filter::tolerates(tid, mode, &Outlet::calls()) {
-            return None;
-        }
-        let source = Source { pid: process.pid, mem: mem.try_clone().ok()?, refused: AtomicBool::new(false) };
-        let outlet = Outlet::open(hand)
-            .inspect_err(|e| tracing::debug!("memory of process {} is copied twice: {e}", process.pid))
-            .ok()?;
-        Some(Splice { hand, source: Arc::new(source), outlet: Some(outlet), under_way: VecDeque::new() })
+    /// For a process that has the pipes of `outlet`.
+    pub fn new(hand: &'a mut Hand, memory: FrozenMemory, outlet: Outlet) -> Self {
+        let source = Arc::new(Source { memory, refused: AtomicBool::new(false) });
+        Splice { hand, source, outlet: Some(outlet), under_way: VecDeque::new() }
     }
 
     /// Bytes that [`Splice::push`] takes at most when the file is so long.
@@ -86,7 +60,7 @@ impl<'a> Splice<'a> {
             let found = some.iter().zip(begin).filter(|(_, begins)| *begins);
             found.for_each(|(page, _)| ranges::push(&mut suspects, (*page, *page + PAGE)));
         }
-        self.source.zeros(&suspects)
+        self.source.memory.zeros(&suspects)
     }
 
     /// Appends pages of the process to the file.
@@ -122,34 +96,12 @@ impl Drop for Splice<'_> {
     fn drop(&mut self) {
         // Only after an error, which is the one to tell.
         if let Some(Err(e)) = self.outlet.take().map(|outlet| outlet.close(self.hand)) {
-            tracing::warn!("closing what was open in process {}: {e}", self.source.pid);
+            tracing::warn!("closing what was open in process {}: {e}", self.source.memory.pid());
         }
     }
 }
 
 impl Source {
-    /// Pages of zeros among these.
-    fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
-        let (mut zeros, mut buffer) = (Vec::new(), Vec::new());
-        for range in ranges {
-            let mut at = range.0;
-            while at < range.1 {
-                buffer.resize(PIECE.min(range.1 - at) as usize, 0);
-                self.read(&mut buffer, at)?;
-                Absent::Zeros.same(at, &buffer).into_iter().for_each(|same| ranges::push(&mut zeros, same));
-                at += buffer.len() as u64;
-            }
-        }
-        Ok(zeros)
-    }
-
-    fn read(&self, buffer: &mut [u8], at: u64) -> Result<()> {
-        self.mem.read_exact_at(buffer, at).map_err(|e| {
-            let object = Object::Mapping(self.pid, at, "memory".into());
-            Error::kernel(object, "read its contents", crate::error::errno_of(&e))
-        })
-    }
-
     fn append(&self, portion: &Portion, file: &File) -> Result<()> {
         let mut moved = 0;
         while moved < portion.filled && !self.refused.load(Ordering::Relaxed) {
@@ -162,30 +114,14 @@ impl Source {
                 Err(errno) => return Err(failed(&errno.into())),
             }
         }
-        self.copy(&portion.spans, moved as u64, file)
-    }
-
-    /// Appends spans without the pipes, all but their first `skip` bytes.
-    fn copy(&self, spans: &[Remote], mut skip: u64, mut file: &File) -> Result<()> {
-        let mut buffer = Vec::new();
-        for span in spans {
-            let (mut at, end) = (span.address + skip.min(span.len), span.address + span.len);
-            skip = skip.saturating_sub(span.len);
-            while at < end {
-                buffer.resize(PIECE.min(end - at) as usize, 0);
-                self.read(&mut buffer, at)?;
-                file.write_all(&buffer).map_err(|e| failed(&e))?;
-                at += buffer.len() as u64;
-            }
-        }
-        Ok(())
+        self.memory.append(&portion.spans, moved as u64, file)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek};
+    use std::io::{Read, Seek, Write};
 
     /// Our own memory, of which `filled` bytes come through a pipe.
     fn appended(memory: &[u8], filled: usize, mut file: File) -> Vec<u8> {
@@ -195,7 +131,7 @@ mod tests {
         let half = memory.len() as u64 / 2;
         let spans = vec![Remote { address, len: half }, Remote { address: address + half, len: half }];
         let mem = File::open("/proc/self/mem").unwrap();
-        let source = Source { pid: 0, mem, refused: AtomicBool::new(false) };
+        let source = Source { memory: FrozenMemory::new(0, mem), refused: AtomicBool::new(false) };
         source.append(&Portion { end: Arc::new(end.into()), spans, filled }, &file).unwrap();
         let mut all = Vec::new();
         file.rewind().unwrap();

@@ -4,6 +4,8 @@
 //!   direct ──enough for a thread to be worth it──▶ behind ──finish──▶ direct
 //! ```
 //!
+//! Where another writes to the file as well, it stays direct.
+//!
 //! At most [`AHEAD`] pieces wait to be written, so the checkpointer's memory
 //! does not grow with the process.
 
@@ -26,6 +28,8 @@ pub struct WriteBehind {
     behind: Option<Behind>,
     /// With what waits to be written.
     len: u64,
+    /// No thread is begun.
+    stays_direct: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +50,7 @@ pub type Work = Box<dyn FnOnce(&File) -> Result<()> + Send>;
 impl WriteBehind {
     /// Writes to the end of `file`.
     pub fn new(file: File) -> Self {
-        WriteBehind { file, behind: None, len: 0 }
+        WriteBehind { file, behind: None, len: 0, stays_direct: false }
     }
 
     /// Bytes that have been appended.
@@ -54,12 +58,33 @@ impl WriteBehind {
         self.len
     }
 
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether it is one, and not a pipe in the place of one.
+    pub fn is_regular(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.is_file())
+    }
+
+    /// From here on, what is appended is in the file at once.
+    pub fn stay_direct(&mut self) -> Result<()> {
+        self.stays_direct = true;
+        self.finish()
+    }
+
+    /// Somebody else appends so many bytes.
+    pub fn has_grown(&mut self, len: u64) {
+        self.len += len;
+    }
+
     /// Appends a piece; returns room for another, whose contents are of no use.
     pub fn append(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
         self.len += piece.len() as u64;
         if self.behind.is_none() {
             self.file.write_all(&piece).map_err(|e| failed(&e))?;
-            if self.len >= DIRECT {
+            if self.len >= DIRECT && !self.stays_direct {
                 self.begin_thread();
             }
             return Ok(piece);
@@ -71,7 +96,7 @@ impl WriteBehind {
     /// Appends `len` bytes by `work`.
     pub fn append_by(&mut self, len: u64, work: Work) -> Result<()> {
         self.len += len;
-        if self.behind.is_none() {
+        if self.behind.is_none() && !self.stays_direct {
             self.begin_thread();
         }
         if self.behind.is_none() { work(&self.file) } else { self.send(Piece::Work(work)) }

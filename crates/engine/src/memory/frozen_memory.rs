@@ -1,0 +1,70 @@
+//! The memory of a frozen process, read through its /proc/PID/mem: which asks no leave of the protection and pins nothing.
+
+use super::absent::Absent;
+use super::ranges::{self, Range};
+use super::write_behind::failed;
+use crate::{Error, Object, Result};
+use cryonaut_puppet::memory::Remote;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+/// Bytes that are read at a time.
+const PIECE: u64 = 1 << 18;
+
+/// The memory.
+#[derive(Debug)]
+pub(super) struct FrozenMemory {
+    pid: i32,
+    mem: File,
+}
+
+impl FrozenMemory {
+    /// That of process `pid`, whose /proc/PID/mem is `mem`.
+    pub fn new(pid: i32, mem: File) -> Self {
+        FrozenMemory { pid, mem }
+    }
+
+    /// Whose it is.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Pages of zeros among these.
+    pub fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
+        let (mut zeros, mut buffer) = (Vec::new(), Vec::new());
+        for range in ranges {
+            let mut at = range.0;
+            while at < range.1 {
+                buffer.resize(PIECE.min(range.1 - at) as usize, 0);
+                self.read(&mut buffer, at)?;
+                Absent::Zeros.same(at, &buffer).into_iter().for_each(|same| ranges::push(&mut zeros, same));
+                at += buffer.len() as u64;
+            }
+        }
+        Ok(zeros)
+    }
+
+    fn read(&self, buffer: &mut [u8], at: u64) -> Result<()> {
+        self.mem.read_exact_at(buffer, at).map_err(|e| {
+            let object = Object::Mapping(self.pid, at, "memory".into());
+            Error::kernel(object, "read its contents", crate::error::errno_of(&e))
+        })
+    }
+
+    /// Writes spans at the position of a file, all but their first `skip` bytes.
+    pub fn append(&self, spans: &[Remote], mut skip: u64, mut file: &File) -> Result<()> {
+        let mut buffer = Vec::new();
+        for span in spans {
+            let (mut at, end) = (span.address + skip.min(span.len), span.address + span.len);
+            skip = skip.saturating_sub(span.len);
+            while at < end {
+                buffer.resize(PIECE.min(end - at) as usize, 0);
+                self.read(&mut buffer, at)?;
+                file.write_all(&buffer).map_err(|e| failed(&e))?;
+                at += buffer.len() as u64;
+            }
+        }
+        Ok(())
+    }
+}
