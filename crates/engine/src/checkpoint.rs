@@ -106,7 +106,7 @@ fn checkpoint_here(
     let entering = Instant::now();
     frozen.enter_all()?;
     if options.afterwards == Afterwards::Kill {
-        frozen.share_verdict()?;
+        frozen.make_verdict()?;
     }
     let mut report = CheckpointReport {
         root_pid: pid,
@@ -158,6 +158,7 @@ fn checkpoint_here(
             report.frozen_us = micros(stood_still.elapsed());
         }
         Afterwards::Kill => {
+            frozen.share_verdict();
             keeping = settle(precopied, &mut report)?;
             (remains, report.commit_us) = timed(|| commit(images))?;
             if let Some(service) = &options.lazy_pages {

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::attributes::{limits, signals, task, thread, timers};
 use crate::freeze::Process;
 use crate::memory::{ExtrasAsk, MmAsk};
-use cryonaut_puppet::Batch;
+use cryonaut_puppet::{Batch, Call, Verdict};
 
 /// How many processes' answers are held at a time.
 pub const AT_ONCE: usize = 128;
@@ -33,13 +33,16 @@ pub struct Questions {
     /// The answers to all but, perhaps, the last.
     pub answers: Batch,
     of_timers: Option<Batch>,
+    /// That it takes the verdict.
+    verdict: Option<Call>,
     answered: bool,
 }
 
 impl Questions {
-    /// Asks; does not wait.
-    pub fn ask(process: &mut Process) -> Result<Questions> {
+    /// Asks, and offers the verdict, if there is one for it; does not wait.
+    pub fn ask(process: &mut Process, verdict: Option<&Verdict>) -> Result<Questions> {
         let mut b = Batch::new();
+        let verdict = verdict.zip(process.hand.as_ref()).and_then(|(verdict, hand)| verdict.offer_in(&mut b, hand));
         let posix = process.task.timers()?;
         let mut of_timers = (posix.len() > FEW_TIMERS).then(Batch::new);
         let questions = Questions {
@@ -52,6 +55,7 @@ impl Questions {
             timers: timers::Ask::new(of_timers.as_mut().unwrap_or(&mut b), posix),
             answers: b,
             of_timers,
+            verdict,
             answered: false,
         };
         process.hand()?.start(&questions.answers)?;
@@ -65,6 +69,7 @@ impl Questions {
         }
         let hand = process.hand()?;
         hand.wait(&mut self.answers)?;
+        Verdict::took(hand, &self.answers, self.verdict);
         self.of_timers.as_mut().map_or(Ok(()), |b| Ok(hand.run(b)?))
     }
 

@@ -127,6 +127,8 @@ pub struct Hand {
     pub(crate) frame: Option<(u64, usize)>,
     /// Where the rows of parked threads are, and their length.
     pub(crate) rows: Option<(u64, u64)>,
+    /// It looks at the word that decides for all (`verdict`).
+    pub(crate) has_verdict: bool,
 }
 
 #[derive(Debug)]
@@ -201,6 +203,7 @@ impl Hand {
             loud: quiet.is_none(),
             frame: None,
             rows: None,
+            has_verdict: false,
             entry: Entry::Built,
         };
         let unmap = door.stack;
@@ -246,6 +249,7 @@ impl Hand {
             loud: false,
             frame: None,
             rows: None,
+            has_verdict: false,
             entry: Entry::Built,
         };
         hand.furnish(base + scratch::CODE + arch::die_offset(), base + scratch::STACK_TOP - 16, 0)?;

@@ -34,6 +34,7 @@ use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_page_server::Sender;
+use cryonaut_puppet::Verdict;
 use descriptors::Owner;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,6 +191,8 @@ pub fn dump(
         mapped: &mapped,
         progress: &options.progress,
         files_ahead: false,
+        verdict: None,
+        own_ipc: about.own.ipc_ns_id,
     };
     let gathered = tree.write_all(frozen, report)?;
     contents.write(images)?;
@@ -247,11 +250,15 @@ struct Tree<'c, 'a> {
     progress: &'a Progress,
     /// Whether another thread writes its files meanwhile.
     files_ahead: bool,
+    /// What decides about all, for those in our ipc namespace.
+    verdict: Option<&'c Verdict>,
+    /// The number of that.
+    own_ipc: Option<u32>,
 }
 
-impl<'a> Tree<'_, 'a> {
+impl<'c, 'a> Tree<'c, 'a> {
     /// Writes down all processes.
-    fn write_all(mut self, frozen: &mut Frozen, report: &mut CheckpointReport) -> Result<Gathered> {
+    fn write_all(mut self, frozen: &'c mut Frozen, report: &mut CheckpointReport) -> Result<Gathered> {
         let mut spaces = UnwrittenSpaces::of(&frozen.processes);
         let looking = Instant::now();
         let is_precopied = |p: &Process| self.precopied.is_some_and(|precopied| precopied.of(&[p.pid]).is_some());
@@ -262,7 +269,9 @@ impl<'a> Tree<'_, 'a> {
             memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
         }
         report.memory_us += micros(looking.elapsed());
-        for processes in frozen.processes.chunks_mut(questions::AT_ONCE) {
+        let (processes, verdict) = frozen.parts();
+        self.verdict = verdict;
+        for processes in processes.chunks_mut(questions::AT_ONCE) {
             report.processes += processes.len();
             report.threads += processes.iter().map(|p| p.threads.len()).sum::<usize>();
             for written in self.write_some(processes, &mut spaces)? {
@@ -308,7 +317,15 @@ impl<'a> Tree<'_, 'a> {
 
     /// Asks the hands of all that live.
     fn ask(&self, processes: &mut [Process]) -> Result<Vec<Option<Questions>>> {
-        let ask = |p: &mut Process| if p.is_zombie() { Ok(None) } else { Questions::ask(p).map(Some) };
+        // In another ipc namespace it would be something else.
+        let verdict_for = |p: &Process| self.verdict.filter(|_| p.ids.is_some_and(|ids| ids.ipc_ns_id == self.own_ipc));
+        let ask = |p: &mut Process| {
+            if p.is_zombie() {
+                return Ok(None);
+            }
+            let verdict = verdict_for(p);
+            Questions::ask(p, verdict).map(Some)
+        };
         let asked = processes.iter_mut().map(ask).collect::<Result<_>>()?;
         processes.iter().try_for_each(|process| write_pstree(self.images, process))?;
         Ok(asked)

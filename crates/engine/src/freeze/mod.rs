@@ -272,19 +272,27 @@ impl Frozen {
         result
     }
 
-    /// Prepares the end of the tree: [`Frozen::kill`] will be one store for
-    /// all processes. One process needs no preparation.
-    pub fn share_verdict(&mut self) -> Result<()> {
-        if self.processes.iter().filter(|p| p.hand.is_some()).count() < 2 {
-            return Ok(());
+    /// Begins to prepare the end of the tree: [`Frozen::kill`] will be one store for all processes. Hands may take it from
+    /// here on. One process needs no preparation.
+    pub fn make_verdict(&mut self) -> Result<()> {
+        if self.processes.iter().filter(|p| p.hand.is_some()).count() > 1 {
+            self.verdict = Some(Verdict::new()?);
         }
-        let verdict = Verdict::new()?;
+        Ok(())
+    }
+
+    /// Gives it to those that have not taken it.
+    pub fn share_verdict(&mut self) {
+        let Some(verdict) = &self.verdict else { return };
         for (pid, e) in verdict.give(self.processes.iter_mut().filter_map(|p| p.hand.as_mut()).collect()) {
             // Without a free descriptor, for example. It can be ended like the others while we live.
             tracing::warn!("process {pid} would survive if we were killed while ending the tree: {e}");
         }
-        self.verdict = Some(verdict);
-        Ok(())
+    }
+
+    /// The processes, and what decides about all of them.
+    pub fn parts(&mut self) -> (&mut [Process], Option<&Verdict>) {
+        (&mut self.processes, self.verdict.as_ref())
     }
 
     /// Lets the whole tree go on as it was.

@@ -88,6 +88,20 @@ pub fn remove(id: i32) -> Result<(), Errno> {
     check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
 }
 
+/// A segment without a key, removed already: others of our ipc namespace can attach it by its id as long as we have, and
+/// it ends with the last mapping. Done to the end though we be killed, so that none is left to nobody.
+pub fn nameless(size: usize, mode: u32) -> Result<(i32, Attached), Errno> {
+    let make = || {
+        // SAFETY: shmget takes numbers alone.
+        let id = check(unsafe { libc::shmget(libc::IPC_PRIVATE, size, libc::IPC_CREAT | (mode & 0o777) as i32) })?;
+        let attached = Attached::new(id, size as u64);
+        remove(id)?;
+        Ok((id, attached?))
+    };
+    // SAFETY: four system calls and arithmetic.
+    unsafe { crate::errand::run(make) }
+}
+
 /// A mapping of ours, by which a segment is there.
 #[derive(Debug)]
 pub struct Attached {
@@ -109,6 +123,12 @@ impl Attached {
         if at as isize == -1 { Err(super::last_errno()) } else { Ok(Self { at, len }) }
     }
 
+    /// Where it is, readable and writable until this is dropped; page-aligned, of the segment's size.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut libc::c_void {
+        self.at
+    }
+
     /// Its memory as an open file. Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the first user namespace.
     pub fn file(&self) -> Result<OwnedFd, Errno> {
         let at = self.at as usize;
@@ -128,6 +148,17 @@ impl Drop for Attached {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_nameless_segment_is_there_for_whoever_has_its_id() {
+        let (id, first) = nameless(4096, 0o644).unwrap();
+        assert_eq!(status(id).unwrap().mode & (0o777 | REMOVED), 0o644 | REMOVED);
+        let second = Attached::new(id, 4096).unwrap();
+        drop(first);
+        assert_eq!(status(id).unwrap().attached, 1);
+        drop(second);
+        assert!(status(id).is_err());
+    }
 
     #[test]
     fn a_segment_comes_back_under_its_id() {
