@@ -18,6 +18,8 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub struct Sharing {
     known: [Vec<(i32, u32)>; 4],
+    /// The same where addresses of the objects are known.
+    addresses: [HashMap<u64, u32>; 4],
     namespaces: HashMap<u64, u32>,
 }
 
@@ -25,7 +27,7 @@ pub struct Sharing {
 pub const FIRST_ID: u32 = 2;
 
 /// In the order of the ids.
-const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sighand];
+pub(crate) const KINDS: [Shared; 4] = [Shared::Vm, Shared::Files, Shared::Fs, Shared::Sighand];
 
 impl Sharing {
     /// The ids of a living process.
@@ -39,6 +41,11 @@ impl Sharing {
     }
 
     fn id(&mut self, kind: usize, process: &Process) -> Result<u32> {
+        // Known of all or of none.
+        if let Some(objects) = process.objects {
+            let next = self.addresses[kind].len() as u32 + FIRST_ID;
+            return Ok(*self.addresses[kind].entry(objects.shared[kind]).or_insert(next));
+        }
         let tid = process.speaker();
         // Sorted by the kernel's own order, so that many processes cost few comparisons.
         let (mut low, mut high) = (0, self.known[kind].len());

@@ -76,8 +76,7 @@ int main(int argc, char **argv)
 
 	wl_ready();
 	before = worked;
-	wl_sleep_ms(20);
-	CHECK(worked > before, "the thread at work has stopped");
+	WAIT_FOR(worked > before, "the thread at work has stopped");
 	if (wl_lose)
 		MUST(waitpid(children[1], &status, 0));
 	for (int n = 0; n < 2; n++) {

@@ -53,7 +53,8 @@ impl Ask {
         let failed = unanswered(process.pid, "personality");
         entry.personality = answers.result(self.personality).map_err(failed)? as u32;
         entry.loginuid = process.task.loginuid()?;
-        entry.oom_score_adj = Some(process.task.oom_score_adj()?);
+        let known = process.objects.map(|objects| i32::from(objects.oom_score_adj));
+        entry.oom_score_adj = Some(known.map_or_else(|| process.task.oom_score_adj(), Ok)?);
         Ok(entry)
     }
 }

@@ -40,7 +40,8 @@ impl Membership {
         }
         let ours = read(&Task::current()?)?;
         let living: Vec<&Process> = processes.iter().filter(|p| !p.is_zombie()).collect();
-        let read_process = |process: &Process| of_process(process, (surroundings, owned));
+        let known = one_for_each_set(&living)?;
+        let read_process = |process: &Process| of_process(process, &known, (surroundings, owned));
         let found = parallel::map(living, read_process).into_iter().collect::<Result<Vec<_>>>()?;
         let elsewhere = elsewhere(&ours, found.iter().flatten().map(|(_, set)| set), options);
         if elsewhere.is_empty() {
@@ -136,9 +137,25 @@ fn elsewhere<'s>(
     sets.flatten().filter(differs).map(|(name, ..)| name.clone()).filter(|name| options.wants(name)).collect()
 }
 
+/// What one process of each set of cgroups tells, by the address of the set, where addresses are known.
+fn one_for_each_set(processes: &[&Process]) -> Result<BTreeMap<u64, Vec<Member>>> {
+    let mut known = BTreeMap::new();
+    for (process, objects) in processes.iter().filter_map(|process| Some((process, process.objects?))) {
+        if !known.contains_key(&objects.cgroups) {
+            known.insert(objects.cgroups, read(&process.task)?);
+        }
+    }
+    Ok(known)
+}
+
 /// The set of every thread of a process.
-fn of_process(process: &Process, namespaces: (&TaskKobjIdsEntry, &Owned)) -> Result<Vec<(i32, Vec<Member>)>> {
-    let mut first = read(&process.task)?;
+fn of_process(
+    process: &Process,
+    known: &BTreeMap<u64, Vec<Member>>,
+    namespaces: (&TaskKobjIdsEntry, &Owned),
+) -> Result<Vec<(i32, Vec<Member>)>> {
+    let known = process.objects.and_then(|objects| known.get(&objects.cgroups).cloned());
+    let mut first = known.map_or_else(|| read(&process.task), Ok)?;
     add_prefixes(process, namespaces, &mut first)?;
     let speaker = process.speaker();
     let mut sets = Vec::with_capacity(process.threads.len());

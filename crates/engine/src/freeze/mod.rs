@@ -6,6 +6,7 @@
 //! in between.
 
 mod calls;
+mod objects;
 mod process;
 
 pub use process::{Ended, Process, Thread};
@@ -15,7 +16,6 @@ use crate::attributes::{filter, restart, thread};
 use crate::cgroups::Thawed;
 use crate::memory::KnownFlags;
 use crate::namespaces::{inner, pid};
-use crate::sharing::Namespaces;
 use crate::{Error, Object, Result, parallel};
 use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
@@ -26,6 +26,7 @@ use cryonaut_kernel::sys::thread_calls::Glance;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops;
 use cryonaut_puppet::{DoorMaps, Verdict, trace};
+use objects::KnownObjects;
 use process::Space;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -59,9 +60,12 @@ pub struct Frozen {
 
 /// Gets ready what processes with many threads or much memory want, or many processes, before they stand still.
 pub fn prepare(root: i32) {
-    let threads = pid_of(root).ok().and_then(|pid| Task::open(pid).ok()?.thread_count().ok());
-    thread::prepare(threads.unwrap_or_default() as usize);
-    KnownFlags::prepare(root);
+    let Some((pid, task)) = pid_of(root).ok().and_then(|pid| Some((pid, Task::open(pid).ok()?))) else { return };
+    thread::prepare(task.thread_count().unwrap_or_default() as usize);
+    // To ask all threads takes longer than it could save.
+    let children = task.children(pid).map_or(0, |children| children.len());
+    KnownFlags::prepare(&task, children);
+    KnownObjects::prepare(children);
 }
 
 impl Frozen {
@@ -99,7 +103,9 @@ impl Frozen {
             }
             at = 0;
         }
-        frozen.processes = parallel::map(held, Held::survey).into_iter().collect::<Result<_>>()?;
+        let known = KnownObjects::of(&held)?;
+        let survey = |held: Held| held.survey(&known);
+        frozen.processes = parallel::map(held, survey).into_iter().collect::<Result<_>>()?;
         frozen.processes.sort_by_key(|p| p.pid);
         frozen.order();
         Ok(frozen)
@@ -439,7 +445,7 @@ struct Held {
 
 impl Held {
     /// Reads what could change until everything stood still.
-    fn survey(self) -> Result<Process> {
+    fn survey(self, known: &KnownObjects) -> Result<Process> {
         let Held { pid, ppid, mut task, mut threads, not_suspended, .. } = self;
         let mut ended = None;
         if let Some(first) = threads.first().filter(|first| first.tid != pid) {
@@ -459,8 +465,12 @@ impl Held {
             return Err(Error::kernel(Object::Process(pid), "hold any of its threads", Errno::SRCH));
         }
         restart::look_again(pid, &mut threads);
-        let (maps, namespaces) = if is_zombie { Default::default() } else { (task.maps()?, Namespaces::read(&task)?) };
-        Ok(Process { pid, ppid, task, stat, status, threads, ended, maps, namespaces, ids: None, hand: None })
+        let (mut maps, mut objects, mut namespaces) = Default::default();
+        if let Some(speaker) = threads.first() {
+            maps = task.maps()?;
+            (objects, namespaces) = known.of_process(&task, speaker.tid)?;
+        }
+        Ok(Process { pid, ppid, task, stat, status, threads, ended, maps, objects, namespaces, ids: None, hand: None })
     }
 }
 

@@ -11,6 +11,7 @@ use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::status::Status;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat};
 use cryonaut_kernel::sys::ptrace::Rseq;
+use cryonaut_kernel::sys::task_objects::Objects;
 use cryonaut_puppet::stops::Stopped;
 use cryonaut_puppet::{Context, DoorMaps, Entering, Ground, Hand, find_doorway, scratch, trace};
 use rustix::process::PidfdFlags;
@@ -70,6 +71,8 @@ pub struct Process {
     pub ended: Option<Ended>,
     /// Its mappings. Empty for a zombie.
     pub maps: Vec<Vma>,
+    /// Its kernel objects, if they are known of all that live.
+    pub objects: Option<Objects>,
     /// Its namespaces. None for a zombie.
     pub namespaces: Namespaces,
     /// What it shares with others, once that has been found out. None for a zombie.

@@ -6,7 +6,7 @@
 //! Once it stands still the kernel's own numbers are enough. Anything that was not met before has smaps read again.
 
 use super::WORTH_IT;
-use crate::freeze::{Process, pid_of};
+use crate::freeze::Process;
 use crate::parallel;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
@@ -92,11 +92,10 @@ impl KnownFlags {
 
     /// Has another thread learn those of our own mappings, if smaps would take long: of a process with much memory, or of
     /// many. For who is not frozen yet.
-    pub fn prepare(root: i32) {
+    pub fn prepare(root: &Task, children: usize) {
         const MANY: usize = 8;
-        let Some(task) = pid_of(root).ok().and_then(|pid| Task::open(pid).ok()) else { return };
-        let is_large = || task.status().is_ok_and(|status| status.vm_rss_kib << 10 >= WORTH_IT);
-        if task.all_children().len() >= MANY || is_large() {
+        let is_large = || root.status().is_ok_and(|status| status.vm_rss_kib << 10 >= WORTH_IT);
+        if children >= MANY || is_large() {
             parallel::aside(|| {
                 let _ = Self::of_ourselves();
             });

@@ -108,6 +108,14 @@ pub(super) fn add(dst: u8, imm: i32) -> Insn {
     Insn { code: 0x07, dst, src: 0, off: 0, imm }
 }
 
+pub(super) fn add_register(dst: u8, src: u8) -> Insn {
+    Insn { code: 0x0f, dst, src, off: 0, imm: 0 }
+}
+
+pub(super) fn shift_left(dst: u8, imm: i32) -> Insn {
+    Insn { code: 0x67, dst, src: 0, off: 0, imm }
+}
+
 pub(super) fn load64(dst: u8, src: u8, off: i16) -> Insn {
     Insn { code: 0x79, dst, src, off, imm: 0 }
 }
@@ -157,6 +165,8 @@ pub(super) enum Visit {
     Task(i32),
     /// All threads of a process, one after the other.
     Threads(i32),
+    /// All threads of all processes.
+    AllTasks,
     /// Every mapping of a task, one after the other, and then from the beginning again.
     Mappings(i32),
     /// Every socket of TCP in our network namespace, and what there is of one (struct sock_common).
@@ -171,7 +181,7 @@ impl Visit {
                 [tid as u32, 0, 0, 0]
             }
             Visit::Threads(pid) => [0, pid as u32, 0, 0],
-            Visit::Connections => [0; 4],
+            Visit::AllTasks | Visit::Connections => [0; 4],
         }
     }
 
@@ -179,7 +189,7 @@ impl Visit {
     pub fn target(self) -> &'static str {
         match self {
             Visit::File { .. } | Visit::Files(_) => "bpf_iter_task_file",
-            Visit::Task(_) | Visit::Threads(_) => "bpf_iter_task",
+            Visit::Task(_) | Visit::Threads(_) | Visit::AllTasks => "bpf_iter_task",
             Visit::Mappings(_) => "bpf_iter_task_vma",
             Visit::Connections => "bpf_iter_tcp",
         }
@@ -203,7 +213,7 @@ pub(super) fn program(visit: Visit, body: &[Insn]) -> Vec<Insn> {
         Visit::Files(_) => {
             all.extend([load64(7, 6, 24), jump(0x15, 7, end(4), 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
         }
-        Visit::Task(_) | Visit::Threads(_) | Visit::Connections => {
+        Visit::Task(_) | Visit::Threads(_) | Visit::AllTasks | Visit::Connections => {
             all.extend([mov_value(7, 0), load64(8, 6, 8), jump(0x15, 8, end(2), 0)]);
         }
         Visit::Mappings(_) => all.extend([mov_value(7, 0), load64(8, 6, 16), jump(0x15, 8, end(2), 0)]),
@@ -331,7 +341,7 @@ fn has_kernels_ids() -> bool {
     })
 }
 
-/// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] in a pid namespace where threads have other
+/// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] and [`Visit::AllTasks`] in a pid namespace where threads have other
 /// numbers than those by which they could be told apart.
 pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
     let mut bytes = Vec::new();
@@ -347,7 +357,7 @@ pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
 
 /// The same as [`run`], as a file from which what the program tells is to be read.
 pub(super) fn begin(program: &OwnedFd, visit: Visit) -> Result<File, Errno> {
-    if matches!(visit, Visit::Threads(_)) && !has_kernels_ids() {
+    if matches!(visit, Visit::Threads(_) | Visit::AllTasks) && !has_kernels_ids() {
         return Err(Errno::NOTSUP);
     }
     let info = visit.walked();

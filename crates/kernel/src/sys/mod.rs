@@ -46,6 +46,7 @@ pub mod socket_glance;
 pub mod socket_inside;
 pub mod sysv;
 pub mod sysv_queues;
+pub mod task_objects;
 pub mod tcp_inside;
 pub mod tcp_repair;
 pub mod thread_calls;

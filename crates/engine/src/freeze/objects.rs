@@ -1,0 +1,75 @@
+//! Which objects the processes of a held tree have, at a glance where there are many; otherwise each is looked into.
+
+use super::{Held, pid_of};
+use crate::sharing::{KINDS, Namespaces};
+use crate::{Result, parallel};
+use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::kcmp;
+use cryonaut_kernel::sys::task_objects::{self, Objects};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// Processes from which on the glance is worth it.
+const MANY: usize = 8;
+
+/// What is known.
+#[derive(Debug, Default)]
+pub(super) struct KnownObjects {
+    /// By the thread that is asked for its process: of all that live, or of none.
+    objects: BTreeMap<i32, Objects>,
+    /// Those that were looked up for one of the processes that have them.
+    namespaces: BTreeMap<[u64; 3], Namespaces>,
+}
+
+impl KnownObjects {
+    /// Has another thread get ready what it needs, if it will be worth it. For who is not frozen yet.
+    pub fn prepare(children: usize) {
+        if children >= MANY {
+            parallel::aside(task_objects::prepare);
+        }
+    }
+
+    /// Of all that are held. Nothing where the kernel does not let us, or has something else by these names than we think.
+    pub fn of(held: &[Held]) -> Result<KnownObjects> {
+        let living = || held.iter().filter_map(|process| Some((&process.task, process.threads.first()?.tid)));
+        let tids: Vec<i32> = living().map(|(_, tid)| tid).collect();
+        if tids.len() < MANY {
+            return Ok(KnownObjects::default());
+        }
+        let glance = task_objects::of_tasks(&tids);
+        let objects =
+            glance.inspect_err(|e| tracing::debug!("processes are compared one by one: {e}")).unwrap_or_default();
+        if objects.len() != tids.len() || !is_understood(&objects) {
+            return Ok(KnownObjects::default());
+        }
+        let mut namespaces = BTreeMap::new();
+        for (task, tid) in living() {
+            let set = objects[&tid].namespaces;
+            if !namespaces.contains_key(&set) {
+                namespaces.insert(set, Namespaces::read(task)?);
+            }
+        }
+        Ok(KnownObjects { objects, namespaces })
+    }
+
+    /// The objects of the process for which this thread speaks, and its namespaces, which are looked up if they are not
+    /// known.
+    pub fn of_process(&self, task: &Task, tid: i32) -> Result<(Option<Objects>, Namespaces)> {
+        let objects = self.objects.get(&tid).copied();
+        let known = objects.and_then(|objects| self.namespaces.get(&objects.namespaces).copied());
+        Ok((objects, known.map_or_else(|| Namespaces::read(task), Ok)?))
+    }
+}
+
+/// Whether kcmp(2) says the same of two of them, with themselves and with one another.
+fn is_understood(objects: &BTreeMap<i32, Objects>) -> bool {
+    let mut some = objects.iter();
+    let (Some(one), Some(other)) = (some.next(), some.next_back()) else { return false };
+    let same = |(one, of_one): (&i32, &Objects), (other, of_other): (&i32, &Objects)| {
+        KINDS.into_iter().zip(of_one.shared.iter().zip(of_other.shared)).all(|(kind, (first, second))| {
+            let (Ok(one), Ok(other)) = (pid_of(*one), pid_of(*other)) else { return false };
+            kcmp::resource(one, other, kind).is_ok_and(|order| (order == Ordering::Equal) == (*first == second))
+        })
+    };
+    same(one, one) && same(one, other)
+}
