@@ -14,6 +14,8 @@ const KIND_POINTER: u32 = 2;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_FUNC: u32 = 12;
+/// Bytes of a record, at least.
+const LEAST: usize = 12;
 /// Structures inside of structures that are looked into: more than any has.
 const DEPTH: u32 = 16;
 
@@ -23,7 +25,7 @@ pub struct Btf {
     bytes: Bytes,
     strings: usize,
     /// Where each type's record begins. Numbers begin with 1.
-    types: Vec<usize>,
+    types: Vec<u32>,
     /// Types that were looked for: there are a hundred thousand.
     found: Mutex<HashMap<(u32, String), Option<u32>>>,
 }
@@ -128,9 +130,10 @@ impl Btf {
         let (begin, len) = (header + word(8)?, word(12)?);
         let strings = header + word(16)?;
         let mut at = begin;
-        let mut types = Vec::new();
+        // Room for more than there are: what is not used costs nothing, to grow it does.
+        let mut types = Vec::with_capacity(len / LEAST);
         while at < begin + len {
-            types.push(at);
+            types.push(u32::try_from(at).ok()?);
             let this = btf.record(at)?;
             at = this.body + trailer(this.kind, this.parts)?;
         }
@@ -167,7 +170,12 @@ impl Btf {
 
     fn search(&self, kind: u32, name: &str) -> Option<u32> {
         let is = |at: usize| self.record(at).is_some_and(|t| t.kind == kind && self.is_named(t.name, name));
-        self.types.iter().position(|&at| is(at)).map(|index| index as u32 + 1)
+        self.types.iter().position(|&at| is(at as usize)).map(|index| index as u32 + 1)
+    }
+
+    /// Where the record of a type begins.
+    fn place(&self, id: u32) -> Option<usize> {
+        Some(*self.types.get((id as usize).checked_sub(1)?)? as usize)
     }
 
     /// The number of a function's type.
@@ -179,7 +187,7 @@ impl Btf {
     /// Bytes of a structure.
     #[must_use]
     pub fn size(&self, structure: &str) -> Option<u32> {
-        self.word(self.types[self.find(KIND_STRUCT, structure)? as usize - 1] + 8)
+        self.word(self.place(self.find(KIND_STRUCT, structure)?)? + 8)
     }
 
     /// Where a field of a structure begins, in bytes; those of structures without a name count as the outer one's.
@@ -201,7 +209,7 @@ impl Btf {
     #[must_use]
     pub fn is_pointer(&self, structure: &str, name: &str) -> bool {
         let member = self.find(KIND_STRUCT, structure).and_then(|id| self.member(id, name, DEPTH));
-        let record = member.and_then(|member| self.record(*self.types.get((member.kind as usize).checked_sub(1)?)?));
+        let record = member.and_then(|member| self.record(self.place(member.kind)?));
         record.is_some_and(|record| record.kind == KIND_POINTER)
     }
 
@@ -214,7 +222,7 @@ impl Btf {
     }
 
     fn member(&self, id: u32, name: &str, depth: u32) -> Option<Member> {
-        let this = self.record(*self.types.get((id as usize).checked_sub(1)?)?)?;
+        let this = self.record(self.place(id)?)?;
         if depth == 0 || !matches!(this.kind, KIND_STRUCT | KIND_UNION) {
             return None;
         }
