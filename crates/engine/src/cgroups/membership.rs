@@ -11,6 +11,7 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::thread_cgroups;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
@@ -141,8 +142,8 @@ fn elsewhere<'s>(
 fn one_for_each_set(processes: &[&Process]) -> Result<BTreeMap<u64, Vec<Member>>> {
     let mut known = BTreeMap::new();
     for (process, objects) in processes.iter().filter_map(|process| Some((process, process.objects?))) {
-        if !known.contains_key(&objects.cgroups) {
-            known.insert(objects.cgroups, read(&process.task)?);
+        if let Entry::Vacant(unknown) = known.entry(objects.cgroups) {
+            unknown.insert(read(&process.task)?);
         }
     }
     Ok(known)

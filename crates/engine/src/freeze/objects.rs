@@ -8,6 +8,7 @@ use cryonaut_kernel::sys::kcmp;
 use cryonaut_kernel::sys::task_objects::{self, Objects};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Processes from which on the glance is worth it.
 const MANY: usize = 8;
@@ -44,9 +45,8 @@ impl KnownObjects {
         }
         let mut namespaces = BTreeMap::new();
         for (task, tid) in living() {
-            let set = objects[&tid].namespaces;
-            if !namespaces.contains_key(&set) {
-                namespaces.insert(set, Namespaces::read(task)?);
+            if let Entry::Vacant(unknown) = namespaces.entry(objects[&tid].namespaces) {
+                unknown.insert(Namespaces::read(task)?);
             }
         }
         Ok(KnownObjects { objects, namespaces })
