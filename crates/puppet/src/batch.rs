@@ -20,6 +20,10 @@ pub enum Arg {
     /// The 64-bit value that stands at this address of the target when the
     /// call is made.
     At(u64),
+    /// The 64-bit value that stands in the batch's data when the call is made:
+    /// what an earlier call has written there. Of one that takes a descriptor,
+    /// the kernel looks at the lower half only.
+    Within(Data),
 }
 
 impl From<u64> for Arg {
@@ -258,6 +262,10 @@ impl Batch {
                         refs |= 1 << i;
                         address
                     }
+                    Arg::Within(d) => {
+                        refs |= 1 << i;
+                        place.data + u64::from(d.off)
+                    }
                 });
             }
             put(refs);
@@ -305,11 +313,13 @@ mod tests {
         let path = b.cstr("/x");
         let fd = b.call(libc::SYS_open, [path.into(), Arg::Val(0)]);
         b.call(libc::SYS_close, [fd.into()]);
+        b.call(libc::SYS_close, [Arg::Within(path.at(2))]);
         let (ops, data) = b.encode(&PLACE);
         let word = |at: usize| u64::from_le_bytes(ops[at..at + 8].try_into().unwrap());
         assert_eq!(word(op::ARGS), 0x8000);
         assert_eq!(word(op::SIZE + op::ARGS), 0x1000 + op::RESULT as u64);
         assert_eq!(word(op::SIZE + op::REFS), 1);
+        assert_eq!((word(2 * op::SIZE + op::ARGS), word(2 * op::SIZE + op::REFS)), (0x8002, 1));
         assert_eq!(&data, b"/x\0");
     }
 

@@ -4,6 +4,7 @@
 use super::unanswered;
 use crate::files::{Build, Collect, regular};
 use crate::freeze::Process;
+use crate::restore::Work;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_kernel::proc::Task;
@@ -89,28 +90,30 @@ pub fn fs_record(cx: &mut Collect<'_>, task: &Task, pid: i32, umask: Option<u32>
 }
 
 /// Gives the process its working directory, root and umask.
-pub fn build_fs(hand: &mut Hand, service: &Service, files: &mut Build<'_>, fs: &FsEntry) -> Result<()> {
+pub fn build_fs(work: &mut Work<'_>, files: &mut Build<'_>, fs: &FsEntry) -> Result<()> {
+    let pid = work.hand.pid();
     let root = files.file(fs.root_id)?;
     let same_root = {
-        let ours = rustix::fs::stat("/").map_err(unanswered(hand.pid(), "root directory"))?;
-        let theirs = rustix::fs::fstat(root).map_err(unanswered(hand.pid(), "root directory"))?;
+        let ours = rustix::fs::stat("/").map_err(unanswered(pid, "root directory"))?;
+        let theirs = rustix::fs::fstat(root).map_err(unanswered(pid, "root directory"))?;
         (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
     };
-    let root_number = if same_root { None } else { Some(service.give(hand, &[root])?[0]) };
-    let cwd = service.give(hand, &[files.file(fs.cwd_id)?])?[0];
-    let mut b = Batch::new();
-    if let Some(number) = root_number {
+    let root = if same_root { None } else { Some(work.give(&[root])?) };
+    let cwd = work.give(&[files.file(fs.cwd_id)?])?;
+    let (root, cwd) = (root.map(|gift| work.number(gift, 0)), work.number(cwd, 0));
+    let b = &mut work.batch;
+    if let Some(number) = root {
         let dot = b.cstr(".");
-        b.call(libc::SYS_fchdir, [number.into()]);
+        b.call(libc::SYS_fchdir, [number]);
         b.call(libc::SYS_chroot, [dot.into()]);
-        b.call(libc::SYS_close, [number.into()]);
+        b.call(libc::SYS_close, [number]);
     }
-    b.call(libc::SYS_fchdir, [cwd.into()]);
-    b.call(libc::SYS_close, [cwd.into()]);
+    b.call(libc::SYS_fchdir, [cwd]);
+    b.call(libc::SYS_close, [cwd]);
     if let Some(umask) = fs.umask {
         b.call(libc::SYS_umask, [umask.into()]);
     }
-    Ok(hand.run(&mut b)?)
+    Ok(())
 }
 
 /// Gives the process what its record says, short of credentials.

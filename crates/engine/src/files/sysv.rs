@@ -11,6 +11,7 @@
 
 use super::{Build, Collect, shared_pages};
 use crate::memory::PAGE;
+use crate::restore::Work;
 use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageDir;
@@ -19,7 +20,7 @@ use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED, Status};
-use cryonaut_puppet::{Arg, Batch, Hand};
+use cryonaut_puppet::{Arg, Batch};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -234,14 +235,9 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
     })
 }
 
-/// Puts into a batch that a process maps a segment at its place; whatever stands there is in the way.
+/// Has a process map a segment at its place; whatever stands there is in the way.
 /// `in_own` is the ipc namespace if that is of the tree's own, where all segments are made before.
-pub fn map(
-    files: &mut Build<'_>,
-    (hand, b): (&mut Hand, &mut Batch),
-    vma: &VmaEntry,
-    in_own: Option<BorrowedFd<'_>>,
-) -> Result<()> {
+pub fn map(files: &mut Build<'_>, work: &mut Work<'_>, vma: &VmaEntry, in_own: Option<BorrowedFd<'_>>) -> Result<()> {
     let id = vma.shmid as i32;
     if in_own.is_none() {
         let images = files.images;
@@ -262,12 +258,13 @@ pub fn map(
     }
     let len = vma.end - vma.start;
     if (vma.pgoff, len) == (0, size) {
-        b.call(libc::SYS_shmat, [vma.shmid.into(), vma.start.into(), flags.into()]);
+        work.batch.call(libc::SYS_shmat, [vma.shmid.into(), vma.start.into(), flags.into()]);
     } else {
         // Of a part, the rest would be in the way of what stands beside it.
+        work.flush()?;
         let mut apart = Batch::new();
         let attached = apart.call(libc::SYS_shmat, [vma.shmid.into(), Arg::Val(0), flags.into()]);
-        hand.run(&mut apart)?;
+        work.hand.run(&mut apart)?;
         let whole = apart.result(attached).unwrap_or_default();
         let moves = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
         let mut apart = Batch::new();
@@ -276,10 +273,10 @@ pub fn map(
             [(whole + vma.pgoff).into(), len.into(), len.into(), moves.into(), vma.start.into()],
         );
         apart.call(libc::SYS_munmap, [whole.into(), size.into()]);
-        hand.run(&mut apart)?;
+        work.hand.run(&mut apart)?;
     }
     if gets != vma.prot {
-        b.call(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), vma.prot.into()]);
+        work.batch.call(libc::SYS_mprotect, [vma.start.into(), len.into(), vma.prot.into()]);
     }
     Ok(())
 }

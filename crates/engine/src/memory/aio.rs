@@ -13,10 +13,10 @@
 
 use super::PAGE;
 use super::vma::status;
+use crate::restore::Work;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{AioRingEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Batch, Hand};
 use rustix::io::Errno;
 use std::fs::File;
@@ -120,7 +120,7 @@ pub fn collect(pid: i32, mut hand: Option<&mut Hand>, vmas: &[VmaEntry]) -> Resu
 
 /// Makes the contexts of a process. Every mapping is there and filled; a ring's
 /// place is held by ordinary memory with its contents.
-pub fn build(hand: &mut Hand, service: &Service, vmas: &[VmaEntry]) -> Result<()> {
+pub fn build(work: &mut Work<'_>, vmas: &[VmaEntry]) -> Result<()> {
     let rings: Vec<&VmaEntry> = vmas.iter().filter(|v| is_ring(v)).collect();
     if rings.is_empty() {
         return Ok(());
@@ -129,7 +129,9 @@ pub fn build(hand: &mut Hand, service: &Service, vmas: &[VmaEntry]) -> Result<()
         let object = Object::Path("/dev/null".into());
         Error::kernel(object, "open it", crate::error::errno_of(&e))
     })?;
-    let null = service.give(hand, &[null.as_fd()])?[0];
+    work.flush()?;
+    let hand = &mut *work.hand;
+    let null = work.service.give(hand, &[null.as_fd()])?[0];
     for vma in rings {
         build_one(hand, null, vma)?;
     }

@@ -6,14 +6,14 @@ use super::extras::Extras;
 use super::vma::status;
 use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
 use crate::files::{Build, io_uring, sysv};
+use crate::restore::{Gift, Work};
 use crate::{Error, Object, Progress, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
-use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Hand};
+use cryonaut_puppet::{Arg, Batch};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -22,8 +22,6 @@ use std::os::fd::AsFd;
 const TASK_END: u64 = 0x7fff_ffff_f000;
 /// Lowest address that may be mapped here (vm.mmap_min_addr).
 const LOWEST: u64 = 0x1_0000;
-/// Calls that one batch is filled with.
-const FULL: usize = 200;
 /// What a mapping must allow while pages are read into it.
 const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 /// struct prctl_mm_map (linux/prctl.h), in 64-bit words.
@@ -62,57 +60,45 @@ impl Shape {
     }
 }
 
-/// Runs what a batch holds when it is nearly full, and starts a new one.
-fn spill(hand: &mut Hand, b: &mut Batch) -> Result<()> {
-    if b.len() >= FULL {
-        hand.run(b)?;
-        *b = Batch::new();
-    }
-    Ok(())
-}
-
-/// Gives the process of `hand` the mappings of its record and their contents.
+/// Gives the process of a hand the mappings of its record and their contents.
 /// What [`finish`] does is left, so that children can still be born with it.
 pub fn begin(
-    hand: &mut Hand,
-    service: &Service,
+    work: &mut Work<'_>,
     files: &mut Build<'_>,
     tree: &mut Tree<'_>,
     mm: &MmEntry,
     space: Space<'_>,
 ) -> Result<()> {
     let vdso = space.contents.vdso(&mut tree.store, &mm.vmas)?;
-    clear(hand, mm, space, vdso.as_deref(), tree.detour)?;
+    clear(work, mm, space, vdso.as_deref(), tree.detour)?;
     // First, while there is little else: see there.
     let (rings, others): (Vec<&VmaEntry>, Vec<&VmaEntry>) =
         mm.vmas.iter().partition(|vma| io_uring::is_recorded(files, vma));
     for ring in rings {
-        io_uring::map(hand, service, files, ring)?;
+        work.flush()?;
+        io_uring::map(work.hand, work.service, files, ring)?;
     }
-    let numbers = lend_files(hand, service, files, &mut tree.shared, &others, space.inherited)?;
+    let lent = lend_files(work, files, &mut tree.shared, &others, space.inherited)?;
     let (segments, others): (Vec<&VmaEntry>, Vec<&VmaEntry>) =
         others.into_iter().partition(|vma| vma.status & status::SYSVIPC != 0);
-    map_segments(hand, files, &segments)?;
-    map_all(hand, &others, &numbers, space)?;
-    tree.pages_filled += fill::fill(hand, service, &mut tree.store, space.now.to_vec(), &tree.progress)?;
-    part_from_files(hand, &space.contents.extras)?;
-    aio::build(hand, service, &mm.vmas)
+    map_segments(work, files, &segments)?;
+    map_all(work, &others, &lent, space)?;
+    tree.pages_filled += fill::fill(work, &mut tree.store, space.now.to_vec(), &tree.progress)?;
+    part_from_files(work, &space.contents.extras)?;
+    aio::build(work, &mm.vmas)
 }
 
 /// Makes pages the process's own, as if it had written to them: what becomes of their file is nothing to them any more.
 /// It must be as it was, though: they are in no other place.
-fn part_from_files(hand: &mut Hand, extras: &Extras) -> Result<()> {
-    if extras.like_file.is_empty() {
-        return Ok(());
-    }
-    let mut b = Batch::new();
+fn part_from_files(work: &mut Work<'_>, extras: &Extras) -> Result<()> {
     for &(start, end) in &extras.like_file {
-        b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_POPULATE_WRITE.into()]);
-        spill(hand, &mut b)?;
+        let args = [start.into(), (end - start).into(), libc::MADV_POPULATE_WRITE.into()];
+        work.batch.call(libc::SYS_madvise, args);
+        work.spill()?;
     }
-    hand.run(&mut b)?;
-    let Some(expected) = &extras.like_file_sum else { return Ok(()) };
-    let pid = hand.pid();
+    let Some(expected) = extras.like_file_sum.as_ref().filter(|_| !extras.like_file.is_empty()) else { return Ok(()) };
+    work.flush()?;
+    let pid = work.hand.pid();
     let mut sum = blake3::Hasher::new();
     let mut page = [0; super::PAGE as usize];
     for at in extras.like_file.iter().flat_map(|(start, end)| (*start..*end).step_by(super::PAGE as usize)) {
@@ -172,24 +158,22 @@ pub fn free_besides(mut taken: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 
 /// Unmaps all that the hand inherited from us, or from a process of the tree
 /// and is not to keep, and moves the vdso in place.
-fn clear(hand: &mut Hand, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, free: u64) -> Result<()> {
+fn clear(work: &mut Work<'_>, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, free: u64) -> Result<()> {
     let inherited = space.inherited;
-    let task = cryonaut_kernel::proc::Task::open(crate::freeze::pid_of(hand.pid())?)?;
+    let task = Task::open(crate::freeze::pid_of(work.hand.pid())?)?;
     let specials = vdso::specials(&task.maps()?);
     let mut keep: Vec<(u64, u64)> = specials.clone();
     keep.push((space.scratches.start, space.scratches.end));
     keep.extend(inherited.areas());
-    let mut b = Batch::new();
     for (start, end) in free_besides(keep) {
-        b.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
-        spill(hand, &mut b)?;
+        work.batch.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
+        work.spill()?;
     }
     for &(start, end) in &inherited.surplus {
-        b.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
-        spill(hand, &mut b)?;
+        work.batch.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
+        work.spill()?;
     }
-    vdso::place(hand, &mut b, &specials, &mm.vmas, code, free)?;
-    Ok(hand.run(&mut b)?)
+    vdso::place(work, &specials, &mm.vmas, code, free)
 }
 
 /// Which file stands behind a mapping: a file record, with the flags to open it
@@ -212,15 +196,30 @@ fn backing(vma: &VmaEntry) -> Option<Backing> {
     }
 }
 
-/// Gives the process the files behind its mappings; returns their numbers.
+/// Files that a process has been lent for its mappings, and which of them is which.
+#[derive(Debug)]
+struct Lent {
+    gifts: Vec<Gift>,
+    order: HashMap<Backing, usize>,
+}
+
+impl Lent {
+    /// Files of one gift: as many as a message takes.
+    const AT_ONCE: usize = 250;
+
+    fn number(&self, work: &Work<'_>, index: usize) -> Arg {
+        work.number(self.gifts[index / Self::AT_ONCE], index % Self::AT_ONCE)
+    }
+}
+
+/// Gives the process the files behind its mappings.
 fn lend_files(
-    hand: &mut Hand,
-    service: &Service,
+    work: &mut Work<'_>,
     files: &mut Build<'_>,
     shared: &mut SharedBuild,
     vmas: &[&VmaEntry],
     inherited: &Inheritance,
-) -> Result<HashMap<Backing, i32>> {
+) -> Result<Lent> {
     let mut order: Vec<Backing> = Vec::new();
     for vma in vmas.iter().filter(|v| !inherited.has(v)) {
         if let Some(b) = backing(vma).filter(|b| !order.contains(b)) {
@@ -242,81 +241,74 @@ fn lend_files(
             Backing::Segment(id) => shared.get(id)?,
         });
     }
-    let numbers = service.give(hand, &open)?;
-    Ok(order.into_iter().zip(numbers).collect())
+    let gifts = open.chunks(Lent::AT_ONCE).map(|some| work.give(some)).collect::<Result<_>>()?;
+    Ok(Lent { gifts, order: order.into_iter().zip(0..).collect() })
 }
 
 fn is_mapped_here(vma: &VmaEntry) -> bool {
     vma.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::GUARD) == 0
 }
 
-fn map_segments(hand: &mut Hand, files: &mut Build<'_>, segments: &[&VmaEntry]) -> Result<()> {
+fn map_segments(work: &mut Work<'_>, files: &mut Build<'_>, segments: &[&VmaEntry]) -> Result<()> {
     if segments.is_empty() {
         return Ok(());
     }
-    let mut b = Batch::new();
     // Those of an ipc namespace of the tree's own are there already.
-    let task = Task::open(crate::freeze::pid_of(hand.pid())?)?;
+    let task = Task::open(crate::freeze::pid_of(work.hand.pid())?)?;
     let is_own = task.namespace(Namespace::Ipc)? != Task::current()?.namespace(Namespace::Ipc)?;
     let in_own = is_own.then(|| namespace::open(&task, Namespace::Ipc)).transpose()?;
     for vma in segments {
-        sysv::map(files, (&mut *hand, &mut b), vma, in_own.as_ref().map(AsFd::as_fd))?;
-        spill(hand, &mut b)?;
+        sysv::map(files, work, vma, in_own.as_ref().map(AsFd::as_fd))?;
+        work.spill()?;
     }
-    Ok(hand.run(&mut b)?)
+    Ok(())
 }
 
-fn map_all(hand: &mut Hand, vmas: &[&VmaEntry], numbers: &HashMap<Backing, i32>, space: Space<'_>) -> Result<()> {
-    let mut b = Batch::new();
+fn map_all(work: &mut Work<'_>, vmas: &[&VmaEntry], lent: &Lent, space: Space<'_>) -> Result<()> {
     for vma in vmas.iter().filter(|v| is_mapped_here(v) && !space.inherited.has(v)) {
-        let number = match backing(vma) {
-            Some(back) => i64::from(numbers[&back]),
-            None => -1,
-        };
+        let file = backing(vma).map(|back| lent.number(work, lent.order[&back]));
         let prot = space.protection(vma);
         // Locked memory is locked at the end, when it is filled; a file stands for shared memory here.
         // The place of a ring is held until there is one (see `aio`).
         let ring = vma.status & status::AIORING != 0;
         let kind = if ring { (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32 } else { vma.flags };
         let mut flags = kind & !(libc::MAP_LOCKED as u32) | libc::MAP_FIXED_NOREPLACE as u32;
-        if number >= 0 {
+        if file.is_some() {
             flags &= !(libc::MAP_ANONYMOUS as u32);
         }
-        b.call(
-            libc::SYS_mmap,
-            [
-                vma.start.into(),
-                (vma.end - vma.start).into(),
-                prot.into(),
-                flags.into(),
-                cryonaut_puppet::Arg::Val(number as u64),
-                vma.pgoff.into(),
-            ],
-        );
-        spill(hand, &mut b)?;
+        let number = file.unwrap_or(Arg::Val(u64::MAX));
+        let (start, len) = (vma.start, vma.end - vma.start);
+        let args = [start.into(), len.into(), prot.into(), flags.into(), number, vma.pgoff.into()];
+        work.batch.call(libc::SYS_mmap, args);
+        work.spill()?;
     }
-    for number in numbers.values() {
-        b.call(libc::SYS_close, [(*number).into()]);
-        spill(hand, &mut b)?;
+    for index in 0..lent.order.len() {
+        let number = lent.number(work, index);
+        work.batch.call(libc::SYS_close, [number]);
+        work.spill()?;
     }
-    Ok(hand.run(&mut b)?)
+    Ok(())
 }
 
 /// Completes an address space that was begun.
-pub fn finish(hand: &mut Hand, service: &Service, files: &mut Build<'_>, mm: &MmEntry, space: Space<'_>) -> Result<()> {
-    let exe = service.give(hand, &[files.file(mm.exe_file_id)?])?[0];
-    let mut b = Batch::new();
-    finish_mappings(hand, &mut b, &mm.vmas, space)?;
-    set_fields(&mut b, exe, mm);
-    Ok(hand.run(&mut b)?)
+pub fn finish(work: &mut Work<'_>, files: &mut Build<'_>, mm: &MmEntry, space: Space<'_>) -> Result<()> {
+    let exe = work.give(&[files.file(mm.exe_file_id)?])?;
+    finish_mappings(work, &mm.vmas, space)?;
+    // Under a number that is known, since it stands in a structure.
+    let (number, known) = (work.number(exe, 0), work.service.above());
+    work.batch.call(libc::SYS_dup3, [number, known.into(), libc::O_CLOEXEC.into()]);
+    work.batch.call(libc::SYS_close, [number]);
+    set_fields(&mut work.batch, known, mm);
+    Ok(())
 }
 
 /// Final protection, advice, locks and guard regions; seals last of all.
-fn finish_mappings(hand: &mut Hand, b: &mut Batch, vmas: &[VmaEntry], space: Space<'_>) -> Result<()> {
+fn finish_mappings(work: &mut Work<'_>, vmas: &[VmaEntry], space: Space<'_>) -> Result<()> {
     const MADV_GUARD_INSTALL: i32 = 102;
     let extras = &space.contents.extras;
-    extras.build_merging(b);
+    extras.build_merging(&mut work.batch);
     for vma in vmas {
+        let b = &mut work.batch;
         let (start, len) = (vma.start, vma.end - vma.start);
         if vma.status & status::GUARD != 0 {
             b.call(libc::SYS_madvise, [start.into(), len.into(), MADV_GUARD_INSTALL.into()]);
@@ -340,12 +332,12 @@ fn finish_mappings(hand: &mut Hand, b: &mut Batch, vmas: &[VmaEntry], space: Spa
                 extras.build_lock(b, start, len);
             }
         }
-        spill(hand, b)?;
+        work.spill()?;
     }
-    extras.build_future(b);
+    extras.build_future(&mut work.batch);
     for vma in vmas.iter().filter(|v| is_mapped_here(v)) {
-        extras.build_seal(b, vma.start, vma.end - vma.start);
-        spill(hand, b)?;
+        extras.build_seal(&mut work.batch, vma.start, vma.end - vma.start);
+        work.spill()?;
     }
     Ok(())
 }

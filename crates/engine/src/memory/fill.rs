@@ -9,10 +9,9 @@
 use super::PAGE;
 use super::contents::{Piece, Store};
 use crate::freeze::pid_of;
-use crate::{Error, Progress, Result, parallel};
+use crate::restore::Work;
+use crate::{Progress, Result, parallel};
 use cryonaut_kernel::sys::mem::{self, Remote};
-use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Batch, Hand};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +24,8 @@ const STEP: u64 = 4 << 20;
 const IOVECS: usize = 512;
 /// No more reads than these are done before another thread has woken.
 const FEW: usize = 2;
+/// What a process reads by itself, in however many pieces it lies: it does that beside others.
+const LITTLE: u64 = 1 << 20;
 
 /// One read: pages that follow one another in the file, and lie in these places.
 #[derive(Debug, Default)]
@@ -34,10 +35,9 @@ struct Read {
     places: Vec<Remote>,
 }
 
-/// Reads the pages into place. Returns how many they are.
+/// Reads the pages into place, at the latest by what is left to do. Returns how many they are.
 pub(super) fn fill(
-    hand: &mut Hand,
-    service: &Service,
+    work: &mut Work<'_>,
     store: &mut Store<'_>,
     mut pieces: Vec<Piece>,
     progress: &Progress,
@@ -45,7 +45,7 @@ pub(super) fn fill(
     // File by file; within each they ascend by address and offset.
     pieces.sort_by_key(|piece| piece.source);
     for group in pieces.chunk_by(|a, b| a.source == b.source) {
-        fill_from(hand, service, &store.pages(group[0].source)?, &reads(group), progress)?;
+        fill_from(work, &store.pages(group[0].source)?, &reads(group), progress)?;
     }
     Ok(pieces.iter().map(|piece| piece.len / PAGE).sum())
 }
@@ -77,17 +77,29 @@ fn reads(pieces: &[Piece]) -> Vec<Read> {
     out
 }
 
-fn fill_from(hand: &mut Hand, service: &Service, pages: &File, reads: &[Read], progress: &Progress) -> Result<()> {
-    let left = if reads.len() > FEW { write(hand.pid(), pages, reads, progress)? } else { reads.iter().collect() };
+fn fill_from(work: &mut Work<'_>, pages: &File, reads: &[Read], progress: &Progress) -> Result<()> {
+    let total: u64 = reads.iter().map(|read| read.len).sum();
+    let left = if reads.len() > FEW && total > LITTLE {
+        work.flush()?;
+        write(work.hand.pid(), pages, reads, progress)?
+    } else {
+        reads.iter().collect()
+    };
     if left.is_empty() {
         return Ok(());
     }
-    let number = service.give(hand, &[pages.as_fd()])?[0];
-    read_itself(hand, number, &left)?;
+    let lent = work.give(&[pages.as_fd()])?;
+    for read in &left {
+        work.spill()?;
+        let iov: Vec<u8> = read.places.iter().flat_map(|p| [p.address, p.len]).flat_map(u64::to_le_bytes).collect();
+        let (number, at, count) = (work.number(lent, 0), work.batch.bytes(&iov), read.places.len());
+        let call = work.batch.call(libc::SYS_preadv, [number, at.into(), count.into(), read.offset.into()]);
+        work.reads(call, read.len);
+    }
     progress.advance(left.iter().map(|read| read.len).sum());
-    let mut b = Batch::new();
-    b.call(libc::SYS_close, [number.into()]);
-    Ok(hand.run(&mut b)?)
+    let number = work.number(lent, 0);
+    work.batch.call(libc::SYS_close, [number]);
+    Ok(())
 }
 
 /// Writes what is to be read into the process, by several threads; returns what is left to it.
@@ -106,38 +118,6 @@ fn write<'r>(pid: i32, pages: &File, reads: &'r [Read], progress: &Progress) -> 
     };
     parallel::beside(parallel::others().min(reads.len() - 1), work, work);
     Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Has the process read from its descriptor `number`.
-fn read_itself(hand: &mut Hand, number: i32, reads: &[&Read]) -> Result<()> {
-    let mut rest = reads;
-    while !rest.is_empty() {
-        let mut b = Batch::new();
-        let mut expected = Vec::new();
-        while let Some((read, behind)) = rest.split_first() {
-            if !expected.is_empty() && b.data_len() + IOVECS * size_of::<Remote>() > cryonaut_puppet::scratch::DATA_LEN
-            {
-                break;
-            }
-            let iov: Vec<u8> = read.places.iter().flat_map(|p| [p.address, p.len]).flat_map(u64::to_le_bytes).collect();
-            let at = b.bytes(&iov);
-            let count = read.places.len();
-            let call = b.call(libc::SYS_preadv, [number.into(), at.into(), count.into(), read.offset.into()]);
-            expected.push((call, read.len));
-            rest = behind;
-        }
-        hand.run(&mut b)?;
-        for (call, total) in expected {
-            let got = b.result(call).unwrap_or(0);
-            if got != total {
-                return Err(Error::bad_image(
-                    format!("pagemap-{}.img", hand.pid()),
-                    format!("{total} bytes of pages do not fit its mappings ({got} were taken)"),
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -11,12 +11,10 @@ use super::{AllExtras, PAGE, SharedBuild, ranges, status};
 use crate::files::Build;
 use crate::lazy::{Handover, Lazy, LeftOut, comes_later};
 use crate::plan::{Plan, SharedSpaces};
-use crate::restore::Scratches;
+use crate::restore::{Scratches, Work};
 use crate::{Progress, Result};
 use cryonaut_image::records::{MmEntry, VmaEntry};
 use cryonaut_image::{ImageDir, ImageKind};
-use cryonaut_puppet::Hand;
-use cryonaut_puppet::passing::Service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -138,33 +136,34 @@ impl<'p> AddressSpaces<'p> {
 
     /// Maps and fills the memory of a process, if that has not been done, by
     /// itself or by another that shares it.
-    pub fn begin(&mut self, hand: &mut Hand, service: &Service, files: &mut Build<'_>) -> Result<()> {
-        let owner = self.shared.owner(hand.pid());
+    pub fn begin(&mut self, work: &mut Work<'_>, files: &mut Build<'_>) -> Result<()> {
+        let owner = self.shared.owner(work.hand.pid());
         let Some(one) = self.spaces.get_mut(&owner).filter(|one| !one.begun) else {
             return Ok(());
         };
         one.begun = true;
-        build::begin(hand, service, files, &mut self.tree, one.mm, one.space())
+        build::begin(work, files, &mut self.tree, one.mm, one.space())
     }
 
     /// Completes the memory of a process; no child is born with it any more.
     pub fn finish(
         &mut self,
-        hand: &mut Hand,
-        service: &Service,
+        work: &mut Work<'_>,
         files: &mut Build<'_>,
         handover: Option<&mut Handover>,
     ) -> Result<()> {
-        self.begin(hand, service, files)?;
-        let owner = self.shared.owner(hand.pid());
+        self.begin(work, files)?;
+        let owner = self.shared.owner(work.hand.pid());
         let Some(one) = self.spaces.get_mut(&owner).filter(|one| !one.finished) else {
             return Ok(());
         };
         one.finished = true;
-        build::finish(hand, service, files, one.mm, one.space())?;
+        build::finish(work, files, one.mm, one.space())?;
+        let Some(to) = handover else { return Ok(()) };
+        work.flush()?;
         // From here on whatever touches the memory waits for what is missing.
         let left_out = LeftOut { pieces: &one.later, contents: &one.contents };
-        handover.map_or(Ok(()), |to| to.take(hand, service, &mut self.tree.store, &one.mm.vmas, left_out))
+        to.take(work.hand, work.service, &mut self.tree.store, &one.mm.vmas, left_out)
     }
 }
 

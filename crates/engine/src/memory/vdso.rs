@@ -8,10 +8,11 @@
 
 use super::vdso_redirect::redirect;
 use super::vma::status;
+use crate::restore::Work;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_puppet::{Batch, Hand};
+use cryonaut_puppet::Batch;
 
 /// The kernel's special mappings in ascending order: data pages, then code.
 fn is_special(vma: &Vma) -> bool {
@@ -39,29 +40,21 @@ pub fn recorded(vmas: &[VmaEntry]) -> Option<(u64, u64)> {
 /// Puts the special mappings, which stand at `now`, where the program whose
 /// record is `vmas` needs them. `code` is what it had in its vdso, as far as
 /// known; `free` an address with room for all of them.
-pub fn place(
-    hand: &mut Hand,
-    b: &mut Batch,
-    now: &[(u64, u64)],
-    vmas: &[VmaEntry],
-    code: Option<&[u8]>,
-    free: u64,
-) -> Result<()> {
+pub fn place(work: &mut Work<'_>, now: &[(u64, u64)], vmas: &[VmaEntry], code: Option<&[u8]>, free: u64) -> Result<()> {
     if let (Some(code), Some(&(start, end))) = (code, now.last()) {
-        let here = hand.peek(start, (end - start) as usize)?;
+        let here = work.hand.peek(start, (end - start) as usize)?;
         // With other data pages before it, even the same code would look for them where they are not.
         if here != code || !same_layout(now, &wanted(vmas)) {
-            return lead_away(hand, b, now, (vmas, code), &here, free);
+            return lead_away(work, now, (vmas, code), &here, free);
         }
     }
-    relocate(hand.pid(), b, now, vmas, free)
+    relocate(work.hand.pid(), &mut work.batch, now, vmas, free)
 }
 
-/// Adds to a batch what puts this kernel's special mappings to `free` for
+/// Adds what puts this kernel's special mappings to `free` for
 /// good, and the program's own code, which leads there, in its place.
 fn lead_away(
-    hand: &mut Hand,
-    b: &mut Batch,
+    work: &mut Work<'_>,
     now: &[(u64, u64)],
     (vmas, code): (&[VmaEntry], &[u8]),
     here: &[u8],
@@ -71,21 +64,23 @@ fn lead_away(
     let from = span(now).0;
     let there: Vec<(u64, u64)> = now.iter().map(|a| (free + (a.0 - from), free + (a.1 - from))).collect();
     if there != now {
-        moves(b, now, &there);
+        moves(&mut work.batch, now, &there);
     }
     let base = there.last().map_or(0, |code| code.0);
     let led = redirect(code, here, base).map_err(|stuck| {
         let remedy = "restore on the kernel on which the program was started";
-        Error::unsupported(Object::Mapping(hand.pid(), start, "vdso".into()), stuck.to_string(), remedy)
+        Error::unsupported(Object::Mapping(work.hand.pid(), start, "vdso".into()), stuck.to_string(), remedy)
     })?;
-    tracing::debug!(pid = hand.pid(), "the program's vdso is another than this kernel's: its functions are led there");
+    tracing::debug!(
+        pid = work.hand.pid(),
+        "the program's vdso is another than this kernel's: its functions are led there"
+    );
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let (len, prot) = (end - start, libc::PROT_READ | libc::PROT_WRITE);
-    b.call(libc::SYS_mmap, [start.into(), len.into(), prot.into(), flags.into(), (-1).into(), 0.into()]);
-    hand.run(b)?;
-    hand.poke(start, &led)?;
-    *b = Batch::new();
-    b.call(libc::SYS_mprotect, [start.into(), len.into(), (libc::PROT_READ | libc::PROT_EXEC).into()]);
+    work.batch.call(libc::SYS_mmap, [start.into(), len.into(), prot.into(), flags.into(), (-1).into(), 0.into()]);
+    work.flush()?;
+    work.hand.poke(start, &led)?;
+    work.batch.call(libc::SYS_mprotect, [start.into(), len.into(), (libc::PROT_READ | libc::PROT_EXEC).into()]);
     Ok(())
 }
 

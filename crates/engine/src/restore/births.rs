@@ -2,7 +2,7 @@
 //! their sessions and groups; and ending those that are to be zombies, or that
 //! existed only for the others' sake.
 
-use super::{Nursery, Scratches};
+use super::{Nursery, Scratches, Work};
 use crate::cgroups::Restoring;
 use crate::files::{Build, tty};
 use crate::lineage::{Birth, Step};
@@ -61,7 +61,9 @@ pub fn create_all(
             }
             Step::Create(first) => {
                 if spaces.comes_first(first.creator) {
-                    spaces.begin(nursery.hand(first.creator)?, service, build)?;
+                    let mut work = Work::new(nursery.hand(first.creator)?, service);
+                    spaces.begin(&mut work, build)?;
+                    work.flush()?;
                 }
                 let mut births = vec![(first, sharing_flags(plan, first))];
                 while let Some(&&Step::Create(next)) = steps.peek().filter(|s| s.creator() == Some(first.creator)) {

@@ -125,8 +125,3 @@ pub fn set_owner(file: BorrowedFd<'_>, id: u32, owner: &FownEntry) -> Result<()>
     cryonaut_kernel::sys::creds::with_uids(uid, euid, || fcntl::setown_ex(file, target))
         .map_err(|e| failed("set who gets its signals", e))
 }
-
-/// Closes the service descriptor, the last that the process has from us.
-pub fn withdraw(b: &mut Batch, service: &Service) {
-    b.attempt(libc::SYS_close, [service.number().into()]);
-}

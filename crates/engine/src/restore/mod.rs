@@ -6,8 +6,12 @@
 mod births;
 mod descriptors;
 mod resume;
+mod work;
+
+pub use work::{Gift, Work};
 
 use resume::Own;
+use work::AtWork;
 
 use crate::attributes::{leader, limits, signals, task, timers};
 use crate::cgroups::Restoring;
@@ -204,13 +208,7 @@ impl Seed<'_> {
             handover = Handover::begin(&options.lazy, plan)?;
         }
         *refusals = handover.as_ref().and_then(Handover::refusals);
-        for process in plan.processes.values() {
-            if let Some(fs) = &process.fs {
-                let hand = nursery.hand(process.pid())?;
-                spaces.finish(hand, &service, &mut build, handover.as_mut())?;
-                task::build_fs(hand, &service, &mut build, fs)?;
-            }
-        }
+        build_memory(&mut nursery, plan, &service, &mut build, &mut spaces, handover.as_mut())?;
         if let Some(handover) = &mut handover {
             handover.complete(plan.processes.keys().copied())?;
         }
@@ -259,6 +257,26 @@ impl Seed<'_> {
             total_us: begun.elapsed().as_micros() as u64,
         })
     }
+}
+
+/// Gives every process its memory, and its place among the directories.
+fn build_memory(
+    nursery: &mut Nursery<'_>,
+    plan: &Plan,
+    service: &Service,
+    build: &mut Build<'_>,
+    spaces: &mut AddressSpaces<'_>,
+    mut handover: Option<&mut Handover>,
+) -> Result<()> {
+    let mut at_work = AtWork::default();
+    for process in plan.processes.values() {
+        let Some(fs) = &process.fs else { continue };
+        let mut work = at_work.add(nursery, process.pid(), service)?;
+        spaces.finish(&mut work, build, handover.as_deref_mut())?;
+        task::build_fs(&mut work, build, fs)?;
+        at_work.start(work)?;
+    }
+    at_work.finish(nursery)
 }
 
 /// Fills network namespaces, now that all are there. Nothing passes in them until the tree is complete, if it has sockets

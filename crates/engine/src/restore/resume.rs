@@ -1,7 +1,7 @@
 //! The last steps: what each thread has to do itself, then registers, then
 //! letting go.
 
-use super::{Nursery, Scratches, births, descriptors};
+use super::{Nursery, Scratches, births};
 use crate::arch;
 use crate::attributes::overruns::{self, Comebacks};
 use crate::attributes::signals::Queue;
@@ -48,7 +48,7 @@ pub fn resume_all(
     for process in living {
         let hand = nursery.hand(process.pid())?;
         let mut b = Batch::new();
-        descriptors::withdraw(&mut b, service);
+        service.withdraw(&mut b);
         // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
         signals::build_actions(process.pid(), &mut b, &of_process(process)?.sigactions)?;
         hand.run(&mut b)?;
