@@ -20,6 +20,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cryonaut_kernel::heap::keep_freed();
+    // Before there is a second thread.
+    cryonaut_kernel::sys::fcntl::make_room();
     let arguments: Vec<OsString> = env::args_os().collect();
     let called_as = arguments.first().map(Path::new).and_then(Path::file_name);
     if called_as.is_some_and(|name| name == "criu") {

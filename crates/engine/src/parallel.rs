@@ -7,6 +7,7 @@
 //! The threads are begun once, before anybody stands still for us
 //! ([`get_ready`]), and sleep until there is something to do.
 
+use cryonaut_kernel::sys::fcntl::make_room;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
 use std::sync::OnceLock;
@@ -40,6 +41,7 @@ fn pool() -> Option<&'static ThreadPool> {
 /// This process is a copy of another, whose threads it does not have.
 pub fn begin_again() {
     IS_COPY.store(true, Ordering::Relaxed);
+    make_room();
 }
 
 /// Begins the threads.
