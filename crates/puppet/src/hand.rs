@@ -286,6 +286,12 @@ impl Hand {
         self.wait(batch)
     }
 
+    /// Whether a batch is not too large.
+    #[must_use]
+    pub fn fits(&self, batch: &Batch) -> bool {
+        batch.fits(&self.place())
+    }
+
     /// Whether a batch can run in another thread beside those of more threads.
     #[must_use]
     pub fn fits_in_thread(&self, batch: &Batch) -> bool {

@@ -176,15 +176,25 @@ impl Hand {
         self.run(&mut b)
     }
 
-    /// Unmaps the scratch mapping through the door and leaves the hand stopped
-    /// behind that; its registers are the caller's to set.
-    pub fn strip(&mut self, door: &Doorway) -> Result<()> {
+    /// Begins to unmap the scratch mapping through the door. Many may be on their way at once; each is to be let
+    /// [on](Hand::strip_on), and waited for.
+    pub fn begin_strip(&mut self, door: &Doorway) -> Result<()> {
         let base = trace::registers(self.tid)?;
         self.serving = false;
         let unmap = [self.base, self.len, 0, 0, 0, 0];
         let nr = libc::SYS_munmap as u64;
         self.set_regs(&arch::for_call(&base, door.gadgets.syscall, door.home(), nr, unmap))?;
-        match stops::run_one_call(self.tid)? {
+        trace::resume_to_syscall(self.tid)
+    }
+
+    /// Waits until it is about to unmap, and lets it.
+    pub fn strip_on(&self) -> Result<()> {
+        stops::enter_call(self.tid)
+    }
+
+    /// Waits until it has, which leaves the hand stopped behind that; its registers are the caller's to set.
+    pub fn end_strip(&self) -> Result<()> {
+        match stops::leave_call(self.tid)? {
             0 => Ok(()),
             got => {
                 let errno = rustix::io::Errno::from_raw_os_error(-got as i32);

@@ -37,15 +37,13 @@ fn ask_one(b: &mut Batch, number: usize) -> Data {
     room
 }
 
-/// Gives the process its limits.
-pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry) -> Result<()> {
-    let mut b = Batch::new();
+/// Gives the process its limits, where they are not what `asked` has been answered.
+pub fn build(hand: &mut Hand, limits: &TaskRlimitsEntry, asked: &Ask, answers: &Batch) -> Result<()> {
     let mut calls = Vec::new();
-    let rooms: Vec<_> = (0..limits.rlimits.len()).map(|number| ask_one(&mut b, number)).collect();
-    hand.run(&mut b)?;
+    let there = asked.record(answers);
     let mut set = Batch::new();
     for (i, limit) in limits.rlimits.iter().enumerate() {
-        if (b.read_u64(rooms[i]), b.read_u64(rooms[i].at(8))) == (limit.cur, limit.max) {
+        if there.rlimits.get(i) == Some(limit) {
             continue;
         }
         let mut value = limit.cur.to_le_bytes().to_vec();

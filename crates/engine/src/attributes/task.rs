@@ -116,9 +116,8 @@ pub fn build_fs(work: &mut Work<'_>, files: &mut Build<'_>, fs: &FsEntry) -> Res
     Ok(())
 }
 
-/// Gives the process what its record says, short of credentials.
-pub fn build(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result<()> {
-    let mut b = Batch::new();
+/// Adds to a batch what gives the process what its record says, short of credentials and of what [`build`] does.
+pub fn build_calls(b: &mut Batch, core: &TaskCoreEntry) {
     b.call(libc::SYS_personality, [core.personality.into()]);
     if core.child_subreaper.unwrap_or(false) {
         b.call(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into(), 0.into(), 0.into(), 0.into()]);
@@ -128,7 +127,10 @@ pub fn build(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result
             b.attempt(libc::SYS_membarrier, [(1u64 << command).into(), Arg::Val(0), Arg::Val(0)]);
         }
     }
-    hand.run(&mut b)?;
+}
+
+/// Gives the process what stands in files of its own.
+pub fn build(hand: &mut Hand, service: &Service, core: &TaskCoreEntry) -> Result<()> {
     adjust_oom(hand.pid(), core)?;
     set_loginuid(hand, service, core)
 }

@@ -70,7 +70,8 @@ pub fn begin(
     space: Space<'_>,
 ) -> Result<()> {
     let vdso = space.contents.vdso(&mut tree.store, &mm.vmas)?;
-    clear(work, mm, space, vdso.as_deref(), tree.detour)?;
+    let specials = clear(work, space)?;
+    make_ready(work, mm, space, &specials, vdso.as_deref(), tree.detour)?;
     // First, while there is little else: see there.
     let (rings, others): (Vec<&VmaEntry>, Vec<&VmaEntry>) =
         mm.vmas.iter().partition(|vma| io_uring::is_recorded(files, vma));
@@ -156,24 +157,35 @@ pub fn free_besides(mut taken: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
     super::ranges::without(&[(LOWEST, TASK_END)], &taken)
 }
 
-/// Unmaps all that the hand inherited from us, or from a process of the tree
-/// and is not to keep, and moves the vdso in place.
-fn clear(work: &mut Work<'_>, mm: &MmEntry, space: Space<'_>, code: Option<&[u8]>, free: u64) -> Result<()> {
-    let inherited = space.inherited;
+/// Unmaps all that the hand inherited from us, or from a process of the tree and is not to keep. Where the kernel's own
+/// mappings are.
+pub fn clear(work: &mut Work<'_>, space: Space<'_>) -> Result<Vec<(u64, u64)>> {
     let task = Task::open(crate::freeze::pid_of(work.hand.pid())?)?;
     let specials = vdso::specials(&task.maps()?);
     let mut keep: Vec<(u64, u64)> = specials.clone();
     keep.push((space.scratches.start, space.scratches.end));
-    keep.extend(inherited.areas());
+    keep.extend(space.inherited.areas());
     for (start, end) in free_besides(keep) {
         work.batch.call(libc::SYS_munmap, [start.into(), (end - start).into()]);
         work.spill()?;
     }
-    for &(start, end) in &inherited.surplus {
+    Ok(specials)
+}
+
+/// Gives back what was inherited beyond what is to be there, and moves the vdso, which stands at `now`, in its place.
+fn make_ready(
+    work: &mut Work<'_>,
+    mm: &MmEntry,
+    space: Space<'_>,
+    now: &[(u64, u64)],
+    code: Option<&[u8]>,
+    free: u64,
+) -> Result<()> {
+    for &(start, end) in &space.inherited.surplus {
         work.batch.call(libc::SYS_madvise, [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()]);
         work.spill()?;
     }
-    vdso::place(work, &specials, &mm.vmas, code, free)
+    vdso::place(work, now, &mm.vmas, code, free)
 }
 
 /// Which file stands behind a mapping: a file record, with the flags to open it

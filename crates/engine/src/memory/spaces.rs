@@ -134,6 +134,14 @@ impl<'p> AddressSpaces<'p> {
         self.forebears.contains(&self.shared.owner(pid))
     }
 
+    /// Takes from a process what it has from us, before children are born with it, which would each have a copy.
+    pub fn clear(&self, work: &mut Work<'_>) -> Result<()> {
+        let owner = self.shared.owner(work.hand.pid());
+        let Some(one) = self.spaces.get(&owner).filter(|one| !one.begun) else { return Ok(()) };
+        build::clear(work, one.space())?;
+        work.flush()
+    }
+
     /// Maps and fills the memory of a process, if that has not been done, by
     /// itself or by another that shares it.
     pub fn begin(&mut self, work: &mut Work<'_>, files: &mut Build<'_>) -> Result<()> {

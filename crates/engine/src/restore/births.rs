@@ -32,6 +32,9 @@ const SURVIVED: [i32; 8] = [
     libc::SIGTTOU,
 ];
 
+/// With so many children, it pays to take away first what each would have a copy of.
+const SEVERAL: usize = 2;
+
 /// Creates every process of the plan. Those whose children keep some of their
 /// memory have it before.
 pub fn create_all(
@@ -60,7 +63,8 @@ pub fn create_all(
                 settle_in(nursery, birth.pid, plan, service, build)?;
             }
             Step::Create(first) => {
-                if spaces.comes_first(first.creator) {
+                let is_forebear = spaces.comes_first(first.creator);
+                if is_forebear {
                     let mut work = Work::new(nursery.hand(first.creator)?, service);
                     spaces.begin(&mut work, build)?;
                     work.flush()?;
@@ -69,6 +73,9 @@ pub fn create_all(
                 while let Some(&&Step::Create(next)) = steps.peek().filter(|s| s.creator() == Some(first.creator)) {
                     births.push((next, sharing_flags(plan, next)));
                     steps.next();
+                }
+                if births.len() >= SEVERAL && !is_forebear {
+                    spaces.clear(&mut Work::new(nursery.hand(first.creator)?, service))?;
                 }
                 let pids_of = |birth: &Birth| plan.namespaces.joins_pids(birth.pid);
                 for births in births.chunk_by(|(one, _), (next, _)| pids_of(one) == pids_of(next)) {
@@ -96,7 +103,7 @@ pub fn create_all(
             }
             Step::End(helper, reaper) => {
                 end(nursery, helper, None, Some(reaper))?;
-                forget_sigchld(nursery, reaper)?;
+                forget_sigchld_of(nursery, reaper)?;
             }
         }
     }
@@ -256,7 +263,7 @@ pub fn end_zombies_and_helpers(nursery: &mut Nursery<'_>, plan: &Plan) -> Result
     // Children before parents: a zombie's own children were reparented long ago, so it has none.
     for process in plan.processes.values().filter(|p| p.is_zombie()) {
         end(nursery, process.pid(), process.core.tc.as_ref(), None)?;
-        forget_sigchld(nursery, process.tree.ppid as i32)?;
+        forget_sigchld_of(nursery, process.tree.ppid as i32)?;
     }
     Ok(())
 }
@@ -304,17 +311,18 @@ fn end(nursery: &mut Nursery<'_>, pid: i32, record: Option<&TaskCoreEntry>, reap
 }
 
 /// Takes away the SIGCHLD that a process got because we built its zombie.
-fn forget_sigchld(nursery: &mut Nursery<'_>, pid: i32) -> Result<()> {
-    nursery.hands.get_mut(&pid).map_or(Ok(()), forget_sigchld_in)
+fn forget_sigchld_of(nursery: &mut Nursery<'_>, pid: i32) -> Result<()> {
+    let Some(hand) = nursery.hands.get_mut(&pid) else { return Ok(()) };
+    let mut b = Batch::new();
+    forget_sigchld(&mut b);
+    Ok(hand.run(&mut b)?)
 }
 
-/// The same for a hand.
-pub fn forget_sigchld_in(hand: &mut Hand) -> Result<()> {
-    let mut b = Batch::new();
+/// Adds to a batch what takes away a SIGCHLD that we have brought about.
+pub fn forget_sigchld(b: &mut Batch) {
     let set = b.bytes(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes());
     let now = b.bytes(&[0; 16]);
     b.attempt(libc::SYS_rt_sigtimedwait, [set.into(), Arg::Val(0), now.into(), Arg::Val(8)]);
-    Ok(hand.run(&mut b)?)
 }
 
 /// Creates the threads of a process but for its leader.

@@ -9,7 +9,7 @@ use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdinfoEntry, FownEntry};
 use cryonaut_kernel::sys::fcntl::{self, Owner, OwnerKind};
-use cryonaut_puppet::passing::Service;
+use cryonaut_puppet::passing::{LANES, Service};
 use cryonaut_puppet::{Batch, Hand};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -48,11 +48,17 @@ pub fn install_all(
     let networks: BTreeMap<i32, u32> = plan.networks();
     build.begin(&mut Actors::new(&mut nursery.hands, service, networks.clone()))?;
     for round in [Round::First, Round::Watchers, Round::Last] {
-        for (pid, table) in &tables {
-            let now: Vec<_> = table.iter().copied().filter(|entry| round_of(entry) == round).collect();
-            if !now.is_empty() {
-                install(nursery.hand(*pid)?, service, build, &now)?;
-            }
+        let now = tables.iter().map(|(pid, table)| {
+            let entries: Vec<_> = table.iter().copied().filter(|entry| round_of(entry) == round).collect();
+            (*pid, entries)
+        });
+        let (few, many): (Vec<_>, Vec<_>) =
+            now.filter(|(_, entries)| !entries.is_empty()).partition(|(_, entries)| entries.len() <= CHUNK);
+        for some in few.chunks(LANES - 1) {
+            install_together(nursery, service, build, some)?;
+        }
+        for (pid, entries) in many {
+            install(nursery.hand(pid)?, service, build, &entries)?;
         }
     }
     build.complete(&mut Actors::new(&mut nursery.hands, service, networks))?;
@@ -71,6 +77,45 @@ fn sorted(table: &[FdinfoEntry]) -> Result<Vec<&FdinfoEntry>> {
     Ok(sorted)
 }
 
+/// Puts files of several tables in place, at once. Each takes one message.
+fn install_together(
+    nursery: &mut Nursery<'_>,
+    service: &Service,
+    build: &mut Build<'_>,
+    tables: &[(i32, Vec<&FdinfoEntry>)],
+) -> Result<()> {
+    let mut receiving = Vec::new();
+    // The first lane is that of those who work alone.
+    for (lane, (pid, entries)) in (1..).zip(tables) {
+        let hand = nursery.hand(*pid)?;
+        let mut b = Batch::new();
+        match service.give_in(&mut b, lane, &built(build, entries)?)? {
+            Some(received) => {
+                hand.start(&b)?;
+                receiving.push((*pid, entries, b, received));
+            }
+            None => install(hand, service, build, entries)?,
+        }
+    }
+    let mut placing = Vec::new();
+    for (pid, entries, mut b, received) in receiving {
+        let hand = nursery.hand(pid)?;
+        hand.wait(&mut b)?;
+        let b = places(entries, &received.numbers(&b));
+        hand.start(&b)?;
+        placing.push((pid, b));
+    }
+    placing.into_iter().try_for_each(|(pid, mut b)| Ok(nursery.hand(pid)?.wait(&mut b)?))
+}
+
+/// The files of these descriptors, which are built if they are not there.
+fn built<'b>(build: &'b mut Build<'_>, entries: &[&FdinfoEntry]) -> Result<Vec<BorrowedFd<'b>>> {
+    for entry in entries {
+        build.file(entry.id)?;
+    }
+    Ok(entries.iter().map(|entry| build.built()[&entry.id].as_fd()).collect())
+}
+
 /// Puts files of one table in place, whose numbers ascend and are free.
 /// Received descriptors take the lowest free numbers; going through the table
 /// from the highest number down, each one's place is at or above where it was
@@ -79,19 +124,20 @@ fn install(hand: &mut Hand, service: &Service, build: &mut Build<'_>, sorted: &[
     let mut end = sorted.len();
     while end > 0 {
         let chunk = &sorted[end.saturating_sub(CHUNK)..end];
-        for entry in chunk {
-            build.file(entry.id)?;
-        }
-        let files: Vec<BorrowedFd<'_>> = chunk.iter().map(|e| build.built()[&e.id].as_fd()).collect();
-        let numbers = service.give(hand, &files)?;
-        let mut b = Batch::new();
-        for (entry, number) in chunk.iter().zip(numbers).rev() {
-            place(&mut b, number, entry);
-        }
-        hand.run(&mut b)?;
+        let numbers = service.give(hand, &built(build, chunk)?)?;
+        hand.run(&mut places(chunk, &numbers))?;
         end -= chunk.len();
     }
     Ok(())
+}
+
+/// What puts received descriptors in place, from the highest down.
+fn places(entries: &[&FdinfoEntry], numbers: &[i32]) -> Batch {
+    let mut b = Batch::new();
+    for (entry, number) in entries.iter().zip(numbers).rev() {
+        place(&mut b, *number, entry);
+    }
+    b
 }
 
 fn place(b: &mut Batch, number: i32, entry: &FdinfoEntry) {

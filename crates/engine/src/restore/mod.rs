@@ -31,7 +31,7 @@ use cryonaut_image::records::InetSkEntry;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_puppet::passing::Service;
-use cryonaut_puppet::{Hand, Verdict, scratch, spawn, stops};
+use cryonaut_puppet::{Batch, Hand, Verdict, scratch, spawn, stops};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 use std::collections::{BTreeMap, HashMap};
@@ -39,6 +39,9 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// How many hands are at work at a time that get no files meanwhile.
+const AT_ONCE: usize = 128;
 
 /// The processes while they are built; what is not resumed is killed.
 #[derive(Debug)]
@@ -219,11 +222,16 @@ impl Seed<'_> {
         births::end_zombies_and_helpers(&mut nursery, plan)?;
         let own = Own::read()?;
         let mut threads = 0;
-        for process in plan.by_birth().filter(|p| !p.is_zombie()) {
-            finish_process(&mut nursery, plan, process, &service, &own, &mut build.cgroups)?;
-            let rings = io_uring::Start { images, records: &plan.files, built: build.built(), places: &places };
-            io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
-            threads += 1 + process.threads.len();
+        let living: Vec<&ProcessPlan> = plan.by_birth().filter(|p| !p.is_zombie()).collect();
+        for some in living.chunks(AT_ONCE) {
+            let begun =
+                some.iter().map(|process| begin_attributes(&mut nursery, process)).collect::<Result<Vec<_>>>()?;
+            for (process, begun) in some.iter().zip(begun) {
+                finish_process(&mut nursery, plan, process, begun, (&service, &own), &mut build.cgroups)?;
+                let rings = io_uring::Start { images, records: &plan.files, built: build.built(), places: &places };
+                io_uring::start(nursery.hand(process.pid())?, process, &rings)?;
+                threads += 1 + process.threads.len();
+            }
         }
         births::leave_children_elsewhere(&mut nursery, plan, &service, &build)?;
         let (pages_restored, pages_lazy) = (spaces.pages_filled(), spaces.pages_later());
@@ -442,21 +450,41 @@ fn settle(
     crate::files::locks::build(&mut settle)
 }
 
+/// What the hand of a process does while others begin as well.
+struct Begun {
+    batch: Batch,
+    limits: limits::Ask,
+}
+
+/// Begins with the attributes of a process. To be followed by [`finish_process`].
+fn begin_attributes(nursery: &mut Nursery<'_>, process: &ProcessPlan) -> Result<Begun> {
+    let hand = nursery.hand(process.pid())?;
+    hand.hush(signals_in_use(process))?;
+    let mut batch = Batch::new();
+    if let Some(tc) = &process.core.tc {
+        task::build_calls(&mut batch, tc);
+    }
+    let limits = limits::Ask::new(&mut batch);
+    hand.start(&batch)?;
+    Ok(Begun { batch, limits })
+}
+
 /// Threads and attributes of one process, short of what resuming does.
 fn finish_process(
     nursery: &mut Nursery<'_>,
     plan: &Plan,
     process: &ProcessPlan,
-    service: &Service,
-    own: &Own,
+    begun: Begun,
+    (service, own): (&Service, &Own),
     cgroups: &mut Restoring,
 ) -> Result<()> {
     let hand = nursery.hand(process.pid())?;
-    hand.hush(signals_in_use(process))?;
+    let Begun { mut batch, limits } = begun;
+    hand.wait(&mut batch)?;
     if let Some(tc) = &process.core.tc {
         task::build(hand, service, tc)?;
         if let Some(rlimits) = &tc.rlimits {
-            limits::build(hand, rlimits)?;
+            limits::build(hand, rlimits, &limits, &batch)?;
         }
     }
     plan.debts.build(hand)?;

@@ -1,7 +1,7 @@
 //! The last steps: what each thread has to do itself, then registers, then
 //! letting go.
 
-use super::{Nursery, Scratches, births};
+use super::{AT_ONCE, Nursery, Scratches, births};
 use crate::arch;
 use crate::attributes::overruns::{self, Comebacks};
 use crate::attributes::signals::Queue;
@@ -45,21 +45,23 @@ pub fn resume_all(
     let living: Vec<&ProcessPlan> = plan.processes.values().filter(|p| !p.is_zombie()).collect();
     let mut doors = Doors::new(plan, scratches)?;
     let mut ready = Vec::new();
-    for process in living {
-        let hand = nursery.hand(process.pid())?;
-        let mut b = Batch::new();
-        service.withdraw(&mut b);
-        // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
-        signals::build_actions(process.pid(), &mut b, &of_process(process)?.sigactions)?;
-        hand.run(&mut b)?;
-        threads_of(hand, process, plan, own)?;
-        let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
-        let homes = homes(process, plan)?;
-        let door = doors.of(process)?;
-        ready.push(Ready { process, homes, door, stop });
+    for some in living.chunks(AT_ONCE) {
+        let begin = |process: &&ProcessPlan| begin(nursery.hand(process.pid())?, process, plan, service, own);
+        let begun = some.iter().map(begin).collect::<Result<Vec<_>>>()?;
+        for (process, (mut batch, is_all)) in some.iter().zip(begun) {
+            let hand = nursery.hand(process.pid())?;
+            hand.wait(&mut batch)?;
+            if !is_all {
+                threads_of(hand, process, plan, own)?;
+            }
+            let stop = process.job_stop().or(options.leave_stopped.then_some(libc::SIGSTOP));
+            let homes = homes(process, plan)?;
+            let door = doors.of(process)?;
+            ready.push(Ready { process, homes, door, stop });
+        }
     }
     if let [only] = ready.as_slice() {
-        only.finish(nursery.hand(only.process.pid())?, plan)?;
+        finish_all(&ready, &mut nursery.hands, plan).into_iter().next().map_or(Ok(()), Err)?;
         at_last()?;
         only.survive_us()?;
         nursery.hands.clear();
@@ -80,14 +82,66 @@ pub fn resume_all(
         // Not before the verdict, which a stopped process would not look at.
         failures.extend(one.send_stop().err());
     }
-    for one in &ready {
-        let finished = hands.get_mut(&one.process.pid()).map_or(Ok(()), |hand| one.finish(hand, plan));
-        failures.extend(finished.err());
+    for some in ready.chunks(AT_ONCE) {
+        failures.extend(finish_all(some, &mut hands, plan));
     }
     for one in &ready {
         failures.extend(one.let_go().err());
     }
     failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Has a process begin with its last calls, while others do; whether they are all that it makes.
+fn begin(hand: &mut Hand, process: &ProcessPlan, plan: &Plan, service: &Service, own: &Own) -> Result<(Batch, bool)> {
+    let mut b = Batch::new();
+    service.withdraw(&mut b);
+    let tc = of_process(process)?;
+    // To begin to ignore a signal takes away what waits of it, whichever thread it waits for (do_sigaction).
+    signals::build_actions(process.pid(), &mut b, &tc.sigactions)?;
+    let whole = whole(process, plan, own, b.clone())?.filter(|whole| hand.fits(whole));
+    if whole.is_some() {
+        schedule(process.first, &process.core, plan, own)?;
+        suspend_seccomp(process.first, &process.core)?;
+    }
+    let is_all = whole.is_some();
+    let b = whole.unwrap_or(b);
+    hand.start(&b)?;
+    Ok((b, is_all))
+}
+
+/// All that a process does itself behind these calls, if nobody else is to do anything in between.
+fn whole(process: &ProcessPlan, plan: &Plan, own: &Own, mut b: Batch) -> Result<Option<Batch>> {
+    let (core, tc) = (&process.core, of_process(process)?);
+    let waits = |queue: Option<&SignalQueueEntry>| queue.is_some_and(|queue| !queue.signals.is_empty());
+    let has_timers = tc.timers.as_ref().is_some_and(|all| !all.posix.is_empty());
+    if !process.threads.is_empty() || has_timers || waits(tc.signals_s.as_ref()) || waits(own_signals(core)) {
+        return Ok(None);
+    }
+    thread::build(&mut b, core, plan.extras.get(&process.first));
+    births::forget_sigchld(&mut b);
+    if let Some(all) = &tc.timers {
+        timers::start(&mut b, all, |_| timers::State::New);
+    }
+    last_calls(&mut b, core, process, plan, own, 0)?;
+    Ok(Some(b))
+}
+
+/// Gives processes their final state, at once: calls that were interrupted, the loss of the scratch mapping, registers.
+/// What fails concerns that process alone.
+fn finish_all(some: &[Ready<'_>], hands: &mut BTreeMap<i32, Hand>, plan: &Plan) -> Vec<Error> {
+    let mut step = |one: &Ready<'_>, take: &mut dyn FnMut(&mut Hand) -> Result<Option<u64>>| {
+        hands.get_mut(&one.process.pid()).map_or(Ok(None), take)
+    };
+    let begun: Vec<_> = some.iter().map(|one| step(one, &mut |hand| one.begin_finish(hand, plan))).collect();
+    let on: Vec<_> = some
+        .iter()
+        .zip(begun)
+        .map(|(one, begun)| begun.and_then(|result| step(one, &mut |hand| Ok(hand.strip_on().map(|()| result)?))))
+        .collect();
+    let end = |(one, on): (&Ready<'_>, Result<Option<u64>>)| {
+        on.and_then(|result| step(one, &mut |hand| one.end_finish(hand, result).map(|()| None))).err()
+    };
+    some.iter().zip(on).filter_map(end).collect()
 }
 
 /// A process of which nothing is missing but that it runs.
@@ -134,16 +188,23 @@ impl Ready<'_> {
         Ok(())
     }
 
-    /// Calls that were interrupted, and the final state of all threads; the hand's process loses the scratch mapping.
-    fn finish(&self, hand: &mut Hand, plan: &Plan) -> Result<()> {
+    /// Calls that were interrupted, and the final state of all threads but the hand's, which begins to lose the scratch
+    /// mapping. What its result register is to hold.
+    fn begin_finish(&self, hand: &mut Hand, plan: &Plan) -> Result<Option<u64>> {
         for (tid, context) in self.homes.iter().skip(1) {
             let result = self.reenter(hand, *tid, plan)?;
             set_state(hand, *tid, context, result)?;
         }
         hand.clear_rows()?;
+        let result = self.reenter(hand, self.homes[0].0, plan)?;
+        hand.begin_strip(&self.door)?;
+        Ok(result)
+    }
+
+    /// The final state of the hand's thread.
+    fn end_finish(&self, hand: &mut Hand, result: Option<u64>) -> Result<()> {
+        hand.end_strip()?;
         let (tid, context) = &self.homes[0];
-        let result = self.reenter(hand, *tid, plan)?;
-        hand.strip(&self.door)?;
         set_state(hand, *tid, context, result)?;
         hand.wipe_frame()?;
         // What has run here has taken the signal away.
@@ -277,8 +338,8 @@ fn first_thread(
     let tc = of_process(process)?;
     let mut b = Batch::new();
     thread::build(&mut b, core, plan.extras.get(&first));
+    births::forget_sigchld(&mut b);
     hand.run(&mut b)?;
-    births::forget_sigchld_in(hand)?;
     for mut b in signals::build_queue(
         Queue::Shared { pid: inside(pid), sender: inside(first) },
         tc.signals_s.as_ref(),
