@@ -5,6 +5,7 @@
  *                                                     of its session and ends with them
  *   load writer RATE MIB                              the same with memory, of which it writes to so many random pages a
  *                                                     second; after SIGUSR1 it prints how often it could, and ends
+ *   load shared-writer RATE MIB                       the same with shared memory; a rate of 0 leaves it at rest
  *   load reader MIB                                   says "ready"; sleeps until it is another day for it (the clock has
  *                                                     jumped, as it has by a restore), tells the clock, reads a byte of
  *                                                     each page in no order, tells the clock once more, and sleeps
@@ -31,19 +32,23 @@
 #include <time.h>
 #include <unistd.h>
 
-static char *map(size_t bytes)
+static char *map_as(int sharing, size_t bytes)
 {
-	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, sharing | MAP_ANONYMOUS, -1, 0);
 
 	if (memory == MAP_FAILED)
 		err(1, "mmap %zu", bytes);
 	return memory;
 }
 
-/* xorshift64*: no page is like another, and nothing of it can be packed. */
-static char *map_random(size_t bytes)
+static char *map(size_t bytes)
 {
-	char *memory = map(bytes);
+	return map_as(MAP_PRIVATE, bytes);
+}
+
+/* xorshift64*: no page is like another, and nothing of it can be packed. */
+static char *randomly(char *memory, size_t bytes)
+{
 	uint64_t state = 88172645463325252ULL;
 
 	for (size_t at = 0; at < bytes; at += sizeof state) {
@@ -53,6 +58,11 @@ static char *map_random(size_t bytes)
 		*(uint64_t *)(memory + at) = state * 2685821657736338717ULL;
 	}
 	return memory;
+}
+
+static char *map_random(size_t bytes)
+{
+	return randomly(map(bytes), bytes);
 }
 
 static double now(void)
@@ -271,7 +281,12 @@ int main(int argc, char **argv)
 		map_random(mib);
 	else if (!strcmp(what, "writer"))
 		write_pages(map_random(mib), mib, strtoul(argv[2], NULL, 10));
-	else if (strcmp(what, "tiny"))
+	else if (!strcmp(what, "shared-writer")) {
+		char *memory = randomly(map_as(MAP_SHARED, mib), mib);
+
+		if (strtoul(argv[2], NULL, 10))
+			write_pages(memory, mib, strtoul(argv[2], NULL, 10));
+	} else if (strcmp(what, "tiny"))
 		errx(2, "unknown: %s", what);
 	puts("ready");
 	fflush(stdout);

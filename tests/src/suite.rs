@@ -62,7 +62,8 @@ pub fn survives(own: &Engine) -> ExitCode {
     }));
     let copied_ahead: Vec<Declaration> = all.iter().filter(|w| has_memory(w)).map(copied_while_it_runs).collect();
     tests.extend(each("precopied", &copied_ahead, engines.clone(), |start| unchanged(start, 1)));
-    let ceaseless: Vec<Declaration> = all.iter().filter(|w| w.name == "memory/ceaseless_copied").cloned().collect();
+    let ceaseless = ["memory/ceaseless_copied", "memory/shared_ceaseless_copied"];
+    let ceaseless: Vec<Declaration> = all.iter().filter(|w| ceaseless.contains(&w.name.as_str())).cloned().collect();
     tests.extend(each("schedules", &ceaseless, engines.clone(), |start| round_trips(start, schedules())));
     tests.extend(crate::vdso::tests(own));
     run(tests)

@@ -411,6 +411,8 @@ impl DumpDir {
         if !matches!(self.files().remove(name), Some(Content::Raw { .. })) {
             return Err(Error::misuse(self.path_of(name), "not a file of raw data that was made"));
         }
+        // Nor is it to be cleared away.
+        self.expected().remove(name);
         self.home.dir_of(name).remove_file(name)
     }
 

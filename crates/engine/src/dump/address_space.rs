@@ -8,7 +8,7 @@ use crate::sharing::SharedSpace;
 use crate::{Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::VmaEntry;
-use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags};
+use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
 use cryonaut_puppet::Hand;
 
 /// Whether a process's memory is not to be written without its hand: what was copied while it ran needs none.
@@ -41,7 +41,9 @@ pub fn dump_memory(
     let smaps = || -> Result<Vec<FlaggedVma>> {
         let mut flagged = known.map_or_else(|| process.task.smaps(), Ok)?;
         // Of our own doing.
-        flagged.iter_mut().filter(|_| is_tracked).for_each(|vma| vma.flags.remove(VmFlags::UFFD_WP));
+        let segments = |vma: &Vma| place.precopied.is_some_and(|precopied| precopied.has_segment(process.pid, vma));
+        let of_ours = flagged.iter_mut().filter(|flagged| is_tracked || segments(&flagged.vma));
+        of_ours.for_each(|flagged| flagged.flags.remove(VmFlags::UFFD_WP));
         Ok(flagged)
     };
     let mut write = |vmas: &[VmaEntry]| dump_private(place, process, hand.as_deref_mut(), space, vmas);

@@ -139,6 +139,7 @@ pub fn dump(
     report: &mut CheckpointReport,
     janitor: Option<&Janitor>,
 ) -> Result<(NewLinks, Held)> {
+    about.precopied.iter().for_each(|precopied| precopied.stand_still(frozen));
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);
@@ -154,6 +155,7 @@ pub fn dump(
     let mut cx = Collect::new(images, options, &pids);
     cx.namespaces = Some(about.owned);
     cx.pages_ids = pages_ids;
+    cx.precopied = about.precopied;
     let ids = frozen.processes.iter().filter_map(|p| p.ids).chain([about.own]);
     cx.surroundings = Some(about.own);
     let free = ids.map(|ids| namespaces::highest(&ids)).max().unwrap_or(0) + 1;

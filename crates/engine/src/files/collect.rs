@@ -7,6 +7,7 @@ use super::{FileKind, KINDS, regular_path};
 use crate::freeze::pid_of;
 use crate::memory::PageCount;
 use crate::namespaces::{Kind, Owned};
+use crate::precopy::Precopied;
 use crate::users;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry, UnixSkEntry};
@@ -228,6 +229,8 @@ pub struct Collect<'a> {
     next_id: u32,
     /// Numbers for files of pages.
     pub pages_ids: PagesIds,
+    /// What was copied while the tree ran.
+    pub precopied: Option<&'a Precopied<'a>>,
     /// Records of Unix sockets, which are written in the end and the last first: of a pair that has duplicates, CRIU's
     /// restore needs to see the end with the higher number before the other.
     late: Vec<FileEntry>,
@@ -277,6 +280,7 @@ impl<'a> Collect<'a> {
             speakers: BTreeMap::new(),
             next_id: 1,
             pages_ids: PagesIds::default(),
+            precopied: None,
             late: Vec::new(),
             seen: HashMap::new(),
             on_their_way: Vec::new(),

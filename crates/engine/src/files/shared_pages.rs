@@ -24,6 +24,13 @@ fn failed<'a>(object: &'a Object, action: &'static str) -> impl Fn(std::io::Erro
 /// `page` is the size in bytes of the file's pages. Huge ones do not say where
 /// their holes are: what is zero is a hole there.
 pub fn write(cx: &mut Collect<'_>, id: u64, file: &File, size: u64, page: u64, object: &Object) -> Result<()> {
+    if let Some(precopied) = cx.precopied.filter(|_| page == PAGE) {
+        let stat = rustix::fs::fstat(file).map_err(|e| Error::kernel(object.clone(), "ask what it is", e))?;
+        if let Some(count) = precopied.finish_segment((stat.st_dev, stat.st_ino), id)? {
+            cx.shared_pages.add(count);
+            return Ok(());
+        }
+    }
     let progress = Some(&cx.options.progress);
     let count = write_out((cx.images, &cx.pages_ids, progress), id, file, size, page, object)?;
     cx.shared_pages.add(count);
@@ -64,7 +71,7 @@ pub fn write_out(
 }
 
 /// The next stretch of data at or behind `at`.
-fn next_data(file: &File, at: u64, size: u64, object: &Object) -> Result<Option<(u64, u64)>> {
+pub fn next_data(file: &File, at: u64, size: u64, object: &Object) -> Result<Option<(u64, u64)>> {
     if at >= size {
         return Ok(None);
     }

@@ -14,13 +14,15 @@
 //! | module | owns                                                  |
 //! |--------|-------------------------------------------------------|
 //! | space  | the rounds of one address space                       |
+//! | segments | shared memory: who has it, and what else is done to it |
+//! | segment | the rounds of one segment of shared memory           |
 //! | reader | the memory of a process, read from outside            |
 //! | direct_io | who writes to memory past the page tables          |
 //! | store  | where its pages lie in their file                     |
 //! | pace   | whether another round is worth it                     |
 //! | processor | how much of the processors it takes                |
 //!
-//! Copied in the freeze, as without it: small processes, shared memory, what a
+//! Copied in the freeze, as without it: small processes and segments, what a
 //! process has in common with another that has not written to it (its pages are
 //! stored once, by `memory/common.rs`), and those that cannot be tracked.
 
@@ -28,9 +30,12 @@ mod direct_io;
 mod pace;
 mod processor;
 mod reader;
+mod segment;
+mod segments;
 mod space;
 mod store;
 
+use segments::Segments;
 use space::Round;
 pub use space::Space;
 
@@ -43,7 +48,9 @@ use crate::tracking::{Kept, TrackedSpace, end_all};
 use crate::{Error, Object, Progress, Result, memory};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::stat::State;
+use cryonaut_kernel::proc::status::Status;
 use pace::Pace;
 use processor::{Share, ahead_of_others};
 use rangemap::RangeSet;
@@ -73,6 +80,10 @@ pub struct Precopied<'a> {
     timeout: Duration,
     /// By pid.
     spaces: BTreeMap<i32, Mutex<Space>>,
+    /// Shared memory; `None` while there was none to be copied.
+    segments: Option<Mutex<Segments>>,
+    /// Whether there is to be any.
+    takes_segments: bool,
     /// Numbers for all files of pages of the image.
     pub pages_ids: PagesIds,
     report: PrecopyReport,
@@ -86,10 +97,14 @@ pub type Keeping = (Kept, Vec<TrackedSpace>);
 
 /// Whether a tree has enough memory of its own for its freeze to become shorter by this.
 pub fn is_worth_it(root: i32) -> bool {
+    any_is(root, |status| status.rss_anon_kib.max(status.rss_shmem_kib) >= WORTH_KIB)
+}
+
+fn any_is(root: i32, is_large: impl Fn(&Status) -> bool) -> bool {
     let mut pids = vec![root];
     while let Some(pid) = pids.pop() {
         let Some(task) = pid_of(pid).ok().and_then(|pid| Task::open(pid).ok()) else { continue };
-        if task.status().is_ok_and(|status| status.rss_anon_kib >= WORTH_KIB) {
+        if task.status().is_ok_and(|status| is_large(&status)) {
             return true;
         }
         pids.extend(task.all_children().into_iter().map(|child| child.as_raw_nonzero().get()));
@@ -106,6 +121,7 @@ impl<'a> Precopied<'a> {
     /// may.
     pub fn make(root: i32, images: &'a DumpDir, options: &CheckpointOptions, stands_still: bool) -> Result<Self> {
         let mut precopied = Self::begin(root, images, options)?;
+        precopied.takes_segments = options.precopy.mode != PrecopyMode::Never;
         let mode = if stands_still { PrecopyMode::Never } else { options.precopy.mode };
         let keeps = options.keep_tracking && !stands_still;
         if mode != PrecopyMode::Never || keeps {
@@ -151,8 +167,20 @@ impl<'a> Precopied<'a> {
         let (spaces, pages_ids, report) = (BTreeMap::new(), PagesIds::default(), PrecopyReport::default());
         // Others come first for no longer than leaves time enough for what must follow.
         let share = Share::new(Some(Instant::now() + options.limit / 2));
-        let mut precopied =
-            Precopied { root, images, options, progress, timeout, spaces, pages_ids, report, stops: 0, share };
+        let mut precopied = Precopied {
+            root,
+            images,
+            options,
+            progress,
+            timeout,
+            spaces,
+            segments: None,
+            takes_segments: false,
+            pages_ids,
+            report,
+            stops: 0,
+            share,
+        };
         if let Some(parent) = parent {
             precopied.resume(&ImageDir::open(images.path().join(parent))?)?;
         }
@@ -188,6 +216,23 @@ impl<'a> Precopied<'a> {
     /// Gets ready for the freeze.
     fn prepare(&self) {
         self.spaces.values().for_each(|space| lock(space).prepare(0));
+        self.segments.iter().for_each(|segments| lock(segments).prepare());
+    }
+
+    /// Has what is done to shared memory counted from now on, if the tree has much of it.
+    fn watch_segments(&mut self, least_kib: u64) {
+        let is_large = |status: &Status| status.rss_shmem_kib >= least_kib.max(1);
+        if !self.takes_segments || self.segments.is_some() || !any_is(self.root, is_large) {
+            return;
+        }
+        match Segments::new() {
+            Ok(segments) => self.segments = Some(Mutex::new(segments)),
+            Err(errno) => {
+                self.takes_segments = false;
+                let reason = segments::unavailable(errno).to_string();
+                self.report.untracked.push(Untracked { pid: self.root, reason });
+            }
+        }
     }
 
     /// Has the writes of the large processes of the tree tracked (of all, if it is always to be done), for which it stands
@@ -195,12 +240,17 @@ impl<'a> Precopied<'a> {
     fn track(&mut self) -> Result<()> {
         let least = if self.options.mode == PrecopyMode::Always { 0 } else { WORTH_KIB };
         let is_large = |p: &Process| !p.is_zombie() && p.status.rss_anon_kib >= least;
+        self.watch_segments(least);
         let mut frozen = Frozen::freeze(self.root, self.timeout, None)?;
         let stood_still = Instant::now();
         let gone = self.spaces.iter().filter(|(_, space)| !lock(space).is_there()).map(|(pid, _)| *pid);
         gone.collect::<Vec<_>>().into_iter().try_for_each(|pid| self.leave_out(pid, GONE))?;
         let is_new = |p: &Process| is_large(p) && !self.is_known(p.pid);
-        frozen.enter(is_new)?;
+        let candidates =
+            self.segments.as_ref().map(|segments| lock(segments).candidates(&frozen.processes, least << 10));
+        let candidates = candidates.unwrap_or_default();
+        let mappers = self.segments.as_ref().map(|segments| lock(segments).to_enter(&candidates)).unwrap_or_default();
+        frozen.enter(|p| is_new(p) || mappers.contains(&p.pid))?;
         let mut tracked = BTreeMap::new();
         let mut untracked = Vec::new();
         for process in frozen.processes.iter_mut().filter(|p| is_large(p)) {
@@ -213,9 +263,16 @@ impl<'a> Precopied<'a> {
                 }
             }
         }
+        if let Some(segments) = &self.segments {
+            let place = (self.images, &self.pages_ids, &self.progress);
+            lock(segments).track(&mut frozen.processes, candidates, place)?;
+        }
         let processes = frozen.release_and_tell()?;
         self.report.stops_us.push(micros(stood_still.elapsed()));
         self.report.untracked.extend(untracked);
+        if let Some(segments) = &self.segments {
+            lock(segments).refuse_direct_io(self.images)?;
+        }
         self.take_on(processes, tracked)
     }
 
@@ -272,7 +329,7 @@ impl<'a> Precopied<'a> {
                 is_prepared = false;
                 continue;
             }
-            if is_prepared && !next && self.spaces.values().all(|space| lock(space).is_ready()) {
+            if is_prepared && !next && self.is_ready() {
                 return Ok(pace);
             }
             // What is not known yet when the rounds could end takes another, since this takes its time as well.
@@ -282,9 +339,16 @@ impl<'a> Precopied<'a> {
                 is_prepared = true;
             } else if !next {
                 self.spaces.values().for_each(|space| lock(space).prepare_for_rest());
+                self.segments.iter().for_each(|segments| lock(segments).prepare());
                 is_prepared = true;
             }
         }
+    }
+
+    /// Whether memory is there for what the freeze has to keep.
+    fn is_ready(&self) -> bool {
+        self.spaces.values().all(|space| lock(space).is_ready())
+            && self.segments.iter().all(|segments| lock(segments).is_ready())
     }
 
     /// One round.
@@ -307,6 +371,9 @@ impl<'a> Precopied<'a> {
             }
         }
         gone.into_iter().try_for_each(|pid| self.leave_out(pid, GONE))?;
+        if let Some(segments) = &self.segments {
+            round.add(lock(segments).round(&mut self.share)?);
+        }
         Ok(round)
     }
 
@@ -314,7 +381,8 @@ impl<'a> Precopied<'a> {
     fn refuse_direct_io(&mut self) -> Result<()> {
         let spaces = self.spaces.iter().map(|(pid, space)| (*pid, lock(space).direct_io()));
         let found: Vec<_> = spaces.filter_map(|(pid, reason)| Some((pid, reason?))).collect();
-        found.into_iter().try_for_each(|(pid, reason)| self.leave_out(pid, reason))
+        found.into_iter().try_for_each(|(pid, reason)| self.leave_out(pid, reason))?;
+        self.segments.iter().try_for_each(|segments| lock(segments).refuse_direct_io(self.images))
     }
 
     /// Whether the freeze may come.
@@ -338,6 +406,26 @@ impl<'a> Precopied<'a> {
         pids.iter().filter_map(|pid| self.spaces.get(pid)).map(lock).find(|space| space.is_there())
     }
 
+    /// The tree stands still for the last round.
+    pub fn stand_still(&self, frozen: &Frozen) {
+        self.segments.iter().for_each(|segments| lock(segments).stand_still(frozen));
+    }
+
+    /// Whether a mapping of shared memory is protected by our doing.
+    #[must_use]
+    pub fn has_segment(&self, pid: i32, vma: &Vma) -> bool {
+        self.segments.as_ref().is_some_and(|segments| lock(segments).has(pid, vma))
+    }
+
+    /// The last round of a segment of shared memory, by its device and inode: the image has it under `id` then. `None` if
+    /// it was not copied while the tree ran, or not so that it could be relied on.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the image not be written.
+    pub fn finish_segment(&self, file: (u64, u64), id: u64) -> Result<Option<memory::PageCount>> {
+        self.segments.as_ref().map_or(Ok(None), |segments| lock(segments).finish(file, self.images, id))
+    }
+
     /// Ends it: the files of pages are in order, and nothing of it is left in the processes, unless their tracking is to be
     /// kept. While the tree `waits` for that, it gets all of the processors.
     ///
@@ -353,6 +441,11 @@ impl<'a> Precopied<'a> {
         for space in self.spaces.into_values() {
             let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
             tracked.extend(space.settle(self.images, keeps, &mut self.share)?);
+        }
+        if let Some(segments) = self.segments {
+            let mut segments = segments.into_inner().unwrap_or_else(PoisonError::into_inner);
+            self.report.untracked.extend(segments.take_untracked());
+            segments.settle(self.images, &mut self.share)?;
         }
         let keeping = match tracked.is_empty() {
             true => None,
@@ -381,6 +474,6 @@ fn in_common(mut processes: Vec<&Process>) -> Result<Vec<i32>> {
     }
 }
 
-fn lock(space: &Mutex<Space>) -> MutexGuard<'_, Space> {
-    space.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
+    one.lock().unwrap_or_else(PoisonError::into_inner)
 }

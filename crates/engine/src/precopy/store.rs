@@ -197,6 +197,12 @@ impl Store {
         self.present.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// Which pages of a range the image has not.
+    #[must_use]
+    pub fn absent_within(&self, range: std::ops::Range<u64>) -> Vec<std::ops::Range<u64>> {
+        self.present.gaps(&range).collect()
+    }
+
     /// Bytes that are left to its parent.
     #[must_use]
     pub fn parent_len(&self) -> u64 {

@@ -8,7 +8,7 @@
 //! killed the kernel closes it, and with it all protection goes.
 //!
 //! What is not told by this: writes to shared memory by others or by write(2).
-//! So it serves private memory.
+//! Who has shared memory tracked has to see to these (`precopy/segments.rs`).
 //!
 //! A mapping that comes after [`TrackedSpace::register`], or is moved, is not
 //! registered, and all of its pages count as written until it is; so do all of
@@ -47,6 +47,8 @@ pub struct TrackedSpace {
     /// Room for what the kernel tells.
     runs: Vec<PageRun>,
     of_others: usize,
+    /// Which mappings are.
+    tracks: fn(&Vma) -> bool,
 }
 
 /// Why writes to a process's memory cannot be tracked.
@@ -54,11 +56,26 @@ pub struct TrackedSpace {
 pub struct Untracked(pub String);
 
 impl TrackedSpace {
-    /// Begins with a frozen process that has been entered.
+    /// Begins with the private memory of a frozen process that has been entered.
     ///
     /// # Errors
     /// If its hand cannot be driven any more. That it cannot be tracked is an [`Untracked`].
     pub fn begin(process: &mut Process) -> Result<std::result::Result<TrackedSpace, Untracked>> {
+        let mut begun = Self::begin_for(process, is_tracked)?;
+        if let Ok(space) = &mut begun {
+            space.register(&process.maps);
+        }
+        Ok(begun)
+    }
+
+    /// The same for such mappings as `tracks` says, of which none is registered yet.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::begin`].
+    pub fn begin_for(
+        process: &mut Process,
+        tracks: fn(&Vma) -> bool,
+    ) -> Result<std::result::Result<TrackedSpace, Untracked>> {
         let (pid, mode) = (process.pid, process.status.seccomp);
         let task = process.task.clone();
         let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
@@ -76,9 +93,7 @@ impl TrackedSpace {
         Ok(match uffd.api(Features::WP_ASYNC) {
             Ok(_) => {
                 let runs = vec![PageRun::default(); RUNS];
-                let mut space = TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0 };
-                space.register(&process.maps);
-                Ok(space)
+                Ok(TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0, tracks })
             }
             Err(_) => Err(Untracked("the kernel cannot note writes by userfaultfd (Linux 6.7 can)".into())),
         })
@@ -91,7 +106,8 @@ impl TrackedSpace {
     pub fn resume(pid: i32, uffd: Uffd) -> Result<Option<TrackedSpace>> {
         let task = Task::open(pid_of(pid)?)?;
         let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
-        let space = TrackedSpace { pid, task, uffd, pagemap, runs: vec![PageRun::default(); RUNS], of_others: 0 };
+        let runs = vec![PageRun::default(); RUNS];
+        let space = TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0, tracks: is_tracked };
         Ok(Some(space).filter(TrackedSpace::is_there))
     }
 
@@ -117,6 +133,44 @@ impl TrackedSpace {
                 self.of_others += 1;
             }
         }
+    }
+
+    /// Registers one mapping, whole; the process must stand still. `false` if it cannot ever be written to.
+    ///
+    /// # Errors
+    /// `EBUSY` if another userfaultfd watches it, and others for memory that cannot be registered.
+    pub fn register_one(&self, range: Range) -> std::result::Result<bool, Errno> {
+        match self.uffd.register(range.0, range.1 - range.0, Mode::WP) {
+            // Its file was opened for reading.
+            Err(Errno::PERM) => Ok(false),
+            registered => registered.map(|_| true),
+        }
+    }
+
+    /// Pages of shared memory in a range that are as they were when they were last protected: they are, or the mark of it is
+    /// left where they were. Of all others nothing is known.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn unchanged(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        self.all_runs(Query {
+            start: range.0,
+            end: range.1,
+            inverted: Categories::WRITTEN,
+            all: Categories::WRITTEN | Categories::WPALLOWED,
+            any: Categories::PRESENT | Categories::SWAPPED,
+            ..Query::default()
+        })
+    }
+
+    /// Protects the pages of a range that may have been written to, also where there are none. Returns them.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn protect_shared(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        let all = Categories::WRITTEN | Categories::WPALLOWED;
+        let flags = ScanFlags::WP_MATCHING;
+        self.all_runs(Query { start: range.0, end: range.1, all, flags, ..Query::default() })
     }
 
     /// How many mappings another userfaultfd watches: the program's own.
@@ -197,7 +251,7 @@ impl TrackedSpace {
     /// process may notice.
     pub fn lift(self) {
         let maps = self.task.maps().unwrap_or_default();
-        for vma in maps.iter().filter(|vma| is_tracked(vma)) {
+        for vma in maps.iter().filter(|vma| (self.tracks)(vma)) {
             let mut at = vma.start;
             while at < vma.end {
                 let len = LIFTED_AT_ONCE.min(vma.end - at);

@@ -79,6 +79,8 @@ pub struct Status {
     pub vm_rss_kib: u64,
     /// Of that, pages that are no file's.
     pub rss_anon_kib: u64,
+    /// Of it, pages of shared memory and of files in memory.
+    pub rss_shmem_kib: u64,
     pub vm_locked_kib: u64,
     pub huge_tlb_kib: u64,
 }
@@ -118,6 +120,7 @@ impl Default for Status {
             vm_size_kib: 0,
             vm_rss_kib: 0,
             rss_anon_kib: 0,
+            rss_shmem_kib: 0,
             vm_locked_kib: 0,
             huge_tlb_kib: 0,
         }
@@ -188,6 +191,7 @@ fn take(status: &mut Status, key: &[u8], value: &[u8]) -> Option<()> {
         b"VmSize" => status.vm_size_kib = text::dec(word()?)?,
         b"VmRSS" => status.vm_rss_kib = text::dec(word()?)?,
         b"RssAnon" => status.rss_anon_kib = text::dec(word()?)?,
+        b"RssShmem" => status.rss_shmem_kib = text::dec(word()?)?,
         b"VmLck" => status.vm_locked_kib = text::dec(word()?)?,
         b"HugetlbPages" => status.huge_tlb_kib = text::dec(word()?)?,
         _ => {}

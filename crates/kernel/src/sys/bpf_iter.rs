@@ -19,6 +19,8 @@ const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_TRACE_ITER: u32 = 28;
 pub(super) const CALL_PROBE_READ_KERNEL: i32 = 113;
 pub(super) const CALL_SEQ_WRITE: i32 = 127;
+/// The registers with which a task came into the kernel. Linux 5.15.
+pub(super) const CALL_TASK_PT_REGS: i32 = 175;
 /// The helpers want a licence that the kernel knows: these few instructions, which are made below, are given under it.
 const LICENCE: &std::ffi::CStr = c"Dual MIT/GPL";
 /// Fields that are read at most: each has eight bytes of the program's stack, which has 512.
@@ -310,14 +312,24 @@ fn make(btf: &Btf, visit: Visit, body: &[Insn]) -> Result<Vec<u64>, Errno> {
 }
 
 pub(super) fn load(btf: &Btf, target: &str, program: &[Insn]) -> Result<OwnedFd, Errno> {
+    let place = (BPF_TRACE_ITER, btf.function(target).ok_or(Errno::NOTSUP)?);
+    load_as(BPF_PROG_TYPE_TRACING, place, program)
+}
+
+/// A program of another type; to which function of the kernel's it belongs and how, if to one.
+pub(super) fn load_as(
+    prog_type: u32,
+    (expected_attach_type, attach_btf_id): (u32, u32),
+    program: &[Insn],
+) -> Result<OwnedFd, Errno> {
     let bytes: Vec<u8> = program.iter().flat_map(|insn| insn.bytes()).collect();
     let mut attr = LoadAttr {
-        prog_type: BPF_PROG_TYPE_TRACING,
+        prog_type,
         insn_cnt: program.len() as u32,
         insns: bytes.as_ptr() as u64,
         license: LICENCE.as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_ITER,
-        attach_btf_id: btf.function(target).ok_or(Errno::NOTSUP)?,
+        expected_attach_type,
+        attach_btf_id,
         ..LoadAttr::default()
     };
     // The check of a program is given up for any signal, also one by which the kernel wakes us for its own work.

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 /// Words that are told of each mapping.
-const WORDS: usize = 3;
+const WORDS: usize = 4;
 /// Bytes that are read at a time.
 const PIECE: usize = 4096;
 
@@ -25,6 +25,8 @@ pub struct RawFlags {
     pub end: u64,
     /// `vm_flags` (include/linux/mm.h).
     pub flags: u64,
+    /// The address of the open file that is mapped; 0 without one.
+    pub file: u64,
 }
 
 /// The mappings of a task, ascending, without what the kernel shows of itself (`[vsyscall]`). ENOENT or ENOTSUP where the
@@ -41,12 +43,12 @@ pub fn of_task(tid: i32) -> Result<Vec<RawFlags>, Errno> {
         filled += count;
         let first = all.len() * WORDS * 8;
         for words in words(&bytes[first..filled]).collect::<Vec<_>>().chunks_exact(WORDS) {
-            let [start, end, flags] = *words else { continue };
+            let [start, end, flags, file] = *words else { continue };
             // It begins again and again.
             if all.last().is_some_and(|last| start <= last.start) {
                 return Ok(all);
             }
-            all.push(RawFlags { start, end, flags });
+            all.push(RawFlags { start, end, flags, file });
         }
         if count == 0 {
             return Ok(all);
@@ -67,7 +69,7 @@ fn ready() -> Result<&'static OwnedFd, Errno> {
 /// In the order of [`RawFlags`].
 fn fields(btf: &Btf) -> Option<[Field; WORDS]> {
     let field = |name| Some(Field { offset: btf.field("vm_area_struct", name)?, len: 8 });
-    Some([field("vm_start")?, field("vm_end")?, field("vm_flags")?])
+    Some([field("vm_start")?, field("vm_end")?, field("vm_flags")?, field("vm_file")?])
 }
 
 /// Finds the mapping in register 8.

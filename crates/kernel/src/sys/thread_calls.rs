@@ -4,7 +4,9 @@
 //!
 //! Whoever uses it had better look at one thread in /proc as well, and compare.
 
-use super::bpf_iter::{Field, Insn, Visit, call, load, mov, program, read, run, store_zero, store64, tell};
+use super::bpf_iter::{
+    CALL_TASK_PT_REGS, Field, Insn, Visit, call, load, mov, program, read, run, store_zero, store64, tell,
+};
 use super::btf::Btf;
 use crate::proc::values::Syscall;
 use rustix::io::Errno;
@@ -12,8 +14,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-/// `bpf_task_pt_regs` (linux/bpf.h): the registers with which a task came into the kernel. Linux 5.15.
-const CALL_TASK_PT_REGS: i32 = 175;
 /// What is read of the task, and of its registers.
 const OF_TASK: usize = 4;
 const OF_REGISTERS: usize = 9;
