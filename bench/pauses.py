@@ -1,5 +1,6 @@
 """How short a tree stands still that goes on: 1 GiB at rest, 1 GiB of which 20,000 random pages a second are written to,
-and redis with much data under load; and what an image since another has and takes. Part of scripts/bench."""
+both with memory of its own and with shared memory, and redis with much data under load; and what an image since another
+has and takes. Part of scripts/bench."""
 
 import contextlib
 import os

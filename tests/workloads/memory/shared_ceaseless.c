@@ -13,8 +13,10 @@
 #define OWN 256
 #define PAGES (WRITERS * OWN)
 #define LEN ((size_t)PAGES * PAGE)
-/* Milliseconds between changes that are none of contents alone, at most. */
-#define CALM 60
+/* Milliseconds between changes that are none of contents alone, at most: some follow one another, then there is calm. */
+#define SOON 30
+#define CALM 3000
+#define IN_A_ROW 6
 
 /* Anonymous memory; memfds without descriptors, with one, and with one that seals forbid to write by. */
 enum { ANONYMOUS, BARE, OPEN, SEALED, SEGMENTS };
@@ -194,7 +196,7 @@ static void write_on(void)
 		}
 		if (now_ms() >= due) {
 			change(draw(&state));
-			due = now_ms() + draw(&state) % CALM;
+			due = now_ms() + draw(&state) % (draw(&state) % IN_A_ROW ? SOON : CALM);
 		}
 		steps[self]++;
 		usleep(200);

@@ -386,8 +386,7 @@ impl Segment {
 
 /// The parts of a range that may have been written to since they were last protected; from now on they are, if it `protects`.
 fn look(tracked: &mut TrackedSpace, range: Range, protects: bool) -> Result<Vec<Range>> {
-    let unchanged: Vec<Range> = tracked.unchanged(range)?.iter().map(PageRun::range).collect();
-    let mut changed = ranges::without(&[range], &unchanged);
+    let mut changed: Vec<Range> = tracked.written(range)?.iter().map(PageRun::range).collect();
     if protects {
         let mut at = range.0;
         while at < range.1 {

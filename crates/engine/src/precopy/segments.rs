@@ -33,7 +33,7 @@ use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::proc::maps::{Perms, Vma};
 use cryonaut_kernel::sys::btf::Btf;
 use cryonaut_kernel::sys::mapping_watch::{MOST, MappingWatch, space_of};
-use cryonaut_kernel::sys::{bpf_iter, file_references, mapping_flags};
+use cryonaut_kernel::sys::{absent_pages, bpf_iter, file_references, mapping_flags};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,6 +86,9 @@ impl Segments {
     /// # Errors
     /// If the kernel does not tell what is done to shared memory.
     pub fn new() -> std::result::Result<Segments, Errno> {
+        if !absent_pages::are_told()? {
+            return Err(Errno::NOTSUP);
+        }
         let own = rustix::fs::memfd_create("device", MemfdFlags::CLOEXEC)?;
         Ok(Segments {
             watch: MappingWatch::begin()?,

@@ -147,20 +147,15 @@ impl TrackedSpace {
         }
     }
 
-    /// Pages of shared memory in a range that are as they were when they were last protected: they are, or the mark of it is
-    /// left where they were. Of all others nothing is known.
+    /// Pages of shared memory in a range that may have been written to since they were last protected, and those of which
+    /// nothing is known: that these are told is to be tried out (`kernel/sys/absent_pages.rs`).
     ///
     /// # Errors
     /// As for [`TrackedSpace::changed`].
-    pub fn unchanged(&mut self, range: Range) -> Result<Vec<PageRun>> {
-        self.all_runs(Query {
-            start: range.0,
-            end: range.1,
-            inverted: Categories::WRITTEN,
-            all: Categories::WRITTEN | Categories::WPALLOWED,
-            any: Categories::PRESENT | Categories::SWAPPED,
-            ..Query::default()
-        })
+    pub fn written(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        // For this one question the kernel has a short way, a tenth of the usual one.
+        let (all, tell) = (Categories::WRITTEN, Categories::WRITTEN);
+        self.all_runs(Query { start: range.0, end: range.1, all, tell, ..Query::default() })
     }
 
     /// Protects the pages of a range that may have been written to, also where there are none. Returns them.

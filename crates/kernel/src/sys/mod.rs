@@ -4,6 +4,7 @@
 //! caller knows. Nothing here retries, logs or allocates more than the answer needs. Calls that rustix has
 //! (pidfd_open, pidfd_getfd, prlimit, capget, prctl, setns, memfd, openat2, ...) are not repeated.
 
+pub mod absent_pages;
 pub mod acting;
 pub mod aside;
 pub mod bpf;
