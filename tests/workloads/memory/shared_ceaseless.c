@@ -13,7 +13,8 @@
 #define OWN 256
 #define PAGES (WRITERS * OWN)
 #define LEN ((size_t)PAGES * PAGE)
-/* Milliseconds between changes that are none of contents alone, at most: some follow one another, then there is calm. */
+/* Milliseconds between changes that are none of contents alone, at most: some follow one another, then there is calm, or what
+ * no other process gets to see but by what is written. */
 #define SOON 30
 #define CALM 3000
 #define IN_A_ROW 6
@@ -23,6 +24,8 @@ enum { ANONYMOUS, BARE, OPEN, SEALED, SEGMENTS };
 
 static volatile char *memory[SEGMENTS], *second[SEGMENTS];
 static uint64_t last[SEGMENTS][PAGES];
+/* Which of its own pages a second mapping still has. */
+static bool shown[SEGMENTS][PAGES];
 static volatile uint64_t *steps;
 static int fds[SEGMENTS] = { -1, -1, -1, -1 };
 static int self;
@@ -106,6 +109,29 @@ static void by_system_calls(size_t page, uint64_t value)
 	}
 }
 
+/* What makes no mapping: a page that goes from the second right after it was written to by that, and the like. */
+static void change_quietly(uint64_t chance)
+{
+	int segment = (int)(chance / 16 % SEGMENTS);
+	size_t page = (size_t)self * OWN + chance / 64 % OWN;
+
+	switch (chance % 4) {
+	case 0:
+		by_system_calls(page, chance / 16);
+		break;
+	case 1:
+		write_to(memory[segment], segment, page, chance);
+		MUST(madvise((void *)(memory[segment] + page * PAGE), PAGE, MADV_DONTNEED));
+		break;
+	default:
+		if (second[segment] && shown[segment][page]) {
+			write_to(second[segment], segment, page, chance);
+			MUST(munmap((void *)(second[segment] + page * PAGE), PAGE));
+			shown[segment][page] = false;
+		}
+	}
+}
+
 /* A change of mappings, or past them. */
 static void change(uint64_t chance)
 {
@@ -129,11 +155,13 @@ static void change(uint64_t chance)
 		break;
 	case 3:
 		if (second[segment]) {
-			write_to(second[segment], segment, page, chance);
+			if (shown[segment][page])
+				write_to(second[segment], segment, page, chance);
 			MUST(munmap((void *)second[segment], LEN));
 			second[segment] = NULL;
 		} else {
 			second[segment] = once_more(segment, LEN);
+			memset(shown[segment], true, sizeof(shown[segment]));
 		}
 		break;
 	case 4:
@@ -190,14 +218,17 @@ static void write_on(void)
 		for (int i = 0; i < 100; i++) {
 			uint64_t chance = draw(&state);
 			int segment = chance / 8 % SEGMENTS;
-			bool other = chance % 8 < 3 && second[segment];
+			size_t page = (size_t)self * OWN + chance / 64 % OWN;
+			bool other = chance % 8 < 3 && second[segment] && shown[segment][page];
 
-			write_to(other ? second[segment] : memory[segment], segment, (size_t)self * OWN + chance / 64 % OWN, chance);
+			write_to(other ? second[segment] : memory[segment], segment, page, chance);
 		}
 		if (now_ms() >= due) {
 			change(draw(&state));
 			due = now_ms() + draw(&state) % (draw(&state) % IN_A_ROW ? SOON : CALM);
 		}
+		if (draw(&state) % 8 == 0)
+			change_quietly(draw(&state));
 		steps[self]++;
 		usleep(200);
 	}
