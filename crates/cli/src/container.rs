@@ -1,9 +1,10 @@
 //! `cryonaut checkpoint podman:NAME` or `runc:NAME`, and `cryonaut restore` of the same: the runtime is asked to do it, and
 //! finds this program under the name by which it looks for a checkpointer.
 //!
-//! Podman makes an archive of its own format, and restores one; runc has a directory of images, and restores into the
+//! Podman makes an archive of its own format, and restores one ([`archive`](crate::archive)); runc has a directory of images, and restores into the
 //! bundle in which the caller is. No program is run but the runtime, and what it runs itself.
 
+use crate::archive::{Packing, Unpacked};
 use anyhow::{Context, Result, bail};
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -55,24 +56,39 @@ impl Container {
     pub fn checkpoint(&self, image: &Path, options: &[&str]) -> Result<()> {
         let image = std::path::absolute(image).with_context(|| image.display().to_string())?;
         let mut command = match self.runtime {
-            Runtime::Podman => {
-                let mut command = self.command(&["container", "checkpoint", "--compress", compression(&image)])?;
-                command.inner.arg("--export").arg(&image);
-                command
-            }
+            Runtime::Podman => return self.export(&image, options),
             Runtime::Runc => self.with_images(&["checkpoint"], &image)?,
         };
         command.inner.args(options).arg(&self.name);
         self.run(command, &image, "dump.log")
     }
 
+    /// Has podman make an archive, which it packs itself only if that is not by zstd.
+    fn export(&self, archive: &Path, options: &[&str]) -> Result<()> {
+        let compression = compression(archive);
+        let packing = (compression == "zstd").then(|| Packing::begin(archive)).transpose()?;
+        let (compression, path) = match &packing {
+            Some(packing) => ("none", packing.path()),
+            None => (compression, archive.to_owned()),
+        };
+        let mut command = self.command(&["container", "checkpoint", "--compress", compression])?;
+        command.inner.arg("--export").arg(path).args(options).arg(&self.name);
+        self.run(command, archive, "dump.log")?;
+        packing.map_or(Ok(()), Packing::finish)
+    }
+
     /// Restores it from there.
     pub fn restore(&self, image: &Path, options: &[&str]) -> Result<()> {
         let image = std::path::absolute(image).with_context(|| image.display().to_string())?;
+        let unpacked = match self.runtime {
+            Runtime::Podman => Unpacked::new(&image)?,
+            Runtime::Runc => None,
+        };
         let mut command = match self.runtime {
             Runtime::Podman => {
+                let archive = unpacked.as_ref().map_or_else(|| image.clone(), Unpacked::path);
                 let mut command = self.command(&["container", "restore"])?;
-                command.inner.arg("--import").arg(&image).args(["--name", &self.name]).args(options);
+                command.inner.arg("--import").arg(archive).args(["--name", &self.name]).args(options);
                 command
             }
             Runtime::Runc => {

@@ -3,6 +3,7 @@
 //! This crate owns the user: arguments, terminals, exit statuses, logs and configuration files. What is done stands in
 //! the engine.
 
+mod archive;
 mod container;
 mod criu;
 mod doctor;
