@@ -95,7 +95,27 @@ fn impossible(pid: i32, what: impl Into<String>) -> Impossible {
 
 type Tree = BTreeMap<i32, Kin>;
 
+/// Whether somebody in the tree is called by this number.
+pub fn means_something(tree: &Tree, number: i32) -> bool {
+    tree.iter().any(|(pid, kin)| [*pid, kin.group, kin.session].contains(&number))
+}
+
 impl Lineage {
+    /// Gives the first of these numbers that is free to the helpers of orphans, if there are any; all stays if none is.
+    pub fn give_midwife(&mut self, numbers: impl IntoIterator<Item = i32>, is_free: impl Fn(i32) -> bool) {
+        let Some(before) = self.midwife else { return };
+        let Some(free) = numbers.into_iter().find(|number| is_free(*number)) else { return };
+        let renamed = |pid: &mut i32| *pid = if *pid == before { free } else { *pid };
+        for step in &mut self.steps {
+            match step {
+                Step::Create(birth) => [&mut birth.pid, &mut birth.creator].into_iter().for_each(renamed),
+                Step::End(helper, _) => renamed(helper),
+                Step::NewSession(_) | Step::Group(..) | Step::Reaper(..) => {}
+            }
+        }
+        self.midwife = Some(free);
+    }
+
     /// Finds the order for the tree below `root`.
     pub fn arrange(root: i32, tree: &Tree) -> Result<Lineage, Impossible> {
         check_parents(root, tree)?;
@@ -318,11 +338,8 @@ impl Planner<'_> {
 
     /// A number that means nothing in the tree.
     fn midwife(&mut self) -> i32 {
-        let means = |number: i32| {
-            let of = |(pid, kin): (&i32, &Kin)| [*pid, kin.group, kin.session].contains(&number);
-            self.tree.iter().any(of)
-        };
-        let number = self.lineage.midwife.or_else(|| (self.root + 1..).find(|number| !means(*number)));
+        let number = self.lineage.midwife;
+        let number = number.or_else(|| (self.root + 1..).find(|number| !means_something(self.tree, *number)));
         self.lineage.midwife = number;
         number.unwrap_or(self.root)
     }

@@ -1,7 +1,7 @@
 //! The plan of a restore: everything that the image says about the tree, and
 //! in which order its processes are created. Data only; nothing is touched.
 
-use crate::lineage::{Birth, Kin, Lineage, Step};
+use crate::lineage::{Birth, Kin, Lineage, Step, means_something};
 use crate::namespaces::{Arranged, ipc, pid, time, user};
 use crate::parallel;
 use crate::{Error, Result};
@@ -9,6 +9,7 @@ use cryonaut_image::records::{
     CoreEntry, FdinfoEntry, FileEntry, FsEntry, MmEntry, PstreeEntry, SeccompEntry, TaskKobjIdsEntry,
 };
 use cryonaut_image::{ImageDir, ImageKind};
+use cryonaut_kernel::sys::process::free_numbers;
 use std::collections::BTreeMap;
 
 use crate::attributes::cpu_timers::{self, AllOwners};
@@ -184,7 +185,10 @@ impl Plan {
         let numbers = pid::Numbers::read(images)?;
         let lineage =
             Lineage::arrange(root, &kin).and_then(|lineage| lineage.in_deeper_namespaces(root, &kin, &numbers));
-        let lineage = lineage.map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
+        let mut lineage = lineage.map_err(|e| bad("pstree.img", &format!("process {} {}", e.pid, e.what)))?;
+        // Those of others are not free; if the tree has numbers of its own, these will do as well.
+        let free = lineage.midwife.map(|_| free_numbers()).into_iter().flatten();
+        lineage.give_midwife(free, |free| !numbers.is_taken(free) && !means_something(&kin, free));
         let of_root = processes.get(&root).and_then(|process| process.ids.as_ref());
         user::take_note_of(images, of_root, &inventory.root_ids.unwrap_or_default())?;
         let inborn = |pid: i32| processes.get(&pid)?.ids.as_ref().map(sharing::inborn);

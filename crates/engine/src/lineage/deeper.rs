@@ -3,7 +3,7 @@
 //! Who is born into such a namespace knows nobody outside of it by a number. A process group of outside it can only be
 //! born into, so groups are founded and joined before the next birth, where that is possible, not when all are there.
 
-use super::{Birth, Impossible, Lineage, Step, Tree, impossible};
+use super::{Birth, Impossible, Lineage, Step, Tree, impossible, means_something};
 use crate::namespaces::pid::Numbers;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,20 +46,7 @@ impl Lineage {
 
     /// The number of helpers must be free in all namespaces.
     fn choose_midwife(&mut self, root: i32, tree: &Tree, numbers: &Numbers) {
-        let Some(before) = self.midwife else { return };
-        let means = |number: i32| {
-            numbers.is_taken(number) || tree.iter().any(|(pid, kin)| [*pid, kin.group, kin.session].contains(&number))
-        };
-        let Some(free) = (root + 1..).find(|number| !means(*number)) else { return };
-        let renamed = |pid: &mut i32| *pid = if *pid == before { free } else { *pid };
-        for step in &mut self.steps {
-            match step {
-                Step::Create(birth) => [&mut birth.pid, &mut birth.creator].into_iter().for_each(renamed),
-                Step::End(helper, _) => renamed(helper),
-                Step::NewSession(_) | Step::Group(..) | Step::Reaper(..) => {}
-            }
-        }
-        self.midwife = Some(free);
+        self.give_midwife(root + 1.., |number| !numbers.is_taken(number) && !means_something(tree, number));
     }
 
     /// The first who is born into a namespace is its init (pid_namespaces(7)); and of a helper in one it must be known

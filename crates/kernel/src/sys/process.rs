@@ -8,7 +8,7 @@ use bitflags::bitflags;
 use linux_raw_sys::general as uapi;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, test_kill_process, test_kill_process_group};
 
 use super::check;
 
@@ -289,9 +289,34 @@ pub fn dies_with_us(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
+/// Numbers that no process, thread or process group of our pid namespace has, those first that the kernel comes to last: it
+/// goes on from the number that it gave out last (the fifth field of /proc/loadavg, proc(5)), and round (kernel/pid.c).
+pub fn free_numbers() -> impl Iterator<Item = i32> {
+    /// Below, no number is given out a second time (RESERVED_PIDS, kernel/pid.c).
+    const LOWEST: i32 = 300;
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let last = text.split_whitespace().nth(4).and_then(|last| last.parse().ok()).unwrap_or(0);
+    let is_free = |number: &i32| {
+        let free = |tried: Result<(), Errno>| tried == Err(Errno::SRCH);
+        let number = Pid::from_raw(*number);
+        number.is_some_and(|pid| free(test_kill_process(pid)) && free(test_kill_process_group(pid)))
+    };
+    (LOWEST..last).rev().filter(is_free)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_free_number_is_nobodys() {
+        let child = spawn_idle(&Spawn::default()).unwrap();
+        let number = child.pid.as_raw_nonzero().get();
+        assert!(!free_numbers().any(|free| free == number || free == std::process::id() as i32));
+        assert!(free_numbers().take(100).all(|free| !std::path::Path::new(&format!("/proc/{free}")).exists()));
+        rustix::process::kill_process(child.pid, rustix::process::Signal::KILL).unwrap();
+        crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
+    }
     use crate::sys::wait::{WaitStatus, Who, wait};
 
     fn end(child: &Child) {
