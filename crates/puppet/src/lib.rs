@@ -41,4 +41,4 @@ pub use hand::{Context, Doorway, Entering, Hand};
 pub use outlet::{Outlet, Portion};
 pub use park::Homes;
 pub use verdict::Verdict;
-pub use writer::Writer;
+pub use writer::{Piece, Writer};

@@ -56,3 +56,37 @@ pub fn read_pieces(pid: i32, pieces: &[(u64, usize)]) -> Result<Vec<Vec<u8>>, Er
     }
     Ok(out)
 }
+
+/// Spans in groups: the first of `first` bytes, the others of `room`, the last of what is left.
+pub(crate) fn divide(spans: &[Remote], first: u64, room: u64) -> Vec<Vec<Remote>> {
+    let mut groups: Vec<Vec<Remote>> = Vec::new();
+    let mut free = 0;
+    for span in spans {
+        let (mut address, mut left) = (span.address, span.len);
+        while left > 0 {
+            if free == 0 {
+                free = if groups.is_empty() { first } else { room };
+                groups.push(Vec::new());
+            }
+            let len = left.min(free);
+            groups.last_mut().into_iter().for_each(|group| group.push(Remote { address, len }));
+            (address, left, free) = (address + len, left - len, free - len);
+        }
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_cut_where_a_pipe_is_full() {
+        let span = |address, len| Remote { address, len };
+        let spans = [span(10, 3), span(20, 8), span(40, 1)];
+        let groups = divide(&spans, 5, 5);
+        assert_eq!(groups, [vec![span(10, 3), span(20, 2)], vec![span(22, 5)], vec![span(27, 1), span(40, 1)]]);
+        assert_eq!(divide(&spans, 1, 8)[..2], [vec![span(10, 1)], vec![span(11, 2), span(20, 6)]]);
+        assert!(divide(&[], 5, 5).is_empty());
+    }
+}

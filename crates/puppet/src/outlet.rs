@@ -14,7 +14,7 @@
 //! a pipe that nobody could read (SIGPIPE). It never waits, since it puts in
 //! only what has room. Its farewell closes the ends (`numbers`).
 
-use crate::memory::Remote;
+use crate::memory::{Remote, divide};
 use crate::{Arg, Batch, Call, Error, Hand, Result, numbers};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -177,39 +177,5 @@ impl Outlet {
     /// Closes the pipes. The hand must be idle.
     pub fn close(self, hand: &mut Hand) -> Result<()> {
         numbers::close(hand)
-    }
-}
-
-/// Spans in groups: the first of `first` bytes, the others of `room`, the last of what is left.
-fn divide(spans: &[Remote], first: u64, room: u64) -> Vec<Vec<Remote>> {
-    let mut groups: Vec<Vec<Remote>> = Vec::new();
-    let mut free = 0;
-    for span in spans {
-        let (mut address, mut left) = (span.address, span.len);
-        while left > 0 {
-            if free == 0 {
-                free = if groups.is_empty() { first } else { room };
-                groups.push(Vec::new());
-            }
-            let len = left.min(free);
-            groups.last_mut().into_iter().for_each(|group| group.push(Remote { address, len }));
-            (address, left, free) = (address + len, left - len, free - len);
-        }
-    }
-    groups
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_cut_where_a_pipe_is_full() {
-        let span = |address, len| Remote { address, len };
-        let spans = [span(10, 3), span(20, 8), span(40, 1)];
-        let groups = divide(&spans, 5, 5);
-        assert_eq!(groups, [vec![span(10, 3), span(20, 2)], vec![span(22, 5)], vec![span(27, 1), span(40, 1)]]);
-        assert_eq!(divide(&spans, 1, 8)[..2], [vec![span(10, 1)], vec![span(11, 2), span(20, 6)]]);
-        assert!(divide(&[], 5, 5).is_empty());
     }
 }

@@ -13,7 +13,8 @@ use super::write_behind::WriteBehind;
 use crate::Result;
 use cryonaut_kernel::proc::Task;
 use cryonaut_puppet::memory::{MAX_SPANS, Remote, read_spans};
-use cryonaut_puppet::{Hand, Writer};
+use cryonaut_puppet::{Hand, Piece, Writer};
+use std::os::unix::fs::FileExt;
 
 /// Bytes that are written at a time: it takes a hundred times as long as to wake the hand.
 pub(super) const AT_ONCE: usize = 16 << 20;
@@ -27,8 +28,6 @@ pub(super) struct Direct<'a> {
     memory: FrozenMemory,
     /// Gone once it is closed.
     writer: Option<Writer>,
-    /// What the process is writing.
-    under_way: Vec<Remote>,
 }
 
 /// Whether a process is in all of our cgroups. What cannot be told counts as a no.
@@ -41,7 +40,7 @@ pub(super) fn counts_as_ours(task: &Task) -> bool {
 impl<'a> Direct<'a> {
     /// For a process that has the pages file already, by `writer`; the file must [stay direct](WriteBehind::stay_direct).
     pub fn new(hand: &'a mut Hand, memory: FrozenMemory, writer: Writer) -> Self {
-        Direct { hand, memory, writer: Some(writer), under_way: Vec::new() }
+        Direct { hand, memory, writer: Some(writer) }
     }
 
     /// Pages of zeros among these, which ascend; while the process writes what was pushed before.
@@ -62,22 +61,27 @@ impl<'a> Direct<'a> {
     }
 
     /// Begins to append pages to the file.
-    pub fn push(&mut self, spans: Vec<Remote>, file: &mut WriteBehind) -> Result<()> {
+    pub fn push(&mut self, spans: &[Remote], file: &mut WriteBehind) -> Result<()> {
         self.settle(file)?;
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        writer.start(self.hand, &spans)?;
+        writer.start(self.hand, spans, file.len())?;
         file.has_grown(spans.iter().map(|span| span.len).sum());
-        self.under_way = spans;
         Ok(())
     }
 
     /// Waits until what was pushed is in the file.
     pub fn settle(&mut self, file: &WriteBehind) -> Result<()> {
-        let spans = std::mem::take(&mut self.under_way);
-        let (Some(writer), false) = (&mut self.writer, spans.is_empty()) else { return Ok(()) };
-        let written = writer.wait(self.hand)?;
-        // What it could not read, or not write: in the second case the error is ours.
-        self.memory.append(&spans, written, file.file())
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        for (Piece { mut position, spans }, written) in writer.wait(self.hand)? {
+            position += written;
+            // What it could not read, or not write: in the second case the error is ours.
+            self.memory.copy(&spans, written, |bytes| {
+                file.file().write_all_at(bytes, position)?;
+                position += bytes.len() as u64;
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Takes the file back from the process.

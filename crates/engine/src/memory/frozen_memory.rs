@@ -6,7 +6,6 @@ use super::write_behind::failed;
 use crate::{Error, Object, Result};
 use cryonaut_puppet::memory::Remote;
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are read at a time.
@@ -52,8 +51,13 @@ impl FrozenMemory {
         })
     }
 
-    /// Writes spans at the position of a file, all but their first `skip` bytes.
-    pub fn append(&self, spans: &[Remote], mut skip: u64, mut file: &File) -> Result<()> {
+    /// Has all of the spans but their first `skip` bytes written by `write`, piece by piece.
+    pub fn copy(
+        &self,
+        spans: &[Remote],
+        mut skip: u64,
+        mut write: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<()> {
         let mut buffer = Vec::new();
         for span in spans {
             let (mut at, end) = (span.address + skip.min(span.len), span.address + span.len);
@@ -61,7 +65,7 @@ impl FrozenMemory {
             while at < end {
                 buffer.resize(PIECE.min(end - at) as usize, 0);
                 self.read(&mut buffer, at)?;
-                file.write_all(&buffer).map_err(|e| failed(&e))?;
+                write(&buffer).map_err(|e| failed(&e))?;
                 at += buffer.len() as u64;
             }
         }

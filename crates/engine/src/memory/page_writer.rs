@@ -308,7 +308,7 @@ impl<'a> PageWriter<'a> {
             }
         }
         match &mut self.way {
-            Some(way) if !remote.is_empty() => way.push(remote, &mut self.file),
+            Some(way) if !remote.is_empty() => way.push(&remote, &mut self.file),
             _ => Ok(()),
         }
     }

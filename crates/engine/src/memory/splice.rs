@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -114,14 +115,14 @@ impl Source {
                 Err(errno) => return Err(failed(&errno.into())),
             }
         }
-        self.memory.append(&portion.spans, moved as u64, file)
+        self.memory.copy(&portion.spans, moved as u64, |bytes| (&*file).write_all(bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek, Write};
+    use std::io::{Read, Seek};
 
     /// Our own memory, of which `filled` bytes come through a pipe.
     fn appended(memory: &[u8], filled: usize, mut file: File) -> Vec<u8> {

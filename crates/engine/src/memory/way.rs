@@ -79,10 +79,10 @@ impl<'a> Way<'a> {
     }
 
     /// Appends pages of the process to the file, now or a little later.
-    pub fn push(&mut self, spans: Vec<Remote>, file: &mut WriteBehind) -> Result<()> {
+    pub fn push(&mut self, spans: &[Remote], file: &mut WriteBehind) -> Result<()> {
         match self {
             Way::Direct(direct) => direct.push(spans, file),
-            Way::Splice(splice) => splice.push(&spans, file),
+            Way::Splice(splice) => splice.push(spans, file),
         }
     }
 

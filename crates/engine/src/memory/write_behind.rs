@@ -4,7 +4,8 @@
 //!   direct ──enough for a thread to be worth it──▶ behind ──finish──▶ direct
 //! ```
 //!
-//! Where another writes to the file as well, it stays direct.
+//! Where another writes to the file as well, at positions of his own, it stays direct, and what we write is put where the
+//! file has its end by then.
 //!
 //! At most [`AHEAD`] pieces wait to be written, so the checkpointer's memory
 //! does not grow with the process.
@@ -13,6 +14,7 @@ use crate::{Error, Object, Result};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -81,10 +83,15 @@ impl WriteBehind {
 
     /// Appends a piece; returns room for another, whose contents are of no use.
     pub fn append(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
+        if self.stays_direct {
+            self.file.write_all_at(&piece, self.len).map_err(|e| failed(&e))?;
+            self.len += piece.len() as u64;
+            return Ok(piece);
+        }
         self.len += piece.len() as u64;
         if self.behind.is_none() {
             self.file.write_all(&piece).map_err(|e| failed(&e))?;
-            if self.len >= DIRECT && !self.stays_direct {
+            if self.len >= DIRECT {
                 self.begin_thread();
             }
             return Ok(piece);
@@ -96,7 +103,7 @@ impl WriteBehind {
     /// Appends `len` bytes by `work`.
     pub fn append_by(&mut self, len: u64, work: Work) -> Result<()> {
         self.len += len;
-        if self.behind.is_none() && !self.stays_direct {
+        if self.behind.is_none() {
             self.begin_thread();
         }
         if self.behind.is_none() { work(&self.file) } else { self.send(Piece::Work(work)) }
