@@ -143,7 +143,8 @@ int main(int argc, char **argv)
 	packet_send(sender, still.protocol, '!');
 	for (char got; (got = next(&still, 100)); kept++)
 		CHECK(got == 'a' + kept % 26, "%s: frame %d is '%c'", still.what, kept, got);
-	CHECK(kept >= BLOCKS * 20 && kept <= BLOCKS * FULL, "%s: %d frames", still.what, kept);
+	/* A block is full, or its time was over while the sender did not get the processor. */
+	CHECK(kept >= BLOCKS && kept <= BLOCKS * FULL, "%s: %d frames", still.what, kept);
 	for (int i = 0; i < 9; i++) {
 		packet_send(sender, still.protocol, '0' + i);
 		expect(&still, '0' + i);

@@ -1,5 +1,6 @@
 // peer: no, a signal that comes first uses up the request to stop, and CRIU 4.2 waits for it in vain
 // differs: thread signals.queued*, who of them has expired first changes from one moment to the next
+// differs: thread call, it is in its handler at times
 // differs: mapping content*, frames of the handler come and go on the stack
 /* Timers that fire all the time: whoever asks the program to stop comes in between two signals, or in the midst of one. */
 #include <sched.h>
