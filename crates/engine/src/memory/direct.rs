@@ -6,9 +6,8 @@
 //! wrote. And for those who are alone in their tree: process_vm_readv(2), by which the pages are looked through, would end
 //! that they share them with others.
 
-use super::PAGE;
 use super::frozen_memory::FrozenMemory;
-use super::ranges::{self, Range};
+use super::ranges::Range;
 use super::write_behind::WriteBehind;
 use crate::Result;
 use cryonaut_kernel::proc::Task;
@@ -32,9 +31,9 @@ pub(super) struct Direct<'a> {
 
 /// Whether a process is in all of our cgroups. What cannot be told counts as a no.
 pub(super) fn counts_as_ours(task: &Task) -> bool {
-    let cgroups = |task: cryonaut_kernel::proc::Result<Task>| task.and_then(|task| task.read("cgroup")).ok();
-    let ours = cgroups(Task::current());
-    ours.is_some() && ours == cgroups(Ok(task.clone()))
+    let cgroups = |task: &Task| task.read("cgroup").ok();
+    let ours = Task::current().ok().and_then(|us| cgroups(&us));
+    ours.is_some() && ours == cgroups(task)
 }
 
 impl<'a> Direct<'a> {
@@ -45,19 +44,16 @@ impl<'a> Direct<'a> {
 
     /// Pages of zeros among these, which ascend; while the process writes what was pushed before.
     pub fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
-        let pages: Vec<u64> = ranges.iter().flat_map(|range| (range.0..range.1).step_by(PAGE as usize)).collect();
-        let (mut suspects, mut firsts) = (Vec::new(), Vec::new());
-        for pages in pages.chunks(MAX_SPANS) {
+        let mut firsts = Vec::new();
+        let may_be = |pages: &[u64]| {
             let spans: Vec<Remote> = pages.iter().map(|page| Remote { address: *page, len: PROBED }).collect();
             firsts.resize(pages.len() * PROBED as usize, 0);
             // What cannot be read this way is looked at as a whole.
             let read = read_spans(self.hand.tid(), &spans, &mut firsts).unwrap_or(0);
             firsts[read..].fill(0);
-            let firsts = firsts.chunks_exact(PROBED as usize);
-            let found = pages.iter().zip(firsts).filter(|(_, first)| first.iter().all(|byte| *byte == 0));
-            found.for_each(|(page, _)| ranges::push(&mut suspects, (*page, *page + PAGE)));
-        }
-        self.memory.zeros(&suspects)
+            Ok(firsts.chunks_exact(PROBED as usize).map(|first| first.iter().all(|byte| *byte == 0)).collect())
+        };
+        self.memory.zeros_among(ranges, MAX_SPANS, may_be)
     }
 
     /// Begins to append pages to the file.

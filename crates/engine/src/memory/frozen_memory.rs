@@ -1,5 +1,6 @@
 //! The memory of a frozen process, read through its /proc/PID/mem: which asks no leave of the protection and pins nothing.
 
+use super::PAGE;
 use super::absent::Absent;
 use super::ranges::{self, Range};
 use super::write_behind::failed;
@@ -29,8 +30,26 @@ impl FrozenMemory {
         self.pid
     }
 
+    /// Pages of zeros among these, which ascend: of so many at a time, those are read of which `may_be` says that they may
+    /// be.
+    pub fn zeros_among(
+        &self,
+        ranges: &[Range],
+        at_once: usize,
+        mut may_be: impl FnMut(&[u64]) -> Result<Vec<bool>>,
+    ) -> Result<Vec<Range>> {
+        let pages: Vec<u64> = ranges.iter().flat_map(|range| (range.0..range.1).step_by(PAGE as usize)).collect();
+        let mut suspects = Vec::new();
+        for some in pages.chunks(at_once) {
+            let told = may_be(some)?;
+            let found = some.iter().zip(told).filter(|(_, may_be)| *may_be);
+            found.for_each(|(page, _)| ranges::push(&mut suspects, (*page, *page + PAGE)));
+        }
+        self.zeros(&suspects)
+    }
+
     /// Pages of zeros among these.
-    pub fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
+    fn zeros(&self, ranges: &[Range]) -> Result<Vec<Range>> {
         let (mut zeros, mut buffer) = (Vec::new(), Vec::new());
         for range in ranges {
             let mut at = range.0;

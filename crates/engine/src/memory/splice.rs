@@ -4,9 +4,8 @@
 //!
 //! What cannot go this way is read through /proc/PID/mem, in its place.
 
-use super::PAGE;
 use super::frozen_memory::FrozenMemory;
-use super::ranges::{self, Range};
+use super::ranges::Range;
 use super::write_behind::{WriteBehind, failed};
 use crate::Result;
 use cryonaut_puppet::memory::Remote;
@@ -54,14 +53,9 @@ impl<'a> Splice<'a> {
     /// Pages of zeros among these, which ascend: not all if the process may not read them all.
     pub fn zeros(&mut self, ranges: &[Range]) -> Result<Vec<Range>> {
         let Some(outlet) = &mut self.outlet else { return Ok(Vec::new()) };
-        let pages: Vec<u64> = ranges.iter().flat_map(|range| (range.0..range.1).step_by(PAGE as usize)).collect();
-        let mut suspects = Vec::new();
-        for some in pages.chunks(Outlet::PROBED_AT_ONCE) {
-            let begin = outlet.begin_with_zeros(self.hand, some)?;
-            let found = some.iter().zip(begin).filter(|(_, begins)| *begins);
-            found.for_each(|(page, _)| ranges::push(&mut suspects, (*page, *page + PAGE)));
-        }
-        self.source.memory.zeros(&suspects)
+        let hand = &mut *self.hand;
+        let may_be = |pages: &[u64]| Ok(outlet.begin_with_zeros(hand, pages)?);
+        self.source.memory.zeros_among(ranges, Outlet::PROBED_AT_ONCE, may_be)
     }
 
     /// Appends pages of the process to the file.

@@ -353,8 +353,8 @@ fn has_kernels_ids() -> bool {
     })
 }
 
-/// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] and [`Visit::AllTasks`] in a pid namespace where threads have other
-/// numbers than those by which they could be told apart.
+/// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] and [`Visit::AllTasks`] in a pid namespace where
+/// threads have other numbers than those by which they could be told apart.
 pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
     let mut bytes = Vec::new();
     let read = begin(program, visit)?.read_to_end(&mut bytes);

@@ -289,13 +289,17 @@ pub fn dies_with_us(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
+/// A field of /proc/loadavg (proc(5)), counted from zero.
+pub(crate) fn loadavg(field: usize) -> Option<String> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().nth(field).map(str::to_owned)
+}
+
 /// Numbers that no process, thread or process group of our pid namespace has, those first that the kernel comes to last: it
 /// goes on from the number that it gave out last (the fifth field of /proc/loadavg, proc(5)), and round (kernel/pid.c).
 pub fn free_numbers() -> impl Iterator<Item = i32> {
     /// Below, no number is given out a second time (RESERVED_PIDS, kernel/pid.c).
     const LOWEST: i32 = 300;
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let last = text.split_whitespace().nth(4).and_then(|last| last.parse().ok()).unwrap_or(0);
+    let last = loadavg(4).and_then(|last| last.parse().ok()).unwrap_or(0);
     let is_free = |number: &i32| {
         let free = |tried: Result<(), Errno>| tried == Err(Errno::SRCH);
         let number = Pid::from_raw(*number);

@@ -7,6 +7,7 @@ use super::bpf_iter::{
     Field, Insn, Visit, add_register, load, load64, mov, program, read, run, shift_left, store_zero, tell,
 };
 use super::btf::Btf;
+use super::process::loadavg;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -50,8 +51,7 @@ pub fn of_tasks(tids: &[i32]) -> Result<BTreeMap<i32, Objects>, Errno> {
 
 /// How many tasks there are: the fourth field of /proc/loadavg (proc(5)).
 fn all_tasks() -> u64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let count = text.split(' ').nth(3).and_then(|tasks| tasks.split_once('/')?.1.parse().ok());
+    let count = loadavg(3).and_then(|tasks| tasks.split_once('/')?.1.parse().ok());
     count.unwrap_or(u64::MAX)
 }
 
