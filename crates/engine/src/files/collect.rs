@@ -16,6 +16,7 @@ use cryonaut_kernel::guard::Guard;
 use cryonaut_kernel::janitor::Janitor;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
+use cryonaut_kernel::sys::descriptor_tables::Descriptor;
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::{kcmp, namespace, pidfd, unix_waiting};
 use cryonaut_page_server::Sender;
@@ -24,7 +25,7 @@ use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -170,6 +171,8 @@ pub struct HeldFile {
     stat: Stat,
     info: FdInfo,
     asked: Asked,
+    /// The address of its open file description, if it is known.
+    address: Option<u64>,
 }
 
 impl HeldFile {
@@ -178,12 +181,18 @@ impl HeldFile {
         let stat = rustix::fs::fstat(&file)
             .map_err(|e| Error::kernel(Object::Descriptor(pid, fd, String::new()), "stat it", e))?;
         if let Some((info, asked)) = alike.and_then(|alike| alike.answers(fd)) {
-            return Ok(HeldFile { fd, file, stat, info, asked });
+            return Ok(HeldFile { fd, file, stat, info, asked, address: None });
         }
         let info = task.fdinfo(fd)?;
         let glance = || alike.and_then(|alike| alike.glance(fd));
         let asked = if is_socket(&stat, &info) { Asked::of(file.as_fd(), glance()) } else { Asked::default() };
-        Ok(HeldFile { fd, file, stat, info, asked })
+        Ok(HeldFile { fd, file, stat, info, asked, address: None })
+    }
+
+    /// The same, with the address of its open file description.
+    #[must_use]
+    pub fn at(self, address: Option<u64>) -> HeldFile {
+        HeldFile { address, ..self }
     }
 
     /// What it has answered, if it is a socket.
@@ -235,6 +244,8 @@ pub struct Collect<'a> {
     /// restore needs to see the end with the higher number before the other.
     late: Vec<FileEntry>,
     seen: HashMap<(u64, u64, u64, u32), Vec<Seen>>,
+    /// Those among them whose addresses are known.
+    addresses: HashMap<u64, (u32, FdTypes)>,
     /// Files that no process has but for a message, which later ones are compared with.
     on_their_way: Vec<OwnedFd>,
     /// Everything that kinds remember between files, by their own key.
@@ -263,6 +274,7 @@ struct Seen {
     fd: i32,
     id: u32,
     fd_type: FdTypes,
+    address: Option<u64>,
 }
 
 impl<'a> Collect<'a> {
@@ -283,6 +295,7 @@ impl<'a> Collect<'a> {
             precopied: None,
             late: Vec::new(),
             seen: HashMap::new(),
+            addresses: HashMap::new(),
             on_their_way: Vec::new(),
             notes: HashMap::new(),
             regular: Default::default(),
@@ -370,33 +383,34 @@ impl<'a> Collect<'a> {
         super::socket::take_apart(self, held);
     }
 
+    /// The line of a descriptor for the process's table if its file was collected before and there is no more to say of it.
+    #[must_use]
+    pub fn known(&self, descriptor: &Descriptor) -> Option<FdinfoEntry> {
+        let known = self.addresses.get(&descriptor.file).filter(|_| !descriptor.may_have_locks)?;
+        Some(line(descriptor.fd, *known, descriptor.closes_on_exec))
+    }
+
     /// Collects one descriptor of a process and returns its line for the
     /// process's descriptor table.
     pub fn descriptor(&mut self, task: &proc::Task, pid: i32, held: HeldFile) -> Result<FdinfoEntry> {
-        let HeldFile { fd, file, stat, info, asked } = held;
+        let HeldFile { fd, file, stat, info, asked, address } = held;
         let cloexec = info.flags & libc::O_CLOEXEC as u32 != 0;
         let (file, link, speaker) = (file.as_fd(), OsString::new(), self.speaker(pid));
         let mut open = OpenFile { pid, speaker, fd, file, stat, link, info, task, asked, carrier: None };
-        let (id, fd_type) = self.identify(&mut open)?;
-        Ok(FdinfoEntry {
-            id,
-            flags: u32::from(cloexec),
-            r#type: fd_type as i32,
-            fd: fd as u32,
-            xattr_security_selinux: None,
-        })
+        Ok(line(fd, self.identify(&mut open, address)?, cloexec))
     }
 
     /// Collects a file that is on its way to a Unix socket, by our own duplicate of it; its id. To be called when those
     /// of all processes are known: it may be one of them.
     pub(super) fn on_its_way(&mut self, file: OwnedFd, carrier: u32) -> Result<u32> {
         let (task, pid) = (proc::Task::current()?, rustix::process::getpid().as_raw_nonzero().get());
-        let HeldFile { fd, file, stat, info, asked } = HeldFile::read(&task, pid, file.as_raw_fd(), file, None)?;
+        let HeldFile { fd, file, stat, info, asked, address } =
+            HeldFile::read(&task, pid, file.as_raw_fd(), file, None)?;
         let (link, carrier) = (OsString::new(), Some(carrier));
         let known = self.next_id;
         let (speaker, own) = (pid, file.as_fd());
         let mut open = OpenFile { pid, speaker, fd, file: own, stat, link, info, task: &task, asked, carrier };
-        let (id, _) = self.identify(&mut open)?;
+        let (id, _) = self.identify(&mut open, address)?;
         if id >= known {
             self.on_their_way.push(file);
         }
@@ -422,8 +436,8 @@ impl<'a> Collect<'a> {
     }
 
     /// The id of an open file, which is written down if it was not yet.
-    fn identify(&mut self, open: &mut OpenFile<'_>) -> Result<(u32, FdTypes)> {
-        let seen = self.find_seen(open)?;
+    fn identify(&mut self, open: &mut OpenFile<'_>, address: Option<u64>) -> Result<(u32, FdTypes)> {
+        let seen = self.find_seen(open, address)?;
         if seen.is_none() || !open.info.locks.is_empty() {
             open.link = match open.is_socket() {
                 true => format!("socket:[{}]", open.stat.st_ino).into(),
@@ -432,7 +446,7 @@ impl<'a> Collect<'a> {
         }
         let known = match seen {
             Some(known) => known,
-            None => self.collect_new(open)?,
+            None => self.collect_new(open, address)?,
         };
         super::locks::collect(self, open, known.0)?;
         Ok(known)
@@ -443,9 +457,13 @@ impl<'a> Collect<'a> {
     }
 
     /// Whether the same open file description was seen under another number
-    /// or in another process (`kcmp`).
-    fn find_seen(&self, open: &OpenFile<'_>) -> Result<Option<(u32, FdTypes)>> {
-        for seen in self.seen.get(&Self::key(open)).into_iter().flatten() {
+    /// or in another process: by its address, or else by kcmp(2).
+    fn find_seen(&self, open: &OpenFile<'_>, address: Option<u64>) -> Result<Option<(u32, FdTypes)>> {
+        if let Some(known) = address.and_then(|address| self.addresses.get(&address)) {
+            return Ok(Some(*known));
+        }
+        let alike = self.seen.get(&Self::key(open)).into_iter().flatten();
+        for seen in alike.filter(|seen| seen.address.is_none() || address.is_none()) {
             let order = kcmp::file(pid_of(seen.speaker)?, seen.fd, pid_of(open.speaker)?, open.fd)
                 .map_err(|e| Error::kernel(open.object(), "compare it with other descriptors (kcmp)", e))?;
             if order.is_eq() {
@@ -497,7 +515,7 @@ impl<'a> Collect<'a> {
         self.networks = networks;
     }
 
-    fn collect_new(&mut self, open: &OpenFile<'_>) -> Result<(u32, FdTypes)> {
+    fn collect_new(&mut self, open: &OpenFile<'_>, address: Option<u64>) -> Result<(u32, FdTypes)> {
         let Some(kind) = KINDS.iter().copied().find(|k| k.recognises(open)) else {
             let unknown = || {
                 let reason = "this kind of file cannot be carried";
@@ -512,7 +530,15 @@ impl<'a> Collect<'a> {
             FdTypes::Unixsk => self.late.push(entry),
             _ => self.images.append(ImageKind::Files, None, &entry, None)?,
         }
-        self.seen.entry(Self::key(open)).or_default().push(Seen { speaker: open.speaker, fd: open.fd, id, fd_type });
+        let seen = Seen { speaker: open.speaker, fd: open.fd, id, fd_type, address };
+        self.seen.entry(Self::key(open)).or_default().push(seen);
+        self.addresses.extend(address.map(|address| (address, (id, fd_type))));
         Ok((id, fd_type))
     }
+}
+
+/// A line of a descriptor table.
+fn line(fd: RawFd, (id, fd_type): (u32, FdTypes), closes_on_exec: bool) -> FdinfoEntry {
+    let (flags, r#type) = (u32::from(closes_on_exec), fd_type as i32);
+    FdinfoEntry { id, flags, r#type, fd: fd as u32, xattr_security_selinux: None }
 }

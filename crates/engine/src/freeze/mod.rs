@@ -6,6 +6,7 @@
 //! in between.
 
 mod calls;
+mod descriptors;
 mod objects;
 mod process;
 
@@ -26,6 +27,7 @@ use cryonaut_kernel::sys::thread_calls::Glance;
 use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops;
 use cryonaut_puppet::{DoorMaps, Verdict, trace};
+use descriptors::KnownDescriptors;
 use objects::KnownObjects;
 use process::Space;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +39,8 @@ use std::time::Duration;
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a thread may take to stop that is to be let go.
 const STOPS_WITHIN: Duration = Duration::from_secs(1);
+/// Processes from which on it is worth it to get ready what sees all of them at a glance.
+pub const MANY_PROCESSES: usize = 8;
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -66,6 +70,7 @@ pub fn prepare(root: i32) {
     let children = task.children(pid).map_or(0, |children| children.len());
     KnownFlags::prepare(&task, children);
     KnownObjects::prepare(children);
+    KnownDescriptors::prepare(children);
 }
 
 impl Frozen {
@@ -103,7 +108,7 @@ impl Frozen {
             }
             at = 0;
         }
-        let known = KnownObjects::of(&held)?;
+        let known = (KnownObjects::of(&held)?, KnownDescriptors::of(&held));
         let survey = |held: Held| held.survey(&known);
         frozen.processes = parallel::map(held, survey).into_iter().collect::<Result<_>>()?;
         frozen.processes.sort_by_key(|p| p.pid);
@@ -445,7 +450,7 @@ struct Held {
 
 impl Held {
     /// Reads what could change until everything stood still.
-    fn survey(self, known: &KnownObjects) -> Result<Process> {
+    fn survey(self, (objects, descriptors): &(KnownObjects, KnownDescriptors)) -> Result<Process> {
         let Held { pid, ppid, mut task, mut threads, not_suspended, .. } = self;
         let mut ended = None;
         if let Some(first) = threads.first().filter(|first| first.tid != pid) {
@@ -465,12 +470,26 @@ impl Held {
             return Err(Error::kernel(Object::Process(pid), "hold any of its threads", Errno::SRCH));
         }
         restart::look_again(pid, &mut threads);
-        let (mut maps, mut objects, mut namespaces) = Default::default();
-        if let Some(speaker) = threads.first() {
-            maps = task.maps()?;
-            (objects, namespaces) = known.of_process(&task, speaker.tid)?;
+        let mut process = Process {
+            pid,
+            ppid,
+            stat,
+            status,
+            ended,
+            maps: Vec::new(),
+            objects: None,
+            descriptors: descriptors.of_process(pid),
+            namespaces: Default::default(),
+            ids: None,
+            hand: None,
+            task,
+            threads,
+        };
+        if !is_zombie {
+            process.maps = process.task.maps()?;
+            (process.objects, process.namespaces) = objects.of_process(&process.task, process.speaker())?;
         }
-        Ok(Process { pid, ppid, task, stat, status, threads, ended, maps, objects, namespaces, ids: None, hand: None })
+        Ok(process)
     }
 }
 

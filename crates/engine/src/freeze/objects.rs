@@ -1,6 +1,6 @@
 //! Which objects the processes of a held tree have, at a glance where there are many; otherwise each is looked into.
 
-use super::{Held, pid_of};
+use super::{Held, MANY_PROCESSES, pid_of};
 use crate::sharing::{KINDS, Namespaces};
 use crate::{Result, parallel};
 use cryonaut_kernel::proc::Task;
@@ -9,9 +9,6 @@ use cryonaut_kernel::sys::task_objects::{self, Objects};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-
-/// Processes from which on the glance is worth it.
-const MANY: usize = 8;
 
 /// What is known.
 #[derive(Debug, Default)]
@@ -25,7 +22,7 @@ pub(super) struct KnownObjects {
 impl KnownObjects {
     /// Has another thread get ready what it needs, if it will be worth it. For who is not frozen yet.
     pub fn prepare(children: usize) {
-        if children >= MANY {
+        if children >= MANY_PROCESSES {
             parallel::aside(task_objects::prepare);
         }
     }
@@ -34,7 +31,7 @@ impl KnownObjects {
     pub fn of(held: &[Held]) -> Result<KnownObjects> {
         let living = || held.iter().filter_map(|process| Some((&process.task, process.threads.first()?.tid)));
         let tids: Vec<i32> = living().map(|(_, tid)| tid).collect();
-        if tids.len() < MANY {
+        if tids.len() < MANY_PROCESSES {
             return Ok(KnownObjects::default());
         }
         let glance = task_objects::of_tasks(&tids);

@@ -10,6 +10,7 @@ use cryonaut_image::records::TaskKobjIdsEntry;
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::status::Status;
 use cryonaut_kernel::proc::{Task, maps::Vma, stat::Stat};
+use cryonaut_kernel::sys::descriptor_tables::Descriptor;
 use cryonaut_kernel::sys::ptrace::Rseq;
 use cryonaut_kernel::sys::task_objects::Objects;
 use cryonaut_puppet::stops::Stopped;
@@ -73,6 +74,8 @@ pub struct Process {
     pub maps: Vec<Vma>,
     /// Its kernel objects, if they are known of all that live.
     pub objects: Option<Objects>,
+    /// Its descriptors, ascending, if they are known at a glance.
+    pub descriptors: Option<Vec<Descriptor>>,
     /// Its namespaces. None for a zombie.
     pub namespaces: Namespaces,
     /// What it shares with others, once that has been found out. None for a zombie.

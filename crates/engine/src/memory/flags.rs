@@ -6,7 +6,7 @@
 //! Once it stands still the kernel's own numbers are enough. Anything that was not met before has smaps read again.
 
 use super::WORTH_IT;
-use crate::freeze::Process;
+use crate::freeze::{MANY_PROCESSES, Process};
 use crate::parallel;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
@@ -93,9 +93,8 @@ impl KnownFlags {
     /// Has another thread learn those of our own mappings, if smaps would take long: of a process with much memory, or of
     /// many. For who is not frozen yet.
     pub fn prepare(root: &Task, children: usize) {
-        const MANY: usize = 8;
         let is_large = || root.status().is_ok_and(|status| status.vm_rss_kib << 10 >= WORTH_IT);
-        if children >= MANY || is_large() {
+        if children >= MANY_PROCESSES || is_large() {
             parallel::aside(|| {
                 let _ = Self::of_ourselves();
             });
@@ -107,9 +106,11 @@ impl KnownFlags {
         OURS.get()?.as_ref()
     }
 
-    /// Those of our own mappings, which are few and small.
+    /// Those of our own mappings, which are few and small, but other threads of ours may just be making some.
     fn of_ourselves() -> Option<&'static KnownFlags> {
-        let learn = || KnownFlags::of_running(&Task::current().ok()?, std::process::id() as i32);
+        const TRIES: usize = 8;
+        let try_to = || KnownFlags::of_running(&Task::current().ok()?, std::process::id() as i32);
+        let learn = || std::iter::repeat_with(try_to).take(TRIES).flatten().next();
         OURS.get_or_init(learn).as_ref()
     }
 

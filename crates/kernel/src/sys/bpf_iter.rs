@@ -5,6 +5,7 @@
 //! Needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN), and a kernel that describes its types ([`Btf`]).
 
 use super::bpf::{adopt, bpf};
+use super::bpf_insn::{Insn, add, call, load32, load64, mov, mov_value, store_zero, store64};
 use super::btf::Btf;
 use rustix::io::Errno;
 use std::fs::File;
@@ -25,6 +26,8 @@ pub(super) const CALL_TASK_PT_REGS: i32 = 175;
 const LICENCE: &std::ffi::CStr = c"Dual MIT/GPL";
 /// Fields that are read at most: each has eight bytes of the program's stack, which has 512.
 const FIELDS: usize = 32;
+/// Bytes that a read of what programs tell has room for: as many as the kernel gathers (kernel/bpf/bpf_iter.c).
+const AT_ONCE: usize = 32 << 10;
 /// How often a program is offered.
 const TRIES: u32 = 16;
 /// Links of a list that one run follows.
@@ -80,63 +83,6 @@ struct IterAttr {
 }
 
 const _: () = assert!(std::mem::offset_of!(LoadAttr, attach_btf_id) == 108 && size_of::<LinkAttr>() == 32);
-
-/// One instruction (linux/bpf.h, struct bpf_insn).
-#[derive(Clone, Copy)]
-pub(super) struct Insn {
-    pub code: u8,
-    pub dst: u8,
-    pub src: u8,
-    pub off: i16,
-    pub imm: i32,
-}
-
-impl Insn {
-    fn bytes(self) -> [u8; 8] {
-        let (off, imm) = (self.off.to_le_bytes(), self.imm.to_le_bytes());
-        [self.code, self.dst | self.src << 4, off[0], off[1], imm[0], imm[1], imm[2], imm[3]]
-    }
-}
-
-pub(super) fn mov(dst: u8, src: u8) -> Insn {
-    Insn { code: 0xbf, dst, src, off: 0, imm: 0 }
-}
-
-pub(super) fn mov_value(dst: u8, imm: i32) -> Insn {
-    Insn { code: 0xb7, dst, src: 0, off: 0, imm }
-}
-
-pub(super) fn add(dst: u8, imm: i32) -> Insn {
-    Insn { code: 0x07, dst, src: 0, off: 0, imm }
-}
-
-pub(super) fn add_register(dst: u8, src: u8) -> Insn {
-    Insn { code: 0x0f, dst, src, off: 0, imm: 0 }
-}
-
-pub(super) fn shift_left(dst: u8, imm: i32) -> Insn {
-    Insn { code: 0x67, dst, src: 0, off: 0, imm }
-}
-
-pub(super) fn load64(dst: u8, src: u8, off: i16) -> Insn {
-    Insn { code: 0x79, dst, src, off, imm: 0 }
-}
-
-pub(super) fn load32(dst: u8, src: u8, off: i16) -> Insn {
-    Insn { code: 0x61, dst, src, off, imm: 0 }
-}
-
-pub(super) fn store64(dst: u8, off: i16, src: u8) -> Insn {
-    Insn { code: 0x7b, dst, src, off, imm: 0 }
-}
-
-pub(super) fn store_zero(dst: u8, off: i16) -> Insn {
-    Insn { code: 0x7a, dst, src: 0, off, imm: 0 }
-}
-
-pub(super) fn call(helper: i32) -> Insn {
-    Insn { code: 0x85, dst: 0, src: 0, off: 0, imm: helper }
-}
 
 /// A field of what stands behind a file: its offset, and its length of up to eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -356,7 +302,7 @@ fn has_kernels_ids() -> bool {
 /// Runs a program; the words that it tells. ENOTSUP for [`Visit::Threads`] and [`Visit::AllTasks`] in a pid namespace where
 /// threads have other numbers than those by which they could be told apart.
 pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(AT_ONCE);
     let read = begin(program, visit)?.read_to_end(&mut bytes);
     read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     Ok(words(&bytes).collect())

@@ -2,10 +2,8 @@
 //! what it is to read stands in a map.
 
 use super::bpf::{Map, MapSpec};
-use super::bpf_iter::{
-    BLOCK, CALL_PROBE_READ_KERNEL, CALL_SEQ_WRITE, Insn, Visit, add, call, load, load64, mov, mov_value, program, run,
-    store_zero,
-};
+use super::bpf_insn::{Insn, add, call, load64, mov, mov_value, store_zero};
+use super::bpf_iter::{BLOCK, CALL_PROBE_READ_KERNEL, CALL_SEQ_WRITE, Visit, load, program, run};
 use super::btf::Btf;
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};

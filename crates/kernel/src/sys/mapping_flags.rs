@@ -4,7 +4,8 @@
 //! `/proc/PID/smaps` tells them by name, but looks at every page for the numbers that it tells beside them: 9 ms for
 //! each GiB in pages of 4 KiB. Whoever uses this had better compare with smaps, at a time when nobody waits.
 
-use super::bpf_iter::{Field, Insn, Visit, begin, load, program, read, store_zero, tell, words};
+use super::bpf_insn::{Insn, store_zero};
+use super::bpf_iter::{Field, Visit, begin, load, program, read, tell, words};
 use super::btf::Btf;
 use rustix::io::Errno;
 use std::io::Read;

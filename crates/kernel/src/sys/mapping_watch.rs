@@ -9,8 +9,9 @@
 //! That the kernel passes the tracepoint in each of these calls is tried out.
 
 use super::bpf::{Map, MapSpec, adopt, bpf};
+use super::bpf_insn::{Insn, add, call, load64, mov, mov_value, store_zero, store64};
 use super::bpf_iter::{self, CALL_TASK_PT_REGS};
-use super::bpf_iter::{Base, Field, Insn, add, call, load_as, load64, mov, mov_value, read, store_zero, store64};
+use super::bpf_iter::{Base, Field, load_as, read};
 use super::btf::Btf;
 use super::check;
 use rustix::io::Errno;

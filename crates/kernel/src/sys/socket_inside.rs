@@ -1,7 +1,8 @@
 //! What the kernel has of any socket and no call tells, or only by taking it away. Read from the kernel's memory
 //! ([`bpf_iter`]).
 
-use super::bpf_iter::{self, Field, Insn, load32, load64, read, store_zero, store64, tell};
+use super::bpf_insn::{Insn, load32, load64, store_zero, store64};
+use super::bpf_iter::{self, Field, read, tell};
 use super::bpf_memory;
 use super::socket_glance::Glance;
 use super::unix_memory::Reader;

@@ -3,9 +3,8 @@
 //!
 //! Whoever uses it had better compare some with kcmp.
 
-use super::bpf_iter::{
-    Field, Insn, Visit, add_register, load, load64, mov, program, read, run, shift_left, store_zero, tell,
-};
+use super::bpf_insn::{Insn, add_register, load64, mov, shift_left, store_zero};
+use super::bpf_iter::{Field, Visit, load, program, read, run, tell};
 use super::btf::Btf;
 use super::process::loadavg;
 use rustix::io::Errno;

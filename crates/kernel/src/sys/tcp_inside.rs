@@ -1,7 +1,8 @@
 //! What the kernel has of sockets of TCP and no call tells: connections that wait to be accepted, which nobody has a
 //! descriptor of, and where the mark of urgent data is. Read from the kernel's memory ([`super::bpf_iter`]).
 
-use super::bpf_iter::{self, Field, Insn, Visit, load64, read, store_zero, store64, tell};
+use super::bpf_insn::{Insn, load64, store_zero, store64};
+use super::bpf_iter::{self, Field, Visit, read, tell};
 use super::bpf_memory;
 use super::direct_map::DirectMap;
 use super::unix_memory::Reader;

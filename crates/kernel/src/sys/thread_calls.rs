@@ -4,9 +4,8 @@
 //!
 //! Whoever uses it had better look at one thread in /proc as well, and compare.
 
-use super::bpf_iter::{
-    CALL_TASK_PT_REGS, Field, Insn, Visit, call, load, mov, program, read, run, store_zero, store64, tell,
-};
+use super::bpf_insn::{Insn, call, mov, store_zero, store64};
+use super::bpf_iter::{CALL_TASK_PT_REGS, Field, Visit, load, program, read, run, tell};
 use super::btf::Btf;
 use crate::proc::values::Syscall;
 use rustix::io::Errno;

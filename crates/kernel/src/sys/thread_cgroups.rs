@@ -1,7 +1,8 @@
 //! Which threads of a process are in the same cgroups, read from the kernel's own structures, of all at once: to make the
 //! file of each in /proc takes far longer.
 
-use super::bpf_iter::{Field, Visit, load, program, read, run, store_zero, tell};
+use super::bpf_insn::store_zero;
+use super::bpf_iter::{Field, Visit, load, program, read, run, tell};
 use super::btf::Btf;
 use rustix::io::Errno;
 use std::collections::BTreeMap;

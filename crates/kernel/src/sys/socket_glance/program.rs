@@ -1,6 +1,7 @@
 //! The program that tells a record of each internet socket of a process.
 
-use super::super::bpf_iter::{Field, Insn, load32, load64, mov, read, store_zero, store64, tell};
+use super::super::bpf_insn::{Insn, load32, load64, mov, store_zero, store64};
+use super::super::bpf_iter::{Field, read, tell};
 use super::super::unix_memory::Reader;
 use super::layout::{IS_INET, Layout, Of};
 use rustix::io::Errno;
