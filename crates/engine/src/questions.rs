@@ -43,7 +43,8 @@ impl Questions {
     pub fn ask(process: &mut Process, verdict: Option<&Verdict>) -> Result<Questions> {
         let mut b = Batch::new();
         let verdict = verdict.zip(process.hand.as_ref()).and_then(|(verdict, hand)| verdict.offer_in(&mut b, hand));
-        let posix = process.task.timers()?;
+        let has_none = process.objects.is_some_and(|objects| !objects.may_have_timers);
+        let posix = if has_none { Vec::new() } else { process.task.timers()? };
         let mut of_timers = (posix.len() > FEW_TIMERS).then(Batch::new);
         let questions = Questions {
             signals: signals::Ask::new(&mut b),

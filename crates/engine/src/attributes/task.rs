@@ -8,6 +8,7 @@ use crate::restore::Work;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::task_objects::Objects;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
 use rustix::fs::OFlags;
@@ -53,7 +54,8 @@ impl Ask {
         entry.membarrier_registration_mask = answers.result(self.membarrier).ok().filter(|m| *m != 0).map(|m| m as u32);
         let failed = unanswered(process.pid, "personality");
         entry.personality = answers.result(self.personality).map_err(failed)? as u32;
-        entry.loginuid = process.task.loginuid()?;
+        let known = process.objects.and_then(|objects| objects.login_uid);
+        entry.loginuid = known.map_or_else(|| process.task.loginuid(), |uid| Ok(Some(uid)))?;
         let known = process.objects.map(|objects| i32::from(objects.oom_score_adj));
         entry.oom_score_adj = Some(known.map_or_else(|| process.task.oom_score_adj(), Ok)?);
         Ok(entry)
@@ -81,12 +83,16 @@ pub fn base_record(process: &Process) -> Result<TaskCoreEntry> {
 }
 
 /// The record of working directory, root and umask.
-pub fn fs_record(cx: &mut Collect<'_>, task: &Task, pid: i32, umask: Option<u32>) -> Result<FsEntry> {
+pub fn fs_record(
+    cx: &mut Collect<'_>,
+    (pid, task): (i32, &Task),
+    objects: Option<Objects>,
+    umask: Option<u32>,
+) -> Result<FsEntry> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
-    let dir =
-        |cx: &mut Collect<'_>, link: &str| -> Result<u32> { Ok(regular::collect_path(cx, task, pid, link, flags)?.id) };
-    let cwd_id = dir(cx, "cwd")?;
-    Ok(FsEntry { cwd_id, root_id: dir(cx, "root")?, umask })
+    let mut dir = |link, place| Ok::<_, Error>(regular::collect_place(cx, task, pid, (link, place), flags)?.id);
+    let cwd_id = dir("cwd", objects.map(|objects| objects.cwd))?;
+    Ok(FsEntry { cwd_id, root_id: dir("root", objects.map(|objects| objects.root))?, umask })
 }
 
 /// Gives the process its working directory, root and umask.

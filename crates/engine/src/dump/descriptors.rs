@@ -13,6 +13,7 @@ use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::sys::descriptor_tables::Descriptor;
 use cryonaut_kernel::sys::pidfd;
+use cryonaut_kernel::sys::task_objects::Objects;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
@@ -27,6 +28,8 @@ pub struct Owner {
     speaker: i32,
     task: Task,
     umask: Option<u32>,
+    /// [`Process::objects`].
+    objects: Option<Objects>,
     /// The id of its descriptor table, if it is for this process to write.
     table: Option<u32>,
     /// [`Process::descriptors`].
@@ -41,6 +44,7 @@ impl Owner {
             speaker: process.speaker(),
             task: process.task.clone(),
             umask: process.status.umask,
+            objects: process.objects,
             table: process.ids.filter(|_| table).map(|ids| ids.files_id),
             seen: process.descriptors.clone().filter(|_| table),
         }
@@ -53,7 +57,7 @@ pub fn write(files: Files<'_, '_>, owner: &Owner) -> Result<()> {
         write_table(files, owner, id)?;
     }
     let mut cx = lock(files);
-    let fs = task::fs_record(&mut cx, &owner.task, owner.pid, owner.umask)?;
+    let fs = task::fs_record(&mut cx, (owner.pid, &owner.task), owner.objects, owner.umask)?;
     Ok(cx.images.write_one(ImageKind::Fs, owner.pid as u64, &fs)?)
 }
 

@@ -14,6 +14,7 @@ use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::{self, fdinfo::Details};
+use cryonaut_kernel::sys::task_objects::Place;
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,11 +29,15 @@ type PathKey = (u64, u64, u32, Vec<u8>, i32);
 /// The same of a mapping, as /proc/PID/maps tells it; whose file systems the process sees in the place of the mount.
 type MapKey = ((u32, u32), u64, u32, Vec<u8>, usize);
 
+/// What the kernel has in the place of a path; open flags; whose file systems.
+type PlaceKey = (Place, u32, usize);
+
 /// What is remembered between files while collecting.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     paths: HashMap<PathKey, Used>,
     mapped: HashMap<MapKey, Used>,
+    places: HashMap<PlaceKey, Used>,
     pub(super) ghosts: ghost::Carried,
     pub(super) mounts: regular_path::Mounts,
 }
@@ -152,6 +157,23 @@ pub fn collect_path(cx: &mut Collect<'_>, task: &proc::Task, pid: i32, link: &st
     let subject = Subject { object, task, file: file.as_fd(), stat, link, flags };
     let entry = record(cx, &subject, id, 0, FownEntry::default())?;
     note(cx, key, &entry, id)
+}
+
+/// The same, where it may be known by what the kernel has in the place of a path that it was written down.
+pub fn collect_place(
+    cx: &mut Collect<'_>,
+    task: &proc::Task,
+    pid: i32,
+    (link, place): (&str, Option<Place>),
+    flags: u32,
+) -> Result<Used> {
+    let key = place.map(|place| (place, flags, cx.regular.mounts.whose(task)));
+    if let Some(used) = key.and_then(|key| cx.regular.places.get(&key)) {
+        return Ok(*used);
+    }
+    let used = collect_path(cx, task, pid, link, flags)?;
+    cx.regular.places.extend(key.map(|key| (key, used)));
+    Ok(used)
 }
 
 /// Writes the record of a file that is used without a descriptor, once.

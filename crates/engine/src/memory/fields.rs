@@ -5,8 +5,13 @@ use crate::files::{Collect, regular};
 use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{AioRingEntry, MmEntry, VmaEntry};
-use cryonaut_puppet::{Arg, Batch, Call};
+use cryonaut_puppet::{Arg, Batch, Call, Data};
 use rustix::io::Errno;
+
+/// The call by which a process reads its own auxv (linux/prctl.h, Linux 6.4).
+const PR_GET_AUXV: i32 = 0x4155_5856;
+/// Bytes of an auxv, at most: architectures have room for some 50 words (AT_VECTOR_SIZE).
+const AUXV_ROOM: usize = 512;
 
 /// What only the process itself can tell.
 #[derive(Debug)]
@@ -14,16 +19,27 @@ pub struct MmAsk {
     brk: Call,
     dumpable: Call,
     thp: Call,
+    auxv: (Call, Data),
 }
 
 impl MmAsk {
     /// Adds the questions to a batch for the process.
     pub fn new(b: &mut Batch) -> Self {
+        let auxv = b.space(AUXV_ROOM);
+        let read_auxv = [PR_GET_AUXV.into(), auxv.into(), auxv.len().into(), 0.into(), 0.into()];
         MmAsk {
             brk: b.call(libc::SYS_brk, [Arg::Val(0)]),
             dumpable: b.call(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]),
+            auxv: (b.attempt(libc::SYS_prctl, read_auxv), auxv),
             thp: b.attempt(libc::SYS_prctl, [libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()]),
         }
+    }
+
+    /// Its auxv, with all the room that the kernel keeps for it.
+    fn auxv(&self, process: &Process, answers: &Batch) -> Result<Vec<u8>> {
+        let (call, bytes) = self.auxv;
+        let told = answers.result(call).ok().and_then(|len| answers.read(bytes).get(..len as usize));
+        Ok(told.map_or_else(|| process.task.read_single("auxv"), |told| Ok(told.to_vec()))?)
     }
 }
 
@@ -38,7 +54,8 @@ pub fn mm_record(
 ) -> Result<MmEntry> {
     let failed = |e: Errno| Error::kernel(Object::Process(process.pid), "ask about its memory", e);
     let s = &process.stat;
-    let auxv = process.task.read_single("auxv")?;
+    let exe = ("exe", process.objects.map(|objects| objects.exe));
+    let auxv = ask.auxv(process, answers)?;
     Ok(MmEntry {
         mm_start_code: s.start_code,
         mm_end_code: s.end_code,
@@ -51,7 +68,7 @@ pub fn mm_record(
         mm_arg_end: s.arg_end,
         mm_env_start: s.env_start,
         mm_env_end: s.env_end,
-        exe_file_id: regular::collect_path(cx, &process.task, process.pid, "exe", libc::O_RDONLY as u32)?.id,
+        exe_file_id: regular::collect_place(cx, &process.task, process.pid, exe, libc::O_RDONLY as u32)?.id,
         mm_saved_auxv: used_auxv(&auxv),
         vmas,
         dumpable: Some(answers.result(ask.dumpable).map_err(failed)? as i32),

@@ -56,7 +56,12 @@ pub(super) fn store64(dst: u8, off: i16, src: u8) -> Insn {
 }
 
 pub(super) fn store_zero(dst: u8, off: i16) -> Insn {
-    Insn { code: 0x7a, dst, src: 0, off, imm: 0 }
+    store_value(dst, off, 0)
+}
+
+/// Stores a word.
+pub(super) fn store_value(dst: u8, off: i16, imm: i32) -> Insn {
+    Insn { code: 0x7a, dst, src: 0, off, imm }
 }
 
 pub(super) fn call(helper: i32) -> Insn {
