@@ -104,7 +104,8 @@ pub fn beside<R>(threads: usize, aside: impl Fn() + Sync, here: impl FnOnce() ->
     })
 }
 
-/// Has another thread do it, if there is one: nobody waits for it.
+/// Has another thread do it, if there is one: nobody waits for it. Without one, it is not done; what `work` owns is dropped
+/// in any case.
 pub fn aside(work: impl FnOnce() + Send + 'static) {
     if let Some(pool) = pool() {
         pool.spawn(work);

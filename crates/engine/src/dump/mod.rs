@@ -26,7 +26,7 @@ use crate::network_lock::NetworkLocks;
 use crate::precopy::Precopied;
 use crate::report::CheckpointReport;
 use crate::sharing;
-use crate::{CheckpointOptions, Result};
+use crate::{CheckpointOptions, Result, parallel};
 use cryonaut_image::records::{InventoryEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::janitor::Janitor;
@@ -103,7 +103,10 @@ pub fn dump(
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
     let shared_pages = PageCount::default();
     let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
-    namespaces::dump(&mut dumping)?;
+    // What cgroups tell comes from files that take their time.
+    let (cgroups, dumped) =
+        parallel::both(|| about.cgroups.write(images, &options.cgroups), || namespaces::dump(&mut dumping));
+    dumped.and(cgroups)?;
     let (mount_ids, contents, of_namespaces) = (dumping.mount_ids, dumping.contents, dumping.shared_pages);
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();
@@ -115,7 +118,6 @@ pub fn dump(
     let gathered = tree.write_all(frozen, report)?;
     contents.write(images)?;
     gathered.write(images)?;
-    about.cgroups.write(images, &options.cgroups)?;
     // Readers expect this one even when no file was open.
     images.entry_file(ImageKind::Files, None)?;
     images.write_one(ImageKind::Inventory, None, &inventory(about))?;

@@ -14,7 +14,7 @@ use super::{Building, Dumping, Halves, Own};
 use crate::files::shared_pages;
 use crate::memory::PAGE;
 use crate::users;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{IpcDescEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
 use cryonaut_kernel::Errno;
@@ -69,7 +69,8 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
             Ok((one, queues::values(one.id, one.size).map_err(failed)?))
         });
         let sets = sets.collect::<Result<Vec<_>>>()?;
-        let posix = posix_queues::list().map_err(posix::unread(own))?;
+        let (posix, mount) = posix_queues::list().map_err(posix::unread(own))?;
+        parallel::aside(|| drop(mount));
         Ok((limits, memory, messages, sets, posix))
     });
     let (limits, memory, messages, sets, posix) = read?;

@@ -66,9 +66,10 @@ pub fn device() -> Result<Option<u64>, Errno> {
     root()?.map(|root| rustix::fs::fstat(root).map(|stat| stat.st_dev)).transpose()
 }
 
-/// All queues that have a name. EILSEQ if one of the names is no text.
-pub fn list() -> Result<Vec<Queue>, Errno> {
-    let Some(root) = root()? else { return Ok(Vec::new()) };
+/// All queues that have a name, and the mount by which they were found: its end takes until RCU has come round, so whoever
+/// is in a hurry has another thread close it. EILSEQ if one of the names is no text.
+pub fn list() -> Result<(Vec<Queue>, Option<OwnedFd>), Errno> {
+    let Some(root) = root()? else { return Ok((Vec::new(), None)) };
     let listing = rustix::fs::openat(&root, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut room = [MaybeUninit::<u8>::uninit(); 4096];
     let mut entries = RawDir::new(listing, &mut room);
@@ -81,7 +82,7 @@ pub fn list() -> Result<Vec<Queue>, Errno> {
             found.push(read(text, open_named(name, OFlags::RDONLY | OFlags::NONBLOCK)?.as_fd())?);
         }
     }
-    Ok(found)
+    Ok((found, Some(root)))
 }
 
 /// What is to be told of an open queue.
@@ -268,13 +269,14 @@ mod tests {
         let task = crate::proc::Task::open(child.pid).unwrap();
         let file = namespace::open(&task, Namespace::Ipc).unwrap();
         let message = |priority, text: &[u8]| Message { priority, text: text.to_vec() };
+        let found_here = || list().map(|(found, _)| found);
         let mut queue =
             Queue { name: "kept".into(), mode: 0o622, owner: (1000, 5), most: 5, longest: 8192, messages: Vec::new() };
         let found = namespace::within(&[file.as_fd()], || {
             drop(make(&queue)?);
-            let empty = list()?;
+            let empty = found_here()?;
             unlink("kept")?;
-            Ok::<_, Errno>((empty, list()?))
+            Ok::<_, Errno>((empty, found_here()?))
         });
         assert_eq!(found.unwrap(), Ok((vec![queue.clone()], Vec::new())));
         // As they are received, not as they were sent.
@@ -285,7 +287,7 @@ mod tests {
             Queue { messages: [4, 1, 0, 2, 3].map(|at: usize| queue.messages[at].clone()).to_vec(), ..queue.clone() };
         let found = namespace::within(&[file.as_fd()], || {
             drop(make(&sent)?);
-            list()
+            found_here()
         });
         match found.unwrap() {
             // The kernel does not describe its types, or we may not look.

@@ -20,7 +20,7 @@ pub use built::Built;
 
 use super::{Dumping, Halves, Own};
 use crate::users;
-use crate::{Error, Object, Result};
+use crate::{Error, Object, Result, parallel};
 use cryonaut_image::records::MntEntry;
 use cryonaut_image::{DumpDir, ImageKind};
 use cryonaut_kernel::Errno;
@@ -131,7 +131,9 @@ impl Contents {
             let Some(namespace) = files.last() else { continue };
             let shown = within(&files, || reveal::tops(me.dir().as_fd(), *namespace, &devs)).and_then(|shown| shown);
             let shown = shown.map_err(|e| Error::kernel(object, "see what its file systems in memory hold", e))?;
-            shown.into_iter().try_for_each(|(dev, tops)| contents::write(images, dev, &tops))?;
+            let written = parallel::map(shown.iter().collect(), |(dev, tops)| contents::write(images, *dev, tops));
+            parallel::aside(|| drop(shown));
+            written.into_iter().collect::<Result<()>>()?;
         }
         Ok(())
     }

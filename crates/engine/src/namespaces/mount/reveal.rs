@@ -2,7 +2,8 @@
 //!
 //! A clone of a mount shows what is mounted over, for nothing is mounted on it. One that cannot be reached by its path is
 //! looked for in a copy of the namespace, in which what hides it is taken away. But to let go of a clone takes as long as
-//! RCU wants (2 to 12 ms each): a mount on which nothing is mounted is looked into itself.
+//! RCU wants (2 to 12 ms each): a mount on which nothing is mounted is looked into itself, and clones are closed by a thread
+//! for which nobody waits.
 
 use super::table::{DELETED, kernel_dev};
 use super::{mounts_here, paths};
