@@ -3,6 +3,7 @@
 //! Everything goes through the descriptor, so the directory may be renamed, or
 //! be named by a path such as `/proc/self/fd/7` that means something else later.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,6 +23,8 @@ const DIR_MODE: Mode = Mode::RWXU;
 pub(crate) struct Dir {
     fd: OwnedFd,
     path: PathBuf,
+    /// Stands before the names of its files, which grow [hidden](Dir::hiding).
+    prefix: String,
 }
 
 impl Dir {
@@ -32,7 +35,7 @@ impl Dir {
     fn open_at(at: BorrowedFd<'_>, name: &Path, path: PathBuf) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match fs::openat(at, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { fd, path }),
+            Ok(fd) => Ok(Self { fd, path, prefix: String::new() }),
             Err(errno) => Err(Error::io("open the directory", path, errno.into())),
         }
     }
@@ -40,6 +43,19 @@ impl Dir {
     /// Opens a directory inside of this one; symbolic links are followed.
     pub(crate) fn subdir(&self, name: &str) -> Result<Self> {
         Self::open_at(self.as_fd(), Path::new(name), self.path.join(name))
+    }
+
+    /// The same directory once more, whose files have names that begin so until they are [moved](Dir::move_to).
+    pub(crate) fn hiding(&self, prefix: String) -> Result<Self> {
+        match rustix::io::fcntl_dupfd_cloexec(&self.fd, 0) {
+            Ok(fd) => Ok(Self { fd, path: self.path.clone(), prefix }),
+            Err(errno) => Err(Error::io("open the directory", &self.path, errno.into())),
+        }
+    }
+
+    /// What a file is called in the directory.
+    fn there<'n>(&self, name: &'n str) -> Cow<'n, str> {
+        if self.prefix.is_empty() { name.into() } else { format!("{}{name}", self.prefix).into() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -59,7 +75,7 @@ impl Dir {
     pub(crate) fn open_file(&self, name: &str) -> Result<Option<(File, u64)>> {
         // Not to hang on a fifo that someone put there.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = match fs::openat(&self.fd, name, flags, Mode::empty()) {
+        let fd = match fs::openat(&self.fd, &*self.there(name), flags, Mode::empty()) {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             other => self.wrap("open", name, other)?,
         };
@@ -69,7 +85,7 @@ impl Dir {
 
     /// The size of a regular file; `None` if there is no such name.
     pub(crate) fn file_size(&self, name: &str) -> Result<Option<u64>> {
-        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match fs::statat(&self.fd, &*self.there(name), AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => Ok(None),
             other => self.size_of_regular(name, &self.wrap("stat", name, other)?).map(Some),
         }
@@ -103,19 +119,20 @@ impl Dir {
     /// Makes a new file, open for reading and writing.
     pub(crate) fn create_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        self.wrap("create", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
+        self.wrap("create", name, fs::openat(&self.fd, &*self.there(name), flags, FILE_MODE)).map(File::from)
     }
 
     /// Opens a file for appending, making it if need be.
     pub(crate) fn append_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        self.wrap("write", name, fs::openat(&self.fd, name, flags, FILE_MODE)).map(File::from)
+        self.wrap("write", name, fs::openat(&self.fd, &*self.there(name), flags, FILE_MODE)).map(File::from)
     }
 
     /// Opens a file that is there for writing into it.
     pub(crate) fn open_to_change(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        self.wrap("open for writing", name, fs::openat(&self.fd, name, flags, Mode::empty())).map(File::from)
+        self.wrap("open for writing", name, fs::openat(&self.fd, &*self.there(name), flags, Mode::empty()))
+            .map(File::from)
     }
 
     /// Makes a directory; `false` if the name is taken.
@@ -132,7 +149,7 @@ impl Dir {
 
     /// Moves `name` from this directory into another one on the same filesystem.
     pub(crate) fn move_to(&self, name: &str, to: &Dir) -> Result<()> {
-        to.wrap("move a file to", name, fs::renameat(&self.fd, name, &to.fd, name))
+        to.wrap("move a file to", name, fs::renameat(&self.fd, &*self.there(name), &to.fd, &*to.there(name)))
     }
 
     /// Renames within this directory, over what has the new name.
@@ -141,7 +158,7 @@ impl Dir {
     }
 
     pub(crate) fn remove_file(&self, name: &str) -> Result<()> {
-        self.wrap("remove", name, fs::unlinkat(&self.fd, name, AtFlags::empty()))
+        self.wrap("remove", name, fs::unlinkat(&self.fd, &*self.there(name), AtFlags::empty()))
     }
 
     /// Names in the directory. Those that are not UTF-8 are not ours; left out.
@@ -171,7 +188,12 @@ impl Dir {
         let file = self.wrap(
             "open",
             name,
-            fs::openat(&self.fd, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()),
+            fs::openat(
+                &self.fd,
+                &*self.there(name),
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            ),
         )?;
         self.wrap("sync", name, fs::fsync(&file))
     }
@@ -201,7 +223,7 @@ impl Dir {
     pub(crate) fn remove_tree(&self, name: &OsStr) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         if let Ok(fd) = fs::openat(&self.fd, name, flags, Mode::empty()) {
-            let inner = Self { fd, path: self.path.join(name) };
+            let inner = Self { fd, path: self.path.join(name), prefix: String::new() };
             for entry in fs::Dir::read_from(&inner.fd).into_iter().flatten().flatten() {
                 let entry = OsStr::from_bytes(entry.file_name().to_bytes());
                 if entry == "." || entry == ".." {

@@ -107,7 +107,7 @@ pub struct Remains {
 /// killed, for somebody who clears up behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leavings {
-    /// How the names of its hidden directories begin.
+    /// How the names of its hidden files and directories begin.
     pub hidden: String,
     /// The file that makes the image one.
     pub inventory: String,

@@ -2,8 +2,10 @@
 //!
 //! Into a directory that holds nothing of an image, the files are written at
 //! once under their own names, but for the inventory and the manifest: those
-//! grow in a hidden directory inside of it and are moved out at the end. Where
-//! an image is in the way, all files grow hidden, and take its place by moves.
+//! have hidden names, and get their own at the end. Where an image is in the
+//! way, all files grow in a hidden directory inside of it, and take its place
+//! by moves. (Not in any case: a directory takes a block, and to give that back
+//! takes up to 60 ms where the file system tells the disk at once.)
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,19 +17,23 @@ use crate::frames::is_frames_name;
 use crate::kind::ImageKind;
 use crate::manifest::{MANIFEST_NAME, is_json_name};
 
-/// Hidden directories begin with this; the writer's pid and a number follow.
+/// Hidden directories begin with this; the writer's pid and a number follow. So do hidden files; the pid and their own name
+/// follow.
 pub(crate) const PREFIX: &str = ".cryonaut-";
 /// Inside the hidden directory: the files of the image that we replace.
 const OLD: &str = "old";
 
-/// Removes the hidden directory when dropped. A writer holds the locks of both
+/// Removes what is hidden when dropped. A writer holds the locks of both
 /// directories while it lives: one writer at a time, and a hidden directory
-/// without a lock belongs to nobody.
+/// without a lock belongs to nobody, nor does a hidden file without a lock of
+/// the directory in which it is.
 #[derive(Debug)]
 pub(crate) struct Staging {
     target: Arc<Dir>,
+    /// Where files are hidden: the target itself, or a directory in it.
     dir: Arc<Dir>,
-    name: String,
+    /// The name of that directory, if it is one.
+    name: Option<String>,
     /// Whether the files are written into the target, where there were none.
     direct: bool,
     /// Whether we made the target, and so remove it if we fail.
@@ -68,17 +74,21 @@ impl Staging {
         if lock == Lock::HeldByAnother {
             return Err(Error::Busy { path: target.path().to_owned() });
         }
-        remove_abandoned(&target)?;
-        let direct = lock == Lock::Taken && !target.names()?.iter().any(|name| belongs_to_image(name));
-        Self::within(target, made_target, direct)
+        let names = target.names()?;
+        remove_abandoned(&target, &names, lock);
+        if lock == Lock::Taken && !names.iter().any(|name| belongs_to_image(name)) {
+            let dir = target.hiding(format!("{PREFIX}{}-", std::process::id()))?;
+            return Ok(Self { target: Arc::new(target), dir: Arc::new(dir), name: None, direct: true, made_target });
+        }
+        Self::within(target, made_target)
     }
 
     /// Beside another writer, who has the target's lock: all files grow hidden.
     pub(crate) fn beside(target: Dir) -> Result<Self> {
-        Self::within(target, false, false)
+        Self::within(target, false)
     }
 
-    fn within(target: Dir, made_target: bool, direct: bool) -> Result<Self> {
+    fn within(target: Dir, made_target: bool) -> Result<Self> {
         let pid = std::process::id();
         for number in 0..10_000 {
             let name = format!("{PREFIX}{pid}-{number}");
@@ -93,7 +103,8 @@ impl Staging {
             if dir.try_lock() == Lock::HeldByAnother || dir.is_removed() {
                 continue;
             }
-            return Ok(Self { target: Arc::new(target), dir: Arc::new(dir), name, direct, made_target });
+            let (target, dir) = (Arc::new(target), Arc::new(dir));
+            return Ok(Self { target, dir, name: Some(name), direct: false, made_target });
         }
         Err(Error::misuse(target.path(), "no name is left for a hidden directory"))
     }
@@ -140,11 +151,16 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.target.remove_tree(OsStr::new(&self.name));
+        if let Some(name) = &self.name {
+            self.target.remove_tree(OsStr::new(name));
+        }
         if self.direct {
             // Not committed: there was nothing of an image here before.
             for name in self.target.names().unwrap_or_default().iter().filter(|name| belongs_to_image(name)) {
                 remove(&self.target, name);
+            }
+            for name in [MANIFEST_NAME, INVENTORY] {
+                let _ = self.dir.remove_file(name);
             }
         }
         if self.made_target {
@@ -236,6 +252,8 @@ fn remove(target: &Dir, name: &str) {
     }
 }
 
+const INVENTORY: &str = "inventory.img";
+
 /// Whether the file grows hidden in any case: a manifest or an inventory that
 /// can be seen is whole.
 fn comes_last(name: &str) -> bool {
@@ -243,15 +261,22 @@ fn comes_last(name: &str) -> bool {
 }
 
 fn is_inventory(name: &str) -> bool {
-    ImageKind::from_file_name(name) == Some((ImageKind::Inventory, None))
+    name == INVENTORY
 }
 
-/// Removes the hidden directories of writers that are no more.
-fn remove_abandoned(target: &Dir) -> Result<()> {
-    for name in target.names()?.iter().filter(|name| name.starts_with(PREFIX)) {
+/// Whether it is the name of a hidden file.
+fn is_hidden_file(name: &str) -> bool {
+    let hidden = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+    hidden.is_some_and(|(pid, own)| pid.bytes().all(|byte| byte.is_ascii_digit()) && comes_last(own))
+}
+
+/// Removes what writers that are no more have hidden.
+fn remove_abandoned(target: &Dir, names: &[String], lock: Lock) {
+    for name in names.iter().filter(|name| name.starts_with(PREFIX)) {
         if target.subdir(name).is_ok_and(|dir| dir.try_lock() == Lock::Taken) {
             target.remove_tree(OsStr::new(name));
+        } else if lock == Lock::Taken && is_hidden_file(name) {
+            let _ = target.remove_file(name);
         }
     }
-    Ok(())
 }

@@ -148,13 +148,28 @@ fn leftovers_of_the_dead_go_and_those_of_the_living_stay() {
     let abandoned = dir.path().join(".cryonaut-1-0");
     fs::create_dir_all(abandoned.join("old")).unwrap();
     fs::write(abandoned.join("old/core-1.img"), "x").unwrap();
+    let hidden = dir.path().join(".cryonaut-1-inventory.img");
+    fs::write(&hidden, "x").unwrap();
     let living = DumpDir::create(dir.path()).unwrap();
-    assert!(!abandoned.exists());
+    assert!(!abandoned.exists() && !hidden.exists());
     let other = DumpDir::create(dir.path()).unwrap_err();
     assert!(matches!(other, Error::Busy { .. }), "{other}");
     living.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     living.commit(CommitOptions::default()).unwrap();
     assert_eq!(names(dir.path()), ["cryonaut-manifest.json", "inventory.img"]);
+}
+
+#[test]
+fn what_is_not_whole_has_hidden_names_and_no_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = DumpDir::create(dir.path()).unwrap();
+    for kind in [ImageKind::Inventory, ImageKind::Pstree] {
+        dump.expect(kind, None).unwrap();
+    }
+    let pid = std::process::id();
+    assert_eq!(names(dir.path()), [format!(".cryonaut-{pid}-inventory.img"), "pstree.img".to_owned()]);
+    drop(dump);
+    assert_eq!(names(dir.path()), [""; 0]);
 }
 
 #[test]

@@ -21,7 +21,8 @@ use crate::sys::wait::{Who, wait};
 pub struct Duty {
     /// The directory, by an absolute path; it need not be there yet.
     pub directory: CString,
-    /// Directories in it whose names begin so go in any case, with the files and directories of files in them.
+    /// Files and directories in it whose names begin so go in any case, with what the latter hold: files, and directories of
+    /// files.
     pub hidden: CString,
     /// The file that is there once the work is complete: then nothing else goes.
     pub mark: CString,
@@ -115,8 +116,7 @@ fn clear_up(duty: &Duty, notes: &[u8]) {
     let _ = fs::flock(&directory, FlockOperation::LockExclusive);
     let complete = fs::statat(&directory, &*duty.mark, AtFlags::SYMLINK_NOFOLLOW).is_ok();
     sweep(directory.as_fd(), 3, &|name, is_directory| {
-        let hidden = is_directory && name.starts_with(duty.hidden.as_bytes());
-        hidden || (!complete && (duty.ours)(name, is_directory))
+        name.starts_with(duty.hidden.as_bytes()) || (!complete && (duty.ours)(name, is_directory))
     });
     // What follows the last zero was cut short.
     for path in notes.split_inclusive(|byte| *byte == 0).filter_map(|note| CStr::from_bytes_with_nul(note).ok()) {
@@ -177,7 +177,9 @@ mod tests {
         for name in [".hidden-1/old/layer", "layer"] {
             std_fs::create_dir_all(directory.join(name)).unwrap();
         }
-        for name in ["a.img", "b.img", "layer/e", ".hidden-1/c", ".hidden-1/old/d", ".hidden-1/old/layer/f"] {
+        for name in
+            ["a.img", "b.img", "layer/e", ".hidden-1/c", ".hidden-1-mark", ".hidden-1/old/d", ".hidden-1/old/layer/f"]
+        {
             std_fs::write(directory.join(name), name).unwrap();
         }
     }
