@@ -29,13 +29,13 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    fn open(name: &str, options: &CgroupOptions) -> Result<Self> {
+    fn open(name: &str, options: &CgroupOptions, mounts: &[MountInfo]) -> Result<Self> {
         let failed = |e| Error::kernel(Object::Other(described(name)), "reach it (fsopen, fsmount)", e);
         if let Some(yard) = &options.yard {
             let place = if name.is_empty() { "unified" } else { name.strip_prefix(NAMED).unwrap_or(name) };
             return Ok(Hierarchy { name: name.into(), top: yard.join(place), _mount: None });
         }
-        let mount = mounted(name).map_or_else(|| mount(name), Ok).map_err(failed)?;
+        let mount = mounted(name, mounts).map_or_else(|| mount(name), Ok).map_err(failed)?;
         let top = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
         Ok(Hierarchy { name: name.into(), top, _mount: Some(mount) })
     }
@@ -70,8 +70,7 @@ pub fn described(name: &str) -> String {
 }
 
 /// The top of one where the host has mounted it.
-fn mounted(name: &str) -> Option<OwnedFd> {
-    let mounts = Task::current().ok()?.mountinfo().ok()?;
+fn mounted(name: &str, mounts: &[MountInfo]) -> Option<OwnedFd> {
     let here = mounts.iter().filter(|mount| mount.root == Path::new("/") && is_of(mount, name));
     // Another may stand over it.
     here.filter_map(|mount| {
@@ -112,14 +111,20 @@ fn mount(name: &str) -> std::result::Result<OwnedFd, Errno> {
 
 /// Those that have been opened.
 #[derive(Debug, Default)]
-pub struct Hierarchies(BTreeMap<String, Hierarchy>);
+pub struct Hierarchies {
+    open: BTreeMap<String, Hierarchy>,
+    /// Mounts of the host, read when the first one is opened.
+    mounts: Option<Vec<MountInfo>>,
+}
 
 impl Hierarchies {
     /// One by its name.
     pub fn get(&mut self, name: &str, options: &CgroupOptions) -> Result<&Hierarchy> {
-        if !self.0.contains_key(name) {
-            self.0.insert(name.to_owned(), Hierarchy::open(name, options)?);
+        if !self.open.contains_key(name) {
+            let read = || Task::current().and_then(|us| us.mountinfo()).unwrap_or_default();
+            let hierarchy = Hierarchy::open(name, options, self.mounts.get_or_insert_with(read))?;
+            self.open.insert(name.to_owned(), hierarchy);
         }
-        Ok(&self.0[name])
+        Ok(&self.open[name])
     }
 }
