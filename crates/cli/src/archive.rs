@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use rustix::fs::MemfdFlags;
 use rustix::pipe::PipeFlags;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ use zstd::stream::{read::Decoder, write::Encoder};
 const LEVEL: i32 = 1;
 /// The first bytes of what zstd has made (RFC 8878, section 3.1.1).
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// So much is read, written and held by a pipe at a time: with less, two processes wake each other all the time.
+const PIECE: usize = 1 << 20;
 /// What part of the memory that is free an unpacked archive may take.
 const SHARE: u64 = 4;
 
@@ -55,11 +57,13 @@ impl Packing {
         let file = file.with_context(named)?;
         file.set_permissions(fs::Permissions::from_mode(0o600)).with_context(named)?;
         let (from, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+        // An unprivileged user may have to do with less.
+        let _ = rustix::pipe::fcntl_setpipe_size(&into, PIECE);
         let mut encoder = Encoder::new(file, LEVEL).with_context(named)?;
         encoder.include_checksum(true).with_context(named)?;
         encoder.multithread(available_parallelism().map_or(1, |n| n.get() as u32)).with_context(named)?;
         let pack = move || {
-            io::copy(&mut File::from(from), &mut encoder)?;
+            io::copy(&mut BufReader::with_capacity(PIECE, File::from(from)), &mut encoder)?;
             encoder.finish()?.sync_all()
         };
         let thread = std::thread::Builder::new().name("archive".into()).spawn(pack).context("cannot begin a thread")?;
@@ -99,8 +103,9 @@ impl Unpacked {
         let memory =
             rustix::fs::memfd_create("archive", MemfdFlags::CLOEXEC).context("cannot make a file in memory")?;
         let mut memory = File::from(memory);
-        let mut decoder = Decoder::new(file).with_context(named)?.take(most + 1);
-        let len = io::copy(&mut decoder, &mut memory).with_context(named)?;
+        let decoder = Decoder::new(file).with_context(named)?.take(most + 1);
+        let mut contents = BufReader::with_capacity(PIECE, decoder);
+        let len = io::copy(&mut contents, &mut memory).with_context(named)?;
         Ok((len <= most).then_some(Unpacked(memory)))
     }
 
