@@ -1,13 +1,21 @@
-//! Archives of podman's that we pack and unpack in its place: it does so by a slower compressor, and reads an archive twice.
+//! Archives of podman's that we pack and unpack in its place: it does so by a slower compressor, reads an archive twice, and
+//! writes out what it holds before it calls criu.
 //!
 //! ```text
+//!   criu: the pages ──────────┐
 //!   podman ──tar──▶ pipe ──thread──▶ zstd, on all processors ──▶ FILE.part ──finish──▶ FILE
 //!   FILE ──▶ memory ──▶ podman, as often as it likes
+//!               └─────▶ criu: the pages
 //! ```
 //!
 //! Podman is given the path of an open file of ours (`/proc/PID/fd/N`) in the place of the archive's.
 
+mod apart;
+pub mod aside;
+
 use anyhow::{Context, Result, anyhow};
+use aside::Aside;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::pipe::PipeFlags;
 use std::fs::{self, File, OpenOptions};
@@ -46,8 +54,9 @@ impl Drop for Part {
 }
 
 impl Packing {
-    /// Begins it. What comes through [`Packing::path`] is compressed.
-    pub fn begin(archive: &Path) -> Result<Packing> {
+    /// Begins it. What comes through [`Packing::path`] is compressed, and with it pages that have been set aside, as the
+    /// answer to `asked` says.
+    pub fn begin(archive: &Path, asked: PathBuf) -> Result<Packing> {
         let named = || archive.display().to_string();
         let mut part = archive.as_os_str().to_owned();
         part.push(".part");
@@ -63,7 +72,9 @@ impl Packing {
         encoder.include_checksum(true).with_context(named)?;
         encoder.multithread(available_parallelism().map_or(1, |n| n.get() as u32)).with_context(named)?;
         let pack = move || {
-            io::copy(&mut BufReader::with_capacity(PIECE, File::from(from)), &mut encoder)?;
+            let aside = wait_for_pages(&from, &asked)?;
+            let pages = aside.map_or_else(|| Ok(Vec::new()), |aside| aside.open())?;
+            apart::join(pages, BufReader::with_capacity(PIECE, File::from(from)), &mut encoder)?;
             encoder.finish()?.sync_all()
         };
         let thread = std::thread::Builder::new().name("archive".into()).spawn(pack).context("cannot begin a thread")?;
@@ -85,8 +96,28 @@ impl Packing {
     }
 }
 
+/// What has been set aside, as soon as it is known: at the latest when podman begins to write, or has ended without.
+fn wait_for_pages(from: &OwnedFd, asked: &Path) -> io::Result<Option<Aside>> {
+    const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    loop {
+        let begun = poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&LOOK_AGAIN)).map(|ready| ready > 0);
+        let begun = match begun {
+            Err(rustix::io::Errno::INTR) => false,
+            begun => begun?,
+        };
+        let aside = aside::answer(asked);
+        if begun || aside.is_some() {
+            return Ok(aside);
+        }
+    }
+}
+
 /// An archive that podman can read as often as it likes.
-pub struct Unpacked(File);
+pub struct Unpacked {
+    archive: File,
+    /// To which it has links.
+    _pages: Vec<File>,
+}
 
 impl Unpacked {
     /// Unpacks an archive into memory; `None` for one that is not packed by zstd, or that takes too much memory: both are for
@@ -105,13 +136,18 @@ impl Unpacked {
         let mut memory = File::from(memory);
         let decoder = Decoder::new(file).with_context(named)?.take(most + 1);
         let mut contents = BufReader::with_capacity(PIECE, decoder);
-        let len = io::copy(&mut contents, &mut memory).with_context(named)?;
-        Ok((len <= most).then_some(Unpacked(memory)))
+        let split = apart::split(&mut contents, &mut memory);
+        // What is behind the end of the archive proves it whole.
+        let split = split.and_then(|pages| io::copy(&mut contents, &mut io::sink()).map(|_| pages));
+        if contents.get_ref().limit() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Unpacked { archive: memory, _pages: split.with_context(named)? }))
     }
 
     /// Where podman finds it.
     pub fn path(&self) -> PathBuf {
-        of_ours(&self.0)
+        of_ours(&self.archive)
     }
 }
 
@@ -132,22 +168,60 @@ fn memory_available() -> u64 {
 mod tests {
     use super::*;
 
+    /// An archive as podman makes them, and what its last file holds.
+    fn archive(pages: &[u8]) -> Vec<u8> {
+        let mut made = tar::Builder::new(Vec::new());
+        let long = format!("artifacts/{}", "n".repeat(200));
+        let files: [(&str, &[u8]); 4] = [
+            ("config.dump", b"config"),
+            (&long, b"long"),
+            ("checkpoint/mm-1.img", b""),
+            ("checkpoint/pages-1.img", pages),
+        ];
+        for (name, contents) in files {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(contents.len() as u64);
+            header.set_mode(0o600);
+            if header.set_path(name).is_err() {
+                header = tar::Header::new_gnu();
+                header.set_size(contents.len() as u64);
+            }
+            made.append_data(&mut header, name, contents).unwrap();
+        }
+        made.into_inner().unwrap()
+    }
+
     #[test]
     fn what_was_packed_is_unpacked() {
         let dir = tempfile::tempdir().unwrap();
-        let archive = dir.path().join("a.tar.zst");
-        let contents: Vec<u8> = (0..3_000_000u32).map(|n| (n / 7) as u8).collect();
-        let packing = Packing::begin(&archive).unwrap();
-        fs::write(packing.path(), &contents).unwrap();
+        let path = dir.path().join("a.tar.zst");
+        let pages: Vec<u8> = (0..3_000_001u32).map(|n| (n / 7) as u8).collect();
+        let packing = Packing::begin(&path, PathBuf::new()).unwrap();
+        fs::write(packing.path(), archive(&pages)).unwrap();
         packing.finish().unwrap();
-        assert!(fs::metadata(&archive).unwrap().len() < 1_000_000);
-        assert_eq!(fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
-        let unpacked = Unpacked::new(&archive).unwrap().unwrap();
-        for _ in 0..2 {
-            assert!(fs::read(unpacked.path()).unwrap() == contents);
+        assert!(fs::metadata(&path).unwrap().len() < 1_000_000);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let unpacked = Unpacked::new(&path).unwrap().unwrap();
+        for turn in ["first", "second"] {
+            let out = dir.path().join(turn);
+            tar::Archive::new(File::open(unpacked.path()).unwrap()).unpack(&out).unwrap();
+            let link = out.join("checkpoint/pages-1.img");
+            assert!(link.is_symlink() && fs::read(link).unwrap() == pages);
+            assert_eq!(fs::read(out.join("config.dump")).unwrap(), b"config");
+            assert_eq!(fs::read_dir(out.join("artifacts")).unwrap().count(), 1);
+            fs::remove_dir_all(out).unwrap();
         }
-        drop(Packing::begin(&archive).unwrap());
-        assert!(fs::read_dir(dir.path()).unwrap().count() == 1 && Unpacked::new(&archive).unwrap().is_some());
+        drop(Packing::begin(&path, PathBuf::new()).unwrap());
+        assert!(fs::read_dir(dir.path()).unwrap().count() == 1 && Unpacked::new(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_was_cut_short_is_not_taken_for_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar.zst");
+        let packed = zstd::encode_all(&archive(&[7; 5000])[..], LEVEL).unwrap();
+        fs::write(&path, &packed[..packed.len() - 1]).unwrap();
+        assert!(Unpacked::new(&path).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Podman makes an archive of its own format, and restores one ([`archive`](crate::archive)); runc has a directory of images, and restores into the
 //! bundle in which the caller is. No program is run but the runtime, and what it runs itself.
 
+use crate::archive::aside::Asked;
 use crate::archive::{Packing, Unpacked};
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -60,21 +61,22 @@ impl Container {
             Runtime::Runc => self.with_images(&["checkpoint"], &image)?,
         };
         command.inner.args(options).arg(&self.name);
-        self.run(command, &image, "dump.log")
+        self.run(&mut command, &image, "dump.log")
     }
 
     /// Has podman make an archive, which it packs itself only if that is not by zstd.
     fn export(&self, archive: &Path, options: &[&str]) -> Result<()> {
         let compression = compression(archive);
-        let packing = (compression == "zstd").then(|| Packing::begin(archive)).transpose()?;
-        let (compression, path) = match &packing {
-            Some(packing) => ("none", packing.path()),
-            None => (compression, archive.to_owned()),
-        };
-        let mut command = self.command(&["container", "checkpoint", "--compress", compression])?;
-        command.inner.arg("--export").arg(path).args(options).arg(&self.name);
-        self.run(command, archive, "dump.log")?;
-        packing.map_or(Ok(()), Packing::finish)
+        let mut command = self.command(&["container", "checkpoint"])?;
+        if compression != "zstd" {
+            command.inner.args(["--compress", compression, "--export"]).arg(archive).args(options).arg(&self.name);
+            return self.run(&mut command, archive, "dump.log");
+        }
+        let asked = Asked::ask(&command.place.0).context("cannot say that pages are to be set aside")?;
+        let packing = Packing::begin(archive, asked.path().to_owned())?;
+        command.inner.args(["--compress", "none", "--export"]).arg(packing.path()).args(options).arg(&self.name);
+        self.run(&mut command, archive, "dump.log")?;
+        packing.finish()
     }
 
     /// Restores it from there.
@@ -98,7 +100,7 @@ impl Container {
             }
         };
         command.inner.stdin(Stdio::null());
-        self.run(command, &image, "restore.log")
+        self.run(&mut command, &image, "restore.log")
     }
 
     fn with_images(&self, arguments: &[&str], image: &Path) -> Result<Called> {
@@ -115,10 +117,10 @@ impl Container {
         first.push(path);
         let mut inner = Command::new(self.runtime.program());
         inner.args(arguments).env("PATH", first);
-        Ok(Called { inner, _place: place })
+        Ok(Called { inner, place })
     }
 
-    fn run(&self, mut called: Called, image: &Path, log: &str) -> Result<()> {
+    fn run(&self, called: &mut Called, image: &Path, log: &str) -> Result<()> {
         let program = self.runtime.program();
         let said = called.inner.output().with_context(|| format!("{program}: cannot be run"))?;
         if said.status.success() {
@@ -139,7 +141,7 @@ impl Container {
 /// A call that is prepared, and by what it finds us.
 struct Called {
     inner: Command,
-    _place: Place,
+    place: Place,
 }
 
 /// A directory with this program under the name `criu`, for as long as it is kept.

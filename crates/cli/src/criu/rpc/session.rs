@@ -3,6 +3,7 @@
 
 use super::wire::{Peer, Received, bounded};
 use super::{notify, options};
+use crate::archive::aside;
 use crate::criu::place::{Place, open_directory};
 use crate::criu::settings::{self, Settings};
 use crate::criu::{CRIU_VERSION, GIT_ID, actions, config, log, page_server, script};
@@ -105,6 +106,10 @@ fn act(peer: &Arc<Peer>, kind: CriuReqType, request: &CriuReq, manner: Manner, c
         CriuReqType::Dump => {
             let call = Call::prepare(peer, kind, request.opts.as_ref(), manner)?;
             actions::dump(call.settings, &call.place, call.hook)?;
+            // If not, they go the usual way.
+            if let Err(e) = aside::set_aside(&call.place.images) {
+                tracing::warn!("cannot set the pages aside: {e}");
+            }
             Ok(CriuResp { dump: Some(CriuDumpResp { restored: Some(false) }), ..done })
         }
         CriuReqType::Restore => {
