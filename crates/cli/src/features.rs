@@ -111,7 +111,7 @@ pub fn criu_feature(name: &str) -> CriuAnswer {
         // In every kernel that this program runs on.
         "aio_remap" | "tcp_half_closed" | "ipv6_freebind" | "link_nsid" | "net_diag_raw" | "newifindex"
         | "sk_unix_file" | "sockopt_buf_lock" => true,
-        "mem_dirty_track" => has(Id::UffdWpAsync) && has(Id::PagemapScan),
+        "mem_dirty_track" => has(Id::UffdWpAsync) && has(Id::PagemapScan) || has(Id::SoftDirty),
         "uffd" => has(Id::Uffd),
         "uffd-noncoop" => has(Id::UffdEvents),
         // Not here yet, whatever the kernel can.

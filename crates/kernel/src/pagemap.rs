@@ -5,10 +5,13 @@
 //! bytes for every page of the range, populated or not, for older kernels.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use bitflags::bitflags;
 use linux_raw_sys::general as uapi;
 use rustix::io::Errno;
+
+use crate::features::{Answer, Id, probe};
 
 /// Bytes of a page, and of what one pagemap entry stands for, on x86_64.
 pub const PAGE_SIZE: u64 = 4096;
@@ -298,6 +301,13 @@ impl Iterator for PageRuns<'_> {
         self.failed = next.is_err();
         next.transpose()
     }
+}
+
+/// Whether this kernel has PAGEMAP_SCAN, which passes over what is not mapped: the file has eight bytes for each page of
+/// that as well, which of the room between two mappings can be more than anybody could ever read.
+pub fn can_scan() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| probe(Id::PagemapScan) == Answer::Present)
 }
 
 /// The same as [`scan`], before Linux 6.7 from the file, which takes longer: then `query.flags` must be empty, or it is

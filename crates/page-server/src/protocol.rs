@@ -16,7 +16,7 @@
 
 use crate::{Error, Result};
 use cryonaut_image::{ImageKind, PageFlags};
-use std::io::Read;
+use std::io::{Read, Write};
 
 /// Bytes of a request.
 pub const REQUEST_LEN: usize = 32;
@@ -112,6 +112,15 @@ impl Request {
             _ => return Err(word),
         };
         Ok(Request { command, pages: long(8), address: long(16), id: long(24) })
+    }
+
+    /// Sends it; the answer.
+    pub(crate) fn ask<const LEN: usize>(&self, server: &mut (impl Read + Write)) -> std::io::Result<[u8; LEN]> {
+        server.write_all(&self.encode())?;
+        server.flush()?;
+        let mut answer = [0; LEN];
+        server.read_exact(&mut answer)?;
+        Ok(answer)
     }
 
     /// Reads the next; `None` if the other end is done.

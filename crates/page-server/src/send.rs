@@ -18,7 +18,7 @@ use crate::tls::TlsOptions;
 use crate::{Error, Result};
 use cryonaut_image::{PAGE_SIZE, PageFlags};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender as ChannelSender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -86,26 +86,42 @@ impl Sender {
         Ok(Sender { line: Arc::new(line), peer })
     }
 
+    /// Takes the connection, when it is our turn.
+    fn take(&self) -> Result<Stream> {
+        let mut state = self.line.settled();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Idle(stream) => Ok(stream),
+            other => {
+                *state = other;
+                Err(self.gone())
+            }
+        }
+    }
+
+    /// Gives the connection back, if nothing has failed.
+    fn give_back<R>(&self, stream: Stream, done: io::Result<R>, action: &'static str) -> Result<R> {
+        self.line.set(if done.is_ok() { State::Idle(stream) } else { State::Broken(None) });
+        done.map_err(Error::io(&self.peer, action))
+    }
+
+    /// Whether the server has a parent of the pagemap of a process or segment.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if an upload has failed.
+    pub fn has_parent(&self, target: Target) -> Result<bool> {
+        let mut stream = self.take()?;
+        let answer = Request::about(Command::HasParent, target.encode()).ask(&mut stream).map(i32::from_le_bytes);
+        Ok(self.give_back(stream, answer, "ask it for a parent")? != 0)
+    }
+
     /// Begins the pagemap of a process or segment, when it is our turn.
     ///
     /// # Errors
     /// [`Error::Io`], also if another upload has failed.
     pub fn begin(&self, target: Target) -> Result<Upload> {
-        let mut stream = {
-            let mut state = self.line.settled();
-            match std::mem::replace(&mut *state, State::Taken) {
-                State::Idle(stream) => stream,
-                other => {
-                    *state = other;
-                    return Err(self.gone());
-                }
-            }
-        };
+        let mut stream = self.take()?;
         let begun = || -> io::Result<(bool, File, File)> {
-            let request = Request::about(Command::Open { answered: true }, target.encode());
-            stream.write_all(&request.encode()).and_then(|()| stream.flush())?;
-            let mut answer = [0];
-            stream.read_exact(&mut answer)?;
+            let answer: [u8; 1] = Request::about(Command::Open { answered: true }, target.encode()).ask(&mut stream)?;
             if answer[0] > 1 {
                 // Such as the alert of a server that speaks TLS.
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is none (are both under TLS?)"));
@@ -115,12 +131,9 @@ impl Sender {
             let _ = rustix::pipe::fcntl_setpipe_size(&into, PIPE);
             Ok((answer[0] != 0, File::from(OwnedFd::from(from)), File::from(OwnedFd::from(into))))
         }();
-        let (has_parent, from, into) = match begun.map_err(Error::io(&self.peer, "begin a pagemap")) {
+        let (has_parent, from, into) = match begun {
             Ok(begun) => begun,
-            Err(error) => {
-                self.line.set(State::Broken(None));
-                return Err(error);
-            }
+            Err(error) => return self.give_back(stream, Err(error), "begin a pagemap"),
         };
         let (entries, told) = channel();
         let relay = Relay { line: self.line.clone(), target, told, pages: from };

@@ -168,7 +168,9 @@ fn describe(taking: &mut Taking, object: &Object, mapping: &Mapping) {
     taking.put(object, "inode", inode);
     taking.put(object, "path", path);
     for (key, value) in &mapping.lines {
-        taking.put(object, format!("smaps.{key}"), value.clone());
+        // Soft-dirty is no state of the program's: a mapping has it until somebody has the kernel note writes.
+        let value = if key == "VmFlags" { value.trim_end().trim_end_matches(" sd").to_owned() } else { value.clone() };
+        taking.put(object, format!("smaps.{key}"), value);
     }
 }
 

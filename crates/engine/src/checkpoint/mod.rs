@@ -179,10 +179,14 @@ fn precopy<'a>(pid: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Re
             is_large || options.keep_tracking || options.parent.is_some()
         }
     };
-    // A page server takes each page once; what comes later is not copied.
-    if !is_wanted || options.page_server.is_some() || options.lazy_pages.is_some() {
+    // What comes later is not copied.
+    let to_server = options.page_server.is_some();
+    if !is_wanted || options.lazy_pages.is_some() || to_server && options.parent.is_none() {
         tracking::end_all(pid)?;
         return Ok(None);
+    }
+    if to_server {
+        return Ok(Some(Precopied::resumed(pid, images, options)?));
     }
     let is_closed = options.cgroups.freezer.as_deref().map(Thawed::closed).transpose()?.flatten().is_some();
     Ok(Some(Precopied::make(pid, images, options, is_closed)?))

@@ -1,7 +1,7 @@
 //! A pre-dump: the memory alone, of a tree that goes on.
 
 use super::refusals::refuse_ourselves;
-use super::{janitor, keep, set_parent};
+use super::{janitor, keep, set_parent, why_pages_were_lost};
 use crate::namespaces::{inner, pid};
 use crate::precopy::Precopied;
 use crate::report::{CheckpointReport, micros};
@@ -18,10 +18,13 @@ use std::time::Instant;
 pub fn pre_dump(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<CheckpointReport> {
     refuse_ourselves(pid)?;
     lazy::wait_until_filled(pid)?;
-    let Some(tree) = pid::elsewhere(pid, &options.external)? else { return pre_dump_here(pid, dir, options) };
+    let Some(tree) = pid::elsewhere(pid, &options.external)? else {
+        return pre_dump_here(pid, dir, options).map_err(|error| why_pages_were_lost(options).unwrap_or(error));
+    };
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
-        pre_dump_here(tree.inside, dir, &options)
+        let done = pre_dump_here(tree.inside, dir, &options);
+        done.map_err(|error| why_pages_were_lost(&options).unwrap_or(error))
     })?;
     Ok(CheckpointReport { root_pid: pid, ..report })
 }
@@ -31,9 +34,13 @@ fn pre_dump_here(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<Ch
     options.hook.call(Moment::PreDump, pid)?;
     let _janitor = janitor(dir)?;
     let images = DumpDir::create(dir)?;
+    if options.page_server.is_some() {
+        images.leave_memory_out();
+    }
     set_parent(&images, options)?;
     parallel::get_ready();
     let (precopied, count) = Precopied::pre_dump(pid, &images, options)?;
+    options.page_server.as_ref().map_or(Ok(()), |server| server.close())?;
     images.write_one(ImageKind::Inventory, None, &crate::dump::inventory_of_pre_dump())?;
     let (precopy, keeping) = precopied.settle(true, false)?;
     let mut report = CheckpointReport {

@@ -25,7 +25,7 @@ use crate::freeze::Process;
 use crate::sharing::UnwrittenSpaces;
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
-use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, PageRuns, Query, read_entries};
+use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, PageRuns, Query, can_scan, read_entries};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,7 +88,7 @@ impl Common {
 /// Finds what the address spaces of a frozen tree have in common, tells each of
 /// them, and writes the pagemaps of the layers.
 ///
-/// Not of those that are written already (`is_written`).
+/// Not of those that are written already (`is_written`). Before Linux 6.7 it would take too long: all is written for each.
 pub fn find(
     processes: &[Process],
     is_written: impl Fn(&Process) -> bool,
@@ -98,7 +98,7 @@ pub fn find(
     let mut known = BTreeSet::new();
     let large = |p: &&Process| !p.is_zombie() && p.status.rss_anon_kib >= LITTLE_KIB && !is_written(p);
     let some: Vec<&Process> = processes.iter().filter(large).filter(|p| known.insert(p.space())).collect();
-    if some.len() < 2 || !images.can_have_layers() {
+    if some.len() < 2 || !images.can_have_layers() || !can_scan() {
         return Ok(());
     }
     let mut taken = look(&some)?;
@@ -122,7 +122,7 @@ pub fn find(
 /// # Errors
 /// If the kernel does not tell.
 pub fn have_in_common(processes: &[&Process]) -> Result<Vec<i32>> {
-    if processes.len() < 2 {
+    if processes.len() < 2 || !can_scan() {
         return Ok(Vec::new());
     }
     let mut taken = look(processes)?;

@@ -18,8 +18,8 @@ use crate::sharing::SharedSpace;
 use crate::tracking::own_pages;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
-use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
-use cryonaut_kernel::pagemap::{Categories, PageRun, Query, scan_or_read};
+use cryonaut_image::{DumpDir, ImageKind};
+use cryonaut_kernel::pagemap::{Categories, PageRun, Query, can_scan, scan_or_read};
 use cryonaut_puppet::Hand;
 use rustix::fs::OFlags;
 use std::fs::File;
@@ -79,17 +79,17 @@ fn finish_precopied(
     copied: &mut Space,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Beside)> {
-    let map = |id: &u64| PagemapWriter::create(images, ImageKind::Pagemap, *id, copied.pages_id());
-    let mut maps = ids.iter().map(map).collect::<std::result::Result<Vec<_>, _>>()?;
+    let mut maps = copied.maps(images, ids)?;
     let (mut kept, mut beside) = (Vec::new(), Beside::default());
-    copied.stand_still();
-    for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
+    // There may be room between neighbours.
+    vmas.iter().filter(|vma| holds_pages(vma)).for_each(|vma| ranges::push(&mut kept, (vma.start, vma.end)));
+    copied.keep_only(&kept);
+    copied.stand_still()?;
+    for neighbours in vmas.chunk_by(are_scanned_at_once) {
         let first = &neighbours[0];
         if !holds_pages(first) {
             continue;
         }
-        // There may be room between neighbours.
-        neighbours.iter().for_each(|vma| ranges::push(&mut kept, (vma.start, vma.end)));
         if is_whole(first) {
             copied.copy(&[(first.start, first.end)], false)?;
             continue;
@@ -106,9 +106,9 @@ fn finish_precopied(
             copied.copy(&changed, is_anonymous)?;
         }
     }
-    let count = copied.write_map(&mut maps, &kept)?;
+    copied.write_map(&mut maps)?;
     maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
-    Ok((count, beside))
+    Ok((copied.count(), beside))
 }
 
 /// A process whose pages are written.
@@ -200,7 +200,7 @@ fn write_private<'a>(
     let pagemap = process.task.open_file("pagemap", OFlags::RDONLY)?;
     let mut private = 0;
     let mut guards = Vec::new();
-    for neighbours in vmas.chunk_by(|a, b| is_scanned(a) && is_scanned(b)) {
+    for neighbours in vmas.chunk_by(are_scanned_at_once) {
         let (first, last) = (&neighbours[0], &neighbours[neighbours.len() - 1]);
         if is_whole(first) {
             out.remote(speaker, first.start, first.end - first.start, How::Stored)?;
@@ -243,8 +243,13 @@ fn write_private<'a>(
     Ok((out.finish()?, Beside { guards, like_file, like_file_sum }))
 }
 
-/// Whether the kernel is asked which pages of it there are. Mappings without
-/// another between them are asked for at once.
+/// Mappings without another between them, of which the kernel is asked at once. Without a way to scan them, the room
+/// between them would be read page by page.
+fn are_scanned_at_once(a: &VmaEntry, b: &VmaEntry) -> bool {
+    is_scanned(a) && is_scanned(b) && (a.end == b.start || can_scan())
+}
+
+/// Whether the kernel is asked which pages of it there are.
 fn is_scanned(vma: &VmaEntry) -> bool {
     holds_pages(vma) && !is_whole(vma)
 }

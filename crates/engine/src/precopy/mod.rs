@@ -18,7 +18,9 @@
 //! | segment | the rounds of one segment of shared memory           |
 //! | reader | the memory of a process, read from outside            |
 //! | direct_io | who writes to memory past the page tables          |
-//! | store  | where its pages lie in their file                     |
+//! | store  | which of its pages the image has                      |
+//! | pages_file | where they lie in their file                      |
+//! | sending | how they go to a page server                         |
 //! | pace   | whether another round is worth it                     |
 //! | processor | how much of the processors it takes                |
 //!
@@ -28,10 +30,12 @@
 
 mod direct_io;
 mod pace;
+mod pages_file;
 mod processor;
 mod reader;
 mod segment;
 mod segments;
+mod sending;
 mod space;
 mod store;
 
@@ -41,7 +45,7 @@ pub use space::Space;
 
 use crate::files::PagesIds;
 use crate::freeze::{Frozen, Process, pid_of};
-use crate::memory::PageCount;
+use crate::memory::{PageCount, ranges::Range};
 use crate::options::{CheckpointOptions, Pause, PrecopyMode, PrecopyOptions};
 use crate::report::{PrecopyReport, Untracked, micros};
 use crate::tracking::{Kept, TrackedSpace, end_all};
@@ -51,13 +55,16 @@ use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::stat::State;
 use cryonaut_kernel::proc::status::Status;
+use cryonaut_page_server::{Sender, Target};
 use pace::Pace;
 use processor::{Share, ahead_of_others};
 use rangemap::RangeSet;
 use reader::RunningMemory;
+use sending::Sending;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use store::Place;
 
 /// KiB of memory of its own from which on a process is worth the trouble.
 const WORTH_KIB: u64 = 8 << 10;
@@ -86,6 +93,10 @@ pub struct Precopied<'a> {
     takes_segments: bool,
     /// Numbers for all files of pages of the image.
     pub pages_ids: PagesIds,
+    /// Whether the next round is the last, of a tree that runs: it writes the pagemaps.
+    writes_maps: bool,
+    /// Who takes the pages in the place of files.
+    server: Option<Arc<Sender>>,
     report: PrecopyReport,
     stops: u32,
     /// Of the processors, for what takes long.
@@ -144,6 +155,18 @@ impl<'a> Precopied<'a> {
         Ok(precopied)
     }
 
+    /// Takes on what is known of the processes since the parent of the image was made, for a freeze in which what they have
+    /// written since is copied: a page server takes each page but once.
+    ///
+    /// # Errors
+    /// If the parent cannot be read.
+    pub fn resumed(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
+        let mut precopied = Self::begin(root, images, options)?;
+        precopied.refuse_direct_io()?;
+        precopied.prepare();
+        Ok(precopied)
+    }
+
     /// Copies what was written since the parent of the image was made, or all, once, and writes the pagemaps.
     ///
     /// # Errors
@@ -152,19 +175,20 @@ impl<'a> Precopied<'a> {
         let mut precopied = Self::begin(root, images, options)?;
         precopied.options.mode = PrecopyMode::Always;
         precopied.track()?;
+        precopied.writes_maps = true;
         precopied.look(&mut Pace::new(&options.precopy))?;
         let mut count = PageCount::default();
-        for mut space in precopied.spaces.values().map(lock).filter(|space| space.is_there()) {
-            count.add(space.write_running_map(images)?);
-        }
+        precopied.spaces.values().map(lock).filter(|space| space.is_there()).for_each(|space| count.add(space.count()));
         Ok((precopied, count))
     }
 
     /// With what is known of the processes since the parent of the image was made.
     fn begin(root: i32, images: &'a DumpDir, options: &CheckpointOptions) -> Result<Self> {
         let (timeout, parent, progress) = (options.timeout, options.parent.as_ref(), options.progress.clone());
+        let server = options.page_server.clone();
+        let pages_ids = PagesIds::with_server(server.clone());
         let options = options.precopy.clone();
-        let (spaces, pages_ids, report) = (BTreeMap::new(), PagesIds::default(), PrecopyReport::default());
+        let (spaces, report) = (BTreeMap::new(), PrecopyReport::default());
         // Others come first for no longer than leaves time enough for what must follow.
         let share = Share::new(Some(Instant::now() + options.limit / 2));
         let mut precopied = Precopied {
@@ -177,6 +201,8 @@ impl<'a> Precopied<'a> {
             segments: None,
             takes_segments: false,
             pages_ids,
+            writes_maps: false,
+            server,
             report,
             stops: 0,
             share,
@@ -188,18 +214,43 @@ impl<'a> Precopied<'a> {
         Ok(precopied)
     }
 
-    /// Takes the tracking on that was kept for the parent of the image.
+    /// Takes the tracking on that was kept for the parent of the image, of processes whose pages that has.
     fn resume(&mut self, parent: &ImageDir) -> Result<()> {
-        for (pid, uffd) in Kept::take(parent)? {
-            let Some(tracked) = TrackedSpace::resume(pid, uffd).ok().flatten() else { continue };
+        let (tracked, at_server) = Kept::take(parent)?;
+        for tracked in tracked {
+            let pid = tracked.pid();
+            let in_parent = match &self.server {
+                Some(server) if !server.has_parent(Target::Process(pid as u64))? => None,
+                Some(_) if at_server.contains_key(&pid) => at_server.get(&pid).cloned(),
+                _ => pages_in(parent, pid)?,
+            };
+            let Some(in_parent) = in_parent else {
+                tracing::warn!("process {pid}: nobody has its pages of before: all are copied");
+                tracked.lift();
+                continue;
+            };
             let Ok(memory) = RunningMemory::of_task(tracked.task().clone(), pid) else { continue };
-            let map = Pagemap::read(parent, ImageKind::Pagemap, pid as u64)?;
-            let in_parent = map.runs().iter().map(|run| run.vaddr..run.end()).collect();
-            let pages_id = self.pages_ids.new_id();
-            let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            self.spaces
-                .insert(pid, Mutex::new(Space::new(memory, tracked, (file, pages_id), in_parent, (&self.progress, 0))));
+            let in_parent = in_parent.into_iter().map(|(start, end)| start..end).collect();
+            self.add_space(memory, tracked, in_parent, 0)?;
         }
+        Ok(())
+    }
+
+    /// Begins with a process, of which so many bytes are expected to be copied.
+    fn add_space(
+        &mut self,
+        memory: RunningMemory,
+        tracked: TrackedSpace,
+        in_parent: RangeSet<u64>,
+        expected: u64,
+    ) -> Result<()> {
+        let (pid, pages_id) = (tracked.pid(), self.pages_ids.new_id());
+        let place = match &self.server {
+            Some(server) => Place::Server(Sending::of(pid, server.clone())),
+            None => Place::File(self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?),
+        };
+        let space = Space::new(memory, tracked, (place, pages_id), in_parent, (&self.progress, expected));
+        self.spaces.insert(pid, Mutex::new(space));
         Ok(())
     }
 
@@ -299,11 +350,7 @@ impl<'a> Precopied<'a> {
                 self.leave_out(process.pid, reason)?;
                 continue;
             }
-            let pages_id = self.pages_ids.new_id();
-            let file = self.images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            let progress = (&self.progress, process.status.rss_anon_kib << 10);
-            let space = Space::new(memory, space, (file, pages_id), RangeSet::new(), progress);
-            self.spaces.insert(process.pid, Mutex::new(space));
+            self.add_space(memory, space, RangeSet::new(), process.status.rss_anon_kib << 10)?;
         }
         Ok(())
     }
@@ -351,8 +398,23 @@ impl<'a> Precopied<'a> {
             && self.segments.iter().all(|segments| lock(segments).is_ready())
     }
 
+    /// Has the tree stand still for a moment, if there are processes that can be looked at only then.
+    fn look_at_rest(&mut self) -> Result<()> {
+        let looked_at = || self.spaces.values().map(lock).filter(|space| space.looks_at_rest() && space.is_there());
+        if looked_at().next().is_none() {
+            return Ok(());
+        }
+        let frozen = Frozen::freeze(self.root, self.timeout, None)?;
+        let stood_still = Instant::now();
+        looked_at().try_for_each(|mut space| space.look_at_rest())?;
+        frozen.release()?;
+        self.report.stops_us.push(micros(stood_still.elapsed()));
+        Ok(())
+    }
+
     /// One round.
     fn round(&mut self) -> Result<Round> {
+        self.look_at_rest()?;
         let mut round = Round::default();
         let mut gone = Vec::new();
         for (pid, space) in &self.spaces {
@@ -362,7 +424,12 @@ impl<'a> Precopied<'a> {
                 false => ahead_of_others(|| space.round(None)),
             };
             match done {
-                Ok(of_space) => round.add(of_space),
+                Ok(of_space) => {
+                    round.add(of_space);
+                    if self.writes_maps {
+                        space.write_running_map(self.images)?;
+                    }
+                }
                 Err(e) if !space.is_there() => {
                     tracing::debug!("process {pid}: {e}");
                     gone.push(*pid);
@@ -437,10 +504,12 @@ impl<'a> Precopied<'a> {
         } else {
             self.share.without_end()
         }
-        let mut tracked = Vec::new();
+        let (mut tracked, mut at_server) = (Vec::new(), BTreeMap::new());
         for space in self.spaces.into_values() {
             let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
-            tracked.extend(space.settle(self.images, keeps, &mut self.share)?);
+            let Some((space, pages)) = space.settle(self.images, keeps, &mut self.share)? else { continue };
+            at_server.extend(pages.map(|pages| (space.pid(), pages)));
+            tracked.push(space);
         }
         if let Some(segments) = self.segments {
             let mut segments = segments.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -449,12 +518,19 @@ impl<'a> Precopied<'a> {
         }
         let keeping = match tracked.is_empty() {
             true => None,
-            false => {
-                Some((Kept::note(self.images, self.root, tracked.iter().map(TrackedSpace::pid).collect())?, tracked))
-            }
+            false => Some((Kept::note(self.images, self.root, &tracked, at_server)?, tracked)),
         };
         Ok((self.report, keeping))
     }
+}
+
+/// The pages of a process that an image has, or its parents have; `None` if they are elsewhere.
+fn pages_in(image: &ImageDir, pid: i32) -> Result<Option<Vec<Range>>> {
+    if image.entries_optional(ImageKind::Pagemap, pid as u64)?.is_none() {
+        return Ok(None);
+    }
+    let map = Pagemap::read(image, ImageKind::Pagemap, pid as u64)?;
+    Ok(Some(map.runs().iter().map(|run| (run.vaddr, run.end())).collect()))
 }
 
 /// Those of the processes that have pages in common with others and run on; who has ended meanwhile has none.

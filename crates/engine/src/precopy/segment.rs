@@ -2,7 +2,7 @@
 
 use super::processor::Share;
 use super::space::Round;
-use super::store::Store;
+use super::store::{Place, Store};
 use crate::files::shared_pages::next_data;
 use crate::memory::ranges::{self, Range};
 use crate::memory::{PAGE, PageCount};
@@ -107,7 +107,7 @@ impl Segment {
             file,
             inode,
             size: 0,
-            store: Store::new(into, RangeSet::new()),
+            store: Store::new(Place::File(into), RangeSet::new()),
             pages_id,
             mappings: Vec::new(),
             spaces: BTreeSet::new(),

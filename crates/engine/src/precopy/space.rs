@@ -3,7 +3,7 @@
 use super::direct_io;
 use super::processor::Share;
 use super::reader::{RunningMemory, pieces};
-use super::store::Store;
+use super::store::{Place, Store};
 use crate::freeze::Process;
 use crate::memory::ranges::{self, Range};
 use crate::memory::{self, Absent, KnownFlags, PAGE, PageCount};
@@ -15,7 +15,6 @@ use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Vma};
 use rangemap::RangeSet;
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 /// The address space.
@@ -34,6 +33,16 @@ pub struct Space {
     last_bytes: Option<u64>,
     /// Bytes that were said to be there to be copied, and have not been.
     expected: u64,
+    /// What is to be copied, if the process has been looked at already.
+    found: Option<Found>,
+}
+
+/// What the next round is to copy.
+#[derive(Debug)]
+struct Found {
+    runs: Vec<(Area, Vec<Range>)>,
+    /// How long it took to look for it.
+    looking: Duration,
 }
 
 /// What a round did.
@@ -65,26 +74,30 @@ impl Round {
     }
 }
 
+/// An address space whose tracking is to be kept, and which pages of it are at a page server, if they are.
+pub type KeptSpace = (TrackedSpace, Option<Vec<Range>>);
+
 /// Neighbouring mappings of which all, or none, are anonymous memory.
+#[derive(Debug, Clone, Copy)]
 struct Area {
     range: Range,
     is_anonymous: bool,
 }
 
 impl Space {
-    /// Of a process whose writes are tracked; its pages go into `pages-PAGES_ID.img`, which is `file`.
+    /// Of a process whose writes are tracked; its pages go to a place, which is `pages-PAGES_ID.img` if it is a file.
     /// The parent of the image has `in_parent`, which is as the process has it as far as it is not written to.
     /// `progress` is told what of the bytes that are `expected` has been copied.
     pub fn new(
         memory: RunningMemory,
         tracked: TrackedSpace,
-        (file, pages_id): (File, u32),
+        (place, pages_id): (Place, u32),
         in_parent: RangeSet<u64>,
         (progress, expected): (&Progress, u64),
     ) -> Space {
         progress.expect(expected);
         let progress = progress.clone();
-        let store = Store::new(file, in_parent);
+        let store = Store::new(place, in_parent);
         Space {
             memory,
             tracked,
@@ -95,6 +108,7 @@ impl Space {
             progress,
             last_bytes: None,
             expected,
+            found: None,
         }
     }
 
@@ -113,7 +127,7 @@ impl Space {
     /// Whether all write protection of it is of our doing.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        self.tracked.of_others() == 0
+        self.tracked.is_ours()
     }
 
     /// Has the process's mappings tracked; it must stand still.
@@ -138,35 +152,57 @@ impl Space {
         self.last_bytes.is_none()
     }
 
+    /// Whether it has to be [looked at](Space::look_at_rest) before each round.
+    #[must_use]
+    pub fn looks_at_rest(&self) -> bool {
+        self.tracked.looks_at_rest()
+    }
+
+    /// Looks for what the next round is to copy, while the process stands still.
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub fn look_at_rest(&mut self) -> Result<()> {
+        let looking = Instant::now();
+        let maps = self.memory.task.maps()?;
+        self.tracked.note_mappings(&maps);
+        let mut runs = Vec::new();
+        for area in self.areas(&maps) {
+            let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
+            let its = match area.is_anonymous {
+                true => self.find_anonymous(&changed)?,
+                false => self.find_of_files(&changed)?,
+            };
+            runs.push((area, its));
+        }
+        self.found = Some(Found { runs, looking: looking.elapsed() });
+        self.tracked.begin_anew()
+    }
+
+    /// The memory that is to be copied; what is not there any more is not.
+    fn areas(&mut self, maps: &[Vma]) -> Vec<Area> {
+        let areas = areas(maps);
+        self.store.forget_all_but(&areas.iter().map(|area| area.range).collect::<Vec<_>>());
+        areas
+    }
+
     /// Copies what may have changed since the last round, with no more than a share of the processors if there is one.
     ///
     /// # Errors
     /// If the process has ended, or the file cannot be written.
     pub fn round(&mut self, mut share: Option<&mut Share>) -> Result<Round> {
-        let maps = self.memory.task.maps()?;
-        let areas = areas(&maps);
-        self.store.forget_all_but(&areas.iter().map(|area| area.range).collect::<Vec<_>>());
         let mut round = Round::default();
-        for area in areas {
-            let looking = Instant::now();
-            // In this order: what is written after the protection is found by the next round.
-            let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
-            let is_untracked = |run: &&PageRun| {
-                run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
-            };
-            round.untracked += changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum::<u64>();
-            let runs = match area.is_anonymous {
-                true => self.protect_anonymous(area.range, &changed)?,
-                false => self.protect_of_files(&changed)?,
-            };
-            round.looking += looking.elapsed();
-            let copying = Instant::now();
-            let bytes = runs.iter().map(|run| run.1 - run.0).sum::<u64>();
-            round.pages += bytes / PAGE;
-            self.progress.expect(bytes.saturating_sub(self.expected));
-            self.expected = self.expected.saturating_sub(bytes);
-            self.copy_running(&runs, area.is_anonymous, share.as_deref_mut())?;
-            round.copying += copying.elapsed();
+        if let Some(found) = self.found.take() {
+            round.looking = found.looking;
+            for (area, runs) in found.runs {
+                self.copy_area(area, &runs, share.as_deref_mut(), &mut round)?;
+            }
+        } else {
+            let maps = self.memory.task.maps()?;
+            for area in self.areas(&maps) {
+                let runs = self.look(area, &mut round)?;
+                self.copy_area(area, &runs, share.as_deref_mut(), &mut round)?;
+            }
         }
         // All there is, if it is less than was thought.
         self.progress.advance(std::mem::take(&mut self.expected));
@@ -174,24 +210,71 @@ impl Space {
         Ok(round)
     }
 
+    /// Looks for what is to be copied of the running process, and has the next writes to it noted.
+    fn look(&mut self, area: Area, round: &mut Round) -> Result<Vec<Range>> {
+        let looking = Instant::now();
+        // In this order: what is written after the protection is found by the next round.
+        let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
+        let is_untracked = |run: &&PageRun| {
+            run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
+        };
+        round.untracked += changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum::<u64>();
+        let runs = match area.is_anonymous {
+            true => self.protect_anonymous(area.range, &changed)?,
+            false => self.protect_of_files(&changed)?,
+        };
+        round.looking += looking.elapsed();
+        Ok(runs)
+    }
+
+    fn copy_area(&mut self, area: Area, runs: &[Range], share: Option<&mut Share>, round: &mut Round) -> Result<()> {
+        let copying = Instant::now();
+        let bytes = runs.iter().map(|run| run.1 - run.0).sum::<u64>();
+        round.pages += bytes / PAGE;
+        self.progress.expect(bytes.saturating_sub(self.expected));
+        self.expected = self.expected.saturating_sub(bytes);
+        self.copy_running(runs, area.is_anonymous, share)?;
+        round.copying += copying.elapsed();
+        Ok(())
+    }
+
     /// Protects anonymous memory; which pages of it are to be copied. What they hold tells whether they are pages of zeros.
     fn protect_anonymous(&mut self, range: Range, changed: &[PageRun]) -> Result<Vec<Range>> {
-        let mut runs: Vec<Range> = self.tracked.protect(range)?.iter().map(PageRun::range).collect();
+        let runs: Vec<Range> = self.tracked.protect(range)?.iter().map(PageRun::range).collect();
+        Ok(in_order(runs, self.find_absent(changed)?))
+    }
+
+    /// Protects memory of files, of which most pages are the file's own and not to be copied.
+    fn protect_of_files(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
+        for range in changed.iter().map(PageRun::range) {
+            self.tracked.protect(range)?;
+        }
+        // Of what is not tracked the freeze has to copy all again.
+        self.find_of_files(changed)
+    }
+
+    /// Which pages of anonymous memory that may have changed are to be copied.
+    fn find_anonymous(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
+        let there = changed.iter().filter(|run| run.categories.contains(Categories::PRESENT));
+        let runs: Vec<Range> = there.map(PageRun::range).collect();
+        Ok(in_order(runs, self.find_absent(changed)?))
+    }
+
+    /// The same of those that are not in memory: out of it is not out of the world, they may be in swap.
+    fn find_absent(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
+        let mut runs = Vec::new();
         for absent in changed.iter().filter(|run| !run.categories.contains(Categories::PRESENT)) {
             self.store.forget(absent.range());
-            // Out of memory is not out of the world: it may be in swap.
             runs.extend(self.own_pages(absent.range())?);
         }
         Ok(runs)
     }
 
-    /// Protects memory of files, of which most pages are the file's own and not to be copied.
-    fn protect_of_files(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
+    /// The same of memory of files.
+    fn find_of_files(&mut self, changed: &[PageRun]) -> Result<Vec<Range>> {
         let mut runs = Vec::new();
         for range in changed.iter().map(PageRun::range) {
-            self.tracked.protect(range)?;
             self.store.forget(range);
-            // Of what is not tracked the freeze has to copy all again.
             runs.extend(self.own_pages(range)?);
         }
         Ok(runs)
@@ -266,8 +349,15 @@ impl Space {
     }
 
     /// The last round, of the frozen process: from now on contents are kept in memory until the tree goes on.
-    pub fn stand_still(&mut self) {
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub fn stand_still(&mut self) -> Result<()> {
         self.store.keep_late();
+        if self.tracked.looks_at_rest() {
+            self.tracked.note_mappings(&self.memory.task.maps()?);
+        }
+        Ok(())
     }
 
     /// Which pages of a range the frozen process may have written to since the last round, and guard regions in it; the
@@ -309,29 +399,42 @@ impl Space {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_running_map(&mut self, images: &DumpDir) -> Result<PageCount> {
-        let pid = self.tracked.pid() as u64;
-        let mut maps = [PagemapWriter::create(images, ImageKind::Pagemap, pid, self.pages_id)?];
-        self.store.write_map(&mut maps)?;
-        self.is_in_image = true;
-        maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
-        Ok(self.count())
+    pub fn write_running_map(&mut self, images: &DumpDir) -> Result<()> {
+        let mut maps = self.maps(images, &[self.tracked.pid() as u64])?;
+        self.write_map(&mut maps)?;
+        Ok(maps.into_iter().try_for_each(|map| map.finish().map(drop))?)
     }
 
-    fn count(&self) -> PageCount {
+    /// Begins its pagemaps, under these ids; none if its pages are at a server.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn maps(&self, images: &DumpDir, ids: &[u64]) -> Result<Vec<PagemapWriter>> {
+        let ids = if self.store.is_at_server() { &[] } else { ids };
+        let map = |id: &u64| PagemapWriter::create(images, ImageKind::Pagemap, *id, self.pages_id);
+        Ok(ids.iter().map(map).collect::<std::result::Result<_, _>>()?)
+    }
+
+    /// The pages that it has in the image.
+    #[must_use]
+    pub fn count(&self) -> PageCount {
         let (written, in_parent) = (self.store.present_len() / PAGE, self.store.parent_len() / PAGE);
         PageCount { scanned: written + in_parent, written, in_parent, lazy: 0 }
     }
 
-    /// Writes the pagemap: of `kept`, ranges of memory that ascend, and of nothing else.
+    /// Of the frozen process the image has pages of `kept` alone, ranges of memory that ascend.
+    pub fn keep_only(&mut self, kept: &[Range]) {
+        self.store.forget_all_but(kept);
+    }
+
+    /// Writes the pagemap.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_map(&mut self, maps: &mut [PagemapWriter], kept: &[Range]) -> Result<PageCount> {
-        self.store.forget_all_but(kept);
+    pub fn write_map(&mut self, maps: &mut [PagemapWriter]) -> Result<()> {
         self.store.write_map(maps)?;
         self.is_in_image = true;
-        Ok(self.count())
+        Ok(())
     }
 
     /// Ends the tracking, unless it is to be kept, and puts the file in order, with a share of the processors; it goes if the
@@ -339,20 +442,30 @@ impl Space {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn settle(self, images: &DumpDir, keeps: bool, share: &mut Share) -> Result<Option<TrackedSpace>> {
+    pub fn settle(self, images: &DumpDir, keeps: bool, share: &mut Share) -> Result<Option<KeptSpace>> {
+        let at_server = self.store.at_server();
         let id = u64::from(self.pages_id);
         let tracked = if keeps && self.is_in_image {
-            Some(self.tracked)
+            Some((self.tracked, at_server))
         } else {
             self.tracked.lift();
             None
         };
-        match self.is_in_image {
+        match self.is_in_image || self.store.is_at_server() {
             true => self.store.settle(|| Ok(images.raw_file_anew(ImageKind::Pages, id)?), share)?,
             false => images.drop_raw_file(ImageKind::Pages, id)?,
         }
         Ok(tracked)
     }
+}
+
+/// Pages with those that were found elsewhere, if there are any, among them.
+fn in_order(mut runs: Vec<Range>, others: Vec<Range>) -> Vec<Range> {
+    if others.is_empty() {
+        return runs;
+    }
+    runs.extend(others);
+    ranges::union(runs)
 }
 
 /// The memory that is copied.

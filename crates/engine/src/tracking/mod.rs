@@ -13,8 +13,13 @@
 //! A mapping that comes after [`TrackedSpace::register`], or is moved, is not
 //! registered, and all of its pages count as written until it is; so do all of
 //! an address space that has been left by execve(2).
+//!
+//! Where the kernel, or the process's filters, do not allow for it, private
+//! memory is tracked by soft-dirty bits (`soft_dirty`): without a registration,
+//! but looked at only while the process stands still.
 
 mod kept;
+mod soft_dirty;
 
 pub use kept::{Kept, end_all, keep_here};
 
@@ -22,33 +27,45 @@ use crate::attributes::filter;
 use crate::freeze::{Process, pid_of};
 use crate::memory::ranges::Range;
 use crate::{Error, Object, Result};
-use cryonaut_kernel::pagemap::{Categories, PageRun, Query, ScanFlags, scan};
+use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, Query, ScanFlags, can_scan, read_entries, scan_or_read};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::{Perms, Vma};
 use cryonaut_kernel::uffd::{Features, Mode, Uffd};
 use cryonaut_puppet::{farewell_calls, userfaultfd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use soft_dirty::SoftDirty;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of which protection is lifted at a time: the process waits for each
 /// piece at most, should it want to change its mappings.
 const LIFTED_AT_ONCE: u64 = 16 << 20;
 /// Runs of pages that one call tells of.
 const RUNS: usize = 4096;
+/// What is not there either where nothing can be noted.
+const NOR_BITS: &str = ", nor by soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)";
 
 /// An address space whose writes are tracked. No writes are, any more, when it is dropped.
 #[derive(Debug)]
 pub struct TrackedSpace {
     pid: i32,
     task: Task,
-    uffd: Uffd,
+    notes: Notes,
     pagemap: OwnedFd,
     /// Room for what the kernel tells.
     runs: Vec<PageRun>,
     of_others: usize,
     /// Which mappings are.
     tracks: fn(&Vma) -> bool,
+}
+
+/// Where writes are noted.
+#[derive(Debug)]
+enum Notes {
+    /// In page tables that are protected by it.
+    Userfaultfd(Uffd),
+    /// In page tables, by bits.
+    SoftDirty(SoftDirty),
 }
 
 /// Why writes to a process's memory cannot be tracked.
@@ -64,11 +81,25 @@ impl TrackedSpace {
         let mut begun = Self::begin_for(process, is_tracked)?;
         if let Ok(space) = &mut begun {
             space.register(&process.maps);
+        } else if soft_dirty::is_available() {
+            // The bits that an image relies on are to be cleared.
+            kept::forget(process.pid)?;
+            return Self::by_soft_dirty(process.pid, process.task.clone(), true).map(Ok);
         }
         Ok(begun)
     }
 
-    /// The same for such mappings as `tracks` says, of which none is registered yet.
+    fn by_soft_dirty(pid: i32, task: Task, is_fresh: bool) -> Result<TrackedSpace> {
+        let notes = Notes::SoftDirty(SoftDirty::of(&task, is_fresh)?);
+        Self::with(pid, task, notes, is_tracked)
+    }
+
+    fn with(pid: i32, task: Task, notes: Notes, tracks: fn(&Vma) -> bool) -> Result<TrackedSpace> {
+        let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
+        Ok(TrackedSpace { pid, task, notes, pagemap, runs: vec![PageRun::default(); RUNS], of_others: 0, tracks })
+    }
+
+    /// The same for such mappings as `tracks` says, of which none is registered yet; by a userfaultfd alone.
     ///
     /// # Errors
     /// As for [`TrackedSpace::begin`].
@@ -78,7 +109,11 @@ impl TrackedSpace {
     ) -> Result<std::result::Result<TrackedSpace, Untracked>> {
         let (pid, mode) = (process.pid, process.status.seccomp);
         let task = process.task.clone();
-        let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
+        // Without the one, the other is of no use (both are there since Linux 6.7).
+        let untold = || Untracked(format!("the kernel cannot note writes by userfaultfd (Linux 6.7 can){NOR_BITS}"));
+        if !can_scan() {
+            return Ok(Err(untold()));
+        }
         let hand = process.hand()?;
         if !filter::permits(hand.tid(), mode, &farewell_calls())
             || !filter::tolerates(hand.tid(), mode, &userfaultfd::calls())
@@ -90,24 +125,23 @@ impl TrackedSpace {
             Err(e @ cryonaut_puppet::Error::Call { .. }) => return Ok(Err(Untracked(e.to_string()))),
             Err(e) => return Err(e.into()),
         };
-        Ok(match uffd.api(Features::WP_ASYNC) {
-            Ok(_) => {
-                let runs = vec![PageRun::default(); RUNS];
-                Ok(TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0, tracks })
-            }
-            Err(_) => Err(Untracked("the kernel cannot note writes by userfaultfd (Linux 6.7 can)".into())),
-        })
+        match uffd.api(Features::WP_ASYNC) {
+            Ok(_) => Self::with(pid, task, Notes::Userfaultfd(uffd), tracks).map(Ok),
+            Err(_) => Ok(Err(untold())),
+        }
     }
 
-    /// Goes on with a process that was tracked before. `None` if it has other memory now.
+    /// Goes on with a process that was tracked before, by its userfaultfd or else by bits that nobody has cleared since.
+    /// `None` if it has other memory now.
     ///
     /// # Errors
     /// If the process has ended.
-    pub fn resume(pid: i32, uffd: Uffd) -> Result<Option<TrackedSpace>> {
+    fn resume(pid: i32, uffd: Option<Uffd>) -> Result<Option<TrackedSpace>> {
         let task = Task::open(pid_of(pid)?)?;
-        let pagemap = task.open_file("pagemap", OFlags::RDONLY)?;
-        let runs = vec![PageRun::default(); RUNS];
-        let space = TrackedSpace { pid, task, uffd, pagemap, runs, of_others: 0, tracks: is_tracked };
+        let space = match uffd {
+            Some(uffd) => Self::with(pid, task, Notes::Userfaultfd(uffd), is_tracked)?,
+            None => Self::by_soft_dirty(pid, task, false)?,
+        };
         Ok(Some(space).filter(TrackedSpace::is_there))
     }
 
@@ -123,13 +157,21 @@ impl TrackedSpace {
         self.pid
     }
 
+    fn uffd(&self) -> Option<&Uffd> {
+        match &self.notes {
+            Notes::Userfaultfd(uffd) => Some(uffd),
+            Notes::SoftDirty(_) => None,
+        }
+    }
+
     /// Registers what is private in these mappings, as far as it is not yet and can be. The process must stand still: a
     /// mapping that is registered in part becomes two, and mremap(2) of both at once fails.
     pub fn register(&mut self, maps: &[Vma]) {
+        let Notes::Userfaultfd(uffd) = &self.notes else { return };
         self.of_others = 0;
         for vma in maps.iter().filter(|vma| is_tracked(vma)) {
             // Another error is told of a kind of memory that cannot be registered: its pages count as written.
-            if self.uffd.register(vma.start, vma.len(), Mode::WP) == Err(Errno::BUSY) {
+            if uffd.register(vma.start, vma.len(), Mode::WP) == Err(Errno::BUSY) {
                 self.of_others += 1;
             }
         }
@@ -140,7 +182,8 @@ impl TrackedSpace {
     /// # Errors
     /// `EBUSY` if another userfaultfd watches it, and others for memory that cannot be registered.
     pub fn register_one(&self, range: Range) -> std::result::Result<bool, Errno> {
-        match self.uffd.register(range.0, range.1 - range.0, Mode::WP) {
+        let Notes::Userfaultfd(uffd) = &self.notes else { return Err(Errno::NOTSUP) };
+        match uffd.register(range.0, range.1 - range.0, Mode::WP) {
             // Its file was opened for reading.
             Err(Errno::PERM) => Ok(false),
             registered => registered.map(|_| true),
@@ -168,10 +211,33 @@ impl TrackedSpace {
         self.all_runs(Query { start: range.0, end: range.1, all, flags, ..Query::default() })
     }
 
-    /// How many mappings another userfaultfd watches: the program's own.
+    /// Whether all write protection by userfaultfds is of our doing, none of the program's own.
     #[must_use]
-    pub fn of_others(&self) -> usize {
-        self.of_others
+    pub fn is_ours(&self) -> bool {
+        matches!(self.notes, Notes::Userfaultfd(_)) && self.of_others == 0
+    }
+
+    /// Whether it can be [looked at](TrackedSpace::changed) only while the process stands still, and then has to
+    /// [begin anew](TrackedSpace::begin_anew); there is nothing to [protect](TrackedSpace::protect).
+    #[must_use]
+    pub fn looks_at_rest(&self) -> bool {
+        matches!(self.notes, Notes::SoftDirty(_))
+    }
+
+    /// Takes note of the mappings of the process, which stands still to be looked at.
+    pub fn note_mappings(&mut self, maps: &[Vma]) {
+        if let Notes::SoftDirty(bits) = &mut self.notes {
+            bits.note_mappings(&self.task, maps);
+        }
+    }
+
+    /// From now on writes are noted anew, of all memory; the process stands still since it was looked at.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn begin_anew(&mut self) -> Result<()> {
+        let Notes::SoftDirty(bits) = &mut self.notes else { return Ok(()) };
+        bits.clear().map_err(|errno| self.failed(0, errno))
     }
 
     /// Pages of a range that may not be as they were when they were last protected: written, not there, or not
@@ -183,6 +249,9 @@ impl TrackedSpace {
     /// # Errors
     /// If the kernel does not tell; `ESRCH` if the process has ended.
     pub fn changed(&mut self, range: Range, of_file: bool) -> Result<Vec<PageRun>> {
+        if let Notes::SoftDirty(bits) = &mut self.notes {
+            return bits.changed(&self.pagemap, range).map_err(|errno| self.failed(range.0, errno));
+        }
         let tell = Categories::PRESENT | Categories::WPALLOWED;
         let files = if of_file { Categories::FILE } else { Categories::empty() };
         let any = tell | Categories::WRITTEN | files;
@@ -219,7 +288,7 @@ impl TrackedSpace {
     fn all_runs(&mut self, mut query: Query) -> Result<Vec<PageRun>> {
         let mut all = Vec::new();
         while query.start < query.end {
-            let told = scan(&self.pagemap, &query, &mut self.runs);
+            let told = scan_or_read(self.pagemap.as_fd(), &query, &mut self.runs);
             let (count, reached) = told.map_err(|errno| self.failed(query.start, errno))?;
             if reached <= query.start {
                 return Err(self.failed(query.start, Errno::IO));
@@ -239,18 +308,23 @@ impl TrackedSpace {
     pub fn is_there(&self) -> bool {
         // Nothing is registered there, or nothing that matters: the answer tells whether there is anything at all.
         const LAST_PAGE: u64 = (1 << 47) - 2 * crate::memory::PAGE;
-        self.uffd.write_protect(LAST_PAGE, crate::memory::PAGE, false) != Err(Errno::SRCH)
+        let Notes::Userfaultfd(uffd) = &self.notes else {
+            // What was opened is of the memory of then.
+            return read_entries(&self.pagemap, 0, &mut [Entry::default()]).is_ok_and(|told| told > 0);
+        };
+        uffd.write_protect(LAST_PAGE, crate::memory::PAGE, false) != Err(Errno::SRCH)
     }
 
     /// Takes the protection off again, bit by bit: to close the userfaultfd would do it at once, for so long that the
     /// process may notice.
     pub fn lift(self) {
+        let Notes::Userfaultfd(uffd) = &self.notes else { return };
         let maps = self.task.maps().unwrap_or_default();
         for vma in maps.iter().filter(|vma| (self.tracks)(vma)) {
             let mut at = vma.start;
             while at < vma.end {
                 let len = LIFTED_AT_ONCE.min(vma.end - at);
-                if self.uffd.write_protect(at, len, false).is_err() {
+                if uffd.write_protect(at, len, false).is_err() {
                     break;
                 }
                 at += len;
