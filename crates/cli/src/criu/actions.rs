@@ -108,9 +108,9 @@ fn when_ready(status: Option<PathBuf>) -> Hook {
 pub fn pre_dump(settings: Settings, place: &Place, hook: Hook) -> Result<()> {
     let pid = settings.tree.context("the option --tree is missing: which process is to be dumped?")?;
     place.check()?;
-    ensure!(!settings.page_server, "--page-server is not in this build of a pre-dump");
     let mut options = CheckpointOptions {
         afterwards: Afterwards::LeaveRunning,
+        page_server: page_server::sender(&settings)?,
         parent: settings.prev_images_dir,
         external: settings.external,
         hook,
