@@ -25,7 +25,7 @@ impl KnownDescriptors {
         if held.len() < MANY_PROCESSES {
             return KnownDescriptors::default();
         }
-        let glance = descriptor_tables::of_traced();
+        let glance = descriptor_tables::of_traced(held.len());
         let all = glance.inspect_err(|e| tracing::debug!("descriptors are listed for each process: {e}"));
         match all {
             Ok(all) if is_understood(held, &all) => KnownDescriptors(all),

@@ -18,7 +18,9 @@ use crate::cgroups::Thawed;
 use crate::memory::KnownFlags;
 use crate::namespaces::{inner, pid};
 use crate::{Error, Object, Result, parallel};
-use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
+use calls::{
+    CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, glance_at_first, is_kernels, is_programs, may_have_lasted,
+};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_kernel::sys::pidfd::release_memory;
@@ -68,9 +70,10 @@ pub fn prepare(root: i32) {
     thread::prepare(task.thread_count().unwrap_or_default() as usize);
     // To ask all threads takes longer than it could save.
     let children = task.children(pid).map_or(0, |children| children.len());
-    KnownFlags::prepare(&task, children);
+    calls::prepare(children);
     KnownObjects::prepare(children);
     KnownDescriptors::prepare(children);
+    KnownFlags::prepare(&task, children);
 }
 
 impl Frozen {
@@ -140,9 +143,12 @@ impl Frozen {
     /// Begins to hold the leaders of processes, each with its parent: while one is looked into, the others come to a stop.
     fn hold_first(&mut self, processes: Vec<(i32, i32)>) -> Result<Vec<((i32, i32), Task)>> {
         let mut all = Vec::with_capacity(processes.len());
+        let pids: Vec<i32> = processes.iter().map(|(pid, _)| *pid).collect();
+        let seen = glance_at_first(&pids).unwrap_or_default();
         for (pid, parent) in processes {
             let task = open_task(pid)?;
-            let call = task.thread(pid_of(pid)?).syscall().ok();
+            let call = seen.get(&pid).map(|seen| seen.call).filter(|call| may_have_lasted(pid, *call));
+            let call = call.or_else(|| task.thread(pid_of(pid).ok()?).syscall().ok());
             // One that stood in a freezer is held; who is in vfork may have to be waited for.
             if !self.ahead.contains_key(&pid) && !call.is_some_and(|call| calls::is_vfork(pid, call)) {
                 let asleep = restart::asleep(&task, pid, call);
@@ -511,9 +517,12 @@ fn gone(pid: i32, e: &cryonaut_kernel::proc::Error) -> Error {
 /// whose children have another parent.
 fn children_of(held: &mut [Held]) -> Result<Vec<(i32, i32)>> {
     let asked = held.iter().filter(|p| !p.is_childless);
+    let firsts: Vec<i32> = asked.clone().filter_map(|p| Some(p.threads.first()?.tid)).collect();
+    let of_firsts = glance_at_first(&firsts).unwrap_or_default();
     let parents_of = |p: &Held| -> Vec<i32> {
         let seen = glance_at(&p.task, p.pid, p.threads.len());
-        let may_have = |tid: &i32| seen.as_ref().and_then(|seen| seen.get(tid)).is_none_or(|seen| seen.has_children);
+        let seen = seen.as_ref().unwrap_or(&of_firsts);
+        let may_have = |tid: &i32| seen.get(tid).is_none_or(|seen| seen.has_children);
         p.threads.iter().map(|t| t.tid).filter(may_have).collect()
     };
     let threads: Vec<(&Held, i32)> = asked.flat_map(|p| parents_of(p).into_iter().map(move |tid| (p, tid))).collect();

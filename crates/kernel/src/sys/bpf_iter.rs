@@ -7,6 +7,7 @@
 use super::bpf::{adopt, bpf};
 use super::bpf_insn::{Insn, add, call, load32, load64, mov, mov_value, store_zero, store64};
 use super::btf::Btf;
+use super::process::loadavg;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::Read;
@@ -306,6 +307,18 @@ pub(super) fn run(program: &OwnedFd, visit: Visit) -> Result<Vec<u64>, Errno> {
     let read = begin(program, visit)?.read_to_end(&mut bytes);
     read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     Ok(words(&bytes).collect())
+}
+
+/// Runs a program that tells of all tasks because of some: how many these are. E2BIG if there are far more others, which all
+/// are visited.
+pub(super) fn run_for_tasks(program: &OwnedFd, some: usize) -> Result<Vec<u64>, Errno> {
+    const OTHERS: u64 = 20;
+    // The fourth field of /proc/loadavg (proc(5)).
+    let all = loadavg(3).and_then(|tasks| tasks.split_once('/')?.1.parse::<u64>().ok());
+    if all.is_none_or(|all| all > OTHERS * some as u64) {
+        return Err(Errno::TOOBIG);
+    }
+    run(program, Visit::AllTasks)
 }
 
 /// Words of eight bytes.

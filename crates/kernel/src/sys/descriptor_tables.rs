@@ -8,7 +8,7 @@ use super::bpf_insn::{
     END, Insn, Jump, add, add_register, jump, jump_always, jump_by, load64, mov, mov_value, shift_left, shift_right,
     store_zero, store64, to_end, while_patient,
 };
-use super::bpf_iter::{Visit, load, program, read, run, tell};
+use super::bpf_iter::{Visit, load, program, read, run_for_tasks, tell};
 use super::btf::Btf;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -37,10 +37,11 @@ pub fn prepare() {
 }
 
 /// The descriptors, ascending, of the processes whose first threads are traced by a thread of ours, by their pids. Those
-/// without any are not there. ENOENT or ENOTSUP where the kernel does not describe its types, has others, or does not take
-/// such a program; EPERM without the right to look.
-pub fn of_traced() -> Result<BTreeMap<i32, Vec<Descriptor>>, Errno> {
-    let words = run(ready()?, Visit::AllTasks)?;
+/// without any are not there; `traced` is how many there are. ENOENT or ENOTSUP where the kernel does not describe its types,
+/// has others, or does not take such a program; EPERM without the right to look, E2BIG if there are far more tasks than
+/// those.
+pub fn of_traced(traced: usize) -> Result<BTreeMap<i32, Vec<Descriptor>>, Errno> {
+    let words = run_for_tasks(ready()?, traced)?;
     let mut all: BTreeMap<i32, Vec<Descriptor>> = BTreeMap::new();
     for words in words.as_chunks::<WORDS>().0 {
         let [pid, fd, file, locks, on_exec] = *words;
@@ -143,7 +144,7 @@ mod tests {
         let child = spawn_idle(&Spawn::default()).unwrap();
         let pid = child.pid.as_raw_nonzero().get();
         ptrace::seize(child.pid, ptrace::Options::empty()).unwrap();
-        let told = of_traced();
+        let told = of_traced(usize::MAX >> 8);
         let listed = crate::proc::Task::open(child.pid).unwrap().fds().unwrap();
         let is_same = |one: RawFd, two: RawFd| kcmp::file(child.pid, one, child.pid, two).unwrap().is_eq();
         let same: Vec<bool> = listed.iter().map(|fd| is_same(*fd, kept.as_raw_fd())).collect();
@@ -166,7 +167,7 @@ mod tests {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let child = spawn_idle(&Spawn::default()).unwrap();
         ptrace::seize(child.pid, ptrace::Options::empty()).unwrap();
-        let told = of_traced();
+        let told = of_traced(usize::MAX >> 8);
         end(child.pid);
         let Ok(told) = told else { return };
         let told = &told[&child.pid.as_raw_nonzero().get()];

@@ -4,9 +4,8 @@
 //! Whoever uses it had better compare some with kcmp.
 
 use super::bpf_insn::{Insn, add_register, load64, mov, shift_left, store_value, store_zero};
-use super::bpf_iter::{Visit, load, program, read, run, tell};
+use super::bpf_iter::{Visit, load, program, read, run_for_tasks, tell};
 use super::btf::Btf;
-use super::process::loadavg;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -59,9 +58,6 @@ mod at {
 const WORDS: usize = at::BETWEEN + 1;
 /// In the place of a field that this kernel does not have.
 const UNKNOWN: i32 = -1;
-/// Tasks of others for each that is asked for, up to which it is worth it: all are visited.
-const OTHERS: u64 = 20;
-
 /// Gets ready what takes longest, a program for the kernel: [`of_tasks`] does it if nobody has.
 pub fn prepare() {
     let _ = ready();
@@ -70,19 +66,10 @@ pub fn prepare() {
 /// The objects of these tasks, as far as they are there. ENOENT or ENOTSUP where the kernel does not describe its types, or
 /// has others; EPERM without the right to look, E2BIG if there are far more tasks than those asked for.
 pub fn of_tasks(tids: &[i32]) -> Result<BTreeMap<i32, Objects>, Errno> {
-    if all_tasks() > OTHERS * tids.len() as u64 {
-        return Err(Errno::TOOBIG);
-    }
-    let words = run(ready()?, Visit::AllTasks)?;
+    let words = run_for_tasks(ready()?, tids.len())?;
     let all = words.as_chunks::<WORDS>().0.iter().map(|words| (words[at::PID] as i32, objects(words)));
     let wanted: std::collections::BTreeSet<i32> = tids.iter().copied().collect();
     Ok(all.filter(|(tid, _)| wanted.contains(tid)).collect())
-}
-
-/// How many tasks there are: the fourth field of /proc/loadavg (proc(5)).
-fn all_tasks() -> u64 {
-    let count = loadavg(3).and_then(|tasks| tasks.split_once('/')?.1.parse().ok());
-    count.unwrap_or(u64::MAX)
 }
 
 fn objects(words: &[u64; WORDS]) -> Objects {
@@ -195,6 +182,7 @@ fn body(btf: &Btf) -> Option<Vec<Insn>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::bpf_iter::run;
     use crate::sys::process::{Spawn, spawn_idle};
     use rustix::process::{Signal, kill_process};
 
