@@ -59,7 +59,8 @@ pub fn threads_for(things: usize) -> usize {
 
 /// What `f` makes of each, in their order.
 pub fn map<T: Send, R: Send>(things: Vec<T>, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
-    match pool().filter(|_| threads_for(things.len()) > 1) {
+    // Asked in this order: the threads are not begun for a few things.
+    match Some(things.len()).filter(|count| threads_for(*count) > 1).and_then(|_| pool()) {
         Some(pool) => pool.install(|| things.into_par_iter().map(f).collect()),
         None => things.into_iter().map(f).collect(),
     }
