@@ -3,6 +3,7 @@
 //! PAGEMAP_SCAN says which pages the process has of its own: in memory or in
 //! swap, not the page of zeros, not merely the file's.
 
+use super::PAGE;
 use super::ranges;
 use super::{
     absent::Absent,
@@ -26,6 +27,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+
+/// Bytes of memory from which on it takes longer to look at them than to begin a thread.
+const WORTH_TWO: u64 = 64 << 20;
 
 /// Pages that are looked for at a time, while those found before are written.
 const PAGES_AT_ONCE: u64 = 8192;
@@ -97,7 +101,7 @@ fn finish_precopied(
         for same in neighbours.chunk_by(|a, b| is_anonymous(a) == is_anonymous(b)) {
             let (range, is_anonymous) = ((same[0].start, same[same.len() - 1].end), is_anonymous(&same[0]));
             let (of_guards, changed): (Vec<PageRun>, Vec<PageRun>) = copied
-                .last_changes(range, is_anonymous)?
+                .last_changes(range, is_anonymous, middle_of(same))?
                 .into_iter()
                 .filter(|run| !run.categories.contains(Categories::FILE))
                 .partition(|run| run.categories.contains(Categories::GUARD));
@@ -109,6 +113,20 @@ fn finish_precopied(
     copied.write_map(&mut maps)?;
     maps.into_iter().try_for_each(|map| map.finish().map(drop))?;
     Ok((copied.count(), beside))
+}
+
+/// Where so much memory is to be cut that two processors have as much to look at; none if it is not worth that.
+fn middle_of(vmas: &[VmaEntry]) -> Option<u64> {
+    let all: u64 = vmas.iter().map(|vma| vma.end - vma.start).sum();
+    let mut left = (all >= WORTH_TWO).then_some(all / 2)?;
+    let cut = vmas.iter().find_map(|vma| {
+        let len = vma.end - vma.start;
+        let is_here = left < len;
+        left -= if is_here { 0 } else { len };
+        is_here.then_some((vma.start + left) / PAGE * PAGE)
+    });
+    // All to the one is right as well.
+    cut.filter(|cut| *cut > vmas[0].start)
 }
 
 /// A process whose pages are written.
@@ -310,4 +328,20 @@ fn each_run(
         query.start = stopped;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_cut_where_half_of_it_is() {
+        let vma = |start: u64, len: u64| VmaEntry { start, end: start + len, ..VmaEntry::default() };
+        let half = WORTH_TWO / 2;
+        assert_eq!(middle_of(&[vma(PAGE, WORTH_TWO - PAGE)]), None);
+        assert_eq!(middle_of(&[vma(PAGE, WORTH_TWO)]), Some(PAGE + half));
+        // There is nothing between two mappings.
+        assert_eq!(middle_of(&[vma(PAGE, PAGE), vma(1 << 40, WORTH_TWO)]), Some((1 << 40) + half - PAGE));
+        assert_eq!(middle_of(&[vma(PAGE, half), vma(1 << 40, half)]), Some(1 << 40));
+    }
 }

@@ -35,6 +35,8 @@ pub struct Space {
     expected: u64,
     /// What is to be copied, if the process has been looked at already.
     found: Option<Found>,
+    /// How long it took to look at all of it.
+    whole_look: Duration,
 }
 
 /// What the next round is to copy.
@@ -109,6 +111,7 @@ impl Space {
             last_bytes: None,
             expected,
             found: None,
+            whole_look: Duration::ZERO,
         }
     }
 
@@ -204,6 +207,8 @@ impl Space {
                 self.copy_area(area, &runs, share.as_deref_mut(), &mut round)?;
             }
         }
+        // The freeze has to look at all.
+        round.looking = round.looking.max(self.whole_look);
         // All there is, if it is less than was thought.
         self.progress.advance(std::mem::take(&mut self.expected));
         self.last_bytes = Some(round.pages * PAGE);
@@ -213,17 +218,35 @@ impl Space {
     /// Looks for what is to be copied of the running process, and has the next writes to it noted.
     fn look(&mut self, area: Area, round: &mut Round) -> Result<Vec<Range>> {
         let looking = Instant::now();
-        // In this order: what is written after the protection is found by the next round.
-        let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
-        let is_untracked = |run: &&PageRun| {
-            run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
-        };
-        round.untracked += changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum::<u64>();
-        let runs = match area.is_anonymous {
-            true => self.protect_anonymous(area.range, &changed)?,
-            false => self.protect_of_files(&changed)?,
+        let runs = match area.is_anonymous && !self.is_new() {
+            true => self.look_again(area.range, round)?,
+            false => self.look_at_all(area, round)?,
         };
         round.looking += looking.elapsed();
+        Ok(runs)
+    }
+
+    fn look_at_all(&mut self, area: Area, round: &mut Round) -> Result<Vec<Range>> {
+        let looking = Instant::now();
+        // In this order: what is written after the protection is found by the next round.
+        let changed = self.tracked.changed(area.range, !area.is_anonymous)?;
+        self.whole_look += if self.is_new() { looking.elapsed() } else { Duration::ZERO };
+        round.untracked += untracked(&changed);
+        match area.is_anonymous {
+            true => self.protect_anonymous(area.range, &changed),
+            false => self.protect_of_files(&changed),
+        }
+    }
+
+    /// The same of anonymous memory that has been looked at before: where something was written, for which the kernel has a
+    /// short way. What was given back with all of its page table that does not tell: the frozen process is asked for all.
+    fn look_again(&mut self, range: Range, round: &mut Round) -> Result<Vec<Range>> {
+        let mut runs = Vec::new();
+        for some in near(&self.tracked.written(range)?) {
+            let changed = self.tracked.changed(some, false)?;
+            round.untracked += untracked(&changed);
+            runs.extend(self.protect_anonymous(some, &changed)?);
+        }
         Ok(runs)
     }
 
@@ -361,13 +384,17 @@ impl Space {
     }
 
     /// Which pages of a range the frozen process may have written to since the last round, and guard regions in it; the
-    /// image has none of them until they are copied.
+    /// image has none of them until they are copied. With a `middle` two processors look, each at one side of that.
     ///
     /// # Errors
     /// If the kernel does not tell.
-    pub fn last_changes(&mut self, range: Range, is_anonymous: bool) -> Result<Vec<PageRun>> {
+    pub fn last_changes(&mut self, range: Range, is_anonymous: bool, middle: Option<u64>) -> Result<Vec<PageRun>> {
         let mut out = Vec::new();
-        for run in self.tracked.changed(range, !is_anonymous)? {
+        let changed = match middle {
+            Some(middle) => self.tracked.changed_by_two(range, !is_anonymous, middle)?,
+            None => self.tracked.changed(range, !is_anonymous)?,
+        };
+        for run in changed {
             // What is in memory and no file's has contents, if only zeros.
             if is_anonymous && run.categories.contains(Categories::PRESENT) {
                 out.push(PageRun { categories: Categories::empty(), ..run });
@@ -459,6 +486,28 @@ impl Space {
     }
 }
 
+/// Pages that are there in mappings that are not registered.
+fn untracked(changed: &[PageRun]) -> u64 {
+    let is_untracked = |run: &&PageRun| {
+        run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
+    };
+    changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum()
+}
+
+/// Stretches of memory with all of these runs, as long as what is between them is looked at in less time than it takes to
+/// ask once more.
+fn near(runs: &[PageRun]) -> Vec<Range> {
+    const NEAR: u64 = 256 * PAGE;
+    let mut all: Vec<Range> = Vec::new();
+    for run in runs {
+        match all.last_mut() {
+            Some(last) if run.start - last.1 < NEAR => last.1 = run.end,
+            _ => all.push(run.range()),
+        }
+    }
+    all
+}
+
 /// Pages with those that were found elsewhere, if there are any, among them.
 fn in_order(mut runs: Vec<Range>, others: Vec<Range>) -> Vec<Range> {
     if others.is_empty() {
@@ -479,4 +528,16 @@ fn areas(maps: &[Vma]) -> Vec<Area> {
         }
     }
     areas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_near_is_asked_for_at_once() {
+        let run = |first: u64, end: u64| PageRun { start: first * PAGE, end: end * PAGE, ..PageRun::default() };
+        let all = near(&[run(1, 2), run(3, 4), run(260, 261), run(600, 601), run(601, 700)]);
+        assert_eq!(all, [(PAGE, 4 * PAGE), (260 * PAGE, 261 * PAGE), (600 * PAGE, 700 * PAGE)]);
+    }
 }

@@ -219,7 +219,7 @@ mod tests {
     fn the_last_contents_count_however_they_are_written() {
         let mut store = store();
         put(&mut store, 10, &[1, 2]);
-        put(&mut store, 12, &vec![3; LONG]);
+        put(&mut store, 12, &[3; LONG]);
         put(&mut store, 10, &[4]);
         put(&mut store, 11, &[5]);
         put(&mut store, 12, &[6]);

@@ -190,7 +190,7 @@ impl TrackedSpace {
         }
     }
 
-    /// Pages of shared memory in a range that may have been written to since they were last protected, and those of which
+    /// Pages of a range that may have been written to since they were last protected, and of shared memory those of which
     /// nothing is known: that these are told is to be tried out (`kernel/sys/absent_pages.rs`).
     ///
     /// # Errors
@@ -252,10 +252,28 @@ impl TrackedSpace {
         if let Notes::SoftDirty(bits) = &mut self.notes {
             return bits.changed(&self.pagemap, range).map_err(|errno| self.failed(range.0, errno));
         }
-        let tell = Categories::PRESENT | Categories::WPALLOWED;
-        let files = if of_file { Categories::FILE } else { Categories::empty() };
-        let any = tell | Categories::WRITTEN | files;
-        self.all_runs(Query { start: range.0, end: range.1, inverted: tell, any, tell, ..Query::default() })
+        self.all_runs(changed(range, of_file))
+    }
+
+    /// The same of a large range, by a second thread from `middle` on.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn changed_by_two(&mut self, range: Range, of_file: bool, middle: u64) -> Result<Vec<PageRun>> {
+        let pagemap = match &self.notes {
+            Notes::Userfaultfd(_) => &self.pagemap,
+            Notes::SoftDirty(_) => return self.changed(range, of_file),
+        };
+        let (first, second) = (changed((range.0, middle), of_file), changed((middle, range.1), of_file));
+        let mut room = vec![PageRun::default(); RUNS];
+        let (here, there) = std::thread::scope(|scope| {
+            let there = scope.spawn(|| scan_all(pagemap, second, &mut room));
+            (scan_all(pagemap, first, &mut self.runs), there.join())
+        });
+        let there = there.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let mut all = here.map_err(|(at, errno)| self.failed(at, errno))?;
+        all.extend(there.map_err(|(at, errno)| self.failed(at, errno))?);
+        Ok(all)
     }
 
     /// Protects the pages of a range that are there and have been written to: from now on their first write is noted.
@@ -285,18 +303,8 @@ impl TrackedSpace {
         self.all_runs(own_pages(range))
     }
 
-    fn all_runs(&mut self, mut query: Query) -> Result<Vec<PageRun>> {
-        let mut all = Vec::new();
-        while query.start < query.end {
-            let told = scan_or_read(self.pagemap.as_fd(), &query, &mut self.runs);
-            let (count, reached) = told.map_err(|errno| self.failed(query.start, errno))?;
-            if reached <= query.start {
-                return Err(self.failed(query.start, Errno::IO));
-            }
-            all.extend_from_slice(&self.runs[..count]);
-            query.start = reached;
-        }
-        Ok(all)
+    fn all_runs(&mut self, query: Query) -> Result<Vec<PageRun>> {
+        scan_all(&self.pagemap, query, &mut self.runs).map_err(|(at, errno)| self.failed(at, errno))
     }
 
     fn failed(&self, at: u64, errno: Errno) -> Error {
@@ -336,6 +344,32 @@ impl TrackedSpace {
 /// Whether a mapping's pages can be the process's own.
 pub fn is_tracked(vma: &Vma) -> bool {
     !vma.perms.contains(Perms::SHARED) && !crate::memory::is_kernels(vma)
+}
+
+/// What a query tells, by as many calls as it takes; or at which address it failed.
+fn scan_all(
+    pagemap: &OwnedFd,
+    mut query: Query,
+    room: &mut [PageRun],
+) -> std::result::Result<Vec<PageRun>, (u64, Errno)> {
+    let mut all = Vec::new();
+    while query.start < query.end {
+        let (count, reached) = scan_or_read(pagemap.as_fd(), &query, room).map_err(|errno| (query.start, errno))?;
+        if reached <= query.start {
+            return Err((query.start, Errno::IO));
+        }
+        all.extend_from_slice(&room[..count]);
+        query.start = reached;
+    }
+    Ok(all)
+}
+
+/// The query of [`TrackedSpace::changed`].
+fn changed(range: Range, of_file: bool) -> Query {
+    let tell = Categories::PRESENT | Categories::WPALLOWED;
+    let files = if of_file { Categories::FILE } else { Categories::empty() };
+    let any = tell | Categories::WRITTEN | files;
+    Query { start: range.0, end: range.1, inverted: tell, any, tell, ..Query::default() }
 }
 
 /// The query of pages of the process's own: in memory or in swap, not the page of zeros; those that are a file's have
