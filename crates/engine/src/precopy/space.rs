@@ -223,7 +223,8 @@ impl Space {
             false => self.look_at_all(area, round)?,
         };
         round.looking += looking.elapsed();
-        Ok(runs)
+        // A server takes each page once.
+        Ok(if self.store.is_at_server() { ranges::union(runs) } else { runs })
     }
 
     fn look_at_all(&mut self, area: Area, round: &mut Round) -> Result<Vec<Range>> {
@@ -495,14 +496,14 @@ fn untracked(changed: &[PageRun]) -> u64 {
 }
 
 /// Stretches of memory with all of these runs, as long as what is between them is looked at in less time than it takes to
-/// ask once more.
+/// ask once more. Of memory that changes meanwhile, the kernel may tell twice.
 fn near(runs: &[PageRun]) -> Vec<Range> {
     const NEAR: u64 = 256 * PAGE;
     let mut all: Vec<Range> = Vec::new();
-    for run in runs {
+    for (start, end) in ranges::union(runs.iter().map(PageRun::range).collect()) {
         match all.last_mut() {
-            Some(last) if run.start - last.1 < NEAR => last.1 = run.end,
-            _ => all.push(run.range()),
+            Some(last) if start - last.1 < NEAR => last.1 = end,
+            _ => all.push((start, end)),
         }
     }
     all
@@ -537,7 +538,7 @@ mod tests {
     #[test]
     fn what_is_near_is_asked_for_at_once() {
         let run = |first: u64, end: u64| PageRun { start: first * PAGE, end: end * PAGE, ..PageRun::default() };
-        let all = near(&[run(1, 2), run(3, 4), run(260, 261), run(600, 601), run(601, 700)]);
+        let all = near(&[run(1, 2), run(3, 4), run(260, 261), run(600, 601), run(600, 700), run(3, 4)]);
         assert_eq!(all, [(PAGE, 4 * PAGE), (260 * PAGE, 261 * PAGE), (600 * PAGE, 700 * PAGE)]);
     }
 }
