@@ -8,7 +8,7 @@ use crate::restore::Work;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FsEntry, MmEntry, TaskCoreEntry};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::task_objects::Objects;
+use cryonaut_kernel::sys::glance::Objects;
 use cryonaut_puppet::passing::Service;
 use cryonaut_puppet::{Arg, Batch, Call, Data, Hand};
 use rustix::fs::OFlags;

@@ -11,9 +11,9 @@ use crate::{Error, Object, Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::descriptor_tables::Descriptor;
+use cryonaut_kernel::sys::glance::Descriptor;
+use cryonaut_kernel::sys::glance::Objects;
 use cryonaut_kernel::sys::pidfd;
-use cryonaut_kernel::sys::task_objects::Objects;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 

@@ -14,7 +14,7 @@ use cryonaut_image::ImageKind;
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use cryonaut_kernel::proc::maps::Vma;
 use cryonaut_kernel::proc::{self, fdinfo::Details};
-use cryonaut_kernel::sys::task_objects::Place;
+use cryonaut_kernel::sys::glance::Place;
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, Stat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};

@@ -2,7 +2,7 @@
 //! stopped, of some it matters how long they have lasted, and some are not the
 //! program's but the kernel's own.
 
-use super::{MANY_PROCESSES, pid_of};
+use super::pid_of;
 use crate::attributes::{restart, thread};
 use crate::{Error, Object, Result, parallel};
 use cryonaut_kernel::proc::Task;
@@ -11,8 +11,6 @@ use cryonaut_kernel::sys::thread_calls::{self, Glance};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Of a glance, how many are compared with /proc, unless one that is the same comes before.
-const COMPARED: usize = 4;
 /// Threads whose calls are looked at before the first of them is held.
 pub(super) const CALLS_AT_ONCE: usize = 128;
 
@@ -20,6 +18,7 @@ pub(super) const CALLS_AT_ONCE: usize = 128;
 /// less does not matter. The others are to be looked at again, each right before it is held.
 pub(super) fn calls_of(task: &Task, tids: &[i32], seen: Option<&BTreeMap<i32, Glance>>) -> Vec<(i32, Option<Syscall>)> {
     let in_proc = |tid: i32| task.thread(pid_of(tid).ok()?).syscall().ok();
+    let does_not_matter = |tid: i32, call: &Syscall| !is_vfork(tid, *call) && !restart::is_limited(tid, *call);
     if tids.len() == 1 {
         return vec![(tids[0], None)];
     }
@@ -27,53 +26,26 @@ pub(super) fn calls_of(task: &Task, tids: &[i32], seen: Option<&BTreeMap<i32, Gl
         Some(seen) => tids.iter().map(|tid| seen.get(tid).map(|glance| glance.call)).collect(),
         None => parallel::map(tids.to_vec(), in_proc),
     };
-    tids.iter().zip(calls).map(|(&tid, call)| (tid, call.filter(|call| may_have_lasted(tid, *call)))).collect()
-}
-
-/// Has another thread get ready what sees the calls of many processes. For who is not frozen yet.
-pub(super) fn prepare(children: usize) {
-    if children >= MANY_PROCESSES {
-        parallel::aside(thread_calls::prepare);
-    }
-}
-
-/// Whether it does not matter if a call was seen a moment ago.
-pub(super) fn may_have_lasted(tid: i32, call: Syscall) -> bool {
-    !is_vfork(tid, call) && !restart::is_limited(tid, call)
+    tids.iter().zip(calls).map(|(&tid, call)| (tid, call.filter(|call| does_not_matter(tid, call)))).collect()
 }
 
 /// A glance at all threads of a process that has many: at once, without the files of each. `None` for few, and where the
 /// kernel does not let us, or says something else than /proc of each of the first few: one that runs on may be in another
 /// call by then.
 pub(super) fn glance_at(task: &Task, pid: i32, threads: usize) -> Option<BTreeMap<i32, Glance>> {
+    const COMPARED: usize = 4;
     if threads <= thread::MANY {
         return None;
     }
     let all = thread_calls::of_threads(pid);
     let all = all.inspect_err(|e| tracing::debug!("threads of {pid} are looked at one by one: {e}")).ok()?;
-    all.iter().take(COMPARED).any(|(tid, glance)| is_understood(task, *tid, glance)).then_some(all)
-}
-
-/// The same of the first threads of many processes, which may be seen somewhat otherwise a moment later; `None` for few.
-pub(super) fn glance_at_first(pids: &[i32]) -> Option<BTreeMap<i32, Glance>> {
-    if pids.len() < MANY_PROCESSES {
-        return None;
-    }
-    let all = thread_calls::of_tasks(pids);
-    let all = all.inspect_err(|e| tracing::debug!("processes are looked at one by one: {e}")).ok()?;
-    let is_so = |(pid, glance): (&i32, &Glance)| {
-        let task = pid_of(*pid).and_then(|pid| Ok(Task::open(pid)?));
-        task.is_ok_and(|task| is_understood(&task, *pid, glance))
+    let is_understood = |(tid, glance): (&i32, &Glance)| {
+        let Ok(tid) = pid_of(*tid) else { return false };
+        let has_children = task.children(tid).map(|children| !children.is_empty());
+        task.thread(tid).syscall().is_ok_and(|call| call == glance.call)
+            && has_children.is_ok_and(|any| any == glance.has_children)
     };
-    all.iter().take(COMPARED).any(is_so).then_some(all)
-}
-
-/// Whether /proc says the same of a thread of a process.
-fn is_understood(task: &Task, tid: i32, glance: &Glance) -> bool {
-    let Ok(tid) = pid_of(tid) else { return false };
-    let has_children = task.children(tid).map(|children| !children.is_empty());
-    task.thread(tid).syscall().is_ok_and(|call| call == glance.call)
-        && has_children.is_ok_and(|any| any == glance.has_children)
+    all.iter().take(COMPARED).any(is_understood).then_some(all)
 }
 
 /// The call that a thread is in. In vfork it could not be stopped, but most

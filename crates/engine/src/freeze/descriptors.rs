@@ -1,10 +1,9 @@
 //! Which open files the processes of a held tree have, at a glance where there are many processes; otherwise the descriptors
 //! of each are listed when they are written down.
 
-use super::{Held, MANY_PROCESSES, pid_of};
-use crate::parallel;
+use super::{Held, pid_of};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::sys::descriptor_tables::{self, Descriptor};
+use cryonaut_kernel::sys::glance::{Descriptor, Glance};
 use cryonaut_kernel::sys::kcmp;
 use std::collections::BTreeMap;
 
@@ -13,23 +12,12 @@ use std::collections::BTreeMap;
 pub(super) struct KnownDescriptors(BTreeMap<i32, Vec<Descriptor>>);
 
 impl KnownDescriptors {
-    /// Has another thread get ready what it needs, if it will be worth it. For who is not frozen yet.
-    pub fn prepare(children: usize) {
-        if children >= MANY_PROCESSES {
-            parallel::aside(descriptor_tables::prepare);
-        }
-    }
-
-    /// Of all that are held. Nothing where the kernel does not let us, or has something else by these names than we think.
-    pub fn of(held: &[Held]) -> KnownDescriptors {
-        if held.len() < MANY_PROCESSES {
-            return KnownDescriptors::default();
-        }
-        let glance = descriptor_tables::of_traced(held.len());
-        let all = glance.inspect_err(|e| tracing::debug!("descriptors are listed for each process: {e}"));
-        match all {
-            Ok(all) if is_understood(held, &all) => KnownDescriptors(all),
-            _ => KnownDescriptors::default(),
+    /// Of all that are held, as they were `seen`. Nothing where the kernel has something else by these names than we think.
+    pub fn of(held: &[Held], seen: &Glance) -> KnownDescriptors {
+        if is_understood(held, &seen.descriptors) {
+            KnownDescriptors(seen.descriptors.clone())
+        } else {
+            KnownDescriptors::default()
         }
     }
 

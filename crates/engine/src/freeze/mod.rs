@@ -7,6 +7,7 @@
 
 mod calls;
 mod descriptors;
+mod glance;
 mod objects;
 mod process;
 
@@ -18,9 +19,7 @@ use crate::cgroups::Thawed;
 use crate::memory::KnownFlags;
 use crate::namespaces::{inner, pid};
 use crate::{Error, Object, Result, parallel};
-use calls::{
-    CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, glance_at_first, is_kernels, is_programs, may_have_lasted,
-};
+use calls::{CALLS_AT_ONCE, call_but_vfork, calls_of, glance_at, is_kernels, is_programs};
 use cryonaut_kernel::proc::status::{Seccomp, Status};
 use cryonaut_kernel::proc::{Task, stat::State};
 use cryonaut_kernel::sys::pidfd::release_memory;
@@ -30,6 +29,8 @@ use cryonaut_kernel::{Errno, Pid};
 use cryonaut_puppet::stops;
 use cryonaut_puppet::{DoorMaps, Verdict, trace};
 use descriptors::KnownDescriptors;
+pub use glance::MANY_PROCESSES;
+use glance::Seen;
 use objects::KnownObjects;
 use process::Space;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +42,6 @@ use std::time::Duration;
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// How long a thread may take to stop that is to be let go.
 const STOPS_WITHIN: Duration = Duration::from_secs(1);
-/// Processes from which on it is worth it to get ready what sees all of them at a glance.
-pub const MANY_PROCESSES: usize = 8;
 
 /// Kernel pid from the number that records use.
 pub fn pid_of(number: i32) -> Result<Pid> {
@@ -70,9 +69,7 @@ pub fn prepare(root: i32) {
     thread::prepare(task.thread_count().unwrap_or_default() as usize);
     // To ask all threads takes longer than it could save.
     let children = task.children(pid).map_or(0, |children| children.len());
-    calls::prepare(children);
-    KnownObjects::prepare(children);
-    KnownDescriptors::prepare(children);
+    glance::prepare(children);
     KnownFlags::prepare(&task, children);
 }
 
@@ -93,12 +90,12 @@ impl Frozen {
             freezer.open()?;
         }
         let mut held = vec![frozen.take((root, 0), open_task(root)?, limit)?];
-        let mut at = 0;
+        let (mut at, mut seen) = (0, Seen::default());
         // Until a whole pass over the tree finds no child that is not held.
         loop {
             let before = held.len();
             while at < held.len() {
-                let children = children_of(&mut held[at..])?;
+                let children = children_of(&mut held, at, &mut seen)?;
                 at = held.len();
                 let is_new = |(child, _): &(i32, i32)| !held.iter().any(|p| p.pid == *child);
                 let new: Vec<(i32, i32)> = children.into_iter().filter(is_new).collect();
@@ -111,7 +108,10 @@ impl Frozen {
             }
             at = 0;
         }
-        let known = (KnownObjects::of(&held)?, KnownDescriptors::of(&held));
+        let known = match seen.look(held.len(), held.len()) {
+            Some(seen) => (KnownObjects::of(&held, seen)?, KnownDescriptors::of(&held, seen)),
+            None => Default::default(),
+        };
         let survey = |held: Held| held.survey(&known);
         frozen.processes = parallel::map(held, survey).into_iter().collect::<Result<_>>()?;
         frozen.processes.sort_by_key(|p| p.pid);
@@ -143,12 +143,9 @@ impl Frozen {
     /// Begins to hold the leaders of processes, each with its parent: while one is looked into, the others come to a stop.
     fn hold_first(&mut self, processes: Vec<(i32, i32)>) -> Result<Vec<((i32, i32), Task)>> {
         let mut all = Vec::with_capacity(processes.len());
-        let pids: Vec<i32> = processes.iter().map(|(pid, _)| *pid).collect();
-        let seen = glance_at_first(&pids).unwrap_or_default();
         for (pid, parent) in processes {
             let task = open_task(pid)?;
-            let call = seen.get(&pid).map(|seen| seen.call).filter(|call| may_have_lasted(pid, *call));
-            let call = call.or_else(|| task.thread(pid_of(pid).ok()?).syscall().ok());
+            let call = task.thread(pid_of(pid)?).syscall().ok();
             // One that stood in a freezer is held; who is in vfork may have to be waited for.
             if !self.ahead.contains_key(&pid) && !call.is_some_and(|call| calls::is_vfork(pid, call)) {
                 let asleep = restart::asleep(&task, pid, call);
@@ -513,19 +510,24 @@ fn gone(pid: i32, e: &cryonaut_kernel::proc::Error) -> Error {
     }
 }
 
-/// The children of held processes, each with its parent; of a zombie none,
+/// The children of held processes, of those from one on, each with its parent; of a zombie none,
 /// whose children have another parent.
-fn children_of(held: &mut [Held]) -> Result<Vec<(i32, i32)>> {
-    let asked = held.iter().filter(|p| !p.is_childless);
-    let firsts: Vec<i32> = asked.clone().filter_map(|p| Some(p.threads.first()?.tid)).collect();
-    let of_firsts = glance_at_first(&firsts).unwrap_or_default();
+fn children_of(held: &mut [Held], from: usize, seen: &mut Seen) -> Result<Vec<(i32, i32)>> {
+    let total = held.len();
+    let held = &mut held[from..];
+    let mut asked: Vec<&Held> = held.iter().filter(|p| !p.is_childless).collect();
+    if let Some(seen) = seen.look(total, asked.len()) {
+        let childless = glance::are_childless(seen, &asked);
+        asked =
+            asked.into_iter().zip(childless).filter(|(_, childless)| !childless).map(|(process, _)| process).collect();
+    }
     let parents_of = |p: &Held| -> Vec<i32> {
         let seen = glance_at(&p.task, p.pid, p.threads.len());
-        let seen = seen.as_ref().unwrap_or(&of_firsts);
-        let may_have = |tid: &i32| seen.get(tid).is_none_or(|seen| seen.has_children);
+        let may_have = |tid: &i32| seen.as_ref().and_then(|seen| seen.get(tid)).is_none_or(|seen| seen.has_children);
         p.threads.iter().map(|t| t.tid).filter(may_have).collect()
     };
-    let threads: Vec<(&Held, i32)> = asked.flat_map(|p| parents_of(p).into_iter().map(move |tid| (p, tid))).collect();
+    let threads: Vec<(&Held, i32)> =
+        asked.into_iter().flat_map(|p| parents_of(p).into_iter().map(move |tid| (p, tid))).collect();
     let list = |(process, tid): (&Held, i32)| -> Result<Vec<(i32, i32)>> {
         let children = process.task.children(pid_of(tid)?).unwrap_or_default();
         Ok(children.into_iter().map(|child| (child.as_raw_nonzero().get(), process.pid)).collect())

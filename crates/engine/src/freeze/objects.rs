@@ -1,11 +1,11 @@
 //! Which objects the processes of a held tree have, at a glance where there are many; otherwise each is looked into.
 
-use super::{Held, MANY_PROCESSES, pid_of};
+use super::{Held, pid_of};
+use crate::Result;
 use crate::sharing::{KINDS, Namespaces};
-use crate::{Result, parallel};
 use cryonaut_kernel::proc::Task;
+use cryonaut_kernel::sys::glance::{Glance, Objects};
 use cryonaut_kernel::sys::kcmp;
-use cryonaut_kernel::sys::task_objects::{self, Objects};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,26 +20,13 @@ pub(super) struct KnownObjects {
 }
 
 impl KnownObjects {
-    /// Has another thread get ready what it needs, if it will be worth it. For who is not frozen yet.
-    pub fn prepare(children: usize) {
-        if children >= MANY_PROCESSES {
-            parallel::aside(task_objects::prepare);
-        }
-    }
-
-    /// Of all that are held. Nothing where the kernel does not let us, or has something else by these names than we think.
-    pub fn of(held: &[Held]) -> Result<KnownObjects> {
+    /// Of all that are held, as they were `seen`. Nothing where the kernel has something else by these names than we think.
+    pub fn of(held: &[Held], seen: &Glance) -> Result<KnownObjects> {
         let living = || held.iter().filter_map(|process| Some((&process.task, process.threads.first()?.tid)));
-        let tids: Vec<i32> = living().map(|(_, tid)| tid).collect();
-        if tids.len() < MANY_PROCESSES {
+        let told = living().map(|(_, tid)| Some((tid, *seen.objects.get(&tid)?)));
+        let Some(objects) = told.collect::<Option<BTreeMap<i32, Objects>>>().filter(is_understood) else {
             return Ok(KnownObjects::default());
-        }
-        let glance = task_objects::of_tasks(&tids);
-        let objects =
-            glance.inspect_err(|e| tracing::debug!("processes are compared one by one: {e}")).unwrap_or_default();
-        if objects.len() != tids.len() || !is_understood(&objects) {
-            return Ok(KnownObjects::default());
-        }
+        };
         let mut namespaces = BTreeMap::new();
         for (task, tid) in living() {
             if let Entry::Vacant(unknown) = namespaces.entry(objects[&tid].namespaces) {

@@ -72,8 +72,14 @@ pub(super) fn call(helper: i32) -> Insn {
 #[derive(Clone, Copy)]
 pub(super) enum Jump {
     Equal = 0x15,
+    Above = 0x25,
     AtLeast = 0x35,
     Unequal = 0x55,
+}
+
+/// Stores half a word.
+pub(super) fn store_half(dst: u8, off: i16, imm: i32) -> Insn {
+    Insn { code: 0x62, dst, src: 0, off, imm }
 }
 
 /// In the place of a jump's distance: to the end of the program ([`to_end`]).

@@ -5,7 +5,7 @@
 //! Whoever uses it had better look at one thread in /proc as well, and compare.
 
 use super::bpf_insn::{Insn, call, mov, store_zero, store64};
-use super::bpf_iter::{CALL_TASK_PT_REGS, Field, Visit, load, program, read, run, run_for_tasks, tell};
+use super::bpf_iter::{CALL_TASK_PT_REGS, Field, Visit, load, program, read, run, tell};
 use super::btf::Btf;
 use crate::proc::values::Syscall;
 use rustix::io::Errno;
@@ -39,16 +39,6 @@ pub fn of_threads(pid: i32) -> Result<BTreeMap<i32, Glance>, Errno> {
     let ready = ready()?;
     let words = run(&ready.program, Visit::Threads(pid))?;
     Ok(words.chunks_exact(WORDS).map(|words| glance(words, ready.children)).collect())
-}
-
-/// The first threads of several processes, as far as they are there, or other threads, by tid. Fails as [`of_threads`] does;
-/// with E2BIG if there are far more tasks than those asked for.
-pub fn of_tasks(tids: &[i32]) -> Result<BTreeMap<i32, Glance>, Errno> {
-    let ready = ready()?;
-    let words = run_for_tasks(&ready.program, tids.len())?;
-    let all: BTreeMap<i32, Glance> =
-        words.as_chunks::<WORDS>().0.iter().map(|words| glance(words, ready.children)).collect();
-    Ok(tids.iter().filter_map(|tid| Some((*tid, *all.get(tid)?))).collect())
 }
 
 /// The program, and where a task has its children.

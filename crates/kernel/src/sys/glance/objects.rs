@@ -1,15 +1,10 @@
-//! Which kernel objects tasks have, of many tasks at once, by a program of the kernel's own: kcmp(2) compares two tasks at
-//! a time, and each namespace is a link in /proc.
-//!
-//! Whoever uses it had better compare some with kcmp.
+//! Which kernel objects processes have: kcmp(2) compares two at a time, and each namespace is a link in /proc.
 
-use super::bpf_insn::{Insn, add_register, load64, mov, shift_left, store_value, store_zero};
-use super::bpf_iter::{Visit, load, program, read, run_for_tasks, tell};
-use super::btf::Btf;
-use rustix::io::Errno;
+use super::super::bpf_insn::{Insn, add_register, load64, mov, shift_left, store_value, store_zero, store64};
+use super::super::bpf_iter::{read, tell};
+use super::super::btf::Btf;
+use super::{Kind, head};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
 
 /// What a task has: addresses of objects, equal where it is the same object and good for nothing else, and what else takes a
 /// file in /proc to learn.
@@ -34,6 +29,8 @@ pub struct Objects {
     pub cwd: Place,
     /// Its program.
     pub exe: Place,
+    /// Whether its first thread has children, those that have ended included.
+    pub has_children: bool,
 }
 
 /// A file, by the addresses of the mount by which it was found and of its entry there.
@@ -41,7 +38,7 @@ pub type Place = [u64; 2];
 
 /// What a program tells of a task, in words: where each is.
 mod at {
-    pub const PID: usize = 0;
+    pub const HEAD: usize = 0;
     pub const SHARED: usize = 1;
     pub const NAMESPACES: usize = 5;
     pub const CGROUPS: usize = 8;
@@ -51,25 +48,20 @@ mod at {
     pub const ROOT: usize = 12;
     pub const CWD: usize = 14;
     pub const EXE: usize = 16;
+    pub const TASK: usize = 18;
+    pub const FIRST_CHILD: usize = 19;
+    pub const CHILDREN: usize = 20;
     /// For something in between.
-    pub const BETWEEN: usize = 18;
+    pub const BETWEEN: usize = 21;
 }
 
 const WORDS: usize = at::BETWEEN + 1;
 /// In the place of a field that this kernel does not have.
 const UNKNOWN: i32 = -1;
-/// Gets ready what takes longest, a program for the kernel: [`of_tasks`] does it if nobody has.
-pub fn prepare() {
-    let _ = ready();
-}
-
-/// The objects of these tasks, as far as they are there. ENOENT or ENOTSUP where the kernel does not describe its types, or
-/// has others; EPERM without the right to look, E2BIG if there are far more tasks than those asked for.
-pub fn of_tasks(tids: &[i32]) -> Result<BTreeMap<i32, Objects>, Errno> {
-    let words = run_for_tasks(ready()?, tids.len())?;
-    let all = words.as_chunks::<WORDS>().0.iter().map(|words| (words[at::PID] as i32, objects(words)));
-    let wanted: std::collections::BTreeSet<i32> = tids.iter().copied().collect();
-    Ok(all.filter(|(tid, _)| wanted.contains(tid)).collect())
+/// Takes what one process has off what was told; how many words it had.
+pub(super) fn take(all: &mut BTreeMap<i32, Objects>, pid: i32, words: &[u64]) -> Option<usize> {
+    all.insert(pid, objects(words.first_chunk()?));
+    Some(WORDS)
 }
 
 fn objects(words: &[u64; WORDS]) -> Objects {
@@ -85,16 +77,9 @@ fn objects(words: &[u64; WORDS]) -> Objects {
         root: of(at::ROOT),
         cwd: of(at::CWD),
         exe: of(at::EXE),
+        // The head of an empty list leads to itself.
+        has_children: words[at::FIRST_CHILD] != words[at::TASK] + words[at::CHILDREN],
     }
-}
-
-fn ready() -> Result<&'static OwnedFd, Errno> {
-    static READY: OnceLock<Result<OwnedFd, Errno>> = OnceLock::new();
-    let make = || {
-        let btf = Btf::running()?;
-        load(btf, Visit::AllTasks.target(), &program(Visit::AllTasks, &body(btf).ok_or(Errno::NOTSUP)?))
-    };
-    READY.get_or_init(make).as_ref().map_err(|e| *e)
 }
 
 /// Where a word is on the program's stack.
@@ -133,11 +118,13 @@ impl Reader<'_> {
     }
 }
 
-/// Finds the task in register 8.
-fn body(btf: &Btf) -> Option<Vec<Insn>> {
+/// [`super::Part`].
+pub(super) fn part(btf: &Btf) -> Option<Vec<Insn>> {
     const TASK: &str = "task_struct";
-    let mut r = Reader { btf, body: vec![mov(7, 8)] };
-    r.get(at::PID, TASK, "pid", 4)?;
+    let mut r = Reader { btf, body: head(btf, Kind::Objects, place(at::HEAD))? };
+    let children = btf.field(TASK, "children")?;
+    r.body.extend([store64(10, place(at::TASK), 8), store_value(10, place(at::CHILDREN), children as i32)]);
+    r.get_at(at::FIRST_CHILD, children, 8);
     for (kind, name) in ["mm", "files", "fs", "sighand"].into_iter().enumerate() {
         r.get(at::SHARED + kind, TASK, name, 8)?;
     }
@@ -181,40 +168,36 @@ fn body(btf: &Btf) -> Option<Vec<Insn>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sys::bpf_iter::run;
+    use super::super::of_traced;
     use crate::sys::process::{Spawn, spawn_idle};
+    use crate::sys::ptrace;
     use rustix::process::{Signal, kill_process};
 
     #[test]
-    fn a_thread_shares_all_and_a_child_its_namespaces_alone() {
-        let child = spawn_idle(&Spawn::default()).unwrap();
-        let (tid, told) = std::sync::mpsc::channel();
-        let (end, wait) = std::sync::mpsc::channel::<()>();
-        let sleeper = std::thread::spawn(move || {
-            tid.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-            let _ = wait.recv();
-        });
-        let thread = told.recv().unwrap();
-        let (us, other) = (std::process::id() as i32, child.pid.as_raw_nonzero().get());
-        let words = ready().and_then(|program| run(program, Visit::AllTasks));
-        kill_process(child.pid, Signal::KILL).unwrap();
-        crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
-        drop(end);
-        sleeper.join().unwrap();
-        let Ok(words) = words else { return };
-        let all: BTreeMap<i32, Objects> =
-            words.as_chunks::<WORDS>().0.iter().map(|words| (words[at::PID] as i32, objects(words))).collect();
-        assert_eq!(all[&us].shared, all[&thread].shared);
-        assert_eq!(all[&us].namespaces, all[&other].namespaces);
-        assert!(all[&us].namespaces.iter().all(|address| *address != 0));
-        assert!(all[&us].shared.iter().zip(all[&other].shared).all(|(us, other)| *us != other));
-        let told = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
-        assert_eq!(told.trim(), all[&us].oom_score_adj.to_string());
-        if let (Ok(told), Some(uid)) = (std::fs::read_to_string("/proc/self/loginuid"), all[&us].login_uid) {
+    fn siblings_share_their_namespaces_alone() {
+        let [child, sibling] = [(); 2].map(|()| spawn_idle(&Spawn::default()).unwrap());
+        let [us, other] = [&child, &sibling].map(|child| child.pid.as_raw_nonzero().get());
+        for child in [&child, &sibling] {
+            ptrace::seize(child.pid, ptrace::Options::empty()).unwrap();
+        }
+        let told = of_traced(usize::MAX >> 8);
+        let score = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+        let uid = std::fs::read_to_string("/proc/self/loginuid");
+        for child in [child, sibling] {
+            kill_process(child.pid, Signal::KILL).unwrap();
+            crate::sys::wait::wait(crate::sys::wait::Who::One(child.pid)).unwrap();
+        }
+        let Ok(told) = told else { return };
+        let (us, other) = (told.objects[&us], told.objects[&other]);
+        assert_eq!((us.namespaces, us.cgroups), (other.namespaces, other.cgroups));
+        assert!(us.namespaces.iter().all(|address| *address != 0));
+        assert!(us.shared.iter().zip(other.shared).all(|(us, other)| *us != other));
+        assert_eq!(score.trim(), us.oom_score_adj.to_string());
+        if let (Ok(told), Some(uid)) = (uid, us.login_uid) {
             assert_eq!(told.trim(), uid.to_string());
         }
-        assert_eq!((all[&us].exe, all[&us].cwd), (all[&other].exe, all[&other].cwd));
-        assert!(all[&us].exe != all[&us].cwd && all[&us].exe.iter().chain(&all[&us].root).all(|address| *address != 0));
+        assert_eq!((us.exe, us.cwd, us.root), (other.exe, other.cwd, other.root));
+        assert!(us.exe != us.cwd && us.exe.iter().chain(&us.root).all(|address| *address != 0));
+        assert!(!other.has_children);
     }
 }
