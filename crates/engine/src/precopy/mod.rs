@@ -61,7 +61,7 @@ use processor::{Share, ahead_of_others};
 use rangemap::RangeSet;
 use reader::RunningMemory;
 use sending::Sending;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::Place;
@@ -87,6 +87,8 @@ pub struct Precopied<'a> {
     timeout: Duration,
     /// By pid.
     spaces: BTreeMap<i32, Mutex<Space>>,
+    /// Processes of which it is known that they are not.
+    left_out: BTreeSet<i32>,
     /// Shared memory; `None` while there was none to be copied.
     segments: Option<Mutex<Segments>>,
     /// Whether there is to be any.
@@ -198,6 +200,7 @@ impl<'a> Precopied<'a> {
             progress,
             timeout,
             spaces,
+            left_out: BTreeSet::new(),
             segments: None,
             takes_segments: false,
             pages_ids,
@@ -320,6 +323,7 @@ impl<'a> Precopied<'a> {
         }
         let processes = frozen.release_and_tell()?;
         self.report.stops_us.push(micros(stood_still.elapsed()));
+        self.left_out.extend(untracked.iter().map(|one| one.pid));
         self.report.untracked.extend(untracked);
         if let Some(segments) = &self.segments {
             lock(segments).refuse_direct_io(self.images)?;
@@ -329,7 +333,7 @@ impl<'a> Precopied<'a> {
 
     /// Whether a process is tracked, or known not to be.
     fn is_known(&self, pid: i32) -> bool {
-        self.spaces.contains_key(&pid) || self.report.untracked.iter().any(|one| one.pid == pid)
+        self.spaces.contains_key(&pid) || self.left_out.contains(&pid)
     }
 
     /// Begins with processes that are tracked now, as far as that is of use.
@@ -358,6 +362,7 @@ impl<'a> Precopied<'a> {
     /// What was copied of a process is of no use: it will be copied in the freeze, and is not tracked any more.
     fn leave_out(&mut self, pid: i32, reason: &str) -> Result<()> {
         self.report.untracked.push(Untracked { pid, reason: reason.into() });
+        self.left_out.insert(pid);
         let Some(space) = self.spaces.remove(&pid) else { return Ok(()) };
         let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
         space.settle(self.images, false, &mut self.share).map(drop)
