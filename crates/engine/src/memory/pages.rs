@@ -106,8 +106,9 @@ fn finish_precopied(
                 .filter(|run| !run.categories.contains(Categories::FILE))
                 .partition(|run| run.categories.contains(Categories::GUARD));
             beside.guards.extend(of_guards.iter().map(|run| run.start..run.end));
-            let changed: Vec<ranges::Range> = changed.iter().map(PageRun::range).collect();
-            copied.copy(&changed, is_anonymous)?;
+            // What lies between them is not the program's: its hand's.
+            let changed = ranges::union(changed.iter().map(PageRun::range).collect());
+            copied.copy(&ranges::common(&changed, &kept), is_anonymous)?;
         }
     }
     copied.write_map(&mut maps)?;
