@@ -2,7 +2,8 @@
 //! a pages file of the image itself, or of the parent that it names, or of the
 //! parent's parent.
 
-use super::{extras::Extras, ranges::Range, vma::status};
+use super::ranges::{self, Range};
+use super::{extras::Extras, vma::status};
 use crate::{Error, Object, Result};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::VmaEntry;
@@ -23,9 +24,15 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// What an image has for a process.
+    /// What an image has for a process. Pages where it has no mapping would be written over what a hand has there.
     pub fn read(store: &mut Store<'_>, pid: i32, vmas: &[VmaEntry], extras: Extras) -> Result<Self> {
         let FoundPages { pieces, elsewhere } = store.found(ImageKind::Pagemap, pid as u64)?;
+        let stored = pieces.iter().map(|piece| (piece.start, piece.end())).chain(elsewhere.iter().copied()).collect();
+        let mapped = ranges::union(vmas.iter().map(|vma| (vma.start, vma.end)).collect());
+        if let Some((at, _)) = ranges::without(&ranges::union(stored), &mapped).first() {
+            let problem = format!("it has pages at {at:#x}, where the process has no mapping");
+            return Err(Error::bad_image(format!("pagemap-{pid}.img"), problem));
+        }
         // The vdso's pages are those of the kernel on which the program was started.
         let Some(vdso) = vmas.iter().find(|v| v.status & status::VDSO != 0) else {
             return Ok(Contents { pieces, elsewhere, vdso: Vec::new(), extras });
