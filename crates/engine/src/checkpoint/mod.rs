@@ -25,7 +25,7 @@ use crate::precopy::{self, Keeping, Precopied};
 use crate::report::{CheckpointReport, micros};
 use crate::sharing::{Namespaces, Sharing};
 use crate::tracking;
-use crate::{CheckpointOptions, Error, Moment, Result, lazy, parallel};
+use crate::{CheckpointOptions, Moment, Result, lazy, parallel};
 use cryonaut_image::{CommitOptions, DumpDir, Durability, ImageKind, Leavings, Remains, is_part_of_an_image};
 use cryonaut_kernel::janitor::{Duty, Janitor};
 use cryonaut_kernel::proc::Task;
@@ -46,20 +46,22 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     let surroundings = Namespaces::read(&Task::current()?)?;
     let Some(tree) = pid::elsewhere(pid, &options.external)? else {
         let done = checkpoint_here(pid, dir, options, &surroundings);
-        return done.map_err(|error| why_pages_were_lost(options).unwrap_or(error));
+        return unless_pages_were_lost(options, done);
     };
     let begun = Instant::now();
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
         let done = checkpoint_here(tree.inside, dir, &options, &surroundings);
-        done.map_err(|error| why_pages_were_lost(&options).unwrap_or(error))
+        unless_pages_were_lost(&options, done)
     })?;
     Ok(CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report })
 }
 
-/// Who writes pages to a server that is gone is told no more than that nobody reads them.
-fn why_pages_were_lost(options: &CheckpointOptions) -> Option<Error> {
-    Some(options.page_server.as_ref()?.failure()?.into())
+/// What was done, or why the page server was lost if it was: who writes pages to one that is gone is told no more than that
+/// nobody reads them.
+fn unless_pages_were_lost(options: &CheckpointOptions, done: Result<CheckpointReport>) -> Result<CheckpointReport> {
+    let why = || Some(options.page_server.as_ref()?.failure()?.into());
+    done.map_err(|error| why().unwrap_or(error))
 }
 
 /// The same for a tree of our own pid namespace. `surroundings` are the namespaces that count as not the tree's.

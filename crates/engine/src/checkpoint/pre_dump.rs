@@ -1,7 +1,7 @@
 //! A pre-dump: the memory alone, of a tree that goes on.
 
 use super::refusals::refuse_ourselves;
-use super::{janitor, keep, set_parent, why_pages_were_lost};
+use super::{janitor, keep, set_parent, unless_pages_were_lost};
 use crate::namespaces::{inner, pid};
 use crate::precopy::Precopied;
 use crate::report::{CheckpointReport, micros};
@@ -19,12 +19,11 @@ pub fn pre_dump(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<Che
     refuse_ourselves(pid)?;
     lazy::wait_until_filled(pid)?;
     let Some(tree) = pid::elsewhere(pid, &options.external)? else {
-        return pre_dump_here(pid, dir, options).map_err(|error| why_pages_were_lost(options).unwrap_or(error));
+        return unless_pages_were_lost(options, pre_dump_here(pid, dir, options));
     };
     let report = inner::run(&tree, None, &options.hook, |outer| {
         let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
-        let done = pre_dump_here(tree.inside, dir, &options);
-        done.map_err(|error| why_pages_were_lost(&options).unwrap_or(error))
+        unless_pages_were_lost(&options, pre_dump_here(tree.inside, dir, &options))
     })?;
     Ok(CheckpointReport { root_pid: pid, ..report })
 }

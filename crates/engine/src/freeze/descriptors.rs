@@ -13,9 +13,9 @@ pub(super) struct KnownDescriptors(BTreeMap<i32, Vec<Descriptor>>);
 
 impl KnownDescriptors {
     /// Of all that are held, as they were `seen`. Nothing where the kernel has something else by these names than we think.
-    pub fn of(held: &[Held], seen: &Glance) -> KnownDescriptors {
+    pub fn of(held: &[Held], seen: Glance) -> KnownDescriptors {
         if is_understood(held, &seen.descriptors) {
-            KnownDescriptors(seen.descriptors.clone())
+            KnownDescriptors(seen.descriptors)
         } else {
             KnownDescriptors::default()
         }

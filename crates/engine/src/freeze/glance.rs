@@ -14,7 +14,7 @@ pub(super) fn prepare(children: usize) {
     }
 }
 
-/// The first of what is seen, and when: how many processes were held then.
+/// What was seen last, and when: how many processes were held then.
 #[derive(Debug, Default)]
 pub(super) struct Seen(Option<(usize, Glance)>);
 
@@ -30,6 +30,12 @@ impl Seen {
             self.0 = seen.ok().map(|seen| (held, seen));
         }
         self.0.as_ref().map(|(_, seen)| seen)
+    }
+
+    /// The same at the end, when all are held.
+    pub fn last(mut self, held: usize) -> Option<Glance> {
+        self.look(held, held)?;
+        self.0.map(|(_, seen)| seen)
     }
 }
 

@@ -108,8 +108,8 @@ impl Frozen {
             }
             at = 0;
         }
-        let known = match seen.look(held.len(), held.len()) {
-            Some(seen) => (KnownObjects::of(&held, seen)?, KnownDescriptors::of(&held, seen)),
+        let known = match seen.last(held.len()) {
+            Some(seen) => (KnownObjects::of(&held, &seen)?, KnownDescriptors::of(&held, seen)),
             None => Default::default(),
         };
         let survey = |held: Held| held.survey(&known);
