@@ -14,6 +14,7 @@ build:
 test:
 	@scripts/test-deps.sh
 	@scripts/newer-runtimes.sh
+	@scripts/docker.sh
 	@scripts/test.sh
 
 # Every workload dumped by us and restored by CRIU, and the other way round.
@@ -34,6 +35,7 @@ bench: build
 soak:
 	@scripts/test-deps.sh
 	@scripts/newer-runtimes.sh
+	@scripts/docker.sh
 	PROPTEST_CASES=5000 scripts/test.sh
 	CRYONAUT_KILLS=$(or $(KILLS),1000) $(CARGO) test -q -p cryonaut-cli --test kills
 	CRYONAUT_SCHEDULES=1000 $(CARGO) test -q -p cryonaut-cli --test survives -- schedules

@@ -1,5 +1,5 @@
-# Brings root file systems of newer Debian releases in; other scripts source this. Packages come from the mirror that apt
-# is already set up with.
+# Brings root file systems of Debian releases in; other scripts source this. Packages come from the mirror that apt is
+# already set up with.
 
 cache=${CRYONAUT_CACHE:-/var/cache/cryonaut}
 
@@ -16,21 +16,21 @@ mirror() {
     echo "$found"
 }
 
-# bootstrap ROOT PACKAGES: Debian forky with these, in the place of what is there.
+# bootstrap ROOT SUITE PACKAGES: a Debian release with these, in the place of what is there.
 bootstrap() {
-    local root=$1 packages=$2 script log
+    local root=$1 suite=$2 packages=$3 script log
     command -v debootstrap >/dev/null || {
         say "installing debootstrap"
         apt-get install -y -qq debootstrap >/dev/null || die "cannot install debootstrap: run apt-get update and try again"
     }
-    new=$(mktemp -d "$cache/.forky.XXXXXX")
+    new=$(mktemp -d "$cache/.$suite.XXXXXX")
     # An interrupted run must not leave a tree behind that looks complete.
     trap 'rm -rf --one-file-system "$new"' EXIT
     log=$new.log
     # A debootstrap older than the suite has no script of its name; that of sid fits every later suite.
-    script=/usr/share/debootstrap/scripts/forky
+    script=/usr/share/debootstrap/scripts/$suite
     [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
-    debootstrap --variant=minbase --include="ca-certificates,$packages" forky "$new" "$(mirror)" "$script" >"$log" 2>&1 ||
+    debootstrap --variant=minbase --include="ca-certificates,$packages" "$suite" "$new" "$(mirror)" "$script" >"$log" 2>&1 ||
         die "debootstrap failed, its last words: $(tail -n 3 "$log" | tr '\n' ' ')(all of them: $log)"
     rm -rf --one-file-system "$new/var/cache/apt/archives" "$log"
     rm -rf --one-file-system "$root"

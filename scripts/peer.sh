@@ -23,7 +23,7 @@ is_ready() {
 lock_cache
 is_ready || {
     say "bringing CRIU $minimum_version or newer into $root (once, about 40 seconds)"
-    bootstrap "$root" criu
+    bootstrap "$root" forky criu
 }
 is_ready || die "the criu in $root is '$(peer_version)', wanted at least $minimum_version"
 say "CRIU $(peer_version) is ready in $root"

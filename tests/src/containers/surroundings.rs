@@ -1,7 +1,7 @@
 //! What is around a container: mounts, namespaces, cgroups, and in its network devices, addresses, routes and rules. All
 //! of it has to be the same when it has come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const OF_PEER: [&str; 2] = ["5:", "37:"];
 /// Where the runtime has the layers of the root, which are others after a restore from an archive; whether they were new.
 const LAYERS: [&str; 4] = ["lowerdir=", "upperdir=", "workdir=", "uuid="];
+/// What has the numbers of devices in it.
+const OF_DEVICES: [&str; 3] = ["network.link", "network.address", "network.route"];
 /// Addresses of IPv6 that devices give themselves, a while after they are there.
 const GIVEN: &str = " 1:fe80";
 
 /// What is told, by the name of what it is about.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Surroundings(BTreeMap<String, String>);
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    told: BTreeMap<String, String>,
+    /// Whether the runtime makes devices of the network anew, with other numbers.
+    has_new_devices: bool,
+}
 
 impl Surroundings {
     /// Of a process, as this host sees it.
@@ -29,7 +35,13 @@ impl Surroundings {
         let pid = Pid::from_raw(pid).ok_or("the runtime tells no process")?;
         let all = Fingerprint::of_surroundings(pid);
         let told = all.fields().map(|(name, value)| (name.to_owned(), without_chance(name, value))).collect();
-        Ok(Surroundings(told))
+        Ok(Surroundings { told, has_new_devices: false })
+    }
+
+    /// Where devices of the network have other numbers afterwards, as do addresses and routes that are theirs: the runtime
+    /// makes all that by itself.
+    pub(super) fn with_new_devices(self) -> Self {
+        Surroundings { has_new_devices: true, ..self }
     }
 
     /// Fails if those of this process are not the same, now or soon.
@@ -37,7 +49,7 @@ impl Surroundings {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let now = Surroundings::of(pid)?;
-            if now == *self {
+            if self.different(&now).next().is_none() {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -47,11 +59,16 @@ impl Surroundings {
         }
     }
 
+    /// The names of what is not the same.
+    fn different<'a>(&'a self, now: &'a Surroundings) -> impl Iterator<Item = &'a String> {
+        let names: BTreeSet<_> = self.told.keys().chain(now.told.keys()).collect();
+        let counts = |name: &&String| !self.has_new_devices || !OF_DEVICES.contains(&name.as_str());
+        names.into_iter().filter(counts).filter(|name| self.told.get(*name) != now.told.get(*name))
+    }
+
     fn difference(&self, now: &Surroundings) -> String {
-        let names: std::collections::BTreeSet<_> = self.0.keys().chain(now.0.keys()).collect();
-        let other = names.into_iter().filter(|name| self.0.get(*name) != now.0.get(*name));
-        let line = |name: &String| format!("{name}\n  was {:?}\n  and is {:?}\n", self.0.get(name), now.0.get(name));
-        other.map(line).collect()
+        let [was, is] = [self, now].map(|one| |name: &String| one.told.get(name));
+        self.different(now).map(|name| format!("{name}\n  was {:?}\n  and is {:?}\n", was(name), is(name))).collect()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::files::PagesIds;
 use crate::freeze::Process;
 use crate::lineage::{Birth, Lineage, Step};
 use crate::memory::PageCount;
-use crate::{CheckpointOptions, Error, Object, RestoreOptions, Result};
+use crate::{CheckpointOptions, Error, Moment, Object, RestoreOptions, Result};
 use cryonaut_image::records::{CoreEntry, TaskKobjIdsEntry};
 use cryonaut_image::{DumpDir, ImageDir};
 use cryonaut_kernel::Errno;
@@ -348,7 +348,7 @@ impl Arranged {
 }
 
 /// What is there when a process has been born: it enters the namespaces that are there already, and fills those that it
-/// was born with.
+/// was born with. When the root has all of them, the caller is told.
 pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) -> Result<()> {
     let pid = cx.hand.pid();
     for &(at, id) in arranged.joined.get(&pid).into_iter().flatten() {
@@ -367,7 +367,25 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
         })?;
         join(cx.hand, cx.service, kind.kind, own.file.as_fd())?;
     }
-    for &(at, id) in arranged.made.get(&pid).into_iter().flatten() {
+    let made = arranged.made.get(&pid).map_or(&[][..], Vec::as_slice);
+    // The caller may want to move a device into a network that is still empty.
+    let (first, then): (Vec<_>, Vec<_>) = made.iter().partition(|(at, _)| *at <= network());
+    make_those(cx, arranged, owned, &first)?;
+    if pid == arranged.root {
+        cx.options.hook.call(Moment::SetupNamespaces, pid)?;
+    }
+    make_those(cx, arranged, owned, &then)
+}
+
+/// Where networks are in [`KINDS`].
+fn network() -> usize {
+    KINDS.iter().position(|kind| kind.kind == Namespace::Net).unwrap_or_default()
+}
+
+/// Fills those of a newborn process.
+fn make_those(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned, made: &[(usize, u32)]) -> Result<()> {
+    let pid = cx.hand.pid();
+    for &(at, id) in made {
         let kind = &KINDS[at];
         let Some(halves) = kind.halves else { continue };
         let task = Task::open(crate::freeze::pid_of(pid)?)?;

@@ -9,7 +9,7 @@ use crate::lineage::{Birth, Step};
 use crate::memory::AddressSpaces;
 use crate::namespaces::{self, Building, Own, inner, pid};
 use crate::plan::{Plan, ProcessPlan};
-use crate::{Error, Moment, Object, Result};
+use crate::{Error, Object, Result};
 use cryonaut_image::records::TaskCoreEntry;
 use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_puppet::passing::Service;
@@ -59,7 +59,6 @@ pub fn create_all(
                 };
                 service.install(&mut hand)?;
                 nursery.hands.insert(birth.pid, hand);
-                build.options.hook.call(Moment::SetupNamespaces, birth.pid)?;
                 settle_in(nursery, birth.pid, plan, service, build)?;
             }
             Step::Create(first) => {

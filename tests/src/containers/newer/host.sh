@@ -5,7 +5,7 @@ set -eu
 root=$1 own=$2 layout=$3 program=$4
 read -r pid _ </proc/self/stat
 mount --make-rprivate /
-mkdir -p "$own"/{upper,work,host,containers,containerd}
+mkdir -p "$own"/{upper,work,host,containers,containerd,docker}
 host=$own/host
 mount -t overlay -o "lowerdir=$root,upperdir=$own/upper,workdir=$own/work" overlay "$host"
 mount -t proc proc "$host/proc"
@@ -38,7 +38,7 @@ v2) mount -t cgroup2 cgroup2 "$cgroups" ;;
     ;;
 esac
 # Overlays of containers cannot lie on an overlay.
-for one in containers containerd; do
+for one in containers containerd docker; do
     mkdir -p "$host/var/lib/$one"
     mount --bind "$own/$one" "$host/var/lib/$one"
 done
@@ -69,7 +69,7 @@ cp /bin/busybox /busybox/bin/
 chroot /busybox /bin/busybox --install -s /bin
 chmod 777 /busybox/state /state
 tar -C /busybox -cf /busybox.tar .
-podman import --quiet /busybox.tar busybox >/dev/null 2>&1
+! command -v podman >/dev/null || podman import --quiet /busybox.tar busybox >/dev/null 2>&1
 echo "$pid"
 # Reaps, since it is the first process.
 read -r _ || true

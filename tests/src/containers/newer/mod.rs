@@ -1,10 +1,12 @@
-//! Runtimes of a newer Debian than the host's, in a host of their own: a root file system under an overlay, in private
-//! namespaces of every kind but users and in cgroups of its own, laid out as version 2, version 1 or both.
+//! Runtimes of a newer Debian than the host's, and docker of this one, whose daemon would disturb the others: in a host of
+//! their own, that is a root file system under an overlay, in private namespaces of every kind but users and in cgroups of
+//! its own, laid out as version 2, version 1 or both.
 //!
-//! `scripts/newer-runtimes.sh` brings the root file system in.
+//! `scripts/newer-runtimes.sh` and `scripts/docker.sh` bring the root file systems in.
 
 mod containerd;
 mod cri;
+mod docker;
 mod lxc;
 mod podman;
 
@@ -27,16 +29,29 @@ const BEGINNING: &str = include_str!("host.sh");
 /// Where programs are in it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A root file system: its name, and the script that brings it in.
+type Root = (&'static str, &'static str);
+
+const NEWER: Root = ("newer-runtimes", "scripts/newer-runtimes.sh");
+const DOCKER: Root = ("docker", "scripts/docker.sh");
+
 /// A test in a host with one layout of cgroups.
 type Body = fn(&NewerHost) -> Result<(), Failed>;
 
 /// `newer::RUNTIME::NAME`, with `program` in the place of criu. The whole `main` of a test program.
 pub fn suite(program: &Path) -> ExitCode {
-    let all = [("podman", podman::TESTS), ("containerd", containerd::TESTS), ("cri", cri::TESTS), ("lxc", lxc::TESTS)];
-    let all = all.into_iter().flat_map(|(runtime, tests)| tests.iter().map(move |test| (runtime, test)));
-    let trial = |(runtime, (name, layout, body)): (&str, &'static (&str, &str, Body))| {
+    let all = [
+        ("podman", &NEWER, podman::TESTS),
+        ("containerd", &NEWER, containerd::TESTS),
+        ("cri", &NEWER, cri::TESTS),
+        ("lxc", &NEWER, lxc::TESTS),
+        ("docker", &DOCKER, docker::TESTS),
+        ("docker_newest", &NEWER, docker::NEWEST),
+    ];
+    let all = all.into_iter().flat_map(|(runtime, root, tests)| tests.iter().map(move |test| (runtime, root, test)));
+    let trial = |(runtime, root, (name, layout, body)): (&str, &'static Root, &'static (&str, &str, Body))| {
         let program = program.to_owned();
-        Trial::test(format!("newer::{runtime}::{name}"), move || body(&NewerHost::start(&program, layout)?))
+        Trial::test(format!("newer::{runtime}::{name}"), move || body(&NewerHost::start(&program, root, layout)?))
     };
     libtest_mimic::run(&Arguments::from_args(), all.map(trial).collect()).exit_code()
 }
@@ -56,11 +71,11 @@ struct NewerHost {
 }
 
 impl NewerHost {
-    fn start(program: &Path, layout: &str) -> Result<Self, Failed> {
+    fn start(program: &Path, (root, script): &Root, layout: &str) -> Result<Self, Failed> {
         let cache = std::env::var_os("CRYONAUT_CACHE").map_or_else(|| "/var/cache/cryonaut".into(), PathBuf::from);
-        let root = cache.join("newer-runtimes");
+        let root = cache.join(root);
         if !root.is_dir() {
-            return Err("there are no newer runtimes: scripts/newer-runtimes.sh brings them in".into());
+            return Err(format!("{} is not there: {script} brings it in", root.display()).into());
         }
         let own = TempDir::with_prefix("cryonaut-newer-")?;
         let cgroups = make_cgroups(&own.path().file_name().unwrap_or_default().to_string_lossy())?;
@@ -96,6 +111,20 @@ impl NewerHost {
             true => Ok(fs::read_to_string(&said)?.trim_end().to_owned()),
             false => Err(format!("{line}: {status}\n{}{}", tail(&errors, 20), self.logs()).into()),
         }
+    }
+
+    /// The pid, outside of it, of a process that it knows by this one.
+    fn pid_of(&self, inside: &str) -> Result<i32, Failed> {
+        let own = self.own.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_it = |entry: &fs::DirEntry| {
+            let text = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+            let status = text("status");
+            let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            pids.split_whitespace().nth(1) == Some(inside) && text("cgroup").contains(&own)
+        };
+        let found = fs::read_dir("/proc")?.flatten().find(is_it);
+        let found = found.ok_or_else(|| format!("no process is {inside} in the host"))?;
+        Ok(found.file_name().to_string_lossy().parse()?)
     }
 
     /// The ends of what our program has said in podman's storage.
