@@ -19,6 +19,7 @@ pub mod fingerprint;
 mod firewall;
 pub mod kills;
 pub mod lazy;
+mod network;
 mod picture;
 pub mod programs;
 pub mod random;

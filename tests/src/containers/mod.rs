@@ -16,6 +16,7 @@ mod programs;
 mod runc;
 mod surroundings;
 mod terminal;
+mod translated;
 mod words;
 
 use std::env;
@@ -59,6 +60,7 @@ pub fn suite(program: &Path) -> ExitCode {
         ("exports", exports::tests()),
         ("pods", pods::tests()),
         ("programs", programs::tests()),
+        ("translated", translated::tests()),
         ("words", words::tests()),
         ("kills", kills::tests().into_iter().chain(podman_kills::tests()).collect()),
         ("lazily", lazily::tests()),

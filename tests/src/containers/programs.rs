@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -45,22 +45,22 @@ fn soon<T>(what: &str, mut attempt: impl FnMut() -> Result<T, Failed>) -> Result
 }
 
 /// A container of an image with its program. Its connections are kept.
-struct Served<'h> {
-    podman: Podman<'h>,
+pub(super) struct Served<'h> {
+    pub(super) podman: Podman<'h>,
 }
 
 impl<'h> Served<'h> {
-    fn start(podman: Podman<'h>, options: &[&str], command: &[&str]) -> Result<Self, Failed> {
+    pub(super) fn start(podman: Podman<'h>, options: &[&str], command: &[&str]) -> Result<Self, Failed> {
         let how = ["run", "--detach", "--name", "c"];
         podman.podman(&[&how, options, &[IMAGE], command].concat())?;
         Ok(Served { podman })
     }
 
-    fn checkpoint(&self) -> Result<(), Failed> {
+    pub(super) fn checkpoint(&self) -> Result<(), Failed> {
         self.podman.checkpoint("c", &["--tcp-established"]).map(drop)
     }
 
-    fn restore(&self) -> Result<(), Failed> {
+    pub(super) fn restore(&self) -> Result<(), Failed> {
         self.podman.restore(&["--tcp-established", "c"]).map(drop)
     }
 
@@ -77,10 +77,15 @@ impl<'h> Served<'h> {
 }
 
 /// A client of redis.
-struct Client(BufReader<TcpStream>);
+pub(super) struct Client(BufReader<TcpStream>);
 
 impl Client {
-    fn connect(address: &str, port: u16) -> Result<Self, Failed> {
+    /// Its own address.
+    pub(super) fn address(&self) -> std::io::Result<SocketAddr> {
+        self.0.get_ref().local_addr()
+    }
+
+    pub(super) fn connect(address: &str, port: u16) -> Result<Self, Failed> {
         let connect = || Ok(TcpStream::connect((address, port))?);
         let stream = soon("nobody listens", connect)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -94,7 +99,7 @@ impl Client {
         Ok(line.trim_end().to_owned())
     }
 
-    fn expect(&mut self, command: &str, wanted: &str) -> Result<(), Failed> {
+    pub(super) fn expect(&mut self, command: &str, wanted: &str) -> Result<(), Failed> {
         let told = self.ask(command)?;
         match told == wanted {
             true => Ok(()),
@@ -103,14 +108,20 @@ impl Client {
     }
 }
 
+/// Redis, and how it is told to serve.
+pub(super) const REDIS: [&str; 7] =
+    ["/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
+
+/// Redis, published like this.
+pub(super) fn redis_at<'h>(host: &'h Host, published: &str) -> Result<Served<'h>, Failed> {
+    let podman = Podman::with(host, &host.root_with(&[Path::new(REDIS[0])], &[])?)?;
+    Served::start(podman, &["--publish", published], &REDIS)
+}
+
 /// With data, a client at the container's own address that stays connected, and one that comes by the published port.
 fn redis(host: &Host) -> Result<(), Failed> {
-    let redis = Path::new("/usr/bin/redis-server");
-    let podman = Podman::with(host, &host.root_with(&[redis], &[])?)?;
     let port = free_port()?;
-    let publish = format!("127.0.0.1:{port}:6379");
-    let command = [&redis.display().to_string(), "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""];
-    let served = Served::start(podman, &["--publish", &publish], &command)?;
+    let served = redis_at(host, &format!("127.0.0.1:{port}:6379"))?;
     let mut kept = Client::connect(&served.address()?, 6379)?;
     for key in 0..1000 {
         kept.expect(&format!("SET {key} {}", "data".repeat(100)), "+OK")?;
@@ -201,13 +212,14 @@ fn two_versions(host: &Host) -> Result<(), Failed> {
 }
 
 /// Python, and where it has its library.
-fn python() -> Result<(PathBuf, PathBuf), Failed> {
+pub(super) fn python() -> Result<(PathBuf, PathBuf), Failed> {
     let python = fs::canonicalize("/usr/bin/python3")?;
     let library = Path::new("/usr/lib").join(python.file_name().unwrap_or_default());
     Ok((python, library))
 }
 
-const PYTHON: &str = "
+/// Says numbers to a server at the address and port that it is given, each when the one before has been repeated.
+pub(super) const COUNTS_ALOUD: &str = "
 import socket, sys
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 answers = peer.makefile('r')
@@ -222,7 +234,7 @@ while True:
 fn python_outward(host: &Host) -> Result<(), Failed> {
     let (python, library) = python()?;
     let root = host.root_with(&[&python], &[&library])?;
-    fs::write(root.join("program.py"), PYTHON)?;
+    fs::write(root.join("program.py"), COUNTS_ALOUD)?;
     let podman = Podman::with(host, &root)?;
     let listener = TcpListener::bind("0.0.0.0:0")?;
     let port = listener.local_addr()?.port().to_string();

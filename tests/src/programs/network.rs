@@ -1,19 +1,17 @@
 //! A server whose client is on another host, as far as the kernel is concerned: two network namespaces joined by veth.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{Program, away};
 use crate::engine::Engine;
+use crate::network::{Network, ip};
 
 /// Takes a hundred megabytes on one connection and answers with their sum; on a second one, whose other end has been
 /// closed for sending all the time, it speaks at last.
@@ -48,18 +46,13 @@ pub(super) fn veth(engine: &Engine) -> Result<(), Failed> {
 fn one(engine: &Engine, to: &'static str) -> Result<(), Failed> {
     let (here, there) = (Network::new()?, Network::new()?);
     here.enter()?;
-    let other = there.holder.id().to_string();
-    for words in [
-        format!("link add va type veth peer name vb netns {other}"),
-        "address add 10.99.0.1/24 dev va".into(),
-        "address add fd99::1/64 dev va nodad".into(),
-        "link set lo up".into(),
-        "link set va up".into(),
-    ] {
-        ip(&[], &words)?;
+    ip("link set lo up")?;
+    ip(&format!("link add va type veth peer name vb netns {}", there.pid()))?;
+    for words in ["address add 10.99.0.1/24 dev va", "address add fd99::1/64 dev va nodad", "link set va up"] {
+        ip(words)?;
     }
     for words in ["address add 10.99.0.2/24 dev vb", "address add fd99::2/64 dev vb nodad", "link set vb up"] {
-        ip(&["nsenter", "-t", &other, "-n"], words)?;
+        there.ip(words)?;
     }
     let mut server = Program::start(engine, "python3", &["-c", SERVER], &["--tcp-established"], |_| Ok(()))?;
     server.wait_for_listener()?;
@@ -120,53 +113,6 @@ fn transfer(to: &str, may_end: &AtomicBool) -> std::io::Result<()> {
     }
     println!("{to}: the longest pause was {longest:?}");
     Ok(())
-}
-
-/// A network namespace, which a process holds.
-struct Network {
-    holder: Child,
-}
-
-impl Network {
-    fn new() -> Result<Self, Failed> {
-        let mut holder = Command::new("unshare")
-            .args(["-n", "sh", "-c", "ip link set lo up && echo there && exec sleep 300"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut said = [0; 5];
-        let mut output = holder.stdout.take().ok_or("no output")?;
-        let result = output.read_exact(&mut said);
-        let network = Self { holder };
-        result.map_err(|e| format!("no network namespace: {e}"))?;
-        Ok(network)
-    }
-
-    /// The calling thread goes there.
-    fn enter(&self) -> std::io::Result<()> {
-        let network = File::open(format!("/proc/{}/ns/net", self.holder.id()))?;
-        let kind = Some(LinkNameSpaceType::Network);
-        Ok(move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), kind)?)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-/// Runs ip(8), behind other words.
-fn ip(before: &[&str], words: &str) -> Result<(), Failed> {
-    let all: Vec<&str> = before.iter().copied().chain(["ip"]).chain(words.split(' ')).collect();
-    let done = Command::new(all[0]).args(&all[1..]).output()?;
-    if done.status.success() {
-        Ok(())
-    } else {
-        Err(format!("ip {words}: {}", String::from_utf8_lossy(&done.stderr)).into())
-    }
 }
 
 impl Program {

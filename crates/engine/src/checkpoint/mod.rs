@@ -19,7 +19,7 @@ use crate::files::socket;
 use crate::freeze::{self, Frozen};
 use crate::lazy::PageService;
 use crate::namespaces::{inner, pid};
-use crate::network_lock;
+use crate::network_lock::{self, translated};
 use crate::options::{Afterwards, PrecopyMode};
 use crate::precopy::{self, Keeping, Precopied};
 use crate::report::{CheckpointReport, micros};
@@ -44,17 +44,22 @@ pub fn checkpoint(pid: i32, dir: &Path, options: &CheckpointOptions) -> Result<C
     lazy::wait_until_filled(pid)?;
     network_lock::clear_stale();
     let surroundings = Namespaces::read(&Task::current()?)?;
-    let Some(tree) = pid::elsewhere(pid, &options.external)? else {
-        let done = checkpoint_here(pid, dir, options, &surroundings);
-        return unless_pages_were_lost(options, done);
+    let report = match pid::elsewhere(pid, &options.external)? {
+        None => unless_pages_were_lost(options, checkpoint_here(pid, dir, options, &surroundings))?,
+        Some(tree) => {
+            let begun = Instant::now();
+            let report = inner::run(&tree, None, &options.hook, |outer| {
+                let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
+                let done = checkpoint_here(tree.inside, dir, &options, &surroundings);
+                unless_pages_were_lost(&options, done)
+            })?;
+            CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report }
+        }
     };
-    let begun = Instant::now();
-    let report = inner::run(&tree, None, &options.hook, |outer| {
-        let options = CheckpointOptions { hook: outer.hook(), ..options.clone() };
-        let done = checkpoint_here(tree.inside, dir, &options, &surroundings);
-        unless_pages_were_lost(&options, done)
-    })?;
-    Ok(CheckpointReport { root_pid: pid, total_us: micros(begun.elapsed()), ..report })
+    if options.afterwards == Afterwards::Kill {
+        translated::hold(dir);
+    }
+    Ok(report)
 }
 
 /// What was done, or why the page server was lost if it was: who writes pages to one that is gone is told no more than that

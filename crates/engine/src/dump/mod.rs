@@ -22,7 +22,7 @@ use crate::files::{Collect, FIRST_PAGES, NewLinks, PagesIds};
 use crate::freeze::Frozen;
 use crate::memory::{self, MappedFiles, PageCount};
 use crate::namespaces::{self, Contents, Dumping, Owned};
-use crate::network_lock::NetworkLocks;
+use crate::network_lock::{NetworkLocks, translated};
 use crate::precopy::Precopied;
 use crate::report::CheckpointReport;
 use crate::sharing;
@@ -103,10 +103,13 @@ pub fn dump(
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
     let shared_pages = PageCount::default();
     let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
-    // What cgroups tell comes from files that take their time.
-    let (cgroups, dumped) =
-        parallel::both(|| about.cgroups.write(images, &options.cgroups), || namespaces::dump(&mut dumping));
-    dumped.and(cgroups)?;
+    // What cgroups tell comes from files that take their time; of connections it is one question for each.
+    let aside = || {
+        about.cgroups.write(images, &options.cgroups)?;
+        translated::write(images, about.network)
+    };
+    let (told, dumped) = parallel::both(aside, || namespaces::dump(&mut dumping));
+    dumped.and(told)?;
     let (mount_ids, contents, of_namespaces) = (dumping.mount_ids, dumping.contents, dumping.shared_pages);
     let mut pids: Vec<i32> = frozen.processes.iter().map(|p| p.pid).collect();
     pids.sort_unstable();

@@ -9,6 +9,8 @@
 //! It is set when the tree stands still and before a socket is looked into. It
 //! stays with an image whose tree was ended, and is lifted by the restore.
 //!
+//! What a host between must do for connections in other network namespaces is [`translated`]'s.
+//!
 //! Should we be killed, a guard ([`cryonaut_kernel::guard`]) lifts it at once if
 //! the tree goes on. Whoever is at it also has a note in [`NOTES`]: that of a
 //! process that is no more has the next call of the program take its table
@@ -16,6 +18,7 @@
 
 mod iptables;
 mod nftables;
+pub mod translated;
 
 use crate::files::socket::{Held, Peers};
 use crate::namespaces::Own;
@@ -66,6 +69,8 @@ pub struct NetworkLock {
 pub struct NetworkLocks {
     locks: Vec<NetworkLock>,
     ends: HashSet<(SocketAddr, SocketAddr)>,
+    /// Whose addresses our own network namespace is to translate again when packets pass.
+    awaited: translated::Awaited,
 }
 
 impl NetworkLocks {
@@ -84,6 +89,17 @@ impl NetworkLocks {
     /// The ends of the connections concerned; `None` if nothing is locked.
     pub fn ends(&self) -> Option<&HashSet<(SocketAddr, SocketAddr)>> {
         (!self.locks.is_empty()).then_some(&self.ends)
+    }
+
+    /// Those of the connections concerned that are in network namespaces of the tree's.
+    pub fn ends_elsewhere(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        let elsewhere = self.locks.iter().filter(|lock| lock.place.is_some());
+        elsewhere.flat_map(|lock| lock.ends.iter().copied())
+    }
+
+    /// These come back when packets pass.
+    pub fn await_translated(&mut self, awaited: translated::Awaited) {
+        self.awaited = awaited;
     }
 
     /// Who is to know of every socket that is in repair mode.
@@ -116,6 +132,7 @@ impl NetworkLocks {
 
     /// Packets pass again.
     pub fn lift(self) -> Result<()> {
+        self.awaited.bring_back()?;
         let lifted: Vec<Result<()>> = self.locks.into_iter().map(NetworkLock::lift).collect();
         lifted.into_iter().collect()
     }

@@ -21,6 +21,7 @@ use crate::lazy::{Handover, Refusals};
 use crate::memory::{AddressSpaces, PAGE, Shape};
 use crate::namespaces::inner::{self, INIT, Tree};
 use crate::namespaces::{net, pid};
+use crate::network_lock::translated::Awaited;
 use crate::network_lock::{self, NetworkLock, NetworkLocks, Reach};
 use crate::plan::{Plan, ProcessPlan, SharedSpaces};
 use crate::report::RestoreReport;
@@ -320,6 +321,7 @@ fn fill_networks(
 /// The network lock, if there are connections to put together.
 fn lock_network(images: &ImageDir, plan: &Plan, options: &RestoreOptions) -> Result<NetworkLocks> {
     let mut locks = NetworkLocks::default();
+    locks.await_translated(Awaited::read(images, &options.tcp)?);
     if options.network_lock == LockMethod::Skip {
         return Ok(locks);
     }

@@ -138,9 +138,10 @@ fn pre_dump(podman: &Podman<'_>) -> Result<(), Failed> {
     podman.host.count.goes_on(5)
 }
 
-/// A client that talks to a server over the bridge while that is carried; and one that is sent away.
+/// Clients that talk to a server while that is carried, over the bridge and at its published port; and ones that are sent
+/// away.
 fn connection(podman: &Podman<'_>) -> Result<(), Failed> {
-    podman.podman("run --detach --name s busybox nc -ll -p 7777 -e cat")?;
+    podman.podman("run --detach --name s --publish 7778:7777 busybox nc -ll -p 7777 -e cat")?;
     let address = podman.podman("inspect s --format '{{.NetworkSettings.Networks.podman.IPAddress}}'")?;
     let runtime = podman.runtime;
     let carry = |options: &str| {
@@ -151,28 +152,31 @@ fn connection(podman: &Podman<'_>) -> Result<(), Failed> {
     };
     let client = format!(
         "for i in {{1..50}}; do (: >/dev/tcp/{address}/7777) 2>/dev/null && break; sleep 0.1; done; set -e
-        exec 8<>/dev/tcp/{address}/7777; echo one >&8; read -t 5 -u 8 a
+        exec 7<>/dev/tcp/127.0.0.1/7778; echo one >&7; read -t 5 -u 7 a
+        exec 8<>/dev/tcp/{address}/7777; echo two >&8; read -t 5 -u 8 b
         {}
-        echo two >&8; read -t 5 -u 8 b; echo said $a $b",
+        echo three >&7; read -t 5 -u 7 c; echo four >&8; read -t 5 -u 8 d; echo said $a $b $c $d",
         carry("--tcp-established")
     );
     let said = podman.host.run(&client)?;
-    if !said.ends_with("said one two") {
-        return Err(format!("the client was told '{said}'").into());
+    if !said.ends_with("said one two three four") {
+        return Err(format!("the clients were told '{said}'").into());
     }
     // runc has no such option.
     if runtime == "runc" {
         return Ok(());
     }
     let client = format!(
-        "exec 8<>/dev/tcp/{address}/7777; echo one >&8; read -t 5 -u 8 a || exit 1
+        "exec 7<>/dev/tcp/127.0.0.1/7778; echo one >&7; read -t 5 -u 7 a || exit 1
+        exec 8<>/dev/tcp/{address}/7777; echo two >&8; read -t 5 -u 8 b || exit 1
         {{ {}; }} || exit 1
-        echo two >&8; read -t 5 -u 8 b; exec 8>&-
-        exec 8<>/dev/tcp/{address}/7777; echo three >&8; read -t 5 -u 8 c; echo said $a $b $c",
+        echo five >&7; read -t 5 -u 7 c; test $? -gt 128 && echo nobody tells the first; exec 7>&-
+        echo six >&8; read -t 5 -u 8 d; exec 8>&-
+        exec 8<>/dev/tcp/{address}/7777; echo three >&8; read -t 5 -u 8 e; echo said $a $b $c $d $e",
         carry("--tcp-close")
     );
     let said = podman.host.run(&client)?;
-    match said.ends_with("said one three") {
+    match said.ends_with("said one two three") && !said.contains("nobody") {
         true => Ok(()),
         false => Err(format!("the client was told '{said}'").into()),
     }

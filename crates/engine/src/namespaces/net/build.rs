@@ -6,7 +6,7 @@ use super::link_build::{self, Peer};
 use super::sysctl::Tuner;
 use super::table::{ADDRESSES, NEIGHBOURS, NEXT_HOPS, ROUTES, RULES, is_made_for_address, is_tentative};
 use super::talk::{failed, object};
-use super::{External, link, netfilter};
+use super::{External, link, tracked};
 use crate::namespaces::Own;
 use crate::{Error, Result};
 use cryonaut_image::records::{NdType, NetDeviceEntry};
@@ -205,7 +205,7 @@ fn devices(one: &Unfilled<'_>) -> Result<Tuner> {
     if let Some(beside) = &one.contents.beside {
         beside.firewall.set(id)?;
     }
-    netfilter::tracked::set(id, &one.contents.tracked)?;
+    tracked::set(id, &one.contents.tracked)?;
     link_build::raise(&mut talk, &one.contents.links)?;
     Ok(tuner)
 }

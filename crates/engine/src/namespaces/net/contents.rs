@@ -8,7 +8,7 @@ use super::netfilter::{self, Firewall};
 use super::sysctl::{self, Settings};
 use super::table::{ADDRESSES, NEIGHBOURS, NEXT_HOPS, PROXY, ROUTES, RULES};
 use super::talk::{self, Kept, Magic, failed, object};
-use super::words;
+use super::{tracked, words};
 use crate::error::errno_of;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{NetDeviceEntry, NetnsEntry};
@@ -95,7 +95,7 @@ impl Contents {
             routes: read(&ROUTES, V4, 0)?,
             routes6: read(&ROUTES, V6, 0)?,
             rules,
-            tracked: netfilter::tracked::read(id)?,
+            tracked: tracked::read(id)?,
             beside: Some(Beside {
                 settings: known.settings.clone(),
                 links: told,
@@ -155,7 +155,7 @@ impl Contents {
             routes: stream(ImageKind::Route, Magic::Routes)?,
             routes6: stream(ImageKind::Route6, Magic::Routes)?,
             rules: stream(ImageKind::Rule, Magic::Rules)?,
-            tracked: tracked(images, number)?,
+            tracked: tracked_then(images, number)?,
             beside,
         }))
     }
@@ -174,7 +174,7 @@ impl Contents {
     }
 }
 
-fn tracked(images: &ImageDir, number: u64) -> Result<Vec<Message>> {
+fn tracked_then(images: &ImageDir, number: u64) -> Result<Vec<Message>> {
     let Some(mut file) = images.open_raw_optional(ImageKind::NetnfCt, number)? else { return Ok(Vec::new()) };
     let mut bytes = Vec::new();
     let name = ImageKind::NetnfCt.file_name(number)?;

@@ -16,7 +16,8 @@ mod link_build;
 mod netfilter;
 mod sysctl;
 mod table;
-mod talk;
+pub mod talk;
+pub mod tracked;
 pub mod tun;
 mod words;
 
