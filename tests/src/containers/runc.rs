@@ -46,7 +46,7 @@ pub(super) struct Bundle {
     namespaces: &'static [&'static str],
     /// A terminal of its own.
     terminal: bool,
-    /// Whether it may make namespaces and mount.
+    /// Whether it may make namespaces, mount, and set up networks.
     may_mount: bool,
     /// What its shell does.
     script: &'static str,
@@ -60,6 +60,12 @@ pub(super) const USUAL: Bundle =
 const WITHIN: &str = "unshare -m -p -f --mount-proc sh -c 'sleep 1000 & i=0; \
                       while [ $$ = 1 ] && ! grep -q unshar[e] /proc/1/cmdline; do i=$((i+1)); echo $i >>/state/count; \
                       sleep 0.02; done'; true";
+/// A network with a name, as `ip netns add` makes it, with a setting of its own.
+const NAMED_NETWORK: &str = "mkdir -p /run/netns; mount --bind /run/netns /run/netns; mount --make-shared /run/netns; \
+                             touch /run/netns/x; unshare -n sh -c 'ip link set lo up mtu 1234; \
+                             mount --bind /proc/self/ns/net /run/netns/x'; i=0; \
+                             while nsenter --net=/run/netns/x ip link show lo | grep -q 'UP.*mtu 1234'; do \
+                             i=$((i+1)); echo $i >>/state/count; sleep 0.02; done";
 const USER_NAMESPACE: Bundle = Bundle { namespaces: &["pid", "ipc", "uts", "mount", "network", "user"], ..USUAL };
 
 /// Containers that are carried without further options.
@@ -69,6 +75,7 @@ const BUNDLES: &[(&str, Bundle)] = &[
     ("host_network", Bundle { namespaces: &["pid", "ipc", "uts", "mount"], ..USUAL }),
     ("own_cgroups", Bundle { namespaces: &["pid", "ipc", "uts", "mount", "network", "cgroup"], ..USUAL }),
     ("user_namespace", USER_NAMESPACE),
+    ("named_network", Bundle { may_mount: true, script: NAMED_NETWORK, ..USUAL }),
     ("container_within", Bundle { may_mount: true, script: WITHIN, ..USUAL }),
 ];
 
@@ -308,7 +315,7 @@ pub(super) fn config(name: &str, bundle: Bundle) -> String {
     let namespaces: Vec<String> = namespaces.iter().map(|kind| format!(r#"{{"type": "{kind}"}}"#)).collect();
     let namespaces = namespaces.join(", ");
     let pids = if pids > 0 { format!(r#", "pids": {{"limit": {pids}}}"#) } else { String::new() };
-    let more = if may_mount { r#", "CAP_SYS_ADMIN""# } else { "" };
+    let more = if may_mount { r#", "CAP_SYS_ADMIN", "CAP_NET_ADMIN""# } else { "" };
     let rights = format!(r#"["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"{more}]"#);
     format!(
         r#"{{

@@ -31,9 +31,15 @@ fn table(mounts: &[MountInfo]) -> BTreeMap<String, String> {
     let tell = |mount: &MountInfo| {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let device = first(mounts, &places, |other| other.dev == mount.dev).unwrap_or_default();
+        let root = match mount.root.to_string_lossy().split_once(":[") {
+            // The number of a namespace, which another has afterwards.
+            Some((kind, _)) => {
+                format!("{kind} of {}", first(mounts, &places, |other| other.root == mount.root).unwrap_or_default())
+            }
+            None => mount.root.display().to_string(),
+        };
         let told = format!(
-            "{} of {device}, {} {} {} {}, peers {}, master {}{}",
-            mount.root.display(),
+            "{root} of {device}, {} {} {} {}, peers {}, master {}{}",
             text(&mount.options),
             text(&mount.fs_type),
             text(&mount.source),

@@ -63,7 +63,7 @@ impl<'h> Standing<'h> {
         let extended = with_answers(&frozen, options)?;
         let options = extended.as_ref().unwrap_or(options);
         // Before anything is asked of a socket.
-        let owned = Owned::find(&frozen.processes, own)?;
+        let owned = Owned::find(&frozen.processes, own, options)?;
         let network = lock_network(&frozen, &owned, options, has_sockets)?;
         let entering = Instant::now();
         frozen.enter_all()?;

@@ -102,7 +102,9 @@ pub fn dump(
     let pages_ids = about.precopied.map_or_else(server, |precopied| precopied.pages_ids.clone());
     let (ids, mount_ids, contents) = (pages_ids.clone(), BTreeMap::new(), Contents::default());
     let shared_pages = PageCount::default();
-    let mut dumping = Dumping { images, options, processes, owned, mount_ids, contents, pages_ids: ids, shared_pages };
+    let surroundings = &about.own;
+    let mut dumping =
+        Dumping { images, options, processes, owned, surroundings, mount_ids, contents, pages_ids: ids, shared_pages };
     // What cgroups tell comes from files that take their time; of connections it is one question for each.
     let aside = || {
         about.cgroups.write(images, &options.cgroups)?;
@@ -146,7 +148,8 @@ fn collector<'a>(
     cx.precopied = about.precopied;
     let ids = frozen.processes.iter().filter_map(|p| p.ids).chain([about.own]);
     cx.surroundings = Some(about.own);
-    let free = ids.map(|ids| namespaces::highest(&ids)).max().unwrap_or(0) + 1;
+    let known = ids.map(|ids| namespaces::highest(&ids)).chain(about.owned.iter().map(|own| own.id));
+    let free = known.max().unwrap_or(0) + 1;
     cx.set_networks(Networks::new(about.owned, about.own.net_ns_id, free));
     cx.janitor = janitor;
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);

@@ -18,7 +18,7 @@ use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::proc::{self, fdinfo::FdInfo};
 use cryonaut_kernel::sys::fcntl::{self, OwnerKind};
 use cryonaut_kernel::sys::glance::Descriptor;
-use cryonaut_kernel::sys::{kcmp, namespace, pidfd, unix_waiting};
+use cryonaut_kernel::sys::{kcmp, pidfd, unix_waiting};
 use cryonaut_page_server::Sender;
 use rustix::fs::{FileType, Stat};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
@@ -498,10 +498,9 @@ impl<'a> Collect<'a> {
     /// The number of the namespace that an open file is; `None` if it is neither one of the tree's nor ours.
     pub fn namespace_of(&mut self, kind: &Kind, open: &OpenFile<'_>) -> Result<Option<u32>> {
         let failed = |e| Error::kernel(open.object(), "compare it with those of the tree", e);
-        for own in self.namespaces.into_iter().flat_map(Owned::iter).filter(|own| own.kind.kind == kind.kind) {
-            if namespace::inode(own.file.as_fd()).map_err(failed)? == open.stat.st_ino {
-                return Ok(Some(own.id));
-            }
+        let of_tree = self.namespaces.map(|owned| owned.with_inode(kind.kind, open.stat.st_ino)).transpose();
+        if let Some(own) = of_tree.map_err(failed)?.flatten() {
+            return Ok(Some(own.id));
         }
         let ours = proc::Task::current()?.namespace(kind.kind)?;
         if ours == Some(open.stat.st_ino) {

@@ -1,11 +1,11 @@
 //! Namespaces that a process has open (`/proc/PID/ns/KIND`): each is one of the tree's, or of the surroundings.
 
-use super::{KINDS, Kind};
+use super::KINDS;
+use super::pinned::named;
 use crate::files::{Build, Collect, FileKind, OpenFile};
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, NsFileEntry};
 use cryonaut_kernel::proc::Task;
-use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,26 +13,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// An open namespace.
 #[derive(Debug)]
 pub struct NamespaceFile;
-
-/// The kind of which a link such as `net:[4026531840]` is.
-fn kind_of(link: &[u8]) -> Option<&'static Kind> {
-    let text = std::str::from_utf8(link).ok()?;
-    let (name, number) = text.split_once(":[")?;
-    let number = number.strip_suffix(']')?;
-    let kind = match name {
-        "net" => Namespace::Net,
-        "uts" => Namespace::Uts,
-        "ipc" => Namespace::Ipc,
-        "pid" => Namespace::Pid,
-        "mnt" => Namespace::Mnt,
-        "user" => Namespace::User,
-        "cgroup" => Namespace::Cgroup,
-        "time" => Namespace::Time,
-        _ => return None,
-    };
-    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| KINDS.iter().find(|known| known.kind == kind)).flatten()
-}
 
 impl FileKind for NamespaceFile {
     fn name(&self) -> &'static str {
@@ -44,11 +24,11 @@ impl FileKind for NamespaceFile {
     }
 
     fn recognises(&self, file: &OpenFile<'_>) -> bool {
-        kind_of(file.link_bytes()).is_some()
+        named(file.link_bytes()).is_some()
     }
 
     fn collect(&self, cx: &mut Collect<'_>, file: &OpenFile<'_>, id: u32) -> Result<FileEntry> {
-        let kind = kind_of(file.link_bytes()).ok_or_else(|| file.unexpected("a namespace"))?;
+        let (kind, _) = named(file.link_bytes()).ok_or_else(|| file.unexpected("a namespace"))?;
         let number = match cx.namespace_of(kind, file)? {
             Some(number) => number,
             None => {
@@ -83,17 +63,5 @@ impl FileKind for NamespaceFile {
     /// Those of a process are made when it is born.
     fn needs_processes(&self, _entry: &FileEntry) -> bool {
         true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_are_told_by_the_link() {
-        let name = |link: &[u8]| kind_of(link).map(|kind| kind.name);
-        assert_eq!((name(b"net:[4026531840]"), name(b"mnt:[1]")), (Some("network"), Some("mount")));
-        assert_eq!((name(b"pipe:[12]"), name(b"net:[x]"), name(b"/net:[1]")), (None, None, None));
     }
 }

@@ -11,6 +11,7 @@ pub mod ipc;
 mod mount;
 pub mod net;
 pub mod pid;
+mod pinned;
 pub mod time;
 pub mod user;
 mod uts;
@@ -118,8 +119,8 @@ pub type Kept = Box<dyn std::any::Any + Send + Sync>;
 pub struct Owned(Vec<Own>, Vec<Kept>);
 
 impl Owned {
-    /// Of a frozen tree; `surroundings` are our own.
-    pub fn find(processes: &[Process], surroundings: &TaskKobjIdsEntry) -> Result<Owned> {
+    /// Of a frozen tree; `surroundings` are our own. Those without processes get numbers that no other has.
+    pub fn find(processes: &[Process], surroundings: &TaskKobjIdsEntry, options: &CheckpointOptions) -> Result<Owned> {
         let mut owned = Owned::default();
         for kind in &KINDS {
             for process in processes {
@@ -131,6 +132,9 @@ impl Owned {
                 owned.0.push(Own { kind, id, pid: process.pid, file });
             }
         }
+        let ids = processes.iter().filter_map(|process| process.ids).chain([*surroundings]);
+        pinned::find(&mut owned, ids.map(|ids| highest(&ids)).max().unwrap_or(0) + 1, options)?;
+        owned.0.sort_by_key(|own| KINDS.iter().position(|kind| kind.kind == own.kind.kind));
         Ok(owned)
     }
 
@@ -148,6 +152,16 @@ impl Owned {
     #[must_use]
     pub fn get(&self, kind: Namespace, id: u32) -> Option<&Own> {
         self.0.iter().find(|own| own.kind.kind == kind && own.id == id)
+    }
+
+    /// The one whose file has this inode number.
+    pub fn with_inode(&self, kind: Namespace, inode: u64) -> std::result::Result<Option<&Own>, Errno> {
+        for own in self.0.iter().filter(|own| own.kind.kind == kind) {
+            if namespace::inode(own.file.as_fd())? == inode {
+                return Ok(Some(own));
+            }
+        }
+        Ok(None)
     }
 
     /// That of a process.
@@ -193,6 +207,8 @@ pub struct Dumping<'a> {
     pub processes: &'a mut [Process],
     /// All namespaces of the tree.
     pub owned: &'a Owned,
+    /// The numbers of those of the surroundings.
+    pub surroundings: &'a TaskKobjIdsEntry,
     /// The mounts that have been written down, by their ids, with the numbers of their namespaces.
     pub mount_ids: BTreeMap<i32, u32>,
     /// Numbers for files of pages.

@@ -205,6 +205,7 @@ impl Seed<'_> {
         births::create_all(&mut nursery, plan, &mut service, &mut build, &mut spaces, scratches)?;
         let forked = Instant::now();
         fill_networks(&mut nursery, plan, &service, &mut build, &mut network)?;
+        build.mounts.attach_namespaces(&build.namespaces)?;
         options.hook.call(Moment::PostSetupNamespaces, plan.root)?;
 
         if handover.is_none() {

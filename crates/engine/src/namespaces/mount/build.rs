@@ -10,7 +10,7 @@ use super::filesystem::{FsType, Making};
 use super::plan::{Group, Master, Origin, type_of};
 use super::table::{NOSYMFOLLOW, object};
 use super::{Beside, contents, make, paths};
-use crate::namespaces::{Building, Own};
+use crate::namespaces::{Building, Own, Owned};
 use crate::{Error, Result};
 use cryonaut_image::records::MntEntry;
 use cryonaut_kernel::Errno;
@@ -85,7 +85,7 @@ fn from_outside(cx: &Building<'_>, this: usize) -> Result<BTreeMap<usize, OwnedF
             }
             Origin::Outside(path) => (path.clone(), mount::clone_path(path)),
             Origin::Device(entry, device) => (device.clone(), make::of_device(&plan.entries[*entry], device)),
-            Origin::New(_) => continue,
+            Origin::New(_) | Origin::Namespace => continue,
         };
         let made = made.map_err(|errno| Error::Kernel {
             object: crate::Object::Path(String::from_utf8_lossy(&path).into_owned()),
@@ -125,7 +125,7 @@ fn make_new(
         let entry = &plan.entries[entry];
         let Some(fs) = type_of(entry).filter(|_| !stock.contains_key(&at)) else { continue };
         match fs.making {
-            Making::Layers | Making::Never => continue,
+            Making::Layers | Making::Never | Making::Namespace => continue,
             // A new mount of a hierarchy would change its options for all.
             Making::Cgroups if !own_cgroups => {
                 if let Some(clone) = hierarchy(entry, fs, ours) {
@@ -291,7 +291,7 @@ impl Yard<'_> {
             self.clone_place(place)?;
         }
         self.become_root(root_place, &yard).map_err(at(root_place, "make it the root"))?;
-        for place in self.places().skip(1).collect::<Vec<_>>() {
+        for place in self.places().skip(1).filter(|place| !self.built.plan.waits(*place)).collect::<Vec<_>>() {
             self.attach(place)?;
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -402,6 +402,12 @@ impl Yard<'_> {
         }
     }
 
+    /// The flags of a mount that could not be made with the others.
+    fn set_flags_late(&self, place: usize) -> std::result::Result<(), Failed> {
+        let mount = self.built.places[place].as_ref().ok_or((place, ATTACH, Errno::NOENT))?;
+        private(mount.as_fd()).and_then(|()| self.set_flags(place, mount)).map_err(at(place, "give it its flags"))
+    }
+
     fn set_flags(&self, place: usize, mount: &OwnedFd) -> std::result::Result<(), Errno> {
         let entry = self.built.plan.entry(place);
         let id_map = self.id_maps.get(&entry.mnt_id).map(AsFd::as_fd);
@@ -472,6 +478,38 @@ impl Yard<'_> {
             self.built.spares[provider] = Some(mount::clone_at(mount.as_fd(), b"")?);
         }
         Ok(())
+    }
+}
+
+impl Built {
+    /// Mounts namespaces, which are there by now, and what stands upon those.
+    pub fn attach_namespaces(&mut self, owned: &Owned) -> Result<()> {
+        for this in 0..self.namespaces.len() {
+            let waits = |at: &usize| self.plan.places[*at].namespace == this && self.plan.waits(*at);
+            let places: Vec<usize> = (0..self.plan.places.len()).filter(waits).collect();
+            let Some((file, _)) = self.namespaces[this].as_ref().filter(|_| !places.is_empty()) else { continue };
+            let file = file.try_clone().map_err(|e| self.refused(places[0], ATTACH, crate::error::errno_of(&e)))?;
+            for &place in &places {
+                if self.plan.providers[self.plan.places[place].provider].origin == Origin::Namespace {
+                    self.places[place] = Some(self.mount_of_namespace(place, owned)?);
+                }
+            }
+            let (stock, id_maps) = (BTreeMap::new(), BTreeMap::new());
+            let mut yard = Yard { built: self, this, stock, id_maps, removed: Vec::new() };
+            let attached = within(&[file.as_fd()], || {
+                places.into_iter().try_for_each(|place| yard.set_flags_late(place).and_then(|()| yard.attach(place)))
+            });
+            let attached = attached.map_err(|errno| (0, ATTACH, errno)).and_then(|attached| attached);
+            attached.map_err(|(place, action, errno)| self.refused(place, action, errno))?;
+        }
+        Ok(())
+    }
+
+    /// A mount of the namespace that a place shows.
+    fn mount_of_namespace(&self, place: usize, owned: &Owned) -> Result<OwnedFd> {
+        let (entry, this) = (self.plan.entry(place), self.plan.places[place].namespace);
+        let file = super::bound::file(owned, self.beside[this].namespaces.get(&entry.mnt_id), entry)?;
+        mount::clone_at(file.as_fd(), b"").map_err(|e| self.failed(place, "mount the namespace", e))
     }
 }
 

@@ -13,6 +13,8 @@ pub enum Making {
     Cgroups,
     /// From directories that other mounts show.
     Layers,
+    /// Of a namespace: its file, when it is there.
+    Namespace,
     /// Not by us: its contents are elsewhere.
     Never,
 }
@@ -53,6 +55,7 @@ static TYPES: &[FsType] = &[
     fs(b"overlay", 17, Making::Layers),
     fs(b"tracefs", 19, Making::OfNamespace),
     fs(b"cgroup2", 23, Making::Cgroups),
+    fs(b"nsfs", NAMED, Making::Namespace),
 ];
 
 /// Of a name as mountinfo shows it.

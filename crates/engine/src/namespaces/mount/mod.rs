@@ -4,6 +4,7 @@
 //! The first namespace of a tree gets the directory that the caller names (`--root`) as its root; everything else is made
 //! anew, cloned from what is there, or named by the caller ([`external`]).
 
+pub mod bound;
 mod build;
 mod built;
 mod contents;
@@ -51,6 +52,9 @@ struct Beside {
     /// By device: the pid namespace that a proc file system is of, if that is not the one of who has the mounts.
     #[serde(default)]
     pids: BTreeMap<u32, u32>,
+    /// What mounts of namespaces show, by mount id: the kind, as clone(2) has it, and the number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    namespaces: BTreeMap<u32, (u32, u32)>,
 }
 
 impl Beside {
@@ -96,7 +100,8 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         let seen = told.mounts.iter().find(|mount| paths::of(&mount.mount_point) == b"/");
         let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
         let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");
-        let beside = Beside { root, pids: pids_of(cx, own, &told.procs)?, ..told.beside };
+        let namespaces = bound::numbers(&entries, cx.owned, cx.surroundings)?;
+        let beside = Beside { root, pids: pids_of(cx, own, &told.procs)?, namespaces, ..told.beside };
         cx.images.write_json(&Beside::name(own.id), &beside)?;
         for entry in &entries {
             cx.images.append(ImageKind::Mnts, u64::from(own.id), entry, None)?;

@@ -24,6 +24,8 @@ pub enum Origin {
     New(usize),
     /// The device by this path, of which this entry tells the rest.
     Device(usize, Vec<u8>),
+    /// The file of a namespace.
+    Namespace,
 }
 
 /// See the module.
@@ -172,6 +174,12 @@ impl Plan {
         if placed == all.len() { Ok(()) } else { Err(bad("some of its mounts stand upon one another".into())) }
     }
 
+    /// Whether a place has to wait for a namespace, of which it is a mount or upon which it stands.
+    pub fn waits(&self, place: usize) -> bool {
+        let mut line = std::iter::successors(Some(place), |place| self.places[*place].parent);
+        line.any(|place| self.providers[self.places[place].provider].origin == Origin::Namespace)
+    }
+
     /// The record of a place.
     pub fn entry(&self, place: usize) -> &MntEntry {
         &self.entries[self.places[place].entry]
@@ -212,6 +220,11 @@ impl Sources {
             let (provider, below) = match found {
                 Some(found) => found,
                 None => {
+                    if let Some(provider) = namespace(entry, owner[at]) {
+                        sources.of.insert(at, (sources.providers.len(), Vec::new()));
+                        sources.providers.push(provider);
+                        continue;
+                    }
                     let makes = type_of(entry).filter(|known| known.making != Making::Never);
                     let leaves = entry.root.split(|byte| *byte == b'/').any(|part| part == b"..");
                     if makes.is_none() || entry.fstype == NAMED || !entry.root.starts_with(b"/") || leaves {
@@ -237,6 +250,13 @@ impl Sources {
         let same = self.providers.iter().enumerate().filter(|(_, one)| one.dev == entry.root_dev);
         same.filter_map(|(at, one)| Some((at, paths::below(&entry.root, &one.top)?.to_vec()))).next()
     }
+}
+
+/// What a mount shows that is of a namespace.
+fn namespace(entry: &MntEntry, with: usize) -> Option<Provider> {
+    let is_one = type_of(entry).is_some_and(|fs| fs.making == Making::Namespace);
+    let provider = || Provider { dev: entry.root_dev, top: entry.root.clone(), origin: Origin::Namespace, with };
+    is_one.then(provider)
 }
 
 /// The path of something from outside. Without externals (at a checkpoint) any will do.
@@ -324,7 +344,7 @@ fn group(plan: &Plan, shared: bool, master: Option<usize>, members: Vec<usize>) 
     };
     let widest = (0..plan.providers.len()).filter(covers).min_by_key(|at| plan.providers[*at].top.len());
     let widest = widest.unwrap_or(provider);
-    let from_outside = !matches!(plan.providers[widest].origin, Origin::New(_) | Origin::Device(..));
+    let from_outside = matches!(plan.providers[widest].origin, Origin::Root | Origin::Outside(_));
     if let Some(odd) = members.iter().find(|at| plan.entry(**at).root_dev != first.root_dev) {
         return Err(Error::bad_image(
             "mountpoints",

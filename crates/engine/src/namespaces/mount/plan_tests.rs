@@ -103,3 +103,18 @@ fn masters_come_before_those_who_hear_them() {
     let from_nowhere = "10 1 8:1 / / rw - ext4 d rw\n11 10 0:5 / /a rw master:4 - tmpfs t rw\n";
     assert!(Plan::of(vec![(1, entries(from_nowhere))], None).unwrap_err().to_string().contains("outside"));
 }
+
+#[test]
+fn namespaces_come_last_with_what_stands_upon_them() {
+    let plan = plan(
+        "10 1 8:1 / / rw - ext4 d rw\n11 10 0:4 net:[5] /a rw - nsfs nsfs rw\n12 11 8:1 /f /a rw - ext4 d rw\n\
+        13 10 0:4 net:[5] /b rw - nsfs nsfs rw\n14 10 0:4 net:[55] /c rw - nsfs nsfs rw\n15 10 0:5 / /d rw - tmpfs t rw\n",
+    )
+    .unwrap();
+    let waiting = (0..plan.places.len()).filter(|at| plan.waits(*at)).map(|at| plan.entry(at).mnt_id);
+    assert_eq!(waiting.collect::<std::collections::BTreeSet<_>>(), [11, 12, 13, 14].into());
+    let of = |id| plan.places.iter().find(|place| plan.entries[place.entry].mnt_id == id).unwrap().provider;
+    assert_eq!(of(11), of(13));
+    assert_ne!(of(11), of(14));
+    assert_eq!(plan.providers[of(11)].origin, Origin::Namespace);
+}

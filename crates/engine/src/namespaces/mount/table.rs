@@ -72,7 +72,7 @@ pub fn record(info: &MountInfo) -> MntEntry {
         }
     }
     let (number, name) = match filesystem::by_name(&info.fs_type) {
-        Some(known) => (known.number, None),
+        Some(known) => (known.number, (known.number == NAMED).then(|| known.name.to_vec())),
         None => (OTHER, None),
     };
     let root = paths::of(&info.root);

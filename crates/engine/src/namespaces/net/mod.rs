@@ -3,8 +3,9 @@
 //!
 //! A process of the tree that is born into a new one only makes it; when all are there they are filled together
 //! ([`fill`]), since a pair of devices may lead from one to another. One that the caller has named (`--external
-//! net[INODE]:KEY`) is entered at the restore by the descriptor of that key (`--inherit-fd`) and not touched; one that is
-//! to come back empty (`--empty-ns net`) is the caller's to fill, but its loopback device is up again if it was.
+//! net[INODE]:KEY`) is entered at the restore by the descriptor of that key (`--inherit-fd`) and not touched. That of the
+//! root may come back empty (`--empty-ns net`), which runtimes always ask for: it is the caller's to fill, but its loopback
+//! device is up again if it was. Of others in the tree the caller knows nothing.
 //!
 //! A namespace may belong to a socket alone: it is recorded when the socket is found ([`dump_found`]).
 
@@ -86,13 +87,14 @@ impl<'a> External<'a> {
 }
 
 fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
-    let here = cx.processes.iter().filter(|p| p.ids.and_then(|ids| ids.net_ns_id) == Some(own.id));
-    write(cx.images, cx.options, own, cx.owned, here)
+    let is_in_it = |p: &Process| p.ids.and_then(|ids| ids.net_ns_id) == Some(own.id);
+    let is_empty = cx.options.empty_network && cx.processes.first().is_some_and(is_in_it);
+    write(cx.images, cx.options, own, cx.owned, (is_empty, cx.processes.iter().filter(|p| is_in_it(p))))
 }
 
 /// Writes down a namespace that was found by a socket of the tree.
 pub fn dump_found(images: &DumpDir, options: &CheckpointOptions, own: &Own, owned: &Owned) -> Result<()> {
-    write(images, options, own, owned, std::iter::empty())
+    write(images, options, own, owned, (false, std::iter::empty()))
 }
 
 /// Whether the caller has named it (`net[INODE]:KEY`): then it is not the tree's alone.
@@ -106,12 +108,12 @@ fn write<'p>(
     options: &CheckpointOptions,
     own: &Own,
     owned: &Owned,
-    processes: impl Iterator<Item = &'p Process>,
+    (comes_back_empty, processes): (bool, impl Iterator<Item = &'p Process>),
 ) -> Result<()> {
     let external = External::of(&options.external);
     let inode = namespace::inode(own.file.as_fd()).map_err(own.failed("identify it"))?;
     let key = external.namespace(inode).map(str::to_owned);
-    if key.is_some() || options.empty_network {
+    if key.is_some() || comes_back_empty {
         if key.is_none() {
             let there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
             let is_up = link_build::loopback_is_up()?;
@@ -228,12 +230,12 @@ pub fn fill(
             owned.add(Own::new(Namespace::Net, *id, hand.pid(), file));
         }
     }
-    let mut unfilled = Vec::new();
+    let (mut unfilled, of_root) = (Vec::new(), of_root(images)?);
     for own in owned.iter().filter(|own| own.kind.kind == Namespace::Net) {
         if given(images, options, own.id)?.is_some() {
             continue;
         }
-        if options.empty_network {
+        if options.empty_network && Some(own.id) == of_root {
             if images.read_json::<bool>(&loopback(own.id))?.unwrap_or_default() {
                 let _there = visit_network(own.file.as_fd()).map_err(own.failed("enter it"))?;
                 link_build::bring_loopback_up()?;
