@@ -133,7 +133,8 @@ impl Owned {
             }
         }
         let ids = processes.iter().filter_map(|process| process.ids).chain([*surroundings]);
-        pinned::find(&mut owned, ids.map(|ids| highest(&ids)).max().unwrap_or(0) + 1, options)?;
+        let next = ids.map(|ids| highest(&ids)).max().unwrap_or(0) + 1;
+        pinned::find(&mut owned, processes, next, options)?;
         owned.0.sort_by_key(|own| KINDS.iter().position(|kind| kind.kind == own.kind.kind));
         Ok(owned)
     }

@@ -1,11 +1,15 @@
 //! Namespaces in which no process is, and which are there for one of their files: it is mounted somewhere, which is how
-//! `ip netns add` keeps them (namespaces(7)).
+//! `ip netns add` keeps them, or somebody has it open (namespaces(7)).
 
-use super::mount::bound;
+use super::mount::bound::{self, Bound};
 use super::{KINDS, Kind, Own, Owned};
-use crate::{CheckpointOptions, Result};
+use crate::freeze::Process;
+use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
+use rustix::fs::{AtFlags, OFlags};
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 
 /// What a link such as `net:[4026531840]` names: the kind of a namespace, and the inode number of its file.
 pub fn named(link: &[u8]) -> Option<(&'static Kind, u64)> {
@@ -28,25 +32,65 @@ pub fn named(link: &[u8]) -> Option<(&'static Kind, u64)> {
     KINDS.iter().find(|known| known.kind == kind).map(|kind| (kind, inode))
 }
 
-/// Adds the network namespaces that mounts of the tree keep; the first gets the number `next`. Those of other kinds are
-/// refused where the mounts are written down.
-pub fn find(owned: &mut Owned, mut next: u32, options: &CheckpointOptions) -> Result<()> {
-    let ours = Task::current()?.namespace(Namespace::Net)?;
-    let mut found = Vec::new();
-    for own in owned.iter().filter(|own| own.kind.kind == Namespace::Mnt) {
-        for one in bound::found(own, options)? {
-            found.extend(one.file.filter(|_| one.kind.kind == Namespace::Net).map(|file| (own.pid, one.inode, file)));
-        }
+/// Adds the mount namespaces that processes have open, and the network namespaces that mounts of the tree keep; the first
+/// gets the number `next`. What else is kept is refused where mounts or files are written down.
+///
+/// In a tree that has no mounts of its own, descriptors are not looked at for that: it takes a microsecond each.
+pub fn find(owned: &mut Owned, processes: &[Process], next: u32, options: &CheckpointOptions) -> Result<()> {
+    let is_mount = |own: &&Own| own.kind.kind == Namespace::Mnt;
+    if !owned.iter().any(|own| is_mount(&own)) {
+        return Ok(());
     }
-    for (pid, inode, file) in found {
-        let own = Own::new(Namespace::Net, next, pid, file);
-        let known = owned.with_inode(Namespace::Net, inode).map_err(own.failed("compare it with others"))?;
-        if ours != Some(inode) && known.is_none() {
+    let next = add(owned, Namespace::Mnt, held(processes)?, next)?;
+    let mut bound = Vec::new();
+    for own in owned.iter().filter(is_mount) {
+        bound.extend(bound::found(own, options)?.into_iter().map(|one| (own.pid, one)));
+    }
+    add(owned, Namespace::Net, bound, next).map(drop)
+}
+
+/// Adds those of one kind that are not known, nor ours; who has them stands beside. The number that is free then.
+fn add(owned: &mut Owned, kind: Namespace, found: Vec<(i32, Bound)>, mut next: u32) -> Result<u32> {
+    let ours = Task::current()?.namespace(kind)?;
+    let of_kind = found.into_iter().filter(|(_, one)| one.kind.kind == kind && Some(one.inode) != ours);
+    for (pid, Bound { inode, file, .. }) in of_kind {
+        let Some(file) = file else { continue };
+        let own = Own::new(kind, next, pid, file);
+        let known = owned.with_inode(kind, inode).map_err(own.failed("compare it with others"))?;
+        if known.is_none() {
             owned.add(own);
             next += 1;
         }
     }
-    Ok(())
+    Ok(next)
+}
+
+/// The mount namespaces that processes have open, and who has.
+fn held(processes: &[Process]) -> Result<Vec<(i32, Bound)>> {
+    let own = Task::current()?;
+    let device =
+        |task: &Task, name: &str| rustix::fs::statat(task.dir(), name, AtFlags::empty()).map(|stat| stat.st_dev);
+    let namespaces = device(&own, Namespace::Mnt.link());
+    let namespaces = namespaces.map_err(|e| Error::kernel(Object::Path("/proc/self/ns/mnt".into()), "stat it", e))?;
+    let (mut tables, mut all) = (BTreeSet::new(), Vec::new());
+    for process in processes.iter().filter(|process| !process.is_zombie()) {
+        if !process.ids.is_none_or(|ids| tables.insert(ids.files_id)) {
+            continue;
+        }
+        for fd in process.task.fds()? {
+            let name = format!("fd/{fd}");
+            if device(&process.task, &name) != Ok(namespaces) {
+                continue;
+            }
+            let link = process.task.link(&name)?;
+            let Some((kind, inode)) = named(link.as_os_str().as_bytes()) else { continue };
+            if kind.kind == Namespace::Mnt {
+                let file = process.task.open_file(&name, OFlags::RDONLY)?;
+                all.push((process.pid, Bound { kind, inode, file: Some(file) }));
+            }
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -106,6 +106,7 @@ pub fn create_all(
             }
         }
     }
+    mount_pinned(nursery, plan, service, build)?;
     if let Some((pid, id)) = build.mounts.later.front() {
         let problem = format!("it shows the processes of pid namespaces of which process {pid} knows none");
         return Err(Error::bad_image(format!("mountpoints-{id}.img"), problem));
@@ -126,6 +127,19 @@ fn settle_in(nursery: &mut Nursery<'_>, pid: i32, plan: &Plan, service: &Service
     let mut cx = Building { images, options, hand, core, cgroups, service, mounts, keep: Vec::new() };
     namespaces::settle_in(&mut cx, &plan.namespaces, &mut build.namespaces)?;
     mount_what_waits(nursery, plan, service, build)
+}
+
+/// Makes the mounts of namespaces in which nobody is: by who has made these.
+fn mount_pinned(nursery: &mut Nursery<'_>, plan: &Plan, service: &Service, build: &mut Build<'_>) -> Result<()> {
+    for own in std::mem::take(&mut build.mounts.pinned) {
+        let hand = nursery.hand(own.pid)?;
+        let core = &plan.processes[&own.pid].core;
+        let Build { images, options, mounts, cgroups, .. } = build;
+        let mut cx = Building { images, options, hand, core, cgroups, service, mounts, keep: Vec::new() };
+        namespaces::make_mounts(&mut cx, &own)?;
+        build.namespaces.add(own);
+    }
+    Ok(())
 }
 
 /// Makes the mounts that had to wait for pid namespaces, as far as those are there now.

@@ -15,6 +15,7 @@ use cryonaut_image::records::{MntEntry, TaskKobjIdsEntry};
 use cryonaut_kernel::Errno;
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::mountinfo::MountInfo;
+use cryonaut_kernel::proc::values::Namespace;
 use cryonaut_kernel::sys::namespace::{self, within};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
@@ -54,7 +55,9 @@ pub fn found(own: &Own, options: &CheckpointOptions) -> Result<Vec<Bound>> {
 /// What mounts of namespaces show, by their ids: the kind, as clone(2) has it, and the number.
 ///
 /// # Errors
-/// If that is a namespace which is neither the tree's nor ours.
+/// If that is a namespace which is neither the tree's nor ours; or one of mounts: the kernel has such mounted only in older
+/// ones (mnt_ns_loop, fs/namespace.c), by numbers that Linux 6.18 gives to each processor in advance, so that who is older
+/// is a matter of chance.
 pub fn numbers(
     entries: &[MntEntry],
     owned: &Owned,
@@ -78,6 +81,9 @@ pub fn numbers(
         let number = number.ok_or_else(|| {
             refused(format!("it shows a {} namespace in which no process of the tree is, nor this program", kind.name))
         })?;
+        if kind.kind == Namespace::Mnt {
+            return Err(refused("it shows a mount namespace, which the kernel may not mount there again".to_owned()));
+        }
         numbers.insert(entry.mnt_id, (namespace::flag(kind.kind).cast_unsigned(), number));
     }
     Ok(numbers)

@@ -4,6 +4,7 @@ use super::external::Externals;
 use super::filesystem::Making;
 use super::plan::{Master, Origin, Plan, type_of};
 use super::{Beside, make, paths, table};
+use crate::namespaces::Own;
 use crate::{Error, RestoreOptions, Result};
 use cryonaut_image::{ImageDir, ImageKind};
 use cryonaut_kernel::Errno;
@@ -32,6 +33,8 @@ pub struct Built {
     pub(super) terminals: Vec<(usize, u32, OwnedFd)>,
     /// File systems that others have made than who has the mounts, by provider.
     pub(super) lent: BTreeMap<usize, OwnedFd>,
+    /// Namespaces without processes, which are there and still have no mounts of their own.
+    pub pinned: Vec<Own>,
     /// Namespaces whose mounts are to be made when there are the pid namespaces that they show, with who has them.
     pub later: VecDeque<(i32, u32)>,
     by_id: BTreeMap<u32, usize>,
@@ -110,6 +113,12 @@ impl Built {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.namespaces.is_empty()
+    }
+
+    /// The numbers of namespaces in which no process is.
+    pub(super) fn without_processes(&self) -> Vec<u32> {
+        let all = self.plan.namespaces.iter().zip(&self.beside);
+        all.filter(|(_, beside)| beside.without_processes).map(|(number, _)| *number).collect()
     }
 
     /// Where to begin with a path that was recorded with the id of its mount; `None` if that is none of the tree's own: then

@@ -20,6 +20,7 @@ pub use build::build;
 pub use built::Built;
 
 use super::{Dumping, Halves, Own};
+use crate::freeze::Process;
 use crate::users;
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::records::MntEntry;
@@ -52,6 +53,9 @@ struct Beside {
     /// By device: the pid namespace that a proc file system is of, if that is not the one of who has the mounts.
     #[serde(default)]
     pids: BTreeMap<u32, u32>,
+    /// Whether no process is in the namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    without_processes: bool,
     /// What mounts of namespaces show, by mount id: the kind, as clone(2) has it, and the number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     namespaces: BTreeMap<u32, (u32, u32)>,
@@ -101,7 +105,10 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
         let root = seen.and_then(|mount| external::seen_by_us(mount, &ours)).map(|(path, _)| path);
         let root = root.and_then(|path| String::from_utf8(path).ok()).filter(|path| path != "/");
         let namespaces = bound::numbers(&entries, cx.owned, cx.surroundings)?;
-        let beside = Beside { root, pids: pids_of(cx, own, &told.procs)?, namespaces, ..told.beside };
+        let is_in_it = |process: &Process| process.ids.and_then(|ids| ids.mnt_ns_id) == Some(own.id);
+        let without_processes = !cx.processes.iter().any(is_in_it);
+        let pids = pids_of(cx, own, &told.procs)?;
+        let beside = Beside { root, pids, namespaces, without_processes, ..told.beside };
         cx.images.write_json(&Beside::name(own.id), &beside)?;
         for entry in &entries {
             cx.images.append(ImageKind::Mnts, u64::from(own.id), entry, None)?;
