@@ -15,6 +15,7 @@ use crate::users;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
 use cryonaut_image::{ImageDir, ImageKind};
+use cryonaut_kernel::sys::huge;
 use rustix::fs::{AtFlags, Gid, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, Stat, Uid};
 use rustix::io::Errno;
 use std::cell::OnceCell;
@@ -59,8 +60,7 @@ fn is_anonymous(file: BorrowedFd<'_>, stat: &Stat) -> bool {
         let own = rustix::fs::memfd_create("device", MemfdFlags::CLOEXEC).ok()?;
         Some(rustix::fs::fstat(own).ok()?.st_dev)
     };
-    *DEVICE.get_or_init(device) == Some(stat.st_dev)
-        || rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == libc::HUGETLBFS_MAGIC)
+    *DEVICE.get_or_init(device) == Some(stat.st_dev) || huge::page_of(file).is_ok_and(|page| page.is_some())
 }
 
 impl FileKind for Memfd {
@@ -160,10 +160,9 @@ fn collect_inode(cx: &mut Collect<'_>, file: BorrowedFd<'_>, stat: &Stat, link: 
     let failed = |action: &'static str| move |e| Error::kernel(object.clone(), action, e);
     let own = reopen(file, OFlags::RDONLY).map_err(failed("open it for reading"))?;
     let seals = rustix::fs::fcntl_get_seals(&own).map_err(failed("read its seals"))?;
-    let fs = rustix::fs::fstatfs(&own).map_err(failed("ask for its file system"))?;
+    let huge = huge::page_of(&own).map_err(failed("ask for its file system"))?.map(huge_flags);
     let id = cx.memfds.len() as u32 + 1;
     let shmid = SHMID_BIT | id;
-    let huge = (fs.f_type == libc::HUGETLBFS_MAGIC).then(|| huge_flags(fs.f_bsize as u64));
     let name = link.strip_prefix(PREFIX).unwrap_or(link);
     let name = name.strip_suffix(SUFFIX).unwrap_or(name);
     // No flags, said aloud, tell a memfd that has the name of shared anonymous memory from that.
@@ -189,16 +188,14 @@ fn collect_inode(cx: &mut Collect<'_>, file: BorrowedFd<'_>, stat: &Stat, link: 
 
 /// `MFD_HUGETLB` and the size of the pages, as its logarithm in the upper bits.
 fn huge_flags(page: u64) -> u32 {
-    libc::MFD_HUGETLB | page.trailing_zeros() << libc::MFD_HUGE_SHIFT
+    libc::MFD_HUGETLB | huge::flag_of(page)
 }
 
 /// Bytes of its pages.
 fn page_of(inode: &MemfdInodeEntry) -> u64 {
     match inode.hugetlb_flag {
         None | Some(0) => PAGE,
-        // A writer that did not say means the usual one.
-        Some(flags) if flags >> libc::MFD_HUGE_SHIFT == 0 => 2 << 20,
-        Some(flags) => 1 << (flags >> libc::MFD_HUGE_SHIFT & libc::MFD_HUGE_MASK),
+        Some(flags) => huge::of_flags(flags),
     }
 }
 

@@ -18,6 +18,7 @@ use cryonaut_image::ImageDir;
 use cryonaut_image::records::{TaskKobjIdsEntry, VmaEntry};
 use cryonaut_kernel::proc::maps::{FlaggedVma, VmFlags, Vma};
 use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::huge;
 use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED, Status};
 use cryonaut_puppet::{Arg, Batch};
@@ -50,6 +51,9 @@ pub struct Segment {
     mode: u32,
     /// Mappings of it, in the whole tree.
     mappings: u64,
+    /// Bytes of its huge pages; `None` if they are not huge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    huge_page: Option<u64>,
 }
 
 impl Segment {
@@ -63,6 +67,11 @@ impl Segment {
 
 /// Segments that were written down, by id; with how many of their mappings have been seen.
 pub type Known = BTreeMap<i32, (Segment, u64, Object)>;
+
+/// Bytes that the file of a segment has: huge pages are whole.
+pub fn file_size(size: u64, huge_page: Option<u64>) -> u64 {
+    huge_page.map_or(size, |page| size.next_multiple_of(page))
+}
 
 /// Whether a mapping is of a segment.
 pub fn is_mapping(vma: &Vma) -> bool {
@@ -78,14 +87,11 @@ pub fn collect(
     record: &mut VmaEntry,
 ) -> Result<()> {
     let no = |reason: &str, remedy| Err(Error::unsupported(object.clone(), reason, remedy));
-    if of.flags.contains(VmFlags::HUGETLB) {
-        return no("System V shared memory of huge pages cannot be carried yet", "do without SHM_HUGETLB");
-    }
     let id = of.vma.inode as i32;
     record.shmid = id as u64;
     record.fdflags = Some(if of.flags.contains(VmFlags::MAYWRITE) { libc::O_RDWR } else { libc::O_RDONLY } as u32);
     let len = of.vma.end - of.vma.start;
-    let is_inside = |size: u64| of.vma.offset + len <= size.next_multiple_of(PAGE);
+    let is_inside = |size: u64| of.vma.offset + len <= size.next_multiple_of(of.page_size);
     if let Some(own) = cx.namespaces.and_then(|all| all.of(ids, Namespace::Ipc)) {
         // Written down with all that is in its namespace.
         let there = within(&[own.file.as_fd()], || sysv::status(id)).and_then(|told| told);
@@ -113,8 +119,10 @@ fn write(cx: &mut Collect<'_>, id: i32, object: &Object) -> Result<Segment> {
     let Status { key, size, uid, gid, mode, attached } = sysv::status(id).map_err(failed("ask about its segment"))?;
     let ours = Attached::new(id, size).map_err(failed("map its segment"))?;
     let file = File::from(ours.file().map_err(failed("open its segment"))?);
-    shared_pages::write(cx, SHMID_BIT | id as u64, &file, size, PAGE, object)?;
-    Ok(Segment { key, size, owner: users::inside((uid, gid)), mode, mappings: attached })
+    let huge_page = huge::page_of(&file).map_err(failed("ask for its pages"))?;
+    let (size_there, page) = (file_size(size, huge_page), huge_page.unwrap_or(PAGE));
+    shared_pages::write(cx, SHMID_BIT | id as u64, &file, size_there, page, object)?;
+    Ok(Segment { key, size, owner: users::inside((uid, gid)), mode, mappings: attached, huge_page })
 }
 
 /// All mappings were seen: those that were not are somebody else's.
@@ -186,9 +194,10 @@ impl Segments {
         let ours = Attached::new(id, segment.size).map_err(failed("map it"))?;
         let file = File::from(ours.file().map_err(failed("open it"))?);
         let hole = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
-        let len = segment.size.next_multiple_of(PAGE);
-        rustix::fs::fallocate(&file, hole, 0, len).map_err(failed("empty it"))?;
-        shared_pages::read(images, SHMID_BIT | id as u64, &file, segment.size, PAGE, &object)?;
+        let huge_page = huge::page_of(&file).map_err(failed("ask for its pages"))?;
+        let (size, page) = (file_size(segment.size, huge_page), huge_page.unwrap_or(PAGE));
+        rustix::fs::fallocate(&file, hole, 0, size.next_multiple_of(page)).map_err(failed("empty it"))?;
+        shared_pages::read(images, SHMID_BIT | id as u64, &file, size, page, &object)?;
         if segment.mode & LOCKED != 0 {
             sysv::lock(id).map_err(failed("lock it"))?;
         }
@@ -222,11 +231,12 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
             Errno::EXIST => "another segment has its key: remove that (ipcrm -M)",
             Errno::BUSY => "another segment has its id: remove that (ipcrm -m)",
             Errno::NOSPC | Errno::INVAL => "see the limits of ipcs -l",
+            Errno::NOMEM if segment.huge_page.is_some() => "check that huge pages of its size are free (/proc/meminfo)",
             Errno::ACCESS | Errno::PERM => "this needs CAP_CHECKPOINT_RESTORE",
             _ => "",
         },
     };
-    sysv::create(id, key, segment.size, segment.mode).map_err(failed)?;
+    sysv::create(id, key, segment.size, segment.mode, segment.huge_page).map_err(failed)?;
     let (uid, gid) = users::outside(segment.owner);
     sysv::set_owner(id, uid, gid, segment.mode).map_err(|errno| {
         // It is in nobody's list yet. Who has removed it meanwhile has done the same.
@@ -248,7 +258,9 @@ pub fn map(files: &mut Build<'_>, work: &mut Work<'_>, vma: &VmaEntry, in_own: O
         None => sysv::status(id),
     };
     let object = || Object::Other(format!("segment {id} of System V memory"));
-    let size = there.map_err(|e| Error::kernel(object(), "ask about it", e))?.size.next_multiple_of(PAGE);
+    let page = if vma.flags & libc::MAP_HUGETLB as u32 == 0 { PAGE } else { huge::of_flags(vma.flags) };
+    let size = there.map_err(|e| Error::kernel(object(), "ask about it", e))?.size;
+    let size = size.checked_next_multiple_of(page).unwrap_or(u64::MAX);
     let writable = vma.fdflags.unwrap_or(libc::O_RDWR as u32) & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     let mut flags = if writable { 0 } else { READ_ONLY };
     let mut gets = (libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }) as u32;
@@ -285,14 +297,14 @@ pub fn map(files: &mut Build<'_>, work: &mut Work<'_>, vma: &VmaEntry, in_own: O
 mod tests {
     use super::*;
 
-    const SEGMENT: Segment = Segment { key: 0, size: 5000, owner: (0, 0), mode: 0o640, mappings: 1 };
+    const SEGMENT: Segment = Segment { key: 0, size: 5000, owner: (0, 0), mode: 0o640, mappings: 1, huge_page: None };
 
     #[test]
     fn what_cannot_be_given_its_owner_does_not_stay() {
         // One that was there a moment ago, for a free id.
         let (mut id, object) = (0, Object::Other("segment".into()));
         let made = loop {
-            match sysv::create(id, libc::IPC_PRIVATE, 5000, 0o640) {
+            match sysv::create(id, libc::IPC_PRIVATE, 5000, 0o640, None) {
                 Err(Errno::BUSY) => id += 1,
                 made => break made,
             }

@@ -3,7 +3,7 @@
 
 use super::contents::{Contents, Piece, Store};
 use super::extras::Extras;
-use super::vma::status;
+use super::vma::{is_shared_anonymous, status};
 use super::{SharedBuild, aio, fill, inherit::Inheritance, vdso};
 use crate::files::{Build, io_uring, sysv};
 use crate::restore::{Gift, Work};
@@ -201,7 +201,7 @@ fn backing(vma: &VmaEntry) -> Option<Backing> {
         None
     } else if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET) != 0 {
         Some(Backing::File(vma.shmid as u32, vma.fdflags))
-    } else if vma.status & status::ANON_SHARED != 0 {
+    } else if is_shared_anonymous(vma) {
         Some(Backing::Segment(vma.shmid))
     } else {
         None

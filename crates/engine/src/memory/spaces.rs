@@ -7,7 +7,8 @@
 use super::build::{self, Space, Tree};
 use super::contents::{Contents, Piece, Store};
 use super::inherit::{Comparison, Inheritance, Record};
-use super::{AllExtras, PAGE, SharedBuild, ranges, status};
+use super::vma::is_shared_anonymous;
+use super::{AllExtras, PAGE, SharedBuild, ranges};
 use crate::files::Build;
 use crate::lazy::{Handover, Lazy, LeftOut, comes_later};
 use crate::plan::{Plan, SharedSpaces};
@@ -78,7 +79,7 @@ impl<'p> AddressSpaces<'p> {
         let mut spaces = BTreeMap::new();
         let owners = plan.processes.values().filter(|p| plan.spaces.owner(p.pid()) == p.pid());
         for (pid, mm) in owners.filter_map(|p| Some((p.pid(), p.mm.as_ref()?))) {
-            mm.vmas.iter().filter(|v| v.status & status::ANON_SHARED != 0).for_each(|v| tree.shared.note(v));
+            mm.vmas.iter().filter(|vma| is_shared_anonymous(vma)).for_each(|vma| tree.shared.note(vma));
             let contents = Contents::read(&mut tree.store, pid, &mm.vmas, extras.of(pid))?;
             if let Some((address, _)) = contents.elsewhere.first().filter(|_| !lazy.is_by_server()) {
                 let path = images.path_of(ImageKind::Pagemap, pid as u64)?;

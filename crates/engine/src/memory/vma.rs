@@ -191,7 +191,11 @@ fn record(process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
             entry.status = status::REGULAR | status::AIORING;
             entry.flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
         }
-        _ if sysv::is_mapping(vma) => entry.status = status::REGULAR | status::SYSVIPC,
+        _ if sysv::is_mapping(vma) => {
+            // CRIU attaches what is anonymous and shared alone.
+            entry.status = status::REGULAR | status::ANON_SHARED | status::SYSVIPC;
+            entry.flags |= libc::MAP_ANONYMOUS as u32;
+        }
         _ if packet::is_mapping(vma) => entry.status = status::REGULAR | status::SOCKET,
         _ if !vma.has_file() && !io_uring::is_mapping(vma) => anonymous(&mut entry, vma),
         _ => entry.status = status::REGULAR | status_with_file(vma),
@@ -246,6 +250,11 @@ fn status_with_file(vma: &Vma) -> u32 {
         false if vma.path.as_bytes().starts_with(b"/anon_hugepage") => status::ANON_PRIVATE,
         false => status::FILE_PRIVATE,
     }
+}
+
+/// Whether it is of shared anonymous memory. Segments of System V memory are said to be that as well.
+pub fn is_shared_anonymous(vma: &VmaEntry) -> bool {
+    vma.status & (status::ANON_SHARED | status::SYSVIPC) == status::ANON_SHARED
 }
 
 /// Whether the kernel may drop a mapping's pages: they are no part of the state.

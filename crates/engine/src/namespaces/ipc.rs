@@ -11,13 +11,14 @@ pub mod posix;
 pub mod undo;
 
 use super::{Building, Dumping, Halves, Own};
-use crate::files::shared_pages;
+use crate::files::{shared_pages, sysv as sysv_memory};
 use crate::memory::PAGE;
 use crate::users;
 use crate::{Error, Object, Result, parallel};
 use cryonaut_image::ImageKind;
 use cryonaut_image::records::{IpcDescEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
 use cryonaut_kernel::Errno;
+use cryonaut_kernel::sys::huge;
 use cryonaut_kernel::sys::namespace::within;
 use cryonaut_kernel::sys::posix_queues;
 use cryonaut_kernel::sys::sysv::{self, Attached, LOCKED, REMOVED};
@@ -45,7 +46,7 @@ const LIMITS: [&str; 13] = [
     "fs/mqueue/msgsize_default",
 ];
 const SEMAPHORES: &str = "kernel/sem";
-/// The id that the next object gets, or -1.
+/// The id that the next object gets, or -1 for any.
 const NEXT: [&str; 3] = ["kernel/msg_next_id", "kernel/sem_next_id", "kernel/shm_next_id"];
 
 /// Runs `act` in the namespace; an error says what was tried on what.
@@ -76,20 +77,21 @@ fn dump(cx: &mut Dumping<'_>, own: &Own) -> Result<()> {
     let (limits, memory, messages, sets, posix) = read?;
     images.write_one(ImageKind::IpcVar, id, &limits)?;
     let file = images.entry_file(ImageKind::IpcnsShm, id)?;
-    for (one, pages) in memory {
+    for (one, pages, huge_page) in memory {
         let what = object(own, "segment of memory", one.id);
-        let size = one.size;
+        let (size, page) = (one.size, huge_page.unwrap_or(PAGE));
         let count = shared_pages::write_out(
             (images, &cx.pages_ids, Some(&cx.options.progress)),
             one.id as u64,
             &pages,
-            size,
-            PAGE,
+            sysv_memory::file_size(size, huge_page),
+            page,
             &what,
         )?;
         cx.shared_pages.add(count);
         let desc = described(&one);
-        file.append_tailed(&IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None }, &[])?;
+        let hugetlb_flag = huge_page.map(|page| libc::SHM_HUGETLB as u32 | huge::flag_of(page));
+        file.append_tailed(&IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag }, &[])?;
     }
     let file = images.entry_file(ImageKind::IpcnsMsg, id)?;
     for (one, limit, all) in messages {
@@ -112,11 +114,12 @@ fn described(one: &Described) -> IpcDescEntry {
     IpcDescEntry { key: one.key as u32, uid, gid, cuid, cgid, mode: one.mode, id: one.id as u32 }
 }
 
-/// A segment with its memory as a file.
-fn hold(own: &Own, one: Described) -> Result<(Described, File)> {
+/// A segment with its memory as a file, and the size of its huge pages.
+fn hold(own: &Own, one: Described) -> Result<(Described, File, Option<u64>)> {
     let failed = |e| Error::kernel(object(own, "segment of memory", one.id), "open it", e);
-    let file = Attached::new(one.id, one.size).and_then(|ours| ours.file());
-    Ok((one, File::from(file.map_err(failed)?)))
+    let file = Attached::new(one.id, one.size).and_then(|ours| ours.file()).map_err(failed)?;
+    let huge_page = huge::page_of(&file).map_err(failed)?;
+    Ok((one, File::from(file), huge_page))
 }
 
 /// A queue, its limit and its messages: type and text of each.
@@ -150,7 +153,8 @@ fn read_limits() -> std::result::Result<IpcVarEntry, Errno> {
         text => number::<u64>(&text?),
     };
     let small = |name| read(name).map(|value| u32::try_from(value).unwrap_or(u32::MAX));
-    let next = |name| read_setting(name).and_then(|text| number::<i32>(&text)).map(|id| Some(id as u32));
+    // -1 is not to be set: whoever restores it would be refused.
+    let next = |name| read_setting(name).and_then(|text| number::<i32>(&text)).map(|id| u32::try_from(id).ok());
     Ok(IpcVarEntry {
         sem_ctls: read_setting(SEMAPHORES)?
             .split_ascii_whitespace()
@@ -255,16 +259,23 @@ fn make_memory(cx: &Building<'_>, own: &Own, entry: &IpcShmEntry, data: &[u8]) -
         let what = what.clone();
         move |e| Error::kernel(what, action, e)
     };
-    if entry.hugetlb_flag.is_some_and(|flag| flag != 0) {
-        return Err(Error::unsupported(what, "it is of huge pages, which cannot be carried yet", ""));
-    }
-    make(desc, Kind::Memory, |_, key| sysv::make(id, key, size, desc.mode)).map_err(failed("make it"))?;
+    let huge_page = entry.hugetlb_flag.filter(|flags| *flags != 0).map(huge::of_flags);
+    make(desc, Kind::Memory, |_, key| sysv::make(id, key, size, desc.mode, huge_page)).map_err(|errno| {
+        let remedy = match errno {
+            Errno::NOMEM if huge_page.is_some() => "check that huge pages of its size are free (/proc/meminfo)",
+            _ => "",
+        };
+        Error::Kernel { object: what.clone(), action: "make it".into(), errno, remedy }
+    })?;
     let (uid, gid) = users::outside((desc.uid, desc.gid));
     sysv::set_owner(id, uid, gid, desc.mode).map_err(failed("give it its owner"))?;
     let ours = Attached::new(id, size).map_err(failed("map it"))?;
     let file = File::from(ours.file().map_err(failed("open it"))?);
     if entry.in_pagemaps() {
-        shared_pages::read(cx.images, id as u64, &file, size, PAGE, &what)?;
+        let page = huge_page.unwrap_or(PAGE);
+        shared_pages::read(cx.images, id as u64, &file, sysv_memory::file_size(size, huge_page), page, &what)?;
+    } else if let Some(page) = huge_page {
+        huge::write(&file, page, 0, data).map_err(failed("fill it"))?;
     } else {
         let written = std::os::unix::fs::FileExt::write_all_at(&file, data, 0);
         written.map_err(|e| failed("fill it")(crate::error::errno_of(&e)))?;

@@ -1,4 +1,4 @@
-//! Files of huge pages, which write(2) does not know.
+//! Huge pages (hugetlbfs): files of them, which write(2) does not know, and how their size is said.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -6,6 +6,33 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Where the logarithm of the size of huge pages stands in the flags of mmap(2), memfd_create(2) and shmget(2).
+const SHIFT: u32 = libc::MAP_HUGE_SHIFT as u32;
+const MASK: u32 = libc::MAP_HUGE_MASK as u32;
+/// Of whoever does not say.
+const USUAL: u64 = 2 << 20;
+
+/// The size of a file's huge pages in bytes; `None` if they are not huge.
+pub fn page_of(file: impl AsFd) -> Result<Option<u64>, Errno> {
+    let fs = rustix::fs::fstatfs(file)?;
+    Ok((fs.f_type == libc::HUGETLBFS_MAGIC).then_some(fs.f_bsize as u64))
+}
+
+/// A size of huge pages (a power of two) in the flags of system calls.
+#[must_use]
+pub fn flag_of(page: u64) -> u32 {
+    page.trailing_zeros() << SHIFT
+}
+
+/// The size that such flags say.
+#[must_use]
+pub fn of_flags(flags: u32) -> u64 {
+    match flags >> SHIFT & MASK {
+        0 => USUAL,
+        log => 1 << log,
+    }
+}
 
 /// Writes `bytes` at `at` of a file whose pages have `page` bytes (a power of two), by mapping it for the moment.
 /// ENOMEM when too few huge pages are free.

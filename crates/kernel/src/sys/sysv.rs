@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::check;
+use super::{check, huge};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -48,16 +48,17 @@ pub fn status(id: i32) -> Result<Status, Errno> {
     })
 }
 
-/// Makes a segment with this id. EEXIST if its key is another's, EBUSY if its id is. Needs CAP_CHECKPOINT_RESTORE.
-pub fn create(id: i32, key: i32, size: u64, mode: u32) -> Result<(), Errno> {
+/// Makes a segment with this id, of huge pages of a size in bytes or of usual ones. EEXIST if its key is another's, EBUSY if its id is. Needs CAP_CHECKPOINT_RESTORE.
+pub fn create(id: i32, key: i32, size: u64, mode: u32, huge: Option<u64>) -> Result<(), Errno> {
     std::fs::write(NEXT_ID, id.to_string()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    make(id, key, size, mode)
+    make(id, key, size, mode, huge)
 }
 
 /// The same when its id was chosen before ([`super::sysv_queues::choose_id`]).
-pub fn make(id: i32, key: i32, size: u64, mode: u32) -> Result<(), Errno> {
+pub fn make(id: i32, key: i32, size: u64, mode: u32, huge: Option<u64>) -> Result<(), Errno> {
     let size = usize::try_from(size).map_err(|_| Errno::NOMEM)?;
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777) as i32;
+    let huge = huge.map_or(0, |page| libc::SHM_HUGETLB | huge::flag_of(page) as i32);
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | huge | (mode & 0o777) as i32;
     // SAFETY: shmget takes numbers alone.
     let made = check(unsafe { libc::shmget(key, size, flags) })?;
     if made == id {
@@ -106,6 +107,7 @@ pub fn nameless(size: usize, mode: u32) -> Result<(i32, Attached), Errno> {
 #[derive(Debug)]
 pub struct Attached {
     at: *mut libc::c_void,
+    /// As asked for.
     len: usize,
 }
 
@@ -117,7 +119,7 @@ unsafe impl Sync for Attached {}
 impl Attached {
     /// Attaches a segment of so many bytes.
     pub fn new(id: i32, size: u64) -> Result<Self, Errno> {
-        let len = usize::try_from(size).map_err(|_| Errno::NOMEM)?.next_multiple_of(4096);
+        let len = usize::try_from(size).map_err(|_| Errno::NOMEM)?;
         // SAFETY: a new mapping at an address of the kernel's choice replaces none.
         let at = unsafe { libc::shmat(id, std::ptr::null(), 0) };
         if at as isize == -1 { Err(super::last_errno()) } else { Ok(Self { at, len }) }
@@ -131,9 +133,15 @@ impl Attached {
 
     /// Its memory as an open file. Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN in the first user namespace.
     pub fn file(&self) -> Result<OwnedFd, Errno> {
+        /// The mapping ends with a page, of whatever size that is: usual ones and huge ones of x86.
+        const PAGES: [usize; 3] = [4096, 2 << 20, 1 << 30];
         let at = self.at as usize;
-        let name = format!("/proc/self/map_files/{at:x}-{:x}", at + self.len);
-        rustix::fs::open(name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        let mut opened = Err(Errno::NOENT);
+        for page in PAGES {
+            let name = format!("/proc/self/map_files/{at:x}-{:x}", at + self.len.next_multiple_of(page));
+            opened = opened.or_else(|_| rustix::fs::open(name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()));
+        }
+        opened
     }
 }
 
@@ -168,7 +176,7 @@ mod tests {
         assert_eq!((told.key, told.size, told.mode, told.attached), (0, 5000, 0o640, 0));
         remove(id).unwrap();
         assert!(status(id).is_err());
-        match create(id, 0, 5000, 0o640) {
+        match create(id, 0, 5000, 0o640, None) {
             // Without CAP_CHECKPOINT_RESTORE.
             Err(Errno::ACCESS | Errno::PERM) => return,
             made => made.unwrap(),

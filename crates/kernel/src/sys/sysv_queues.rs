@@ -80,7 +80,8 @@ pub fn choose_id(kind: Kind, id: i32) -> Result<(), Errno> {
     file.write_all(id.to_string().as_bytes()).map_err(|e| errno(&e))
 }
 
-/// Runs `act` on a thread whose effective user and group are these, in the namespaces of the calling one.
+/// Runs `act` on a thread whose effective user and group are these, in the namespaces of the calling one. What the calling
+/// one may do, it may as well: the creator of memory of huge pages may have been allowed to have some.
 pub fn act_as<T: Send>((uid, gid): (u32, u32), act: impl FnOnce() -> T + Send) -> Result<T, Errno> {
     if (uid, gid) == (0, 0) {
         return Ok(act());
@@ -93,6 +94,9 @@ pub fn act_as<T: Send>((uid, gid): (u32, u32), act: impl FnOnce() -> T + Send) -
             check(unsafe { libc::syscall(libc::SYS_setresgid, keep, gid, keep) })?;
             // SAFETY: as above.
             check(unsafe { libc::syscall(libc::SYS_setresuid, keep, uid, keep) })?;
+            let mut sets = rustix::thread::capabilities(None)?;
+            sets.effective = sets.permitted;
+            rustix::thread::set_capabilities(None, sets)?;
             Ok(act())
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
