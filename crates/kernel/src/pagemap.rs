@@ -126,7 +126,10 @@ pub fn scan(pagemap: impl AsFd, query: &Query, runs: &mut [PageRun]) -> Result<(
     // SAFETY: PAGEMAP_SCAN is given one pm_scan_arg that outlives the call, and in it an array of `vec_len`
     // page_region, whose layout PageRun has: the kernel writes at most that many. Any bits are valid Categories.
     let count = unsafe { rustix::ioctl::ioctl(pagemap, ScanCall { arg: &mut arg }) }?;
-    Ok((count, arg.walk_end))
+    // The kernel notes where its own buffer was full, for as many runs as a page table has entries, and forgets to note that
+    // it has come to the end after that (do_pagemap_scan in fs/proc/task_mmu.c): it would tell the last runs twice.
+    let told = runs[..count].last().map_or(0, |run| run.end);
+    Ok((count, arg.walk_end.max(told)))
 }
 
 /// The ioctl returns the number of runs, which rustix's ready-made callers drop.
@@ -388,6 +391,22 @@ mod tests {
     fn pages(runs: PageRuns<'_>, base: u64) -> Vec<(u64, u64)> {
         let page = |address: u64| (address - base) / PAGE_SIZE;
         runs.map(Result::unwrap).map(|run| (page(run.start), page(run.end))).collect()
+    }
+
+    /// More than the kernel's own buffer holds, fewer than ours.
+    #[test]
+    fn no_run_is_told_twice() {
+        let (pagemap, start, end) = touched(1600, (0..1600).filter(|page| page % 2 == 0));
+        let (mut query, mut room, mut all) = (Query::populated(start, end), [PageRun::default(); 1000], Vec::new());
+        while query.start < query.end {
+            let (count, reached) = scan_or_read(pagemap.as_fd(), &query, &mut room).unwrap();
+            all.extend(room[..count].iter().map(PageRun::range));
+            assert!(reached > query.start);
+            query.start = reached;
+        }
+        let expected = (0..800).map(|run| start + run * 2 * PAGE_SIZE).map(|page| (page, page + PAGE_SIZE));
+        assert_eq!(all, expected.collect::<Vec<_>>());
+        unmap(start, end);
     }
 
     #[test]
