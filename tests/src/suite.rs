@@ -62,9 +62,9 @@ pub fn survives(own: &Engine) -> ExitCode {
     }));
     let copied_ahead: Vec<Declaration> = all.iter().filter(|w| has_memory(w)).map(copied_while_it_runs).collect();
     tests.extend(each("precopied", &copied_ahead, engines.clone(), |start| unchanged(start, 1)));
-    let ceaseless = ["memory/ceaseless_copied", "memory/shared_ceaseless_copied"];
-    let ceaseless: Vec<Declaration> = all.iter().filter(|w| ceaseless.contains(&w.name.as_str())).cloned().collect();
-    tests.extend(each("schedules", &ceaseless, engines.clone(), |start| round_trips(start, schedules())));
+    let ceaseless = ["ceaseless", "shared_ceaseless", "moved_back"].map(|name| format!("memory/{name}_copied"));
+    let ceaseless: Vec<Declaration> = all.iter().filter(|w| ceaseless.contains(&w.name)).cloned().collect();
+    tests.extend(each("schedules", &ceaseless, engines.clone(), again_and_again));
     tests.extend(crate::vdso::tests(own));
     run(tests)
 }
@@ -113,6 +113,17 @@ type Start<'a> = &'a dyn Fn(bool) -> Result<Workload, crate::workload::Failure>;
 fn round_trips(start: Start<'_>, times: u32) -> Result<(), Failed> {
     let mut workload = start(false)?;
     for _ in 0..times {
+        workload.checkpoint()?;
+        workload.restore()?;
+    }
+    Ok(workload.finish()?)
+}
+
+/// Round trips, each after a checkpoint that leaves it running: what is left of that may not matter to the next.
+fn again_and_again(start: Start<'_>) -> Result<(), Failed> {
+    let mut workload = start(false)?;
+    for _ in 0..schedules() {
+        workload.checkpoint_leave_running()?;
         workload.checkpoint()?;
         workload.restore()?;
     }

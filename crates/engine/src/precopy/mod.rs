@@ -309,7 +309,7 @@ impl<'a> Precopied<'a> {
         let mut untracked = Vec::new();
         for process in frozen.processes.iter_mut().filter(|p| is_large(p)) {
             if let Some(space) = self.spaces.get(&process.pid).filter(|space| lock(space).is_there()) {
-                lock(space).register(&process.maps);
+                lock(space).register(&process.maps)?;
             } else if is_new(process) {
                 match TrackedSpace::begin(process)? {
                     Ok(space) => drop(tracked.insert(process.pid, space)),

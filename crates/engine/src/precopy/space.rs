@@ -134,8 +134,11 @@ impl Space {
     }
 
     /// Has the process's mappings tracked; it must stand still.
-    pub fn register(&mut self, maps: &[Vma]) {
-        self.tracked.register(maps);
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::register`].
+    pub fn register(&mut self, maps: &[Vma]) -> Result<()> {
+        self.tracked.register(maps)
     }
 
     /// Whether no other process is in the tree, as far as is known.

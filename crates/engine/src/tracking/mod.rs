@@ -80,7 +80,7 @@ impl TrackedSpace {
     pub fn begin(process: &mut Process) -> Result<std::result::Result<TrackedSpace, Untracked>> {
         let mut begun = Self::begin_for(process, is_tracked)?;
         if let Ok(space) = &mut begun {
-            space.register(&process.maps);
+            space.register(&process.maps)?;
         } else if soft_dirty::is_available() {
             // The bits that an image relies on are to be cleared.
             kept::forget(process.pid)?;
@@ -166,15 +166,22 @@ impl TrackedSpace {
 
     /// Registers what is private in these mappings, as far as it is not yet and can be. The process must stand still: a
     /// mapping that is registered in part becomes two, and mremap(2) of both at once fails.
-    pub fn register(&mut self, maps: &[Vma]) {
-        let Notes::Userfaultfd(uffd) = &self.notes else { return };
+    ///
+    /// # Errors
+    /// If protection that is not of our doing cannot be taken off.
+    pub fn register(&mut self, maps: &[Vma]) -> Result<()> {
+        let Notes::Userfaultfd(uffd) = &self.notes else { return Ok(()) };
         self.of_others = 0;
         for vma in maps.iter().filter(|vma| is_tracked(vma)) {
-            // Another error is told of a kind of memory that cannot be registered: its pages count as written.
-            if uffd.register(vma.start, vma.len(), Mode::WP) == Err(Errno::BUSY) {
-                self.of_others += 1;
+            match register_anew(uffd, &self.pagemap, (vma.start, vma.end), &mut self.runs) {
+                Ok(()) => {}
+                Err(Failed::ToRegister(Errno::BUSY)) => self.of_others += 1,
+                // A kind of memory that cannot be registered: its pages count as written.
+                Err(Failed::ToRegister(_)) => {}
+                Err(Failed::ToLift(errno)) => return Err(self.failed(vma.start, errno)),
             }
         }
+        Ok(())
     }
 
     /// Registers one mapping, whole; the process must stand still. `false` if it cannot ever be written to.
@@ -183,10 +190,11 @@ impl TrackedSpace {
     /// `EBUSY` if another userfaultfd watches it, and others for memory that cannot be registered.
     pub fn register_one(&self, range: Range) -> std::result::Result<bool, Errno> {
         let Notes::Userfaultfd(uffd) = &self.notes else { return Err(Errno::NOTSUP) };
-        match uffd.register(range.0, range.1 - range.0, Mode::WP) {
+        match register_anew(uffd, &self.pagemap, range, &mut vec![PageRun::default(); RUNS]) {
+            Ok(()) => Ok(true),
             // Its file was opened for reading.
-            Err(Errno::PERM) => Ok(false),
-            registered => registered.map(|_| true),
+            Err(Failed::ToRegister(Errno::PERM)) => Ok(false),
+            Err(Failed::ToRegister(errno) | Failed::ToLift(errno)) => Err(errno),
         }
     }
 
@@ -362,6 +370,48 @@ fn scan_all(
         query.start = reached;
     }
     Ok(all)
+}
+
+/// Why a mapping is not registered.
+enum Failed {
+    ToRegister(Errno),
+    /// It is, but may have protection that says nothing.
+    ToLift(Errno),
+}
+
+/// Registers a mapping of a process that stands still, and takes protection off that was there before. When memory is moved
+/// back to where it was, by mremap(2), its mapping merges with those beside it, and the kernel ends the registration of all
+/// that (mremap_userfaultfd_prep in fs/userfaultfd.c): their pages keep the mark of their protection, but are written to
+/// unnoticed from then on, also once they are registered again, be it for another image.
+fn register_anew(
+    uffd: &Uffd,
+    pagemap: &OwnedFd,
+    range: Range,
+    room: &mut [PageRun],
+) -> std::result::Result<(), Failed> {
+    let (tell, there) = (Categories::empty(), Categories::PRESENT | Categories::SWAPPED);
+    let (inverted, all) = (Categories::WPALLOWED, Categories::WPALLOWED);
+    let unregistered = Query { start: range.0, end: range.1, inverted, all, any: there, tell, ..Query::default() };
+    let before = scan_all(pagemap, unregistered, room).map_err(|(_, errno)| Failed::ToRegister(errno))?;
+    uffd.register(range.0, range.1 - range.0, Mode::WP).map_err(Failed::ToRegister)?;
+    for run in before {
+        for stale in scan_all(pagemap, unchanged(run.range()), room).map_err(|(_, errno)| Failed::ToLift(errno))? {
+            uffd.write_protect(stale.start, stale.end - stale.start, false).map_err(Failed::ToLift)?;
+        }
+    }
+    Ok(())
+}
+
+/// The query of pages that surely are as they were when they were last protected: there, registered, and protected still.
+fn unchanged(range: Range) -> Query {
+    Query {
+        start: range.0,
+        end: range.1,
+        inverted: Categories::WRITTEN | Categories::GUARD,
+        all: Categories::WRITTEN | Categories::WPALLOWED | Categories::GUARD,
+        any: Categories::PRESENT | Categories::SWAPPED,
+        ..Query::default()
+    }
 }
 
 /// The query of [`TrackedSpace::changed`].
