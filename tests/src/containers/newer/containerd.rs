@@ -11,6 +11,9 @@ pub const TESTS: &[(&str, &str, Body)] = &[("ctr", "hybrid", ctr)];
 /// Starts the daemon and gives it an image.
 const BEGINNING: &str = include_str!("containerd.sh");
 
+/// What our program says when it is called for the container of `ctr`.
+const LOG: &str = "/run/containerd/io.containerd.runtime.v2.task/default/c/criu-dump.log";
+
 fn ctr(host: &NewerHost) -> Result<(), Failed> {
     host.run(BEGINNING)?;
     host.run(&format!(
@@ -18,9 +21,9 @@ fn ctr(host: &NewerHost) -> Result<(), Failed> {
          c sh -c '{COUNTER}'"
     ))?;
     host.count.goes_on(5)?;
-    host.run("ctr task checkpoint c")?;
+    host.run(&format!("ctr task checkpoint c || {{ tail -20 {LOG} >&2; exit 1; }}"))?;
     host.count.goes_on(5)?;
-    host.run("ctr container checkpoint --rw --task c image")?;
+    host.run(&format!("ctr container checkpoint --rw --task c image || {{ tail -20 {LOG} >&2; exit 1; }}"))?;
     host.count.goes_on(5)?;
     let before = host.count.so_far()?;
     host.run("ctr task kill -s 9 c; while ctr task ls | grep -q RUNNING; do sleep 0.05; done; ctr container rm c")?;
