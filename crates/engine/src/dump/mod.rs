@@ -146,10 +146,8 @@ fn collector<'a>(
     cx.namespaces = Some(about.owned);
     cx.pages_ids = pages_ids;
     cx.precopied = about.precopied;
-    let ids = frozen.processes.iter().filter_map(|p| p.ids).chain([about.own]);
     cx.surroundings = Some(about.own);
-    let known = ids.map(|ids| namespaces::highest(&ids)).chain(about.owned.iter().map(|own| own.id));
-    let free = known.max().unwrap_or(0) + 1;
+    let free = about.owned.free_number(&frozen.processes, &about.own);
     cx.set_networks(Networks::new(about.owned, about.own.net_ns_id, free));
     cx.janitor = janitor;
     let spoken_for = frozen.processes.iter().filter(|p| p.speaker() != p.pid);

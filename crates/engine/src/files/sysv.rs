@@ -10,7 +10,7 @@
 //! `cryonaut-sysv-memory.json`, and its pages are as of shared memory.
 
 use super::{Build, Collect, shared_pages};
-use crate::memory::PAGE;
+use crate::memory::{PAGE, page_size};
 use crate::restore::Work;
 use crate::users;
 use crate::{Error, Object, Result};
@@ -39,6 +39,9 @@ const EXECUTABLE: u32 = 0o100000;
 
 const BEYOND: &str = "it reaches beyond the end of its segment of System V memory";
 const WHOLE: &str = "let the program map it whole";
+
+/// What to do where a segment of huge pages cannot be made.
+pub const LACK_OF_HUGE_PAGES: &str = "check that huge pages of its size are free (/proc/meminfo)";
 
 /// What a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,7 +234,7 @@ fn make(id: i32, segment: &Segment, object: &Object) -> Result<()> {
             Errno::EXIST => "another segment has its key: remove that (ipcrm -M)",
             Errno::BUSY => "another segment has its id: remove that (ipcrm -m)",
             Errno::NOSPC | Errno::INVAL => "see the limits of ipcs -l",
-            Errno::NOMEM if segment.huge_page.is_some() => "check that huge pages of its size are free (/proc/meminfo)",
+            Errno::NOMEM if segment.huge_page.is_some() => LACK_OF_HUGE_PAGES,
             Errno::ACCESS | Errno::PERM => "this needs CAP_CHECKPOINT_RESTORE",
             _ => "",
         },
@@ -258,9 +261,8 @@ pub fn map(files: &mut Build<'_>, work: &mut Work<'_>, vma: &VmaEntry, in_own: O
         None => sysv::status(id),
     };
     let object = || Object::Other(format!("segment {id} of System V memory"));
-    let page = if vma.flags & libc::MAP_HUGETLB as u32 == 0 { PAGE } else { huge::of_flags(vma.flags) };
     let size = there.map_err(|e| Error::kernel(object(), "ask about it", e))?.size;
-    let size = size.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+    let size = size.checked_next_multiple_of(page_size(vma.flags)).unwrap_or(u64::MAX);
     let writable = vma.fdflags.unwrap_or(libc::O_RDWR as u32) & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
     let mut flags = if writable { 0 } else { READ_ONLY };
     let mut gets = (libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 }) as u32;

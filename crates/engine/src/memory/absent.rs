@@ -4,6 +4,7 @@
 use super::PAGE;
 use super::ranges::{self, Range};
 use cryonaut_kernel::proc::{Task, maps::Vma};
+use cryonaut_kernel::sys::huge;
 use rustix::fs::OFlags;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,8 +12,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// linux/magic.h.
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
 /// What is there without a page.
@@ -83,7 +82,7 @@ impl MappedFiles {
             let path = task.open_file(&name, OFlags::PATH).ok()?;
             let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&path).ok()?.st_mode);
             // Huge pages come back whole or not at all.
-            let is_huge = rustix::fs::fstatfs(&path).ok()?.f_type == HUGETLBFS_MAGIC;
+            let is_huge = huge::page_of(&path).ok()?.is_some();
             let file = || task.open_file(&name, OFlags::RDONLY).ok();
             (kind.is_file() && !is_huge).then(file)?.map(|file| Arc::new(File::from(file)))
         };

@@ -60,7 +60,7 @@ pub use pages::dump_private;
 pub use shared::SharedBuild;
 pub use spaces::AddressSpaces;
 pub use vdso::recorded as recorded_vdso;
-pub use vma::{add_guards, find_files, is_kernels, mappings, mappings_without_flags, status};
+pub use vma::{add_guards, find_files, is_kernels, mappings, mappings_without_flags, page_size, status};
 pub use way::WORTH_IT;
 pub use write_behind::failed as pages_failed;
 

@@ -7,6 +7,7 @@ use crate::freeze::Process;
 use crate::{Error, Object, Result};
 use cryonaut_image::records::VmaEntry;
 use cryonaut_kernel::proc::maps::{FlaggedVma, Perms, VmFlags, Vma};
+use cryonaut_kernel::sys::huge;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
@@ -181,7 +182,7 @@ fn record(process: &Process, flagged: &FlaggedVma) -> Result<VmaEntry> {
         }
     }
     if flagged.flags.contains(VmFlags::HUGETLB) {
-        entry.flags |= flagged.page_size.trailing_zeros() << libc::MAP_HUGE_SHIFT;
+        entry.flags |= huge::flag_of(flagged.page_size);
     }
     match vma.special() {
         Some(b"vdso") => entry.status = status::REGULAR | status::VDSO | status::ANON_PRIVATE,
@@ -265,14 +266,7 @@ pub fn is_droppable(vma: &VmaEntry) -> bool {
 /// Bytes of the pages of a mapping made with these flags of mmap(2).
 #[must_use]
 pub fn page_size(flags: u32) -> u64 {
-    let huge = flags & libc::MAP_HUGETLB as u32 != 0;
-    let log = flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK as u32;
-    match log {
-        _ if !huge => PAGE,
-        // A writer that did not say means the usual one.
-        0 => 2 << 20,
-        log => 1 << log,
-    }
+    if flags & libc::MAP_HUGETLB as u32 == 0 { PAGE } else { huge::of_flags(flags) }
 }
 
 fn protection(perms: Perms) -> u32 {

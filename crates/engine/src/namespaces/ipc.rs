@@ -262,7 +262,7 @@ fn make_memory(cx: &Building<'_>, own: &Own, entry: &IpcShmEntry, data: &[u8]) -
     let huge_page = entry.hugetlb_flag.filter(|flags| *flags != 0).map(huge::of_flags);
     make(desc, Kind::Memory, |_, key| sysv::make(id, key, size, desc.mode, huge_page)).map_err(|errno| {
         let remedy = match errno {
-            Errno::NOMEM if huge_page.is_some() => "check that huge pages of its size are free (/proc/meminfo)",
+            Errno::NOMEM if huge_page.is_some() => sysv_memory::LACK_OF_HUGE_PAGES,
             _ => "",
         };
         Error::Kernel { object: what.clone(), action: "make it".into(), errno, remedy }

@@ -132,11 +132,17 @@ impl Owned {
                 owned.0.push(Own { kind, id, pid: process.pid, file });
             }
         }
-        let ids = processes.iter().filter_map(|process| process.ids).chain([*surroundings]);
-        let next = ids.map(|ids| highest(&ids)).max().unwrap_or(0) + 1;
-        pinned::find(&mut owned, processes, next, options)?;
-        owned.0.sort_by_key(|own| KINDS.iter().position(|kind| kind.kind == own.kind.kind));
+        let free = owned.free_number(processes, surroundings);
+        pinned::find(&mut owned, processes, free, options)?;
+        owned.0.sort_by_key(|own| position(own.kind.kind));
         Ok(owned)
+    }
+
+    /// From here on, no object of the tree or of the surroundings has a number yet.
+    pub fn free_number(&self, processes: &[Process], surroundings: &TaskKobjIdsEntry) -> u32 {
+        let ids = processes.iter().filter_map(|process| process.ids).chain([*surroundings]);
+        let known = ids.map(|ids| highest(&ids)).chain(self.iter().map(|own| own.id));
+        known.max().unwrap_or(0) + 1
     }
 
     /// Takes in one that no process was born with.
@@ -180,7 +186,7 @@ impl Owned {
 }
 
 /// The highest number among the ids of a process's namespaces.
-pub fn highest(ids: &TaskKobjIdsEntry) -> u32 {
+fn highest(ids: &TaskKobjIdsEntry) -> u32 {
     KINDS.iter().filter_map(|kind| (kind.id)(ids)).max().unwrap_or(0)
 }
 
@@ -310,7 +316,7 @@ impl Arranged {
 
     /// Gives a process, and who is born of it, clocks that go on from where those of the surroundings were.
     pub fn keep_clocks(&mut self, root: i32) {
-        let at = KINDS.iter().position(|kind| kind.kind == Namespace::Time);
+        let at = position(Namespace::Time);
         let made = self.made.entry(root).or_default();
         if let Some(at) = at.filter(|at| made.iter().all(|(kind, _)| kind != at)) {
             made.push((at, time::SURROUNDINGS));
@@ -386,7 +392,7 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
     }
     let made = arranged.made.get(&pid).map_or(&[][..], Vec::as_slice);
     // The caller may want to move a device into a network that is still empty.
-    let (first, then): (Vec<_>, Vec<_>) = made.iter().partition(|(at, _)| *at <= network());
+    let (first, then): (Vec<_>, Vec<_>) = made.iter().partition(|(at, _)| Some(*at) <= position(Namespace::Net));
     make_those(cx, arranged, owned, &first)?;
     if pid == arranged.root {
         cx.options.hook.call(Moment::SetupNamespaces, pid)?;
@@ -394,9 +400,9 @@ pub fn settle_in(cx: &mut Building<'_>, arranged: &Arranged, owned: &mut Owned) 
     make_those(cx, arranged, owned, &then)
 }
 
-/// Where networks are in [`KINDS`].
-fn network() -> usize {
-    KINDS.iter().position(|kind| kind.kind == Namespace::Net).unwrap_or_default()
+/// Where a kind is in [`KINDS`].
+fn position(kind: Namespace) -> Option<usize> {
+    KINDS.iter().position(|known| known.kind == kind)
 }
 
 /// Fills those of a newborn process.

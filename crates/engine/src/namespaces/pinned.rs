@@ -2,13 +2,16 @@
 //! `ip netns add` keeps them, or somebody has it open (namespaces(7)).
 
 use super::mount::bound::{self, Bound};
-use super::{KINDS, Kind, Own, Owned};
+use super::{Building, KINDS, Kind, Own, Owned, join};
 use crate::freeze::Process;
 use crate::{CheckpointOptions, Error, Object, Result};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::values::Namespace;
+use cryonaut_kernel::sys::namespace;
+use cryonaut_puppet::Batch;
 use rustix::fs::{AtFlags, OFlags};
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// What a link such as `net:[4026531840]` names: the kind of a namespace, and the inode number of its file.
@@ -91,6 +94,22 @@ fn held(processes: &[Process]) -> Result<Vec<(i32, Bound)>> {
         }
     }
     Ok(all)
+}
+
+/// Has who is in the first mount namespace make those without processes, while nobody shares his directories with him, which
+/// unshare(2) would end. Their mounts follow when all others are there.
+pub fn make(cx: &mut Building<'_>) -> Result<()> {
+    let task = Task::open(crate::freeze::pid_of(cx.hand.pid())?)?;
+    for number in cx.mounts.without_processes() {
+        let before = namespace::open(&task, Namespace::Mnt)?;
+        let mut b = Batch::new();
+        b.call(libc::SYS_unshare, [libc::CLONE_NEWNS.into()]);
+        cx.hand.run(&mut b)?;
+        let made = namespace::open(&task, Namespace::Mnt)?;
+        join(cx.hand, cx.service, Namespace::Mnt, before.as_fd())?;
+        cx.mounts.pinned.push(Own::new(Namespace::Mnt, number, cx.hand.pid(), made));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

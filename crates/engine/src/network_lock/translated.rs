@@ -10,6 +10,7 @@
 //! ([`Awaited`]) just before packets pass.
 
 use super::NetworkLocks;
+use crate::files::socket::canonical;
 use crate::namespaces::net::talk::Kept;
 use crate::namespaces::net::tracked::{self, Tracked, Tuple, Ways};
 use crate::tcp_policy::TcpPolicies;
@@ -59,6 +60,12 @@ impl Connection {
         let from_peer = if ways.reply == ours { ways.original } else { ways.reply };
         Some(Connection { known, ways, from_peer })
     }
+
+    /// By which an entry would be in the way of its own, or of the one that holds its peer off: once, if both are one.
+    fn places(&self) -> impl Iterator<Item = Tuple> {
+        let other = Some(self.from_peer).filter(|from_peer| *from_peer != self.ways.original);
+        std::iter::once(self.ways.original).chain(other)
+    }
 }
 
 fn name(part: usize) -> String {
@@ -77,8 +84,7 @@ pub fn write(images: &DumpDir, locks: &NetworkLocks) -> Result<()> {
     }
     let Some(mut tracked) = Tracked::begin()? else { return Ok(()) };
     let mut all = Vec::new();
-    for (own, peer) in ends {
-        let (own, peer) = (canonical(own), canonical(peer));
+    for (own, peer) in ends.map(canonical) {
         let found = tracked.find(Tuple { source: own, destination: peer })?;
         if let Some(entry) = found.filter(|entry| Ways::of(entry).is_some_and(|ways| ways.are_translated())) {
             all.push(Translated { own, peer, entry: Kept(entry) });
@@ -88,11 +94,6 @@ pub fn write(images: &DumpDir, locks: &NetworkLocks) -> Result<()> {
         images.write_json(&name(index + 1), part)?;
     }
     Ok(())
-}
-
-/// An address of IPv4 as such, which sockets of IPv6 have in another form.
-fn canonical(end: SocketAddr) -> SocketAddr {
-    SocketAddr::new(end.ip().to_canonical(), end.port())
 }
 
 fn read(images: &ImageDir) -> Result<Vec<Connection>> {
@@ -126,8 +127,7 @@ pub fn hold(dir: &Path) {
 fn hold_off(tracked: &mut Tracked, one: &Connection) -> Result<()> {
     let nowhere = if one.from_peer.source.is_ipv4() { NOWHERE } else { NOWHERE_V6 };
     for _ in 0..TRIES {
-        tracked.forget(one.ways.original)?;
-        tracked.forget(one.from_peer)?;
+        one.places().try_for_each(|way| tracked.forget(way))?;
         if tracked.divert(one.from_peer, nowhere, PATIENCE)? {
             return Ok(());
         }
@@ -175,7 +175,7 @@ impl Awaited {
 /// Whether it is there, if it is to be; a connection of others is not touched.
 fn put_back(tracked: &mut Tracked, one: &Connection, keeps: bool) -> Result<bool> {
     for _ in 0..TRIES {
-        for way in [one.ways.original, one.from_peer] {
+        for way in one.places() {
             let Some(found) = tracked.find(way)? else { continue };
             let there = Ways::of(&found);
             if there == Some(one.ways) {

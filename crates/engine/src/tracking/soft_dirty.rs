@@ -15,6 +15,7 @@ use cryonaut_kernel::features::{Answer, Id, probe};
 use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, read_entries};
 use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
+use cryonaut_kernel::sys::huge;
 use rangemap::RangeSet;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -121,7 +122,7 @@ fn is_same(entry: Entry) -> bool {
 /// Whether the memory of a file comes in huge pages, or nobody tells.
 fn has_huge_pages(task: &Task, vma: &Vma) -> bool {
     let file = task.open_file(&vma.map_files_name(), OFlags::PATH).ok();
-    file.and_then(|file| rustix::fs::fstatfs(file).ok()).is_none_or(|fs| fs.f_type == libc::HUGETLBFS_MAGIC)
+    file.and_then(|file| huge::page_of(file).ok()).is_none_or(|page| page.is_some())
 }
 
 #[cfg(test)]

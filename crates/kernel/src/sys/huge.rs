@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Where the logarithm of the size of huge pages stands in the flags of mmap(2), memfd_create(2) and shmget(2).
+/// Where the logarithm of their size stands in the flags of mmap(2), memfd_create(2) and shmget(2).
 const SHIFT: u32 = libc::MAP_HUGE_SHIFT as u32;
 const MASK: u32 = libc::MAP_HUGE_MASK as u32;
 /// Of whoever does not say.
@@ -25,7 +25,7 @@ pub fn flag_of(page: u64) -> u32 {
     page.trailing_zeros() << SHIFT
 }
 
-/// The size that such flags say.
+/// The size that flags of such calls say of huge pages.
 #[must_use]
 pub fn of_flags(flags: u32) -> u64 {
     match flags >> SHIFT & MASK {

@@ -2,12 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
+use super::huge;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-
-/// Where mmap's flags have the logarithm of the size of huge pages (MAP_HUGE_SHIFT).
-const HUGE_SHIFT: u32 = 26;
 
 /// A new segment of shared anonymous memory of `size` bytes, as an open file: what `mmap(MAP_SHARED |
 /// MAP_ANONYMOUS)` makes, under the name that the kernel gives such memory (`/dev/zero (deleted)`). Needs
@@ -20,7 +18,7 @@ pub fn anonymous(size: u64, page: u64) -> Result<OwnedFd, Errno> {
     let len = usize::try_from(size.max(1)).map_err(|_| Errno::NOMEM)?.next_multiple_of(page);
     let mut flags = MapFlags::SHARED | MapFlags::NORESERVE;
     if page > 4096 {
-        flags |= MapFlags::from_bits_retain(MapFlags::HUGETLB.bits() | page.trailing_zeros() << HUGE_SHIFT);
+        flags |= MapFlags::from_bits_retain(MapFlags::HUGETLB.bits() | huge::flag_of(page as u64));
     }
     // SAFETY: a new mapping at an address of the kernel's choice replaces none.
     let at = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), flags) }?;

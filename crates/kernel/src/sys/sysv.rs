@@ -48,7 +48,8 @@ pub fn status(id: i32) -> Result<Status, Errno> {
     })
 }
 
-/// Makes a segment with this id, of huge pages of a size in bytes or of usual ones. EEXIST if its key is another's, EBUSY if its id is. Needs CAP_CHECKPOINT_RESTORE.
+/// Makes a segment with this id, of huge pages of so many bytes or of usual ones. EEXIST if its key is another's, EBUSY if
+/// its id is, ENOMEM if too few huge pages are free. Needs CAP_CHECKPOINT_RESTORE.
 pub fn create(id: i32, key: i32, size: u64, mode: u32, huge: Option<u64>) -> Result<(), Errno> {
     std::fs::write(NEXT_ID, id.to_string()).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     make(id, key, size, mode, huge)

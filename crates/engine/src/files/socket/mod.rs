@@ -26,7 +26,7 @@ mod unix;
 pub use alike::Alike;
 pub use asked::Asked;
 pub use beside::{Beside, Known};
-pub use inet::{Connection, Held, Inet, Peer, Peers, get_ready, half_open, look_inside, take_apart};
+pub use inet::{Connection, Held, Inet, Peer, Peers, canonical, get_ready, half_open, look_inside, take_apart};
 pub use netlink::Netlink;
 pub use network::{Networks, is_record, recorded as recorded_network, tell as tell_network};
 pub use packet::Packet;

@@ -10,7 +10,7 @@ use super::filesystem::{FsType, Making};
 use super::plan::{Group, Master, Origin, type_of};
 use super::table::{NOSYMFOLLOW, object};
 use super::{Beside, contents, make, paths};
-use crate::namespaces::{Building, Own, Owned, join};
+use crate::namespaces::{Building, Own, Owned, pinned};
 use crate::{Error, Result};
 use cryonaut_image::records::MntEntry;
 use cryonaut_kernel::Errno;
@@ -23,7 +23,6 @@ use cryonaut_kernel::sys::process::{CloneFlags, Spawn, spawn_idle};
 use cryonaut_kernel::sys::tty;
 use cryonaut_kernel::sys::wait::{Who, wait};
 use cryonaut_kernel::temporary_name::{KeptName, TemporaryName, Thing};
-use cryonaut_puppet::Batch;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -58,23 +57,7 @@ pub fn build(cx: &mut Building<'_>, own: &Own) -> Result<()> {
     let file =
         own.file.try_clone().map_err(|e| crate::error::errno_of(&e)).map_err(own.failed("duplicate its file"))?;
     cx.mounts.namespaces[this] = Some((file, root));
-    if this == 0 { make_pinned(cx) } else { Ok(()) }
-}
-
-/// Has who is in the first namespace make those without processes, while nobody shares his directories with him, which
-/// unshare(2) would end. Their mounts follow when all others are there.
-fn make_pinned(cx: &mut Building<'_>) -> Result<()> {
-    let task = Task::open(crate::freeze::pid_of(cx.hand.pid())?)?;
-    for number in cx.mounts.without_processes() {
-        let before = namespace::open(&task, Namespace::Mnt)?;
-        let mut b = Batch::new();
-        b.call(libc::SYS_unshare, [libc::CLONE_NEWNS.into()]);
-        cx.hand.run(&mut b)?;
-        let made = namespace::open(&task, Namespace::Mnt)?;
-        join(cx.hand, cx.service, Namespace::Mnt, before.as_fd())?;
-        cx.mounts.pinned.push(Own::new(Namespace::Mnt, number, cx.hand.pid(), made));
-    }
-    Ok(())
+    if this == 0 { pinned::make(cx) } else { Ok(()) }
 }
 
 impl Built {

@@ -116,7 +116,7 @@ impl Built {
     }
 
     /// The numbers of namespaces in which no process is.
-    pub(super) fn without_processes(&self) -> Vec<u32> {
+    pub fn without_processes(&self) -> Vec<u32> {
         let all = self.plan.namespaces.iter().zip(&self.beside);
         all.filter(|(_, beside)| beside.without_processes).map(|(number, _)| *number).collect()
     }

@@ -38,14 +38,19 @@ const FIXED_TIMEOUT: u32 = 0x400;
 
 /// Of the calling thread's network namespace; none where the kernel does not track.
 pub fn read(id: u32) -> Result<Vec<Message>> {
-    let mut talk = match Conversation::begin(Some(NETFILTER)) {
-        Err(Errno::PROTONOSUPPORT) => return Ok(Vec::new()),
-        begun => begun.map_err(|e| failed(object(id), "speak with netfilter", e.into()))?,
-    };
+    let Some(mut talk) = begin(|| object(id))? else { return Ok(Vec::new()) };
     match talk.dump(&Message::new(GET, 0, &[0; HEADER])) {
         Ok(all) => Ok(all.into_iter().filter(|m| m.kind() == NEW).collect()),
         Err(refusal) if is_lack(&refusal) => Ok(Vec::new()),
         Err(refusal) => Err(failed(object(id), "ask for tracked connections", refusal)),
+    }
+}
+
+/// A conversation about them; `None` where the kernel does not track.
+fn begin(about: impl FnOnce() -> Object) -> Result<Option<Conversation>> {
+    match Conversation::begin(Some(NETFILTER)) {
+        Err(Errno::PROTONOSUPPORT) => Ok(None),
+        begun => begun.map(Some).map_err(|e| failed(about(), "speak with netfilter", e.into())),
     }
 }
 
@@ -79,27 +84,27 @@ fn making(told: &Message) -> Message {
     const NESTS: [u16; 7] = [1, 2, 5, 14, 15, 16, 24];
     /// IPS_SRC_NAT, _DST_NAT, both _DONE, _SEQ_ADJUST: the kernel's own, of what is asked for.
     const NAT: u32 = 0x10 | 0x20 | 0x80 | 0x100;
-    let ways = Ways::of(told);
+    let translated = Ways::of(told).filter(Ways::are_translated);
     let mut making = Message::new(NEW, CREATE, &told.body()[..HEADER]);
     for (kind, value) in told.attributes(HEADER).filter(|(kind, _)| TAKEN.contains(kind)) {
-        match value.first_chunk() {
-            Some(status) if kind == STATUS => {
+        match (kind, value.first_chunk(), translated) {
+            (STATUS, Some(status), _) => {
                 let status = u32::from_be_bytes(*status) & !NAT;
                 making.add(STATUS, &status.to_be_bytes());
             }
-            _ if kind == PROTOCOL_STATE => {
+            (PROTOCOL_STATE, ..) => {
                 making.nest(PROTOCOL_STATE, |m| liberal(m, value));
             }
             // The kernel takes a reply that is translated already for one that needs no translation (nf_nat_setup_info).
-            _ if kind == REPLY && ways.is_some_and(|ways| ways.are_translated()) => {
-                making.nest(REPLY, |m| untranslated(m, value, ways.map(|ways| ways.original.answered())));
+            (REPLY, _, Some(ways)) => {
+                making.nest(REPLY, |m| untranslated(m, value, ways.original.answered()));
             }
             _ => {
                 making.add(if NESTS.contains(&kind) { kind | NESTED } else { kind }, value);
             }
         }
     }
-    if let Some(ways) = ways {
+    if let Some(ways) = translated {
         if ways.original.source != ways.reply.destination {
             range(&mut making, NAT_SRC, ways.reply.destination);
         }
@@ -135,8 +140,7 @@ fn liberal(making: &mut Message, state: &[u8]) {
 }
 
 /// Adds what a reply has, with these ends in the place of its own; what is no port stays (types of ICMP).
-fn untranslated(making: &mut Message, reply: &[u8], ends: Option<Tuple>) {
-    let Some(ends) = ends else { return };
+fn untranslated(making: &mut Message, reply: &[u8], ends: Tuple) {
     ends.add_addresses(making);
     for (_, protocol) in within(reply).filter(|(part, _)| *part == PROTO) {
         making.nest(PROTO, |m| {
@@ -153,13 +157,14 @@ fn untranslated(making: &mut Message, reply: &[u8], ends: Option<Tuple>) {
 
 /// `CTA_NAT_*`: one address, and one port if there are such.
 fn range(making: &mut Message, which: u16, end: SocketAddr) {
-    const PROTO: u16 = 3;
+    /// `CTA_NAT_PROTO`.
+    const PORTS: u16 = 3;
     let address = octets(end.ip());
     let (least, most) = if address.len() == 4 { (1, 2) } else { (4, 5) };
     making.nest(which, |m| {
         m.add(least, &address).add(most, &address);
         if end.port() != 0 {
-            m.nest(PROTO, |m| {
+            m.nest(PORTS, |m| {
                 m.add(1, &end.port().to_be_bytes()).add(2, &end.port().to_be_bytes());
             });
         }
@@ -261,10 +266,7 @@ pub struct Tracked(Conversation);
 impl Tracked {
     /// Of the calling thread's network namespace; `None` where the kernel does not track.
     pub fn begin() -> Result<Option<Tracked>> {
-        match Conversation::begin(Some(NETFILTER)) {
-            Err(Errno::PROTONOSUPPORT) => Ok(None),
-            begun => Ok(Some(Tracked(begun.map_err(|e| refused("speak with netfilter", e.into()))?))),
-        }
+        Ok(begin(all_of_ours)?.map(Tracked))
     }
 
     /// That of which one direction is this.
@@ -323,7 +325,11 @@ impl Tracked {
 }
 
 fn refused(action: &str, refusal: Refusal) -> Error {
-    failed(Object::Other("connections that this host tracks".into()), action, refusal)
+    failed(all_of_ours(), action, refusal)
+}
+
+fn all_of_ours() -> Object {
+    Object::Other("connections that this host tracks".into())
 }
 
 #[cfg(test)]

@@ -279,8 +279,8 @@ pub fn ends_of(socket: BorrowedFd<'_>) -> Option<(SocketAddr, SocketAddr)> {
     Some(canonical((address::local(socket).ok()?, address::peer(socket).ok()??)))
 }
 
-/// Both ends, those of IPv4 as such.
-fn canonical((one, other): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
+/// Both ends, those of IPv4 as such, which sockets of IPv6 have in another form.
+pub fn canonical((one, other): (SocketAddr, SocketAddr)) -> (SocketAddr, SocketAddr) {
     let canonical = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
     (canonical(one), canonical(other))
 }
