@@ -212,14 +212,14 @@ fn two_versions(host: &Host) -> Result<(), Failed> {
 }
 
 /// Python, and where it has its library.
-pub(super) fn python() -> Result<(PathBuf, PathBuf), Failed> {
+fn python() -> Result<(PathBuf, PathBuf), Failed> {
     let python = fs::canonicalize("/usr/bin/python3")?;
     let library = Path::new("/usr/lib").join(python.file_name().unwrap_or_default());
     Ok((python, library))
 }
 
 /// Says numbers to a server at the address and port that it is given, each when the one before has been repeated.
-pub(super) const COUNTS_ALOUD: &str = "
+const COUNTS_ALOUD: &str = "
 import socket, sys
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 answers = peer.makefile('r')
@@ -230,38 +230,55 @@ while True:
     assert answers.readline() == '%d\\n' % number
 ";
 
+/// What a server hears from one who counts aloud.
+pub(super) struct Aloud {
+    lines: BufReader<TcpStream>,
+    last: usize,
+}
+
+impl Aloud {
+    /// Starts a container that counts aloud to who listens here, at an address that may depend on podman; with its address
+    /// as it is seen here.
+    pub(super) fn start<'h>(
+        host: &'h Host,
+        listener: &TcpListener,
+        address: impl FnOnce(&Podman<'_>) -> Result<String, Failed>,
+    ) -> Result<(Served<'h>, Aloud, SocketAddr), Failed> {
+        let (python, library) = python()?;
+        let root = host.root_with(&[&python], &[&library])?;
+        fs::write(root.join("program.py"), COUNTS_ALOUD)?;
+        let podman = Podman::with(host, &root)?;
+        let (address, port) = (address(&podman)?, listener.local_addr()?.port().to_string());
+        let served = Served::start(podman, &[], &[&python.display().to_string(), "/program.py", &address, &port])?;
+        let (stream, from) = listener.accept()?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        Ok((served, Aloud { lines: BufReader::new(stream), last: 0 }, from))
+    }
+
+    /// Hears the next number, and repeats it.
+    pub(super) fn next(&mut self) -> Result<(), Failed> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        self.last += 1;
+        if line.trim() != self.last.to_string() {
+            return Err(format!("python says '{}', not {}", line.trim(), self.last).into());
+        }
+        Ok(self.lines.get_mut().write_all(line.as_bytes())?)
+    }
+}
+
 /// A connection that the container has made, to a server outside.
 fn python_outward(host: &Host) -> Result<(), Failed> {
-    let (python, library) = python()?;
-    let root = host.root_with(&[&python], &[&library])?;
-    fs::write(root.join("program.py"), COUNTS_ALOUD)?;
-    let podman = Podman::with(host, &root)?;
     let listener = TcpListener::bind("0.0.0.0:0")?;
-    let port = listener.local_addr()?.port().to_string();
     // The bridge of podman's default network has this host at its first address.
-    let gateway = podman.podman(&["network", "inspect", "podman", "--format", "{{(index .Subnets 0).Gateway}}"])?;
-    let command = [&python.display().to_string(), "/program.py", &gateway, &port];
-    let served = Served::start(podman, &[], &command)?;
-    let (stream, _) = listener.accept()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    let mut lines = BufReader::new(stream);
-    let mut last = 0;
-    let mut count = |more: usize| -> Result<(), Failed> {
-        for _ in 0..more {
-            let mut line = String::new();
-            lines.read_line(&mut line)?;
-            last += 1;
-            if line.trim() != last.to_string() {
-                return Err(format!("python says '{}', not {last}", line.trim()).into());
-            }
-            lines.get_mut().write_all(line.as_bytes())?;
-        }
-        Ok(())
+    let gateway = |podman: &Podman<'_>| {
+        podman.podman(&["network", "inspect", "podman", "--format", "{{(index .Subnets 0).Gateway}}"])
     };
-    count(10)?;
+    let (served, mut aloud, _) = Aloud::start(host, &listener, gateway)?;
+    (0..10).try_for_each(|_| aloud.next())?;
     for _ in 0..2 {
         served.carry()?;
-        count(10)?;
+        (0..10).try_for_each(|_| aloud.next())?;
     }
     Ok(())
 }

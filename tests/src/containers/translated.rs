@@ -1,8 +1,6 @@
 //! Connections whose addresses this host translates on their way to a container, or out of it: podman takes the network
 //! away and makes it again, and neither end notices more than a pause.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -12,8 +10,8 @@ use cryonaut_kernel::sys::conversation::{Conversation, Message};
 use libtest_mimic::Failed;
 use rustix::net::netlink::NETFILTER;
 
-use super::podman::{IMAGE, Podman};
-use super::programs::{COUNTS_ALOUD, Client, REDIS, Served, free_port, python, redis_at};
+use super::podman::IMAGE;
+use super::programs::{Aloud, Client, REDIS, Served, free_port, redis_at};
 use super::{Host, Test, test};
 use crate::network::{Network, ip};
 
@@ -73,38 +71,44 @@ fn published(host: &Host) -> Result<(), Failed> {
     let other = Other::new()?;
     let port = free_port()?;
     let served = redis_at(host, &format!("{port}:6379"))?;
-    let is_over = AtomicBool::new(false);
+    let speak = |number: usize, mut client: Client| {
+        let mut asked = 0;
+        move || {
+            asked += 1;
+            client.expect(&format!("INCR {number}"), &format!(":{asked}"))
+        }
+    };
+    let clients = clients(&other, port)?.into_iter().enumerate().map(|(number, client)| speak(number, client));
+    carried_meanwhile(&served, clients.collect())
+}
+
+/// The container goes away and comes back twice, while peers do this all the time.
+fn carried_meanwhile(served: &Served<'_>, peers: Vec<impl FnMut() -> Result<(), Failed> + Send>) -> Result<(), Failed> {
+    let is_over = &AtomicBool::new(false);
     thread::scope(|scope| {
-        let clients = clients(&other, port)?.into_iter().enumerate().map(|(number, mut client)| {
-            let is_over = &is_over;
+        let peers = peers.into_iter().map(|mut peer| {
             scope.spawn(move || {
-                let mut asked = 0;
                 while !is_over.load(Ordering::Relaxed) {
-                    asked += 1;
-                    client.expect(&format!("INCR {number}"), &format!(":{asked}"))?;
+                    peer()?;
                     sleep(Duration::from_millis(2));
                 }
-                Ok::<_, Failed>(asked)
+                Ok::<_, Failed>(())
             })
         });
-        let clients: Vec<_> = clients.collect();
+        let peers: Vec<_> = peers.collect();
         let carried = (0..2).try_for_each(|_| {
             sleep(Duration::from_millis(100));
-            carry(&served)
+            served.checkpoint()?;
+            sleep(AWAY);
+            served.restore()
         });
         sleep(Duration::from_millis(100));
         is_over.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().map_err(|_| "a client has panicked")??;
+        for peer in peers {
+            peer.join().map_err(|_| "a peer has panicked")??;
         }
         carried
     })
-}
-
-fn carry(served: &Served<'_>) -> Result<(), Failed> {
-    served.checkpoint()?;
-    sleep(AWAY);
-    served.restore()
 }
 
 /// They say nothing while it is away, for so long that this host has forgotten them when it comes back.
@@ -162,41 +166,9 @@ fn replaced(host: &Host) -> Result<(), Failed> {
 fn outward(host: &Host) -> Result<(), Failed> {
     let other = Other::new()?;
     let listener = other.visit(|| Ok(TcpListener::bind((other.address.as_str(), 0))?))?;
-    let port = listener.local_addr()?.port().to_string();
-    let (python, library) = python()?;
-    let root = host.root_with(&[&python], &[&library])?;
-    fs::write(root.join("program.py"), COUNTS_ALOUD)?;
-    let command = [&python.display().to_string(), "/program.py", &other.address, &port];
-    let served = Served::start(Podman::with(host, &root)?, &[], &command)?;
-    let (stream, from) = listener.accept()?;
+    let (served, mut aloud, from) = Aloud::start(host, &listener, |_| Ok(other.address.clone()))?;
     if from.ip().to_string() != other.us {
         return Err(format!("the container is at {from}: nothing is translated").into());
     }
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    let mut lines = BufReader::new(stream);
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let server = scope.spawn(|| {
-            let mut last = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                let mut line = String::new();
-                lines.read_line(&mut line)?;
-                last += 1;
-                if line.trim() != last.to_string() {
-                    return Err(Failed::from(format!("python says '{}', not {last}", line.trim())));
-                }
-                sleep(Duration::from_millis(2));
-                lines.get_mut().write_all(line.as_bytes())?;
-            }
-            Ok(())
-        });
-        let carried = (0..2).try_for_each(|_| {
-            sleep(Duration::from_millis(100));
-            carry(&served)
-        });
-        sleep(Duration::from_millis(100));
-        is_over.store(true, Ordering::Relaxed);
-        server.join().map_err(|_| "the server has panicked")??;
-        carried
-    })
+    carried_meanwhile(&served, vec![|| aloud.next()])
 }

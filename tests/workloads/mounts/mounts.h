@@ -76,4 +76,16 @@ WL_UNUSED static bool reads(int fd, const char *text)
 	return length == (ssize_t)strlen(text) && memcmp(found, text, length) == 0;
 }
 
+/* The whole of a workload whose state a child has, in mounts of its own: the child must wait, prove it and exit. */
+WL_UNUSED static void leave_to(void (*child)(void))
+{
+	pid_t pid = wl_fork();
+
+	if (pid == 0)
+		child();
+	wl_ready();
+	wl_join(pid);
+	wl_ok();
+}
+
 #endif

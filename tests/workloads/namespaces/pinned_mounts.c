@@ -60,13 +60,6 @@ static void child(void)
 
 int main(int argc, char **argv)
 {
-	pid_t pid;
-
 	wl_init(argc, argv);
-	pid = wl_fork();
-	if (pid == 0)
-		child();
-	wl_ready();
-	wl_join(pid);
-	wl_ok();
+	leave_to(child);
 }

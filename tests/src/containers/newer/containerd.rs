@@ -21,9 +21,10 @@ fn ctr(host: &NewerHost) -> Result<(), Failed> {
          c sh -c '{COUNTER}'"
     ))?;
     host.count.goes_on(5)?;
-    host.run(&format!("ctr task checkpoint c || {{ tail -20 {LOG} >&2; exit 1; }}"))?;
+    let checkpoint = |command: &str| host.run(&format!("{command} || {{ tail -20 {LOG} >&2; exit 1; }}"));
+    checkpoint("ctr task checkpoint c")?;
     host.count.goes_on(5)?;
-    host.run(&format!("ctr container checkpoint --rw --task c image || {{ tail -20 {LOG} >&2; exit 1; }}"))?;
+    checkpoint("ctr container checkpoint --rw --task c image")?;
     host.count.goes_on(5)?;
     let before = host.count.so_far()?;
     host.run("ctr task kill -s 9 c; while ctr task ls | grep -q RUNNING; do sleep 0.05; done; ctr container rm c")?;
