@@ -214,7 +214,8 @@ static void write_on(void)
 {
 	uint64_t state = 0x9E3779B97F4A7C15ull * (self + 1), due = now_ms();
 
-	while (!wl_told_to_go()) {
+	/* At least once, however late it comes to that. */
+	do {
 		for (int i = 0; i < 100; i++) {
 			uint64_t chance = draw(&state);
 			int segment = chance / 8 % SEGMENTS;
@@ -231,7 +232,7 @@ static void write_on(void)
 			change_quietly(draw(&state));
 		steps[self]++;
 		usleep(200);
-	}
+	} while (!wl_told_to_go());
 	look_at_all();
 }
 
