@@ -13,6 +13,7 @@ use crate::fingerprint::rules::Rule;
 /// - `// peer: no, REASON`: the peer cannot carry this state
 /// - `// gap: REASON`: known to be lost
 /// - `// differs: KIND NAME, REASON`: what else may differ between the fingerprints before and after, one to a line
+/// - `// restless: REASON`: nobody can take a fingerprint of it, its processes come and go; its own checks must do
 /// - `// sysctl: NAME VALUE`: a setting of the host while it runs (`net/ipv4/NAME`), put back afterwards
 /// - `// processor: FLAG`: it needs a processor with this flag (/proc/cpuinfo), and is no workload elsewhere
 /// - `// refused: TEXT`: a checkpoint must be refused with a message that holds TEXT, and the workload go on unharmed
@@ -36,6 +37,8 @@ pub struct Declaration {
     pub gap: Option<String>,
     /// What else may differ between its fingerprints.
     pub differs: Vec<Rule>,
+    /// Why there is no fingerprint of it.
+    pub restless: Option<String>,
     /// A setting of the host that it needs, below /proc/sys, and its value.
     pub sysctl: Option<(String, String)>,
     /// What is put into its directory as `script` before it starts.
@@ -55,6 +58,7 @@ impl Declaration {
             refused: None,
             gap: None,
             differs: Vec::new(),
+            restless: None,
             sysctl: None,
             script: None,
         }
@@ -108,6 +112,7 @@ fn parse(source: &Path, relative: &Path) -> Option<Declaration> {
         refused: value("refused"),
         gap: value("gap"),
         differs: values("differs").iter().map(|text| rule(source, text)).collect(),
+        restless: value("restless"),
         sysctl: value("sysctl").and_then(|v| v.split_once(' ').map(|(name, value)| (name.into(), value.into()))),
         script: None,
     })

@@ -25,7 +25,7 @@ use crate::suite::run;
 use crate::workload::{Failure, Workload};
 
 /// Trees of one and of many processes and threads, in the states that a kill could spoil.
-const WORKLOADS: [&str; 34] = [
+const WORKLOADS: [&str; 35] = [
     "tree/ceaseless",
     "tree/counter",
     "memory/large",
@@ -33,6 +33,7 @@ const WORKLOADS: [&str; 34] = [
     "memory/large_limited",
     "memory/writer_copied",
     "memory/cow_many",
+    "memory/cow_many_copied",
     "tree/family",
     "tree/share_files",
     "tree/share_memory_generations",

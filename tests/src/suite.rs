@@ -62,7 +62,8 @@ pub fn survives(own: &Engine) -> ExitCode {
     }));
     let copied_ahead: Vec<Declaration> = all.iter().filter(|w| has_memory(w)).map(copied_while_it_runs).collect();
     tests.extend(each("precopied", &copied_ahead, engines.clone(), |start| unchanged(start, 1)));
-    let ceaseless = ["ceaseless", "shared_ceaseless", "moved_back"].map(|name| format!("memory/{name}_copied"));
+    let ceaseless =
+        ["ceaseless", "shared_ceaseless", "cow_ceaseless", "moved_back"].map(|name| format!("memory/{name}_copied"));
     let ceaseless: Vec<Declaration> = all.iter().filter(|w| ceaseless.contains(&w.name)).cloned().collect();
     tests.extend(each("schedules", &ceaseless, engines.clone(), again_and_again));
     tests.extend(crate::vdso::tests(own));

@@ -272,6 +272,9 @@ impl Workload {
 
     /// Looks at the tree, which is at rest, so that [`Workload::compare`] can tell what has become of it.
     pub fn fingerprint(&mut self) {
+        if self.declaration.restless.is_some() {
+            return;
+        }
         let members = || self.family.members_and_zombies();
         self.baseline = Some(Baseline::take(members));
     }

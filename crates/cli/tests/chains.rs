@@ -65,8 +65,17 @@ fn pages_in(images: &Path) -> u64 {
 
 #[test]
 fn memory_that_never_rests_comes_back_from_a_chain() {
-    let names =
-        ["memory/ceaseless", "memory/writer", "memory/cow", "memory/memfd_shared", "tree/family", "threads/many"];
+    let names = [
+        "memory/ceaseless",
+        "memory/writer",
+        "memory/cow",
+        "memory/cow_many",
+        "memory/cow_ceaseless",
+        "memory/moved_back",
+        "memory/memfd_shared",
+        "tree/family",
+        "threads/many",
+    ];
     for name in names {
         round_trip(name, &format!("{PROGRAM} criu"));
     }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use cryonaut_tests::Workload;
 
@@ -41,6 +42,21 @@ fn what_is_shared_is_stored_once_every_time() {
     let verified = cryonaut_image::ImageDir::open(&old).and_then(|image| image.verify(true)).expect("a sound image");
     assert!(verified.files > 20, "{verified:?}");
     workload.restore().expect("a restore");
+    workload.finish().expect("its own checks");
+}
+
+#[test]
+fn what_is_shared_is_copied_while_it_runs() {
+    let workload = Workload::start("memory/cow_many").expect("it starts");
+    let dir = tempfile::tempdir().expect("a directory");
+    let images = dir.path().join("images");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cryonaut"));
+    command.arg("checkpoint").arg(workload.pid().as_raw_nonzero().to_string()).arg("-o").arg(&images);
+    let output = command.args(["--leave-running", "--precopy=always", "--json"]).output().expect("it runs");
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && report.contains("\"untracked\":[]"), "{report}");
+    assert_once(&images);
+    assert!(images.join("cryonaut-shared-1").is_dir());
     workload.finish().expect("its own checks");
 }
 

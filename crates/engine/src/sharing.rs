@@ -40,6 +40,11 @@ impl Sharing {
         Ok(entry)
     }
 
+    /// The number of the address space of a living process, before it has [ids](Sharing::ids).
+    pub fn space_of(&mut self, process: &Process) -> Result<u32> {
+        self.id(0, process)
+    }
+
     fn id(&mut self, kind: usize, process: &Process) -> Result<u32> {
         // Known of all or of none.
         if let Some(objects) = process.objects {

@@ -226,7 +226,7 @@ mod tests {
     fn what_another_process_has_in_the_same_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let dump = DumpDir::create(dir.path()).unwrap();
-        let layer = dump.add_layers(1).unwrap().remove(0);
+        let layer = dump.layers(1).unwrap().remove(0);
         let map = |dump: &DumpDir, pid: u64, pages_id: u32, runs: &[(u64, u64, PageFlags)]| {
             let mut map = PagemapWriter::create(dump, ImageKind::Pagemap, pid, pages_id).unwrap();
             for (at, count, flags) in runs {

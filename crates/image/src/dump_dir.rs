@@ -246,21 +246,29 @@ impl DumpDir {
         self.take_expected(name).map_or_else(|| self.home.dir_of(name).create_file(name), Ok)
     }
 
-    /// Whether the image may have [layers](DumpDir::add_layers): not if it has
-    /// a parent, or somebody has put a directory of that name there.
+    /// Whether the image may have [layers](DumpDir::layers): not if it has
+    /// another parent, or somebody has put a directory of that name there.
     pub fn can_have_layers(&self) -> bool {
+        if !self.lock_layers().is_empty() {
+            return true;
+        }
         !self.files().contains_key(PARENT) && !self.home.target().is_dir(PARENT) && !self.is_without_memory()
     }
 
-    /// Puts images below this one, which come and go with it: directories inside
-    /// of it, the first its parent, the second the first's parent. All handles
-    /// must be gone before the commit.
+    fn lock_layers(&self) -> MutexGuard<'_, Vec<Arc<DumpDir>>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first images below this one, which come and go with it: directories
+    /// inside of it, the first its parent, the second the first's parent. Those
+    /// that are not there yet are made. All handles must be gone before the
+    /// commit.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Misuse`] if there is a parent already.
-    pub fn add_layers(&self, count: usize) -> Result<Vec<Arc<DumpDir>>> {
-        let mut layers: Vec<Arc<DumpDir>> = Vec::with_capacity(count);
-        for number in 1..=count {
+    /// [`Error::Io`], or [`Error::Misuse`] if there is another parent already.
+    pub fn layers(&self, count: usize) -> Result<Vec<Arc<DumpDir>>> {
+        let mut layers = self.lock_layers();
+        for number in layers.len() + 1..=count {
             let name = layer_name(number);
             let dir = self.home.dir_of(&name);
             if !dir.create_dir(&name)? {
@@ -272,8 +280,7 @@ impl DumpDir {
             }
             layers.push(Arc::new(Self::at(Home::Layer(Arc::new(dir.subdir(&name)?)))));
         }
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).extend(layers.iter().cloned());
-        Ok(layers)
+        Ok(layers.iter().take(count).cloned().collect())
     }
 
     /// The directory as it was named to [`DumpDir::create`].

@@ -191,14 +191,16 @@ fn parents_are_followed() {
 fn layered(dir: &Path, count: usize) -> DumpDir {
     let dump = DumpDir::create(dir).unwrap();
     assert!(dump.can_have_layers());
-    for (layer, number) in dump.add_layers(count).unwrap().iter().zip(1..) {
+    for (layer, number) in dump.layers(count).unwrap().iter().zip(1..) {
         let pages = layer.raw_file(ImageKind::Pages, 1).unwrap();
         pages.set_len(number * 4096).unwrap();
         let mut map = PagemapWriter::create(layer, ImageKind::Pagemap, 10, 1).unwrap();
         map.push(0x1000, number, PageFlags::PRESENT).unwrap();
         map.finish().unwrap();
     }
-    assert!(!dump.can_have_layers());
+    // Those that are there, and more.
+    assert!(dump.can_have_layers());
+    assert_eq!(dump.layers(count).unwrap().len(), count);
     dump.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     dump
 }
@@ -227,7 +229,7 @@ fn layers_come_and_go_with_their_image() {
     assert_eq!(names(dir.path()), all(&["cryonaut-shared-1"]));
     let held = layered(dir.path(), 3);
     let handle = DumpDir::create(dir.path().join("other")).unwrap();
-    let layer = handle.add_layers(1).unwrap();
+    let layer = handle.layers(1).unwrap();
     handle.write_one(ImageKind::Inventory, None, &inventory()).unwrap();
     assert!(matches!(handle.commit(CommitOptions::default()).unwrap_err(), Error::Misuse { .. }));
     drop((layer, held));

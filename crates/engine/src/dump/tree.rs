@@ -139,7 +139,7 @@ impl<'c, 'a> Tree<'c, 'a> {
         let to_do = frozen.processes.iter().filter(|p| !is_precopied(p)).map(|p| p.status.rss_anon_kib << 10);
         self.progress.expect(to_do.sum());
         if !self.lazily {
-            memory::find_common(&frozen.processes, is_precopied, &mut spaces, self.images)?;
+            memory::find_common(&frozen.processes, is_precopied, &mut spaces, (self.images, &self.pages_ids))?;
         }
         report.memory_us += micros(looking.elapsed());
         self.alone = frozen.processes.len() == 1;

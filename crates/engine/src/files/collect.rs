@@ -41,12 +41,14 @@ pub const FIRST_PAGES: u32 = 1;
 #[derive(Debug, Clone)]
 pub struct PagesIds {
     next: Arc<AtomicU32>,
+    next_in_layers: Arc<AtomicU32>,
     server: Option<Arc<Sender>>,
 }
 
 impl Default for PagesIds {
     fn default() -> Self {
-        PagesIds { next: Arc::new(AtomicU32::new(FIRST_PAGES)), server: None }
+        let first = || Arc::new(AtomicU32::new(FIRST_PAGES));
+        PagesIds { next: first(), next_in_layers: first(), server: None }
     }
 }
 
@@ -59,6 +61,11 @@ impl PagesIds {
     /// A number that nobody has.
     pub fn new_id(&self) -> u32 {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A number that nobody has in the image's layers (`memory/layers.rs`), which are directories of their own.
+    pub fn new_id_in_layers(&self) -> u32 {
+        self.next_in_layers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// To whom the pages go.

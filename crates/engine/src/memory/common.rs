@@ -5,7 +5,7 @@
 //! behind each address (/proc/PID/pagemap, for root): equal frames at one
 //! address are one page. Of the processes that have it, the first in the tree is
 //! its *holder*, and writes it to an image below this one, a layer
-//! ([`DumpDir::add_layers`]), where the pagemaps of all of them name the holder's
+//! ([`DumpDir::layers`]), where the pagemaps of all of them name the holder's
 //! pages file. In the image itself their pagemaps say "in the parent".
 //!
 //! A pagemap names one pages file, so holders of whom one process has pages are
@@ -17,19 +17,24 @@
 //! processes: for a false answer two pages would have to change places both times
 //! between one look and the next.
 //!
+//! The same is asked of processes that run, each of whose writes are noted
+//! (`precopy/in_common.rs`).
+//!
 //! To find nothing must cost nothing: 100 processes with little memory of their
 //! own are not even looked at.
 
+use super::layers::Layers;
 use super::{PAGE, ranges};
+use crate::files::PagesIds;
 use crate::freeze::Process;
 use crate::sharing::UnwrittenSpaces;
 use crate::{Error, Object, Result, parallel};
-use cryonaut_image::{DumpDir, ImageKind, PageFlags, PagemapWriter};
+use cryonaut_image::DumpDir;
 use cryonaut_kernel::pagemap::{Categories, Entry, PageRun, PageRuns, Query, can_scan, read_entries};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// A process with fewer KiB of pages that are no file's has nothing to share that is
@@ -46,7 +51,7 @@ const FRAMES: u64 = 1 << 18;
 const END: u64 = (1 << 47) - PAGE;
 
 /// Sets of addresses, by the holder whose pages are there.
-type ByHolder = BTreeMap<usize, Vec<ranges::Range>>;
+pub type ByHolder = BTreeMap<usize, Vec<ranges::Range>>;
 
 /// What of an address space is in layers.
 #[derive(Debug, Default)]
@@ -93,7 +98,7 @@ pub fn find(
     processes: &[Process],
     is_written: impl Fn(&Process) -> bool,
     spaces: &mut UnwrittenSpaces,
-    images: &DumpDir,
+    (images, pages_ids): (&DumpDir, &PagesIds),
 ) -> Result<()> {
     let mut known = BTreeSet::new();
     let large = |p: &&Process| !p.is_zombie() && p.status.rss_anon_kib >= LITTLE_KIB && !is_written(p);
@@ -101,20 +106,22 @@ pub fn find(
     if some.len() < 2 || !images.can_have_layers() || !can_scan() {
         return Ok(());
     }
-    let mut taken = look(&some)?;
-    keep_worthy(&mut taken);
-    if taken.iter().all(BTreeMap::is_empty) {
+    let pagemaps = open_all(&some)?;
+    let shares = Shares::find(&everywhere(&some, &pagemaps))?;
+    if shares.is_empty() {
         return Ok(());
     }
-    for (taken, again) in taken.iter_mut().zip(look(&some)?) {
-        for (holder, pages) in taken.iter_mut() {
-            let again = again.get(holder).map_or(&[][..], Vec::as_slice);
-            *pages = ranges::without(pages, &ranges::without(pages, again));
-        }
+    let mut layers = Layers::of(&shares, images, pages_ids)?;
+    for (index, process) in some.iter().enumerate() {
+        let Some(space) = spaces.get_mut(process.space()) else { continue };
+        layers.write_maps(&shares, index, &space.pids)?;
+        space.common.elsewhere = shares.taken_by(index);
+        space.common.held = shares.held.get(&index).map(|pages| {
+            let (images, pages_id) = layers.place(&shares, index);
+            Held { images, pages_id, pages: pages.clone() }
+        });
     }
-    let held = keep_worthy(&mut taken);
-    let layer_of = lay(&mut taken, &held);
-    write(&some, spaces, images, taken, held, &layer_of)
+    Ok(())
 }
 
 /// Those of these processes that have enough pages in common with others to be stored once.
@@ -125,24 +132,89 @@ pub fn have_in_common(processes: &[&Process]) -> Result<Vec<i32>> {
     if processes.len() < 2 || !can_scan() {
         return Ok(Vec::new());
     }
-    let mut taken = look(processes)?;
+    let pagemaps = open_all(processes)?;
+    let mut taken = look(&everywhere(processes, &pagemaps))?;
     keep_worthy(&mut taken);
     let some = processes.iter().zip(&taken).filter(|(_, taken)| !taken.is_empty());
     Ok(some.map(|(process, _)| process.pid).collect())
 }
 
+fn open_all(processes: &[&Process]) -> Result<Vec<OwnedFd>> {
+    processes.iter().map(|p| Ok(p.task.open_file("pagemap", OFlags::RDONLY)?)).collect()
+}
+
+fn everywhere<'a>(processes: &[&Process], pagemaps: &'a [OwnedFd]) -> Vec<Asked<'a>> {
+    const ALL: &[ranges::Range] = &[(0, END)];
+    let asked = |(process, pagemap): (&&Process, &'a OwnedFd)| Asked {
+        pid: process.pid,
+        pagemap: pagemap.as_fd(),
+        within: ALL,
+    };
+    processes.iter().zip(pagemaps).map(asked).collect()
+}
+
 /// A process of which is asked what it has in common with others.
-struct Asked {
-    pid: i32,
-    pagemap: OwnedFd,
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Its number, for who is told of it.
+    pub pid: i32,
+    /// Its /proc/PID/pagemap.
+    pub pagemap: BorrowedFd<'a>,
+    /// Where to look; ascending.
+    pub within: &'a [ranges::Range],
+}
+
+/// What some processes have in common, by their places in a list.
+#[derive(Debug)]
+pub struct Shares {
+    /// What each of them takes from layers.
+    pub taken: Vec<ByHolder>,
+    /// What is in the layer of each holder, no less than is taken from it.
+    pub held: ByHolder,
+    /// Which layer that is; 0 is the nearest.
+    pub layer_of: BTreeMap<usize, usize>,
+}
+
+impl Shares {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn find(asked: &[Asked<'_>]) -> Result<Shares> {
+        let mut taken = look(asked)?;
+        let mut held = keep_worthy(&mut taken);
+        if !held.is_empty() {
+            for (taken, again) in taken.iter_mut().zip(look(asked)?) {
+                for (holder, pages) in taken.iter_mut() {
+                    let again = again.get(holder).map_or(&[][..], Vec::as_slice);
+                    *pages = ranges::common(pages, again);
+                }
+            }
+            held = keep_worthy(&mut taken);
+        }
+        let layer_of = lay(&mut taken, &held);
+        held.retain(|holder, _| layer_of.contains_key(holder));
+        Ok(Shares { taken, held, layer_of })
+    }
+
+    /// Whether nobody takes anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.taken.iter().all(BTreeMap::is_empty)
+    }
+
+    /// All that one of them takes.
+    #[must_use]
+    pub fn taken_by(&self, index: usize) -> Vec<ranges::Range> {
+        ascending(self.taken[index].values().map(Vec::as_slice))
+    }
 }
 
 /// Which pages each of the processes has in common with others, by holder.
-fn look(processes: &[&Process]) -> Result<Vec<ByHolder>> {
-    let open = |p: &&Process| -> Result<Asked> {
-        Ok(Asked { pid: p.pid, pagemap: p.task.open_file("pagemap", OFlags::RDONLY)? })
-    };
-    let asked = processes.iter().map(open).collect::<Result<Vec<_>>>()?;
+fn look(asked: &[Asked<'_>]) -> Result<Vec<ByHolder>> {
+    if asked.len() < 2 {
+        return Ok(vec![ByHolder::new(); asked.len()]);
+    }
     let mut walks: Vec<Walk<'_>> = asked.iter().map(Walk::new).collect::<Result<_>>()?;
     let window = (FRAMES / walks.len() as u64).max(1) * PAGE;
     let mut taken = vec![ByHolder::new(); walks.len()];
@@ -165,17 +237,21 @@ fn look(processes: &[&Process]) -> Result<Vec<ByHolder>> {
 
 /// A walk through the pages of a process.
 struct Walk<'a> {
-    asked: &'a Asked,
+    asked: &'a Asked<'a>,
     runs: PageRuns<'a>,
     /// What has not been looked at of the last run.
     rest: Option<(u64, u64)>,
+    /// Where the last run ended: of memory that changes meanwhile, the kernel may tell twice.
+    reached: u64,
 }
 
 impl<'a> Walk<'a> {
-    fn new(asked: &'a Asked) -> Result<Self> {
+    fn new(asked: &'a Asked<'a>) -> Result<Self> {
         let not = Categories::PFNZERO | Categories::FILE;
-        let query = Query { start: 0, end: END, inverted: not, all: not | Categories::PRESENT, ..Query::default() };
-        let mut walk = Walk { asked, runs: PageRuns::scan(asked.pagemap.as_fd(), query), rest: None };
+        let start = asked.within.first().map_or(0, |first| first.0);
+        let end = asked.within.last().map_or(start, |last| last.1);
+        let query = Query { start, end, inverted: not, all: not | Categories::PRESENT, ..Query::default() };
+        let mut walk = Walk { asked, runs: PageRuns::scan(asked.pagemap, query), rest: None, reached: 0 };
         walk.advance()?;
         Ok(walk)
     }
@@ -185,13 +261,25 @@ impl<'a> Walk<'a> {
     }
 
     fn advance(&mut self) -> Result<()> {
-        let next = self.runs.next().transpose().map_err(|errno| self.failed(errno))?;
-        self.rest = next.map(|run| (run.start, run.end));
+        self.rest = None;
+        while let Some(run) = self.runs.next().transpose().map_err(|errno| self.failed(errno))? {
+            let start = run.start.max(self.reached);
+            if start < run.end {
+                self.rest = Some((start, run.end));
+                self.reached = run.end;
+                break;
+            }
+        }
         Ok(())
     }
 
     fn next_page(&self) -> Option<u64> {
         self.rest.map(|(start, _)| start)
+    }
+
+    fn is_asked_for(&self, address: u64) -> bool {
+        let within = self.asked.within;
+        within.get(within.partition_point(|range| range.1 <= address)).is_some_and(|range| range.0 <= address)
     }
 
     /// The frames of pages before `end` that others have mapped too.
@@ -200,12 +288,13 @@ impl<'a> Walk<'a> {
         let mut entries = [Entry::default(); 512];
         while let Some((start, behind)) = self.rest.filter(|(start, _)| *start < end) {
             let want = ((behind.min(end) - start) / PAGE).min(entries.len() as u64) as usize;
-            let got = read_entries(&self.asked.pagemap, start, &mut entries[..want]).map_err(|e| self.failed(e))?;
+            let got = read_entries(self.asked.pagemap, start, &mut entries[..want]).map_err(|e| self.failed(e))?;
             let pages = entries[..got].iter().zip((start..).step_by(PAGE as usize));
             let common = |entry: &Entry| {
                 entry.frame() != 0 && !entry.exclusive() && !entry.categories().contains(Categories::FILE)
             };
-            frames.extend(pages.filter(|(entry, _)| common(entry)).map(|(entry, at)| (at, entry.frame())));
+            let common = pages.filter(|(entry, at)| common(entry) && self.is_asked_for(*at));
+            frames.extend(common.map(|(entry, at)| (at, entry.frame())));
             let reached = start + got as u64 * PAGE;
             match got > 0 && reached < behind {
                 true => self.rest = Some((reached, behind)),
@@ -264,75 +353,13 @@ fn lay(taken: &mut [ByHolder], held: &ByHolder) -> BTreeMap<usize, usize> {
     layer_of
 }
 
-/// Writes the pagemaps of the layers and tells the spaces.
-fn write(
-    processes: &[&Process],
-    spaces: &mut UnwrittenSpaces,
-    images: &DumpDir,
-    taken: Vec<ByHolder>,
-    held: ByHolder,
-    layer_of: &BTreeMap<usize, usize>,
-) -> Result<()> {
-    let layers = images.add_layers(layer_of.values().max().map_or(0, |last| last + 1))?;
-    let mut empty = BTreeSet::new();
-    for (index, (process, taken)) in processes.iter().zip(taken).enumerate() {
-        let Some(space) = spaces.get_mut(process.space()) else { continue };
-        let in_layer = |layer: usize| taken.iter().find(move |(holder, _)| layer_of[*holder] == layer);
-        let depth = taken.keys().map(|holder| layer_of[holder] + 1).max().unwrap_or(0);
-        for (layer, images) in layers.iter().enumerate().take(depth) {
-            let farther = taken.iter().filter(|(holder, _)| layer_of[*holder] > layer);
-            let farther = ascending(farther.map(|(_, pages)| pages.as_slice()));
-            let (pages_id, present) = match in_layer(layer) {
-                Some((holder, _)) => (number(*holder), held[holder].as_slice()),
-                // Readers look for a file even where there are no pages.
-                None => (number(processes.len()), &[][..]),
-            };
-            if present.is_empty() && empty.insert(layer) {
-                images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-            }
-            for pid in &space.pids {
-                write_pagemap(images, *pid, pages_id, present, &farther)?;
-            }
-        }
-        space.common.elsewhere = ascending(taken.values().map(Vec::as_slice));
-        space.common.held = layer_of.get(&index).and_then(|layer| {
-            let pages = held.get(&index)?.clone();
-            Some(Held { images: layers[*layer].clone(), pages_id: number(index), pages })
-        });
-    }
-    Ok(())
-}
-
-/// The number of a pages file in a layer.
-fn number(index: usize) -> u32 {
-    index as u32 + 1
-}
-
 /// Sets that do not overlap, as one.
-fn ascending<'a>(sets: impl Iterator<Item = &'a [ranges::Range]>) -> Vec<ranges::Range> {
+pub fn ascending<'a>(sets: impl Iterator<Item = &'a [ranges::Range]>) -> Vec<ranges::Range> {
     let mut all: Vec<ranges::Range> = sets.flatten().copied().collect();
     all.sort_unstable();
     let mut set = Vec::new();
     all.into_iter().for_each(|range| ranges::push(&mut set, range));
     set
-}
-
-fn write_pagemap(
-    images: &DumpDir,
-    pid: i32,
-    pages_id: u32,
-    present: &[ranges::Range],
-    farther: &[ranges::Range],
-) -> Result<()> {
-    let mut map = PagemapWriter::create(images, ImageKind::Pagemap, pid as u64, pages_id)?;
-    let here = present.iter().map(|range| (*range, PageFlags::PRESENT));
-    let mut all: Vec<_> = here.chain(farther.iter().map(|range| (*range, PageFlags::PARENT))).collect();
-    all.sort_unstable_by_key(|(range, _)| *range);
-    for ((start, end), flags) in all {
-        map.push(start, (end - start) / PAGE, flags)?;
-    }
-    map.finish()?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -357,6 +384,11 @@ mod tests {
         common.cut(&run, &mut note).unwrap();
         let all = [(0, 0x1000, false), (0x1000, 0x2000, true), (0x2000, 0x4000, false), (0x4000, 0x6000, true)];
         assert_eq!(parts, all);
+    }
+
+    #[test]
+    fn where_all_have_ended_nobody_has_anything_in_common() {
+        assert!(Shares::find(&[]).unwrap().is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | page_writer | a pagemap with its pages, into files or to a page server      |
 //! | absent  | what is there without a page, and need not be stored          |
 //! | common  | pages that processes share until one writes: stored once      |
+//! | layers  | ... in images below the image                                |
 //! | way     | how many pages leave a process without coming by us          |
 //! | direct  | ... the process writes them into their file itself           |
 //! | splice  | ... it hands them over through pipes                         |
@@ -36,6 +37,7 @@ mod fill;
 mod flags;
 mod frozen_memory;
 mod inherit;
+mod layers;
 mod page_writer;
 mod pages;
 mod shared;
@@ -49,12 +51,13 @@ mod write_behind;
 
 pub use absent::{Absent, MappedFiles};
 pub use build::{Shape, free_besides};
-pub use common::{Common, find as find_common, have_in_common};
+pub use common::{Asked, Common, Shares, find as find_common, have_in_common};
 pub use contents::{Contents, Piece, Source as PieceSource, Store};
 pub use cryonaut_image::ranges;
 pub use extras::{AllExtras, Extras, ExtrasAsk, NAME as EXTRAS};
 pub use fields::{MmAsk, mm_record};
 pub use flags::{KnownFlags, has_flag};
+pub use layers::Layers;
 pub use page_writer::{PageCount, PageWriter, PagesPlace};
 pub use pages::dump_private;
 pub use shared::SharedBuild;

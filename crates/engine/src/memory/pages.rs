@@ -59,10 +59,10 @@ pub fn dump_private(
     space: &SharedSpace,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Beside)> {
-    let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     if let Some(mut copied) = place.precopied.and_then(|precopied| precopied.of(&space.pids)) {
-        return finish_precopied(place.images, &ids, &mut copied, vmas);
+        return finish_precopied(place.images, &space.pids, &mut copied, vmas);
     }
+    let ids: Vec<u64> = space.pids.iter().map(|pid| *pid as u64).collect();
     let mem = File::from(process.task.open_file("mem", OFlags::RDONLY)?);
     let out = PageWriter::shared(place, ImageKind::Pagemap, &ids)?;
     let source = Source { process, mem: &mem, place };
@@ -79,11 +79,11 @@ pub fn dump_private(
 /// The same of a process that was copied while it ran: what it has written to since then.
 fn finish_precopied(
     images: &DumpDir,
-    ids: &[u64],
+    pids: &[i32],
     copied: &mut Space,
     vmas: &[VmaEntry],
 ) -> Result<(PageCount, Beside)> {
-    let mut maps = copied.maps(images, ids)?;
+    let mut maps = copied.maps(images, pids)?;
     let (mut kept, mut beside) = (Vec::new(), Beside::default());
     // There may be room between neighbours.
     vmas.iter().filter(|vma| holds_pages(vma)).for_each(|vma| ranges::push(&mut kept, (vma.start, vma.end)));

@@ -13,7 +13,10 @@
 //!
 //! | module | owns                                                  |
 //! |--------|-------------------------------------------------------|
+//! | candidates | which processes are worth it, and bound up with others |
 //! | space  | the rounds of one address space                       |
+//! | area   | what of it is copied                                   |
+//! | in_common | what several have in common by fork: copied once   |
 //! | segments | shared memory: who has it, and what else is done to it |
 //! | segment | the rounds of one segment of shared memory           |
 //! | reader | the memory of a process, read from outside            |
@@ -24,11 +27,13 @@
 //! | pace   | whether another round is worth it                     |
 //! | processor | how much of the processors it takes                |
 //!
-//! Copied in the freeze, as without it: small processes and segments, what a
-//! process has in common with another that has not written to it (its pages are
-//! stored once, by `memory/common.rs`), and those that cannot be tracked.
+//! Copied in the freeze, as without it: small processes and segments, and those
+//! that cannot be tracked.
 
+mod area;
+mod candidates;
 mod direct_io;
+mod in_common;
 mod pace;
 mod pages_file;
 mod processor;
@@ -39,21 +44,22 @@ mod sending;
 mod space;
 mod store;
 
+pub use candidates::is_worth_it;
+use candidates::{WORTH_KIB, any_is, in_common, share_memory};
+use in_common::InCommon;
 use segments::Segments;
 use space::Round;
 pub use space::Space;
 
 use crate::files::PagesIds;
-use crate::freeze::{Frozen, Process, pid_of};
+use crate::freeze::{Frozen, Process};
 use crate::memory::{PageCount, ranges::Range};
 use crate::options::{CheckpointOptions, Pause, PrecopyMode, PrecopyOptions};
 use crate::report::{PrecopyReport, Untracked, micros};
 use crate::tracking::{Kept, TrackedSpace, end_all};
 use crate::{Error, Object, Progress, Result, memory};
 use cryonaut_image::{DumpDir, ImageDir, ImageKind, Pagemap};
-use cryonaut_kernel::proc::Task;
 use cryonaut_kernel::proc::maps::Vma;
-use cryonaut_kernel::proc::stat::State;
 use cryonaut_kernel::proc::status::Status;
 use cryonaut_page_server::{Sender, Target};
 use pace::Pace;
@@ -66,13 +72,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use store::Place;
 
-/// KiB of memory of its own from which on a process is worth the trouble.
-const WORTH_KIB: u64 = 8 << 10;
-
 /// Pages that are not tracked, of which so many are worth another stop.
 const WORTH_A_STOP: u64 = 1 << 10;
 /// Why what was tracked is not any more.
 const GONE: &str = "it has called execve(2), or ended";
+/// Why memory is not tracked that is there for several processes: what one look has protected, another would not find.
+const SHARED: &str = "it shares its memory with another process without being a thread of it (CLONE_VM)";
 /// Most stops to have more tracked.
 const MOST_STOPS: u32 = 4;
 
@@ -89,6 +94,8 @@ pub struct Precopied<'a> {
     spaces: BTreeMap<i32, Mutex<Space>>,
     /// Processes of which it is known that they are not.
     left_out: BTreeSet<i32>,
+    /// What processes have in common, of those that were taken on at a time.
+    in_common: Vec<InCommon>,
     /// Shared memory; `None` while there was none to be copied.
     segments: Option<Mutex<Segments>>,
     /// Whether there is to be any.
@@ -107,23 +114,6 @@ pub struct Precopied<'a> {
 
 /// Tracking that goes on as soon as the image is there that says where it is to be had.
 pub type Keeping = (Kept, Vec<TrackedSpace>);
-
-/// Whether a tree has enough memory of its own for its freeze to become shorter by this.
-pub fn is_worth_it(root: i32) -> bool {
-    any_is(root, |status| status.rss_anon_kib.max(status.rss_shmem_kib) >= WORTH_KIB)
-}
-
-fn any_is(root: i32, is_large: impl Fn(&Status) -> bool) -> bool {
-    let mut pids = vec![root];
-    while let Some(pid) = pids.pop() {
-        let Some(task) = pid_of(pid).ok().and_then(|pid| Task::open(pid).ok()) else { continue };
-        if task.status().is_ok_and(|status| is_large(&status)) {
-            return true;
-        }
-        pids.extend(task.all_children().into_iter().map(|child| child.as_raw_nonzero().get()));
-    }
-    false
-}
 
 impl<'a> Precopied<'a> {
     /// Copies the memory of a tree again and again while it runs, until the rest is small enough or gets no smaller. One
@@ -201,6 +191,7 @@ impl<'a> Precopied<'a> {
             timeout,
             spaces,
             left_out: BTreeSet::new(),
+            in_common: Vec::new(),
             segments: None,
             takes_segments: false,
             pages_ids,
@@ -307,9 +298,12 @@ impl<'a> Precopied<'a> {
         frozen.enter(|p| is_new(p) || mappers.contains(&p.pid))?;
         let mut tracked = BTreeMap::new();
         let mut untracked = Vec::new();
+        let sharing = share_memory(frozen.processes.iter().filter(|p| is_large(p)))?;
         for process in frozen.processes.iter_mut().filter(|p| is_large(p)) {
             if let Some(space) = self.spaces.get(&process.pid).filter(|space| lock(space).is_there()) {
                 lock(space).register(&process.maps)?;
+            } else if is_new(process) && sharing.contains(&process.pid) {
+                untracked.push(Untracked { pid: process.pid, reason: SHARED.into() });
             } else if is_new(process) {
                 match TrackedSpace::begin(process)? {
                     Ok(space) => drop(tracked.insert(process.pid, space)),
@@ -338,11 +332,9 @@ impl<'a> Precopied<'a> {
 
     /// Begins with processes that are tracked now, as far as that is of use.
     fn take_on(&mut self, processes: Vec<Process>, mut tracked: BTreeMap<i32, TrackedSpace>) -> Result<()> {
-        let all: Vec<&Process> =
-            processes.iter().filter(|p| self.is_known(p.pid) || tracked.contains_key(&p.pid)).collect();
-        for pid in in_common(all)? {
+        for pid in self.in_common_by_bits(&processes, &tracked)? {
             tracked.remove(&pid);
-            self.leave_out(pid, "it has pages in common with another process, which are stored once")?;
+            self.leave_out(pid, "it has pages in common with another process, which soft-dirty bits do not tell of")?;
         }
         let is_alone = processes.len() == 1;
         self.spaces.values().for_each(|space| lock(space).set_alone(is_alone));
@@ -357,6 +349,39 @@ impl<'a> Precopied<'a> {
             self.add_space(memory, space, RangeSet::new(), process.status.rss_anon_kib << 10)?;
         }
         Ok(())
+    }
+
+    /// Who has pages in common with others and soft-dirty bits, by which all of these count as written.
+    fn in_common_by_bits(&self, processes: &[Process], tracked: &BTreeMap<i32, TrackedSpace>) -> Result<Vec<i32>> {
+        let has_bits = |pid: i32| {
+            tracked.get(&pid).is_some_and(TrackedSpace::looks_at_rest)
+                || self.spaces.get(&pid).is_some_and(|space| lock(space).looks_at_rest())
+        };
+        if !processes.iter().any(|p| has_bits(p.pid)) {
+            return Ok(Vec::new());
+        }
+        let known = processes.iter().filter(|p| self.is_known(p.pid) || tracked.contains_key(&p.pid));
+        let found = in_common(known.collect())?;
+        Ok(found.into_iter().filter(|pid| has_bits(*pid)).collect())
+    }
+
+    /// Before the first round of processes: what they have in common is copied once, if the image can have it.
+    fn copy_in_common(&mut self) -> Result<Round> {
+        let mut round = Round::default();
+        if self.server.is_some() || !self.images.can_have_layers() {
+            return Ok(round);
+        }
+        // Not by a lock: other threads take part.
+        let spaces = self.spaces.iter_mut().map(|(pid, space)| (*pid, space.get_mut()));
+        let mut new: Vec<_> = spaces
+            .map(|(pid, space)| (pid, space.unwrap_or_else(PoisonError::into_inner)))
+            .filter(|(_, space)| space.is_new() && !space.looks_at_rest())
+            .collect();
+        if new.len() > 1 {
+            let into = (self.images, &self.pages_ids);
+            self.in_common.extend(InCommon::copy(&mut new, into, &mut self.share, &mut round)?);
+        }
+        Ok(round)
     }
 
     /// What was copied of a process is of no use: it will be copied in the freeze, and is not tracked any more.
@@ -420,7 +445,7 @@ impl<'a> Precopied<'a> {
     /// One round.
     fn round(&mut self) -> Result<Round> {
         self.look_at_rest()?;
-        let mut round = Round::default();
+        let mut round = self.copy_in_common()?;
         let mut gone = Vec::new();
         for (pid, space) in &self.spaces {
             let mut space = lock(space);
@@ -510,12 +535,17 @@ impl<'a> Precopied<'a> {
             self.share.without_end()
         }
         let (mut tracked, mut at_server) = (Vec::new(), BTreeMap::new());
-        for space in self.spaces.into_values() {
+        for (pid, space) in self.spaces {
             let space = space.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if let Some((pids, left)) = space.left_to_layers() {
+                // The last: who had its pid before has ended.
+                self.in_common.iter_mut().rev().any(|one| one.note_last(pid, pids, &left));
+            }
             let Some((space, pages)) = space.settle(self.images, keeps, &mut self.share)? else { continue };
             at_server.extend(pages.map(|pages| (space.pid(), pages)));
             tracked.push(space);
         }
+        self.in_common.into_iter().try_for_each(|one| one.settle(&mut self.share))?;
         if let Some(segments) = self.segments {
             let mut segments = segments.into_inner().unwrap_or_else(PoisonError::into_inner);
             self.report.untracked.extend(segments.take_untracked());
@@ -536,23 +566,6 @@ fn pages_in(image: &ImageDir, pid: i32) -> Result<Option<Vec<Range>>> {
     }
     let map = Pagemap::read(image, ImageKind::Pagemap, pid as u64)?;
     Ok(Some(map.runs().iter().map(|run| (run.vaddr, run.end())).collect()))
-}
-
-/// Those of the processes that have pages in common with others and run on; who has ended meanwhile has none.
-fn in_common(mut processes: Vec<&Process>) -> Result<Vec<i32>> {
-    loop {
-        let before = processes.len();
-        match memory::have_in_common(&processes) {
-            Err(e) => {
-                processes
-                    .retain(|p| p.task.stat().is_ok_and(|stat| !matches!(stat.state, State::Zombie | State::Dead)));
-                if processes.len() == before {
-                    return Err(e);
-                }
-            }
-            found => return found,
-        }
-    }
 }
 
 fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {

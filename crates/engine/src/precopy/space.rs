@@ -1,20 +1,22 @@
 //! One address space that is copied while its process runs.
 
+use super::area::{Area, areas, in_order, near, untracked};
 use super::direct_io;
 use super::processor::Share;
 use super::reader::{RunningMemory, pieces};
 use super::store::{Place, Store};
 use crate::freeze::Process;
 use crate::memory::ranges::{self, Range};
-use crate::memory::{self, Absent, KnownFlags, PAGE, PageCount};
+use crate::memory::{Absent, KnownFlags, PAGE, PageCount};
 use crate::report::RoundReport;
 use crate::report::micros;
-use crate::tracking::{TrackedSpace, is_tracked};
+use crate::tracking::TrackedSpace;
 use crate::{Error, Object, Progress, Result};
 use cryonaut_image::{DumpDir, ImageKind, PagemapWriter};
 use cryonaut_kernel::pagemap::{Categories, PageRun};
 use cryonaut_kernel::proc::maps::{FlaggedVma, Vma};
 use rangemap::RangeSet;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// The address space.
@@ -37,6 +39,12 @@ pub struct Space {
     found: Option<Found>,
     /// How long it took to look at all of it.
     whole_look: Duration,
+    /// What is left to the parent is in layers of the image.
+    has_layers: bool,
+    /// Pages that were copied into layers, for all who have them.
+    held: u64,
+    /// The pids under which it is in the image.
+    ids: Vec<i32>,
 }
 
 /// What the next round is to copy.
@@ -45,6 +53,8 @@ struct Found {
     runs: Vec<(Area, Vec<Range>)>,
     /// How long it took to look for it.
     looking: Duration,
+    /// Pages of mappings that are not registered.
+    untracked: u64,
 }
 
 /// What a round did.
@@ -79,13 +89,6 @@ impl Round {
 /// An address space whose tracking is to be kept, and which pages of it are at a page server, if they are.
 pub type KeptSpace = (TrackedSpace, Option<Vec<Range>>);
 
-/// Neighbouring mappings of which all, or none, are anonymous memory.
-#[derive(Debug, Clone, Copy)]
-struct Area {
-    range: Range,
-    is_anonymous: bool,
-}
-
 impl Space {
     /// Of a process whose writes are tracked; its pages go to a place, which is `pages-PAGES_ID.img` if it is a file.
     /// The parent of the image has `in_parent`, which is as the process has it as far as it is not written to.
@@ -112,6 +115,9 @@ impl Space {
             expected,
             found: None,
             whole_look: Duration::ZERO,
+            has_layers: false,
+            held: 0,
+            ids: Vec::new(),
         }
     }
 
@@ -181,8 +187,94 @@ impl Space {
             };
             runs.push((area, its));
         }
-        self.found = Some(Found { runs, looking: looking.elapsed() });
+        self.found = Some(Found { runs, looking: looking.elapsed(), untracked: 0 });
         self.tracked.begin_anew()
+    }
+
+    /// Looks for what the first round is to copy, while the process runs: from now on writes to that are noted.
+    ///
+    /// # Errors
+    /// If the process has ended.
+    pub fn look_ahead(&mut self) -> Result<()> {
+        let maps = self.memory.task.maps()?;
+        let mut round = Round::default();
+        let mut runs = Vec::new();
+        for area in self.areas(&maps) {
+            runs.push((area, self.look(area, &mut round)?));
+        }
+        self.found = Some(Found { runs, looking: round.looking, untracked: round.untracked });
+        Ok(())
+    }
+
+    /// What was found of anonymous memory, ascending.
+    #[must_use]
+    pub fn found_anonymous(&self) -> Vec<Range> {
+        let anonymous = self.found.iter().flat_map(|found| &found.runs).filter(|(area, _)| area.is_anonymous);
+        anonymous.flat_map(|(_, runs)| runs).copied().collect()
+    }
+
+    /// Its /proc/PID/pagemap.
+    #[must_use]
+    pub fn pagemap(&self) -> BorrowedFd<'_> {
+        self.tracked.pagemap()
+    }
+
+    /// Copies pages that others have as well into a store that is for all of them: those that have not been written to since
+    /// they were protected. What is not there any more is none of these.
+    ///
+    /// # Errors
+    /// If the kernel does not tell, or the file cannot be written.
+    pub fn copy_in_common(
+        &mut self,
+        pages: &[Range],
+        store: &mut Store,
+        share: &mut Share,
+        round: &mut Round,
+    ) -> Result<()> {
+        let copying = Instant::now();
+        for some in pieces(pages) {
+            share.keep();
+            if self.memory.read(&some).is_err() {
+                continue;
+            }
+            let mut rest = self.memory.bytes();
+            for run in some {
+                let (bytes, later) = rest.split_at((run.1 - run.0) as usize);
+                rest = later;
+                // In this order: had it been written to before it was read, it would be protected no more.
+                let same = match self.tracked.unchanged(run) {
+                    Err(_) if !self.tracked.is_there() => return Ok(()),
+                    told => told?,
+                };
+                for (start, end) in ranges::common(&[run], &ranges::union(same.iter().map(PageRun::range).collect())) {
+                    store.put(start, &bytes[(start - run.0) as usize..(end - run.0) as usize])?;
+                }
+                let len = run.1 - run.0;
+                self.expected = self.expected.saturating_sub(len);
+                self.progress.advance(len);
+            }
+        }
+        self.held += store.present_len() / PAGE;
+        round.pages += store.present_len() / PAGE;
+        round.copying += copying.elapsed();
+        Ok(())
+    }
+
+    /// Leaves pages, which a layer has as they were protected, to that, until they are written to.
+    pub fn leave_to_layers(&mut self, pages: &[Range]) {
+        self.has_layers = true;
+        self.store.leave_to_parent(pages);
+        for (area, runs) in self.found.iter_mut().flat_map(|found| &mut found.runs) {
+            if area.is_anonymous {
+                *runs = ranges::without(runs, pages);
+            }
+        }
+    }
+
+    /// What is left to layers, and the pids under which the image has it; `None` if that has none of it.
+    #[must_use]
+    pub fn left_to_layers(&self) -> Option<(&[i32], Vec<Range>)> {
+        (self.is_in_image && self.has_layers).then(|| (self.ids.as_slice(), self.store.parent_ranges()))
     }
 
     /// The memory that is to be copied; what is not there any more is not.
@@ -199,7 +291,7 @@ impl Space {
     pub fn round(&mut self, mut share: Option<&mut Share>) -> Result<Round> {
         let mut round = Round::default();
         if let Some(found) = self.found.take() {
-            round.looking = found.looking;
+            (round.looking, round.untracked) = (found.looking, found.untracked);
             for (area, runs) in found.runs {
                 self.copy_area(area, &runs, share.as_deref_mut(), &mut round)?;
             }
@@ -431,7 +523,7 @@ impl Space {
     /// # Errors
     /// If it cannot be written.
     pub fn write_running_map(&mut self, images: &DumpDir) -> Result<()> {
-        let mut maps = self.maps(images, &[self.tracked.pid() as u64])?;
+        let mut maps = self.maps(images, &[self.tracked.pid()])?;
         self.write_map(&mut maps)?;
         Ok(maps.into_iter().try_for_each(|map| map.finish().map(drop))?)
     }
@@ -440,17 +532,19 @@ impl Space {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn maps(&self, images: &DumpDir, ids: &[u64]) -> Result<Vec<PagemapWriter>> {
+    pub fn maps(&mut self, images: &DumpDir, ids: &[i32]) -> Result<Vec<PagemapWriter>> {
+        self.ids = ids.to_vec();
         let ids = if self.store.is_at_server() { &[] } else { ids };
-        let map = |id: &u64| PagemapWriter::create(images, ImageKind::Pagemap, *id, self.pages_id);
+        let map = |id: &i32| PagemapWriter::create(images, ImageKind::Pagemap, *id as u64, self.pages_id);
         Ok(ids.iter().map(map).collect::<std::result::Result<_, _>>()?)
     }
 
     /// The pages that it has in the image.
     #[must_use]
     pub fn count(&self) -> PageCount {
-        let (written, in_parent) = (self.store.present_len() / PAGE, self.store.parent_len() / PAGE);
-        PageCount { scanned: written + in_parent, written, in_parent, lazy: 0 }
+        let (written, elsewhere) = (self.store.present_len() / PAGE, self.store.parent_len() / PAGE);
+        let (written_too, in_parent) = if self.has_layers { (self.held, 0) } else { (0, elsewhere) };
+        PageCount { scanned: written + elsewhere, written: written + written_too, in_parent, lazy: 0 }
     }
 
     /// Of the frozen process the image has pages of `kept` alone, ranges of memory that ascend.
@@ -487,61 +581,5 @@ impl Space {
             false => images.drop_raw_file(ImageKind::Pages, id)?,
         }
         Ok(tracked)
-    }
-}
-
-/// Pages that are there in mappings that are not registered.
-fn untracked(changed: &[PageRun]) -> u64 {
-    let is_untracked = |run: &&PageRun| {
-        run.categories.contains(Categories::PRESENT) && !run.categories.contains(Categories::WPALLOWED)
-    };
-    changed.iter().filter(is_untracked).map(|run| (run.end - run.start) / PAGE).sum()
-}
-
-/// Stretches of memory with all of these runs, as long as what is between them is looked at in less time than it takes to
-/// ask once more. Of memory that changes meanwhile, the kernel may tell twice.
-fn near(runs: &[PageRun]) -> Vec<Range> {
-    const NEAR: u64 = 256 * PAGE;
-    let mut all: Vec<Range> = Vec::new();
-    for (start, end) in ranges::union(runs.iter().map(PageRun::range).collect()) {
-        match all.last_mut() {
-            Some(last) if start - last.1 < NEAR => last.1 = end,
-            _ => all.push((start, end)),
-        }
-    }
-    all
-}
-
-/// Pages with those that were found elsewhere, if there are any, among them.
-fn in_order(mut runs: Vec<Range>, others: Vec<Range>) -> Vec<Range> {
-    if others.is_empty() {
-        return runs;
-    }
-    runs.extend(others);
-    ranges::union(runs)
-}
-
-/// The memory that is copied.
-fn areas(maps: &[Vma]) -> Vec<Area> {
-    let mut areas: Vec<Area> = Vec::new();
-    for vma in maps.iter().filter(|vma| is_tracked(vma) && !memory::aio::is_mapping(vma)) {
-        let is_anonymous = !vma.has_file();
-        match areas.last_mut().filter(|last| last.is_anonymous == is_anonymous && last.range.1 == vma.start) {
-            Some(last) => last.range.1 = vma.end,
-            None => areas.push(Area { range: (vma.start, vma.end), is_anonymous }),
-        }
-    }
-    areas
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_near_is_asked_for_at_once() {
-        let run = |first: u64, end: u64| PageRun { start: first * PAGE, end: end * PAGE, ..PageRun::default() };
-        let all = near(&[run(1, 2), run(3, 4), run(260, 261), run(600, 601), run(600, 700), run(3, 4)]);
-        assert_eq!(all, [(PAGE, 4 * PAGE), (260 * PAGE, 261 * PAGE), (600 * PAGE, 700 * PAGE)]);
     }
 }

@@ -113,6 +113,23 @@ impl Store {
         self.present.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// Pages that the image has.
+    #[must_use]
+    pub fn present_ranges(&self) -> Vec<Range> {
+        self.present.iter().map(|range| (range.start, range.end)).collect()
+    }
+
+    /// These pages are left to the parent of the image until they are [put](Store::put) or [forgotten](Store::forget).
+    pub fn leave_to_parent(&mut self, ranges: &[Range]) {
+        self.in_parent.extend(ranges.iter().map(|range| range.0..range.1));
+    }
+
+    /// Pages that are left to its parent.
+    #[must_use]
+    pub fn parent_ranges(&self) -> Vec<Range> {
+        self.in_parent.iter().map(|range| (range.start, range.end)).collect()
+    }
+
     /// Which pages of a range the image has not.
     #[must_use]
     pub fn absent_within(&self, range: std::ops::Range<u64>) -> Vec<std::ops::Range<u64>> {

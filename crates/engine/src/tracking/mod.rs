@@ -35,7 +35,7 @@ use cryonaut_puppet::{farewell_calls, userfaultfd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use soft_dirty::SoftDirty;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bytes of which protection is lifted at a time: the process waits for each
 /// piece at most, should it want to change its mappings.
@@ -284,6 +284,20 @@ impl TrackedSpace {
         Ok(all)
     }
 
+    /// Pages of a range that surely are as they were when they were last protected: there, registered, and protected still.
+    ///
+    /// # Errors
+    /// As for [`TrackedSpace::changed`].
+    pub fn unchanged(&mut self, range: Range) -> Result<Vec<PageRun>> {
+        self.all_runs(unchanged(range))
+    }
+
+    /// Its /proc/PID/pagemap: that of the memory that is tracked, whatever the process has now.
+    #[must_use]
+    pub fn pagemap(&self) -> BorrowedFd<'_> {
+        self.pagemap.as_fd()
+    }
+
     /// Protects the pages of a range that are there and have been written to: from now on their first write is noted.
     /// Returns them.
     ///
@@ -402,7 +416,7 @@ fn register_anew(
     Ok(())
 }
 
-/// The query of pages that surely are as they were when they were last protected: there, registered, and protected still.
+/// The query of [`TrackedSpace::unchanged`].
 fn unchanged(range: Range) -> Query {
     Query {
         start: range.0,
