@@ -132,6 +132,18 @@ static void change_quietly(uint64_t chance)
 	}
 }
 
+/* No more than is there: where pages have gone, something else may have come to be. */
+static void unmap_second(int segment)
+{
+	for (size_t page = 0, end; page < PAGES; page = end + 1) {
+		for (end = page; end < PAGES && shown[segment][end]; end++)
+			;
+		if (end > page)
+			MUST(munmap((void *)(second[segment] + page * PAGE), (end - page) * PAGE));
+	}
+	second[segment] = NULL;
+}
+
 /* A change of mappings, or past them. */
 static void change(uint64_t chance)
 {
@@ -157,8 +169,7 @@ static void change(uint64_t chance)
 		if (second[segment]) {
 			if (shown[segment][page])
 				write_to(second[segment], segment, page, chance);
-			MUST(munmap((void *)second[segment], LEN));
-			second[segment] = NULL;
+			unmap_second(segment);
 		} else {
 			second[segment] = once_more(segment, LEN);
 			memset(shown[segment], true, sizeof(shown[segment]));
