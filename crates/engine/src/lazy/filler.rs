@@ -1,17 +1,19 @@
 //! The filler: gives each thread that waits for a page that page, and fills the rest when nobody waits.
 //!
-//! It has one thread, and tries again whatever the kernel is just changing (EAGAIN): then an event waits to be read.
-//! Pages that are there already (EEXIST) are the program's own, or came from who worked before.
+//! One thread does all of that; a second helps with the rest (`mate.rs`). It tries again whatever the kernel is just
+//! changing (EAGAIN): then an event waits to be read. Pages that are there already (EEXIST) are the program's own, or came from who worked before.
 
 use super::filling;
 use super::front::{Front, Heard};
+use super::mate::Mate;
 use super::missing::Part;
 use super::pair::Pair;
+use super::placing::{Outcome, place, quiet, zeros};
 use super::source::Source;
 use super::space::Space;
 use crate::memory::PAGE;
 use cryonaut_kernel::Errno;
-use cryonaut_kernel::uffd::{CopyMode, Uffd};
+use cryonaut_kernel::uffd::{CopyMode, Event, Uffd};
 use cryonaut_kernel::uffd_journal::{Entry, Journal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -60,18 +62,6 @@ impl Log {
     }
 }
 
-/// How far something came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Done,
-    /// The kernel is changing the address space: events come first.
-    Changing,
-    /// There is no source for it now, and no way to say so to who waits.
-    Lacking,
-    /// The address space is no more.
-    Gone,
-}
-
 impl Outcome {
     /// When to try again, if that is to be tried.
     fn pause(self) -> Option<i64> {
@@ -83,6 +73,13 @@ impl Outcome {
     }
 }
 
+/// From whom there is something to read.
+#[derive(Debug, Clone, Copy, Default)]
+struct ToRead {
+    of_front: bool,
+    of_spaces: bool,
+}
+
 /// A filler at work.
 #[derive(Debug)]
 pub(super) struct Filler {
@@ -90,6 +87,8 @@ pub(super) struct Filler {
     pub(super) sources: Vec<Box<dyn Source>>,
     pub(super) journal: Journal,
     pub(super) pair: Pair,
+    /// None where there is no need of it.
+    pub(super) mate: Option<Mate>,
     pub(super) log: Log,
     buffer: Vec<u8>,
     /// Whose turn it is to be filled.
@@ -97,7 +96,7 @@ pub(super) struct Filler {
     /// Something cannot be had, and that has been said.
     waits: bool,
     /// Nothing is filled any more, only poisoned.
-    has_given_up: bool,
+    pub(super) has_given_up: bool,
     /// The processes of the tree that are ended if a source is lost; those that they have made since are not among them.
     /// Whoever takes over has the same: they stay open to the end.
     tree: Vec<OwnedFd>,
@@ -126,6 +125,7 @@ pub fn run(mut front: Box<dyn Front>, sources: Vec<Box<dyn Source>>, mut log: Lo
         sources,
         journal,
         pair,
+        mate: None,
         log,
         buffer,
         turn: 0,
@@ -162,7 +162,7 @@ impl Filler {
                 return Ok(runs);
             }
             // Who waits already is not forgotten where memory is short for a moment.
-            pause = self.serve().pause();
+            pause = self.serve(true).pause();
             if let Some(why) = self.lost.take() {
                 return Err(why);
             }
@@ -172,7 +172,7 @@ impl Filler {
     /// Hears what there is, if there is something before somebody waits for a page or the pause is over. Whether the tree
     /// runs, or never will.
     fn hear(&mut self, front: &mut dyn Front, pause: Option<i64>) -> std::io::Result<Option<bool>> {
-        let heard = if self.wait(Some(front.as_fd()), pause)? { front.hear()? } else { Vec::new() };
+        let heard = if self.wait(Some(front.as_fd()), pause)?.of_front { front.hear()? } else { Vec::new() };
         for heard in heard {
             match heard {
                 Heard::Source(source) => self.sources.push(source),
@@ -211,12 +211,16 @@ impl Filler {
                 continue;
             }
             // Failing, it only was no pause.
-            let _ = self.wait(None, Some(outcome.pause().unwrap_or(0)));
-            outcome = match self.serve() {
-                Outcome::Done => self.fill_some(),
+            let heard = self.wait(None, Some(outcome.pause().unwrap_or(0))).unwrap_or_default();
+            outcome = match self.serve(heard.of_spaces) {
+                Outcome::Done => {
+                    self.employ_mate();
+                    self.fill_some()
+                }
                 other => other,
             };
         }
+        self.dismiss_mate();
         self.pair.part();
         for source in &mut self.sources {
             if let Err(error) = source.finish() {
@@ -226,23 +230,27 @@ impl Filler {
         i32::from(self.lost.is_some())
     }
 
-    /// Waits until something is to be read, at most so many nanoseconds. Whether from `front`.
-    fn wait(&self, front: Option<BorrowedFd<'_>>, pause: Option<i64>) -> Result<bool, Errno> {
+    /// Waits until something is to be read, at most so many nanoseconds.
+    fn wait(&self, front: Option<BorrowedFd<'_>>, pause: Option<i64>) -> Result<ToRead, Errno> {
         let pause = pause.map(|nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds });
         let mut watched: Vec<PollFd<'_>> = Vec::with_capacity(self.spaces.len() + 2);
         watched
             .extend(front.into_iter().chain(self.pair.keeper()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        watched.extend(self.spaces.iter().map(|space| PollFd::new(&space.uffd, PollFlags::IN)));
+        let others = watched.len();
+        watched.extend(self.spaces.iter().map(|space| PollFd::new(&*space.uffd, PollFlags::IN)));
         rustix::io::retry_on_intr(|| poll(&mut watched, pause.as_ref()))?;
-        Ok(front.is_some() && !watched[0].revents().is_empty())
+        let of_front = front.is_some() && !watched[0].revents().is_empty();
+        Ok(ToRead { of_front, of_spaces: watched[others..].iter().any(|one| !one.revents().is_empty()) })
     }
 
-    /// Reads all events, and gives who waits what it waits for.
-    fn serve(&mut self) -> Outcome {
+    /// Reads all events if there may be any, and gives who waits what it waits for.
+    fn serve(&mut self, is_told: bool) -> Outcome {
         let mut worst = Outcome::Done;
         let mut index = 0;
         while index < self.spaces.len() {
-            self.read_events(index);
+            if is_told {
+                self.read_events(index);
+            }
             let outcome = self.answer_faults(index);
             if outcome == Outcome::Gone && self.leave(index) {
                 continue;
@@ -257,9 +265,13 @@ impl Filler {
 
     fn read_events(&mut self, index: usize) {
         let mut events = Vec::new();
+        let mut held = self.mate.as_ref().map(Mate::hold);
         // EAGAIN: there is none. A full journal is replaced before the next turn.
         while !self.journal.is_full() && self.journal.read(&self.spaces[index].uffd, &mut events).is_ok() {
             for event in events.drain(..) {
+                if let Some(held) = held.as_mut().filter(|_| !matches!(event, Event::Pagefault { .. })) {
+                    held.void(&mut self.spaces);
+                }
                 if let Some(child) = self.spaces[index].follow(event) {
                     self.spaces.push(child);
                 }
@@ -329,6 +341,8 @@ impl Filler {
     fn leave(&mut self, index: usize) -> bool {
         let noted = self.journal.note_closed(&self.spaces[index].uffd).is_ok();
         if noted {
+            // Orders tell spaces by their places.
+            self.mate.iter().for_each(|mate| mate.hold().void(&mut self.spaces));
             // Who waits is woken by the close, and goes on with a page of zeros.
             drop(self.spaces.swap_remove(index));
         }
@@ -444,56 +458,8 @@ impl Filler {
 const LOWEST: u64 = 0x1_0000;
 const HIGHEST: u64 = 0x7fff_ffff_f000;
 
-/// A page that nothing was ever in.
-fn zeros(uffd: &Uffd, page: u64) -> Outcome {
-    match uffd.zeropage(page, PAGE, true) {
-        Err(Errno::AGAIN | Errno::NOMEM) => Outcome::Changing,
-        Err(Errno::SRCH) => Outcome::Gone,
-        // It is there, or not registered any more: who waits tries again.
-        _ => Outcome::Done,
-    }
-}
-
-/// Whether the kernel would fill something now, asked by what it never does.
-fn quiet(uffd: &Uffd) -> Outcome {
-    match uffd.zeropage(0, 0, false) {
-        Err(Errno::AGAIN) => Outcome::Changing,
-        // EINVAL: for the range, at which it looks after that.
-        _ => Outcome::Done,
-    }
-}
-
-/// Puts the pages of a part in place by `how`, which is told where, at which byte of the part that is, and how many bytes.
-fn put(
-    space: &mut Space,
-    part: Part,
-    mut how: impl FnMut(&Uffd, u64, usize, usize) -> Result<usize, Errno>,
-) -> Outcome {
-    let (mut done, mut most) = (0, part.len);
-    // What the program is just moving away is not found either. The kernel looks for such changes before it looks for the
-    // mapping, and they do not end before we have read of them: only what is not found twice is gone.
-    let mut not_found = None;
-    while done < part.len {
-        let (at, len) = (part.start + done, (part.len - done).min(most));
-        let settled = match how(&space.uffd, at, done as usize, len as usize) {
-            Ok(bytes) => bytes as u64,
-            Err(Errno::EXIST) => PAGE,
-            // Part of it may be in another mapping, and one call is for one mapping; or it is nobody's any more.
-            Err(Errno::NOENT) if len > PAGE => {
-                most = PAGE;
-                continue;
-            }
-            Err(Errno::NOENT) if not_found != Some(at) => {
-                not_found = Some(at);
-                continue;
-            }
-            Err(Errno::NOENT) => PAGE,
-            Err(Errno::SRCH) => return Outcome::Gone,
-            Err(Errno::INVAL) => return Outcome::Lacking,
-            Err(_) => return Outcome::Changing,
-        };
-        space.missing.remove(at, at + settled);
-        done += settled;
-    }
-    Outcome::Done
+/// Puts the pages of a part in place by `how`, and notes what is not missing any more.
+fn put(space: &mut Space, part: Part, how: impl FnMut(&Uffd, u64, usize, usize) -> Result<usize, Errno>) -> Outcome {
+    let Space { uffd, missing, .. } = space;
+    place(uffd, part, how, |(start, end)| drop(missing.remove(start, end)))
 }

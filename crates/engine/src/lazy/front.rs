@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// What is heard.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Front for OwnFront {
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| words[at + i]));
         let mut files = got.files.into_iter();
         let heard = match (word(0), files.next(), files.next()) {
-            (SOURCE, Some(file), None) => Heard::Source(Box::new(File::from(file))),
+            (SOURCE, Some(file), None) => Heard::Source(Box::new(Arc::new(File::from(file)))),
             (SPACE, Some(uffd), Some(list)) => {
                 let (missing, areas) = read_list(&File::from(list))?;
                 Heard::Space(Space::new(word(8) as i32, Uffd::from_fd(uffd), missing, areas))

@@ -58,6 +58,22 @@ impl Missing {
         part.clip(part.start, part.start.saturating_add(most))
     }
 
+    /// The last of what is missing below an address: at most `most` bytes.
+    pub fn before(&self, address: u64, most: u64) -> Option<Part> {
+        let (_, part) = self.0.range(..address).next_back()?;
+        let part = part.clip(0, address)?;
+        part.clip(part.end().saturating_sub(most), u64::MAX)
+    }
+
+    /// Whether at least so many bytes are missing.
+    pub fn has_at_least(&self, bytes: u64) -> bool {
+        let mut sum = 0;
+        self.0.values().any(|part| {
+            sum += part.len;
+            sum >= bytes
+        })
+    }
+
     /// What lies between two addresses is missing no more; what that was.
     pub fn remove(&mut self, start: u64, end: u64) -> Vec<Part> {
         let mut gone = Vec::new();
@@ -117,5 +133,10 @@ mod tests {
             |page: u64, most: u64| missing.next(page * PAGE, most * PAGE).map(|p| (p.start / PAGE, p.len / PAGE));
         assert_eq!((next(0, 4), next(18, 4), next(20, 4)), (Some((10, 4)), Some((18, 2)), Some((30, 4))));
         assert_eq!(next(35, 100), Some((10, 10)));
+        let before =
+            |page: u64, most: u64| missing.before(page * PAGE, most * PAGE).map(|p| (p.start / PAGE, p.offset / PAGE));
+        assert_eq!((before(100, 3), before(33, 2), before(30, 4)), (Some((32, 12)), Some((31, 11)), Some((16, 6))));
+        assert_eq!((before(13, 9), before(10, 9)), (Some((10, 0)), None));
+        assert!(missing.has_at_least(15 * PAGE) && !missing.has_at_least(16 * PAGE));
     }
 }

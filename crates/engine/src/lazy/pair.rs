@@ -142,6 +142,7 @@ impl Filler {
     /// without a keeper, when it has taken over. Never fails in the copy.
     pub(super) fn hire(&mut self) -> Result<(), Errno> {
         let journal = Journal::new()?;
+        self.dismiss_mate();
         let watched = pidfd_open(getpid(), PidfdFlags::empty())?;
         let turn = self.pair.words[TURN].load(Ordering::SeqCst);
         if let Some(child) = split()? {

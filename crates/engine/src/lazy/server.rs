@@ -35,6 +35,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// How who cannot go on begins to say why.
 const REFUSAL: u8 = b'L';
@@ -134,7 +135,7 @@ impl ServerFront {
         if let Some(number) = self.numbers.get(&source) {
             return Ok(*number);
         }
-        heard.push(Heard::Source(Box::new(self.images.pages(source)?)));
+        heard.push(Heard::Source(Box::new(Arc::new(self.images.pages(source)?))));
         self.numbers.insert(source, self.sources);
         self.sources += 1;
         Ok(self.sources - 1)

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// Something that has pages. A filler that takes the other's place uses its copy.
 pub trait Source: Debug {
@@ -12,6 +13,11 @@ pub trait Source: Debug {
     /// # Errors
     /// When it cannot be had, now or any more: nobody gets anything else in its place.
     fn read(&mut self, offset: u64, room: &mut [u8]) -> io::Result<()>;
+
+    /// The file that has its pages where [`Source::read`] is told to look, if one has.
+    fn file(&self) -> Option<&Arc<File>> {
+        None
+    }
 
     /// Another process has used it until now, and may have been in the middle of something.
     ///
@@ -36,8 +42,12 @@ pub trait Source: Debug {
 }
 
 /// A pages file.
-impl Source for File {
+impl Source for Arc<File> {
     fn read(&mut self, offset: u64, room: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(room, offset)
+    }
+
+    fn file(&self) -> Option<&Arc<File>> {
+        Some(self)
     }
 }

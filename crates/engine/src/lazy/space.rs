@@ -15,18 +15,21 @@
 use super::missing::{Missing, Part, page_of};
 use crate::memory::ranges::{self, Range};
 use cryonaut_kernel::uffd::{Event, Uffd};
+use std::sync::Arc;
 
 /// An address space.
 #[derive(Debug)]
 pub struct Space {
     /// Of which process, or forked from that.
     pub pid: i32,
-    pub uffd: Uffd,
+    pub uffd: Arc<Uffd>,
     pub missing: Missing,
     /// Pages that somebody waits for.
     pub faults: Vec<u64>,
     /// Where filling goes on while nobody waits: behind what was last waited for.
     pub next: u64,
+    /// From where on the filler's mate has been told to fill.
+    pub ordered: u64,
     /// What the userfaultfd hears of, ascending.
     areas: Vec<Range>,
     displaced: Vec<(Range, Vec<Part>)>,
@@ -38,7 +41,8 @@ impl Space {
     pub fn new(pid: i32, uffd: Uffd, missing: Missing, areas: Vec<Range>) -> Space {
         let areas = ranges::union(areas);
         let (faults, displaced, expected) = Default::default();
-        Space { pid, uffd, missing, faults, next: 0, areas, displaced, expected }
+        let uffd = Arc::new(uffd);
+        Space { pid, uffd, missing, faults, next: 0, ordered: u64::MAX, areas, displaced, expected }
     }
 
     /// Follows what the program has done. Gives the address space of a child.

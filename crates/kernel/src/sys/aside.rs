@@ -90,12 +90,22 @@ fn leave_everything(keep: &[RawFd]) -> Result<(), Errno> {
 ///
 /// The values that own descriptors are in both: only one of the two may drop them.
 pub fn split() -> Result<Option<Child>, Errno> {
-    let threads = std::fs::read_dir("/proc/self/task").map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-    if threads.count() != 1 {
-        return Err(Errno::BUSY);
+    // A thread that has been joined is there for a moment longer.
+    let mut tries = 100;
+    while threads()? != 1 {
+        tries -= 1;
+        if tries == 0 {
+            return Err(Errno::BUSY);
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
     }
     // SAFETY: the only thread of this process holds none of the C library's locks here, so its copy is as good.
     unsafe { clone3(&Spawn { flags: CloneFlags::FILES, exit_signal: 0, ..Spawn::default() }) }
+}
+
+fn threads() -> Result<usize, Errno> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    Ok(threads.count())
 }
 
 /// Ends this process at once: nothing is dropped, which may be another's as well.
