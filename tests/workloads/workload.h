@@ -131,10 +131,26 @@ WL_UNUSED static void wl_nap(void)
 	nanosleep(&pause, NULL);
 }
 
+/* A harness that died must not leave its workloads behind, if they could see it once. */
+WL_UNUSED static void wl_end_without_harness(bool watched)
+{
+	if (!watched || access(wl_harness, F_OK) == 0)
+		return;
+	wl_say("FAIL: the harness has gone\n");
+	kill(0, SIGKILL);
+}
+
 /* Whether the harness has asked for the check. */
 WL_UNUSED static bool wl_told_to_go(void)
 {
-	return access(wl_path("go"), F_OK) == 0;
+	static enum { UNKNOWN, WATCHED, UNWATCHED } harness;
+
+	if (access(wl_path("go"), F_OK) == 0)
+		return true;
+	if (harness == UNKNOWN)
+		harness = access(wl_harness, F_OK) == 0 ? WATCHED : UNWATCHED;
+	wl_end_without_harness(harness == WATCHED);
+	return false;
 }
 
 /*
@@ -148,14 +164,10 @@ WL_UNUSED static void wl_wait(void)
 	char go[PATH_MAX + 64];
 
 	snprintf(go, sizeof(go), "%s/go", wl_dir);
-	do {
-		if (access(go, F_OK) == 0)
-			return;
+	while (access(go, F_OK) != 0) {
 		nanosleep(&pause, NULL);
-	} while (!watched || access(wl_harness, F_OK) == 0);
-	/* A harness that died must not leave its workloads behind. */
-	wl_say("FAIL: the harness has gone\n");
-	kill(0, SIGKILL);
+		wl_end_without_harness(watched);
+	}
 }
 
 /* The state is set up: tell the harness, and wait for its word to check. */
