@@ -3,6 +3,8 @@
 //! [`DumpDir::commit`] makes the image visible, `inventory.img` last: an image
 //! without an inventory is none. Files of others in the target stay.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
@@ -22,6 +24,8 @@ use crate::kind::ImageKind;
 use crate::manifest::{FileSum, JSON_LIMIT, MANIFEST_NAME, Manifest, Provenance, json_name};
 use crate::shape::Record;
 use crate::staging::{self, PREFIX, Scope, Staging, belongs_to_image};
+pub(crate) use layers::is_layer_name;
+use layers::layer_name;
 
 /// What survives a crash of the machine right after the commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -143,19 +147,6 @@ pub fn is_part_of_an_image(name: &[u8], is_directory: bool) -> bool {
     std::str::from_utf8(name).is_ok_and(|name| staging::is_part_of_an_image(name, is_directory))
 }
 
-/// Names of layers begin so; their number follows.
-const LAYER: &str = "cryonaut-shared-";
-
-fn layer_name(number: usize) -> String {
-    format!("{LAYER}{number}")
-}
-
-/// Whether a directory of this name is a layer of an image. Does not allocate.
-pub(crate) fn is_layer_name(name: &str) -> bool {
-    let number = name.strip_prefix(LAYER).unwrap_or_default();
-    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-}
-
 /// Name of the link to the image that this one builds on.
 pub(crate) const PARENT: &str = "parent";
 
@@ -244,43 +235,6 @@ impl DumpDir {
     /// Makes a file that may have been expected.
     fn create_file(&self, name: &str) -> Result<File> {
         self.take_expected(name).map_or_else(|| self.home.dir_of(name).create_file(name), Ok)
-    }
-
-    /// Whether the image may have [layers](DumpDir::layers): not if it has
-    /// another parent, or somebody has put a directory of that name there.
-    pub fn can_have_layers(&self) -> bool {
-        if !self.lock_layers().is_empty() {
-            return true;
-        }
-        !self.files().contains_key(PARENT) && !self.home.target().is_dir(PARENT) && !self.is_without_memory()
-    }
-
-    fn lock_layers(&self) -> MutexGuard<'_, Vec<Arc<DumpDir>>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first images below this one, which come and go with it: directories
-    /// inside of it, the first its parent, the second the first's parent. Those
-    /// that are not there yet are made. All handles must be gone before the
-    /// commit.
-    ///
-    /// # Errors
-    /// [`Error::Io`], or [`Error::Misuse`] if there is another parent already.
-    pub fn layers(&self, count: usize) -> Result<Vec<Arc<DumpDir>>> {
-        let mut layers = self.lock_layers();
-        for number in layers.len() + 1..=count {
-            let name = layer_name(number);
-            let dir = self.home.dir_of(&name);
-            if !dir.create_dir(&name)? {
-                return Err(Error::misuse(self.path_of(&name), "made twice"));
-            }
-            match layers.last() {
-                None => self.set_parent(&name)?,
-                Some(above) => above.set_parent(Path::new("..").join(&name))?,
-            }
-            layers.push(Arc::new(Self::at(Home::Layer(Arc::new(dir.subdir(&name)?)))));
-        }
-        Ok(layers.iter().take(count).cloned().collect())
     }
 
     /// The directory as it was named to [`DumpDir::create`].
@@ -510,17 +464,6 @@ impl DumpDir {
             Home::Image(staging) => staging.install(names, Scope::Memory, false),
             Home::Layer(dir) => Err(Error::misuse(dir.path(), "a layer is committed with its image")),
         }
-    }
-
-    /// Makes a layer complete; the image moves it as a whole.
-    fn complete_layer(self, options: &CommitOptions) -> Result<()> {
-        let names = self.close_files(options)?;
-        if options.durability == Durability::Synced {
-            for name in names.iter().filter(|name| *name != PARENT) {
-                self.home.dir_of(name).sync_file(name)?;
-            }
-        }
-        Ok(())
     }
 
     /// Ends all files and writes the manifest; returns the names of all.

@@ -47,6 +47,12 @@ pub fn common(a: &[Range], b: &[Range]) -> Vec<Range> {
     without(a, &without(a, b))
 }
 
+/// Bytes of ranges of which none overlaps another.
+#[must_use]
+pub fn len(all: &[Range]) -> u64 {
+    all.iter().map(|(start, end)| end - start).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

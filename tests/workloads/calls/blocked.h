@@ -72,7 +72,8 @@ static bool blocked_note(bool is_over)
 
 	if (blocked_noted_ms && now - blocked_noted_ms > 10)
 		blocked_lost_ms += now - blocked_noted_ms;
-	blocked_noted_ms = now;
+	/* What comes after the call made nothing late. */
+	blocked_noted_ms = blocked_done ? 0 : now;
 	return is_over;
 }
 

@@ -1,7 +1,8 @@
 //! The filler: gives each thread that waits for a page that page, and fills the rest when nobody waits.
 //!
 //! One thread does all of that; a second helps with the rest (`mate.rs`). It tries again whatever the kernel is just
-//! changing (EAGAIN): then an event waits to be read. Pages that are there already (EEXIST) are the program's own, or came from who worked before.
+//! changing (EAGAIN): then an event waits to be read. Pages that are there already (EEXIST) are the program's own, or came
+//! from who worked before, or from the second.
 
 use super::filling;
 use super::front::{Front, Heard};
@@ -265,17 +266,19 @@ impl Filler {
 
     fn read_events(&mut self, index: usize) {
         let mut events = Vec::new();
-        let mut held = self.mate.as_ref().map(Mate::hold);
+        let held = self.mate.as_ref().map(Mate::hold);
+        let mut has_changed = false;
         // EAGAIN: there is none. A full journal is replaced before the next turn.
         while !self.journal.is_full() && self.journal.read(&self.spaces[index].uffd, &mut events).is_ok() {
             for event in events.drain(..) {
-                if let Some(held) = held.as_mut().filter(|_| !matches!(event, Event::Pagefault { .. })) {
-                    held.void(&mut self.spaces);
-                }
+                has_changed |= !matches!(event, Event::Pagefault { .. });
                 if let Some(child) = self.spaces[index].follow(event) {
                     self.spaces.push(child);
                 }
             }
+        }
+        if let Some(mut held) = held.filter(|_| has_changed) {
+            held.void(&mut self.spaces);
         }
     }
 

@@ -305,17 +305,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn length(pages: &[ranges::Range]) -> u64 {
-    pages.iter().map(|(start, end)| end - start).sum()
-}
-
 /// Leaves out holders with whom too little is saved; what the others hold comes back.
 fn keep_worthy(taken: &mut [ByHolder]) -> ByHolder {
     let mut saved: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
     for (index, taken) in taken.iter().enumerate() {
         for (holder, pages) in taken.iter().filter(|(holder, pages)| **holder != index && !pages.is_empty()) {
             let (bytes, takers) = saved.entry(*holder).or_default();
-            *bytes += length(pages);
+            *bytes += ranges::len(pages);
             *takers += 1;
         }
     }

@@ -41,17 +41,27 @@ pub fn share_memory<'a>(processes: impl Iterator<Item = &'a Process>) -> Result<
 
 /// Those of the processes that have pages in common with others and run on; who has ended meanwhile has none.
 pub fn in_common(mut processes: Vec<&Process>) -> Result<Vec<i32>> {
+    let is_there = |p: &&Process| p.task.stat().is_ok_and(|stat| !matches!(stat.state, State::Zombie | State::Dead));
+    ask_of_living(&mut processes, is_there, memory::have_in_common)
+}
+
+/// Asks about some that run, all at once. If that fails, who has ended meanwhile is taken out, and it is asked again.
+///
+/// # Errors
+/// If it fails though all are there.
+pub fn ask_of_living<T, R>(
+    some: &mut Vec<T>,
+    is_there: impl Fn(&T) -> bool,
+    ask: impl Fn(&[T]) -> Result<R>,
+) -> Result<R> {
     loop {
-        let before = processes.len();
-        match memory::have_in_common(&processes) {
-            Err(e) => {
-                processes
-                    .retain(|p| p.task.stat().is_ok_and(|stat| !matches!(stat.state, State::Zombie | State::Dead)));
-                if processes.len() == before {
-                    return Err(e);
-                }
-            }
-            found => return found,
+        let answer = ask(some);
+        let before = some.len();
+        if answer.is_err() {
+            some.retain(&is_there);
+        }
+        if some.len() == before {
+            return answer;
         }
     }
 }

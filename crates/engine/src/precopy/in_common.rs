@@ -18,6 +18,7 @@
 //! The pagemaps in the layers are written when the tree goes on again: what is taken from them at last is known then.
 //! A process that comes to be later, by fork(2) while others are copied, is copied for itself.
 
+use super::candidates::ask_of_living;
 use super::processor::Share;
 use super::space::{Round, Space};
 use super::store::{Place, Store};
@@ -66,24 +67,16 @@ impl InCommon {
         round: &mut Round,
     ) -> Result<Option<InCommon>> {
         retain_living(spaces, Space::look_ahead)?;
-        let found = loop {
+        let find = |spaces: &[(i32, &mut Space)]| {
             let known: Vec<Vec<Range>> = spaces.iter().map(|(_, space)| space.found_anonymous()).collect();
             let asked = spaces.iter().zip(&known).map(|((pid, space), within)| Asked {
                 pid: *pid,
                 pagemap: space.pagemap(),
                 within,
             });
-            match Shares::find(&asked.collect::<Vec<_>>()) {
-                Ok(found) => break found,
-                Err(e) => {
-                    let before = spaces.len();
-                    spaces.retain(|(_, space)| space.is_there());
-                    if spaces.len() == before {
-                        return Err(e);
-                    }
-                }
-            }
+            Shares::find(&asked.collect::<Vec<_>>())
         };
+        let found = ask_of_living(spaces, |(_, space)| space.is_there(), find)?;
         if found.is_empty() {
             return Ok(None);
         }
@@ -145,7 +138,7 @@ impl InCommon {
                 continue;
             }
             let waste = ranges::without(&store.present_ranges(), &of_use);
-            if length(&waste) > store.present_len() / WASTE {
+            if ranges::len(&waste) > store.present_len() / WASTE {
                 waste.iter().for_each(|range| store.forget(*range));
             }
             self.shares.held.insert(holder, store.present_ranges());
@@ -173,8 +166,4 @@ fn retain_living(spaces: &mut Vec<(i32, &mut Space)>, mut each: impl FnMut(&mut 
         }
     });
     failed
-}
-
-fn length(ranges: &[Range]) -> u64 {
-    ranges.iter().map(|range| range.1 - range.0).sum()
 }

@@ -348,7 +348,7 @@ impl Space {
 
     fn copy_area(&mut self, area: Area, runs: &[Range], share: Option<&mut Share>, round: &mut Round) -> Result<()> {
         let copying = Instant::now();
-        let bytes = runs.iter().map(|run| run.1 - run.0).sum::<u64>();
+        let bytes = ranges::len(runs);
         round.pages += bytes / PAGE;
         self.progress.expect(bytes.saturating_sub(self.expected));
         self.expected = self.expected.saturating_sub(bytes);
